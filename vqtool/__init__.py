@@ -1,0 +1,52 @@
+"""Generate images with vector-quantised discrete diffusion.
+
+images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics
+
+Every word of that line is a module of this package, a kind of file on disk and a command. The names below are the
+Python interface; they are imported when first used, so that `import vqtool` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.version import __version__
+
+if TYPE_CHECKING:
+    from vqtool import kernels, metrics, posterior
+    from vqtool.priors import Prior, load_prior
+    from vqtool.samplers import sample
+    from vqtool.tokenizers import Tokenizer, load_tokenizer
+
+_LAZY = {
+    "kernels": "vqtool.kernels",
+    "metrics": "vqtool.metrics",
+    "posterior": "vqtool.posterior",
+    "Prior": "vqtool.priors",
+    "load_prior": "vqtool.priors",
+    "sample": "vqtool.samplers",
+    "Tokenizer": "vqtool.tokenizers",
+    "load_tokenizer": "vqtool.tokenizers",
+}
+
+__all__ = [
+    "FormatError",
+    "MismatchError",
+    "Prior",
+    "Tokenizer",
+    "VqtoolError",
+    "__version__",
+    "kernels",
+    "load_prior",
+    "load_tokenizer",
+    "metrics",
+    "posterior",
+    "sample",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'vqtool' has no attribute {name!r}")
+    module = import_module(_LAZY[name])
+    return module if _LAZY[name] == f"vqtool.{name}" else getattr(module, name)

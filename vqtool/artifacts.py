@@ -1,0 +1,273 @@
+"""One-file artifacts: safetensors with a JSON header that says what the file is and where it came from.
+
+The header stands in the safetensors metadata under the key "vqtool": kind, config, fingerprint, parents, history and
+training summary (docs/formats.md). Reading a header needs neither torch nor the tensors. Files are written under a
+temporary name in the same folder and renamed, so a file under its final name is whole.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqtool.errors import FormatError, VqtoolError
+from vqtool.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an artifact says about itself."""
+
+    kind: str  # "tokenizer", "prior" or "training-state"
+    config: dict[str, Any]
+    fingerprint: str  # 16 hex digits over kind, config and tensors: see `fingerprint`
+    parents: dict[str, str] = field(default_factory=dict)  # role -> fingerprint, e.g. {"tokenizer": "..."}
+    history: tuple[dict[str, Any], ...] = ()  # one record a step, oldest first: see `history_record`
+    summary: dict[str, Any] = field(default_factory=dict)  # steps, seconds, losses, scores
+    format_version: int = FORMAT_VERSION
+
+
+def fingerprint(kind: str, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) -> str:
+    """Identity of an artifact: SHA-256 over its kind, config and tensors, not over its history.
+
+    Args:
+        kind: of the artifact.
+        config: JSON-able; its keys are sorted.
+        tensors: name -> (safetensors dtype such as "F32", shape, little-endian bytes).
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(f"{kind}\n{json.dumps(config, sort_keys=True)}\n".encode())
+    for name in sorted(tensors):
+        dtype, shape, data = tensors[name]
+        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise FormatError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: not a safetensors file: its header is not a JSON object")
+    return header
+
+
+def _read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file and where its data begin; checks that the file is not cut short."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+                raise FormatError(f"{path}: not a safetensors file")
+            if 8 + length > size:
+                raise FormatError(f"{path}: cut short inside its header, or not a safetensors file")
+            header = _parse_header(file.read(length), path)
+    except OSError as error:
+        raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (TypeError, KeyError, IndexError) as error:
+        raise FormatError(f"{path}: not a safetensors file: a tensor has no data_offsets") from error
+    if 8 + length + end != size:
+        raise FormatError(f"{path}: truncated: {size} of {8 + length + end} bytes")
+    return header, 8 + length
+
+
+def _artifact_header(header: Mapping[str, Any], path: Path) -> Header:
+    metadata = header.get("__metadata__", {})
+    if "vqtool" not in metadata:
+        raise FormatError(f"{path}: a safetensors file, but not made by vqtool (no vqtool header)")
+    try:
+        fields = json.loads(metadata["vqtool"])
+        fields["history"] = tuple(fields.get("history", ()))
+        result = Header(**fields)
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"{path}: its vqtool header is damaged: {error}") from error
+    if result.format_version > FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: format version {result.format_version}, this vqtool reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    return result
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an artifact, without loading torch or the tensors.
+
+    Raises:
+        FormatError: not a safetensors file, cut short, or not vqtool's.
+    """
+    path = Path(path)
+    return _artifact_header(_read_safetensors_header(path)[0], path)
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in a safetensors file, without loading them."""
+    header, _ = _read_safetensors_header(Path(path))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def verify(path: str | Path) -> Header:
+    """Read an artifact whole and compare its tensors with the fingerprint in its header, without torch.
+
+    Raises:
+        FormatError: the content is not what was written.
+    """
+    path = Path(path)
+    raw, start = _read_safetensors_header(path)
+    header = _artifact_header(raw, path)
+    data = path.read_bytes()
+    tensors = {}
+    for name, entry in raw.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            tensors[name] = (entry["dtype"], entry["shape"], data[start + begin : start + end])
+    found = fingerprint(header.kind, header.config, tensors)
+    if found != header.fingerprint:
+        raise FormatError(f"{path}: damaged: its content has fingerprint {found}, its header says {header.fingerprint}")
+    return header
+
+
+def save(
+    path: str | Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    tensors: "Mapping[str, Tensor]",
+    parents: Mapping[str, str] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    summary: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Header:
+    """Write an artifact and return its header.
+
+    Raises:
+        VqtoolError: the file exists and `force` is off, or it cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    raw = {}
+    for name, tensor in tensors.items():
+        encoded = to_bytes({"x": tensor})
+        length = int.from_bytes(encoded[:8], "little")
+        raw[name] = (json.loads(encoded[8 : 8 + length])["x"]["dtype"], tuple(tensor.shape), encoded[8 + length :])
+    config = dict(json.loads(json.dumps(config)))
+    header = Header(
+        kind=kind,
+        config=config,
+        fingerprint=fingerprint(kind, config, raw),
+        parents=dict(parents or {}),
+        history=tuple(dict(record) for record in history),
+        summary=dict(summary or {}),
+    )
+    with atomic_path(path, force=force) as temporary:
+        save_file(tensors, temporary, metadata={"vqtool": json.dumps(asdict(header))})
+    return header
+
+
+def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, Tensor]]":
+    """The header and tensors of an artifact, on the CPU.
+
+    Args:
+        path: of the file.
+        kind: what it has to be; None takes any.
+
+    Raises:
+        FormatError: not an artifact, or of another kind.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    header = read_header(path)
+    if kind is not None and header.kind != kind:
+        raise FormatError(f"{path}: a {header.kind}, but a {kind} is needed here")
+    return header, load_file(path)
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`: renamed to it when the block ends well, removed when it fails.
+
+    Raises:
+        VqtoolError: `path` exists and `force` is off, is a folder, or its folder cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, force=force)
+    if not path.parent.is_dir():
+        raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, *, force: bool) -> None:
+    """Raise if `path` is there and may not be overwritten: called early, before any work is done."""
+    path = Path(path)
+    if path.is_dir():
+        raise VqtoolError(f"{path}: is a folder, but a file is to be written")
+    if path.exists() and not force:
+        raise VqtoolError(f"{path}: exists; use --force to overwrite it or -o to write elsewhere")
+
+
+def file_digest(path: str | Path) -> str:
+    """Digest of a file's bytes, "sha256:" and 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def history_record(
+    step: str, *, inputs: Mapping[str, str] | None = None, seed: int | None = None, **details: Any
+) -> dict[str, Any]:
+    """One line of an artifact's or a grid file's history.
+
+    Args:
+        step: the command's name.
+        inputs: name -> digest or fingerprint of what went in.
+        seed: of the run, if it drew noise.
+        details: whatever else explains the result.
+    """
+    record: dict[str, Any] = {
+        "step": step,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "version": __version__,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "inputs": dict(inputs or {}),
+    }
+    if seed is not None:
+        record["seed"] = seed
+    return record | details

@@ -1,0 +1,100 @@
+"""What commands say to people, all of it on stderr: messages, warnings, progress. stdout is for data alone."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vqtool.distributed import is_main_process
+
+PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
+
+
+def say(message: str) -> None:
+    """Print a line on stderr (the main process only)."""
+    if is_main_process():
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr (the main process only)."""
+    say(f"warning: {message}")
+
+
+@contextmanager
+def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Show how far a loop is, with its rate and the time left: a bar on a terminal, plain lines elsewhere.
+
+    Args:
+        description: what is being done, e.g. "encode".
+        total: how many units there are; None if unknown.
+        unit: the plural of what is counted.
+
+    Yields:
+        advance(n): say that n more units are done.
+    """
+    if not is_main_process():
+        yield lambda n: None
+    elif sys.stderr.isatty():
+        with _bar(description, total, unit) as advance:
+            yield advance
+    else:
+        with _lines(description, total, unit) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        rate,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, rate="")
+
+        def advance(n: int) -> None:
+            bar.advance(task, n)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    start = last = time.monotonic()
+    done = 0
+
+    def line(now: float) -> str:
+        rate = done / max(now - start, 1e-9)
+        if total is None:
+            return f"{description}: {done} {unit}, {rate:.1f} {unit}/s"
+        left = (total - done) / max(rate, 1e-9)
+        return f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= PLAIN_SECONDS:
+            last = now
+            say(line(now))
+
+    yield advance
+    seconds = time.monotonic() - start
+    say(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s)")

@@ -1,0 +1,23 @@
+"""Flags that several commands share: the same name, the same meaning, the same help everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input instead of skipping it.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of all noise. Same seed, same result.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many pass the network at once.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes the best there is.")]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", "-t", help="Tokenizer file, or 'builtin'. Default: the one the input names, or builtin."
+    ),
+]
+Images = Annotated[
+    list[Path],
+    typer.Argument(help="Folders, image files, tar shards or HDF5 files of images.", show_default=False),
+]
