@@ -1,0 +1,352 @@
+"""What a picture is made for: nothing, one of the classes, or a caption. Labels and captions -> condition tensors.
+
+Every kind of condition is a `Conditioner`: it turns texts into the tensor the denoiser takes, knows the null condition
+(the learned "no condition" that guidance compares with) and goes into the prior's file. Captions are split into tokens
+by a byte-level BPE (the default; `tokenizers`) or SentencePiece model trained on the captions of the grid file. The
+training is deterministic. This is the only module that imports tokenizers and sentencepiece.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vqtool.errors import FormatError, VqtoolError
+
+KINDS = ("none", "class", "caption")
+VOCABULARIES = ("bpe", "sentencepiece")
+MAX_EXAMPLES = 256  # captions kept in a prior, so that it can be sampled without being given any
+MAX_CAPTION_LENGTH = 64  # tokens; a caption's own length costs cross-attention in every denoiser call
+MAX_VOCABULARY = 8192
+PAD, NULL, END = 0, 1, 2  # the ids before those of the vocabulary
+NUM_SPECIAL = 3
+_LISTED = 20  # labels named in an error
+
+
+class Conditioner(ABC):
+    """One kind of condition: texts in, (B, ...) int64 condition tensors out."""
+
+    kind: str
+    examples: tuple[str, ...]  # texts of the training data, to condition on where the user names none
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str | None]) -> Tensor:
+        """The condition tensor of B labels or captions; None is the null condition.
+
+        Raises:
+            VqtoolError: a label that the prior was not trained on.
+        """
+
+    @abstractmethod
+    def null(self, num: int) -> Tensor:
+        """The null condition `num` times: what `encode` gives for None."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What stands in the prior's header; `load` reads it back."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes into the prior's file beside the config."""
+        return {}
+
+    def select(self, labels: Sequence[str] | None, captions: Sequence[str] | None) -> list[str | None] | None:
+        """Of a grid file's labels and captions, those that this kind uses; an empty text becomes None."""
+        texts = {"class": labels, "caption": captions}.get(self.kind)
+        return None if texts is None else [text or None for text in texts]
+
+    def find_truncated(self, texts: Sequence[str | None]) -> list[str]:
+        """The texts that are longer than what the denoiser sees of them."""
+        return []
+
+
+class NoCondition(Conditioner):
+    """Pictures like those of the training data, without a say in which."""
+
+    kind = "none"
+    examples = ()
+
+    def encode(self, texts: Sequence[str | None]) -> Tensor:
+        """(B, 0) int64: there is nothing to say.
+
+        Raises:
+            VqtoolError: a text was given.
+        """
+        if any(text is not None for text in texts):
+            raise VqtoolError("this prior takes no labels and no captions: it was trained with --condition none")
+        return self.null(len(texts))
+
+    def null(self, num: int) -> Tensor:
+        """(B, 0) int64."""
+        return torch.zeros(num, 0, dtype=torch.int64)
+
+    def config(self) -> dict[str, Any]:
+        """The kind alone."""
+        return {"kind": self.kind}
+
+
+class ClassCondition(Conditioner):
+    """One of a list of labels."""
+
+    kind = "class"
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.examples = tuple(labels)
+        self._numbers = {label: number for number, label in enumerate(labels)}
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are; also the number of the null condition."""
+        return len(self.examples)
+
+    def encode(self, texts: Sequence[str | None]) -> Tensor:
+        """(B,) int64 numbers of the labels; None becomes num_classes.
+
+        Raises:
+            VqtoolError: an unknown label; close matches and the known labels are named.
+        """
+        return torch.tensor([self._number(text) for text in texts], dtype=torch.int64)
+
+    def _number(self, label: str | None) -> int:
+        if label is None:
+            return self.num_classes
+        if label not in self._numbers:
+            raise VqtoolError(f"unknown label {label!r}: {_known(label, self.examples)}")
+        return self._numbers[label]
+
+    def null(self, num: int) -> Tensor:
+        """(B,) int64, all num_classes."""
+        return torch.full((num,), self.num_classes, dtype=torch.int64)
+
+    def config(self) -> dict[str, Any]:
+        """The kind and the labels in the order of their numbers."""
+        return {"kind": self.kind, "labels": list(self.examples)}
+
+
+def _known(label: str, labels: Sequence[str]) -> str:
+    close = get_close_matches(label, labels, n=5, cutoff=0.5)
+    others = [known for known in labels if known not in close]
+    listed = (close + others)[:_LISTED]
+    more = f" and {len(labels) - len(listed)} more" if len(labels) > len(listed) else ""
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"{meant}the prior knows {', '.join(listed)}{more}"
+
+
+class Vocabulary(Protocol):
+    """Splits a text into tokens numbered from 0; the whole of it is a string of bytes."""
+
+    name: str
+    size: int
+    data: bytes
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+
+
+class BpeVocabulary:
+    """Byte-level byte-pair encoding of lower-cased, NFKC-normalised text: no text is unknown to it."""
+
+    name = "bpe"
+
+    def __init__(self, data: bytes) -> None:
+        from tokenizers import Tokenizer
+
+        self.data = data
+        self._model = Tokenizer.from_str(data.decode())
+        self.size: int = self._model.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return list(self._model.encode(text).ids)
+
+    @classmethod
+    def train(cls, texts: Sequence[str], size: int) -> "BpeVocabulary":
+        """Learn merges from the texts; at most `size` tokens, 256 of which are the bytes."""
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+        model = Tokenizer(models.BPE())
+        model.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+        )
+        model.train_from_iterator(sorted(texts), trainer)
+        return cls(model.to_str().encode())
+
+
+class SentencePieceVocabulary:
+    """A SentencePiece unigram model of lower-cased, NFKC-normalised text with bytes for what it has not seen."""
+
+    name = "sentencepiece"
+
+    def __init__(self, data: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.data = data
+        self._model = SentencePieceProcessor(model_proto=data)
+        self.size: int = self._model.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return list(self._model.encode(text))
+
+    @classmethod
+    def train(cls, texts: Sequence[str], size: int) -> "SentencePieceVocabulary":
+        """Learn pieces from the texts; about `size` tokens, 256 of which are the bytes.
+
+        Raises:
+            VqtoolError: SentencePiece cannot make a model of these texts.
+        """
+        from sentencepiece import SentencePieceTrainer
+
+        model = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(sorted(texts)),
+                model_writer=model,
+                vocab_size=size,
+                model_type="unigram",
+                normalization_rule_name="nmt_nfkc_cf",
+                byte_fallback=True,
+                hard_vocab_limit=False,
+                character_coverage=1.0,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise VqtoolError(
+                f"SentencePiece cannot learn from these captions ({error}): use --vocabulary bpe"
+            ) from error
+        return cls(model.getvalue())
+
+
+_VOCABULARIES: dict[str, type[BpeVocabulary] | type[SentencePieceVocabulary]] = {
+    "bpe": BpeVocabulary,
+    "sentencepiece": SentencePieceVocabulary,
+}
+
+
+class CaptionCondition(Conditioner):
+    """A sentence, as a row of token ids: the caption, END, then PAD; the null condition is NULL, then PAD."""
+
+    kind = "caption"
+
+    def __init__(self, vocabulary: Vocabulary, max_length: int, examples: Sequence[str]) -> None:
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self.examples = tuple(examples)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many ids there are, with PAD, NULL and END."""
+        return self.vocabulary.size + NUM_SPECIAL
+
+    def encode(self, texts: Sequence[str | None]) -> Tensor:
+        """(B, max_length) int64 token ids; a longer caption loses its end (see `find_truncated`)."""
+        result = self.null(len(texts))
+        for row, text in zip(result, texts, strict=True):
+            if text is not None:
+                ids = [NUM_SPECIAL + token for token in self.vocabulary.encode(text)][: self.max_length - 1]
+                row[: len(ids) + 1] = torch.tensor([*ids, END])
+        return result
+
+    def null(self, num: int) -> Tensor:
+        """(B, max_length) int64: NULL, then PAD."""
+        result = torch.full((num, self.max_length), PAD, dtype=torch.int64)
+        result[:, 0] = NULL
+        return result
+
+    def find_truncated(self, texts: Sequence[str | None]) -> list[str]:
+        """The captions of more than max_length - 1 tokens."""
+        limit = self.max_length - 1
+        return [text for text in texts if text is not None and len(self.vocabulary.encode(text)) > limit]
+
+    def config(self) -> dict[str, Any]:
+        """The kind, the vocabulary's name, the caption length and the example captions."""
+        return {
+            "kind": self.kind,
+            "vocabulary": self.vocabulary.name,
+            "vocabulary_size": self.vocabulary_size,
+            "max_length": self.max_length,
+            "examples": list(self.examples),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The vocabulary as the bytes of its own file format (BPE: JSON; SentencePiece: its model file)."""
+        return {"vocabulary": torch.frombuffer(bytearray(self.vocabulary.data), dtype=torch.uint8)}
+
+
+def choose_kind(labels: Sequence[str] | None, captions: Sequence[str] | None) -> str:
+    """What a grid file offers: captions before labels; labels need two classes and two grids a class on average."""
+    if captions is not None and any(captions):
+        return "caption"
+    distinct = {label for label in labels or () if label}
+    return "class" if 2 <= len(distinct) <= len(labels or ()) / 2 else "none"
+
+
+def build(
+    kind: str,
+    labels: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    *,
+    vocabulary: str = "bpe",
+) -> Conditioner:
+    """The conditioner for the labels and captions of a grid file.
+
+    Args:
+        kind: one of KINDS.
+        labels: one a grid; an empty one counts as missing.
+        captions: one a grid; an empty one counts as missing.
+        vocabulary: one of VOCABULARIES, for captions.
+
+    Raises:
+        VqtoolError: an unknown kind or vocabulary, or the grids have no labels or captions.
+    """
+    if kind == "none":
+        return NoCondition()
+    if kind == "class":
+        known = sorted({label for label in labels or () if label})
+        if not known:
+            raise VqtoolError("--condition class needs labels, but the grids have none: encode images in class folders")
+        return ClassCondition(known)
+    if kind != "caption":
+        raise VqtoolError(f"unknown condition {kind!r}: known are {', '.join(KINDS)}")
+    if vocabulary not in VOCABULARIES:
+        raise VqtoolError(f"unknown vocabulary {vocabulary!r}: known are {', '.join(VOCABULARIES)}")
+    texts = [caption for caption in captions or () if caption]
+    if not texts:
+        raise VqtoolError("--condition caption needs captions, but the grids have none: give them in metadata.jsonl")
+    return _build_caption(texts, vocabulary)
+
+
+def _build_caption(texts: Sequence[str], vocabulary: str) -> CaptionCondition:
+    words = {word for text in texts for word in text.lower().split()}
+    size = min(MAX_VOCABULARY, 256 + 64 + 2 * len(words))
+    model = _VOCABULARIES[vocabulary].train(texts, size)
+    distinct = list(dict.fromkeys(texts))
+    longest = max(len(model.encode(text)) for text in distinct)
+    spacing = max(1, -(-len(distinct) // MAX_EXAMPLES))
+    return CaptionCondition(model, min(longest + 1, MAX_CAPTION_LENGTH), distinct[::spacing])
+
+
+def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Conditioner:
+    """The conditioner that `Conditioner.config` and `Conditioner.tensors` describe.
+
+    Raises:
+        FormatError: the kind is unknown or the vocabulary is missing.
+    """
+    kind = config.get("kind")
+    if kind == "none":
+        return NoCondition()
+    if kind == "class":
+        return ClassCondition(config["labels"])
+    if kind != "caption" or config["vocabulary"] not in _VOCABULARIES:
+        raise FormatError(f"condition {kind!r} is none that this vqtool knows ({', '.join(KINDS)}): upgrade it")
+    if "vocabulary" not in tensors:
+        raise FormatError("the vocabulary of the captions is missing")
+    data = bytes(tensors["vocabulary"].numpy().tobytes())
+    return CaptionCondition(_VOCABULARIES[config["vocabulary"]](data), config["max_length"], config["examples"])
