@@ -1,0 +1,123 @@
+"""Token grids in memory: what describes them all, a batch of them, and the digest of their content."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.errors import MismatchError
+
+FORMAT = "vqtool-grids"
+MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
+TEXTS = ("id", "label", "caption")
+
+
+@dataclass(frozen=True)
+class GridHeader:
+    """What all grids of a file or stream have in common."""
+
+    codebook_size: int  # K: tokens are in [0, K)
+    grid_size: tuple[int, int]  # (H, W) cells
+    image_size: tuple[int, int]  # (height, width) pixels
+    tokenizer_fingerprint: str
+    tokenizer_location: str  # "builtin" or a path, where it was found when the grids were made
+    preprocessing: str  # how images became (height, width): see images.PREPROCESSING
+    history: tuple[dict[str, Any], ...] = ()  # one record a step, oldest first: see artifacts.history_record
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.codebook_size <= 1 << 32:
+            raise ValueError(f"codebook_size {self.codebook_size} is not in [1, 2**32]")
+        if not (min(self.grid_size) >= 1 and self.grid_size[0] * self.grid_size[1] <= MAX_CELLS):
+            raise ValueError(f"grid_size {self.grid_size} is not at least 1 x 1 and at most {MAX_CELLS} cells")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned type that holds K."""
+        return np.min_scalar_type(self.codebook_size)
+
+    def check_same(self, other: "GridHeader", name: str, other_name: str) -> None:
+        """Raise unless grids under both headers can be decoded by one tokenizer and stand in one file.
+
+        Raises:
+            MismatchError: codebook size, tokenizer or grid size differ.
+        """
+        for field, what in (
+            ("tokenizer_fingerprint", "tokenizer"),
+            ("codebook_size", "codebook size"),
+            ("grid_size", "grid size"),
+        ):
+            mine, theirs = _shown(getattr(self, field)), _shown(getattr(other, field))
+            if mine != theirs:
+                raise MismatchError(
+                    f"{other_name} has {what} {theirs}, but {name} has {what} {mine}: grids in one file or stream "
+                    "share one tokenizer and one size; encode again, or use them one by one"
+                )
+
+
+def _shown(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class GridBatch:
+    """Some grids with what is known about each. An unknown label or caption is None for all, or "" for one."""
+
+    tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K)
+    ids: list[str]
+    labels: list[str] | None = None  # names of classes
+    captions: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> "GridBatch":
+        labels = None if self.labels is None else self.labels[rows]
+        captions = None if self.captions is None else self.captions[rows]
+        return GridBatch(self.tokens[rows], self.ids[rows], labels, captions)
+
+    @property
+    def texts(self) -> dict[str, list[str] | None]:
+        """The columns of text by their names in the file."""
+        return dict(zip(TEXTS, (self.ids, self.labels, self.captions), strict=True))
+
+
+def join_batches(header: GridHeader, batches: Sequence[GridBatch]) -> GridBatch:
+    """One batch of all: the labels or captions of a batch that has none become "" where another has some."""
+    tokens = np.concatenate([np.empty((0, *header.grid_size), header.dtype), *(batch.tokens for batch in batches)])
+    columns: list[list[str] | None] = []
+    for name in TEXTS:
+        parts = [batch.texts[name] for batch in batches]
+        known = name == "id" or any(part is not None for part in parts)
+        filled = [part or [""] * len(batch) for part, batch in zip(parts, batches, strict=True)]
+        columns.append([text for part in filled for text in part] if known else None)
+    return GridBatch(tokens, columns[0] or [], columns[1], columns[2])
+
+
+class GridDigest:
+    """SHA-256 over tokens, ids, labels and captions in row order; how rows are batched does not matter."""
+
+    def __init__(self, header: GridHeader) -> None:
+        self._start = f"{FORMAT} {header.codebook_size} {header.grid_size[0]} {header.grid_size[1]}\n".encode()
+        self._dtype = header.dtype.newbyteorder("<")
+        self._tokens = hashlib.sha256()
+        self._texts = {name: hashlib.sha256() for name in TEXTS}
+
+    def update(self, batch: GridBatch) -> None:
+        """Take in the next rows."""
+        self._tokens.update(np.ascontiguousarray(batch.tokens, self._dtype).data)
+        for name, column in batch.texts.items():
+            encoded = [text.encode() for text in (column or [""] * len(batch))]
+            self._texts[name].update(b"".join(len(text).to_bytes(8, "little") + text for text in encoded))
+
+    def value(self) -> str:
+        """The digest of all rows so far: "sha256:" and 64 hexadecimal digits."""
+        parts = [self._tokens.digest(), *(self._texts[name].digest() for name in TEXTS)]
+        return "sha256:" + hashlib.sha256(self._start + b"".join(parts)).hexdigest()
+
+
+def clean_text(text: str) -> str:
+    """Text as HDF5 can hold it: no NUL, no half of a surrogate pair (file names that are not UTF-8 have them)."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode()

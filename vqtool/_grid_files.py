@@ -1,0 +1,191 @@
+"""One HDF5 file of token grids: what stands where in it. grids.py makes files and streams of these."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridHeader
+from vqtool.errors import FormatError, VqtoolError
+
+FORMAT_VERSION = 1
+CHUNK_GRIDS = 256
+CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
+# v110: superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016).
+LIBVER = ("v110", "v110")
+FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
+
+
+class GridFileWriter:
+    """Fills an open HDF5 file with grids: growing (an ordinary file) or with all its grids at once (a member)."""
+
+    def __init__(self, file: h5py.File, header: GridHeader) -> None:
+        self._file = file
+        self._header = header
+        self.num_grids = 0
+
+    def write_attributes(self, *, member: int, last: bool, total: int, digest: str) -> None:
+        """Write what describes the file and its place in a stream."""
+        header = self._header
+        self._file.attrs.update(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "codebook_size": header.codebook_size,
+                "image_size": header.image_size,
+                "tokenizer_fingerprint": header.tokenizer_fingerprint,
+                "tokenizer_location": header.tokenizer_location,
+                "preprocessing": header.preprocessing,
+                "history": json.dumps(header.history),
+                "digest": digest,
+                "member": member,
+                "last": int(last),
+                "total": total,
+            }
+        )
+
+    def write_whole(self, batch: GridBatch) -> None:
+        """Write the only grids this file will hold."""
+        rows = len(batch)
+        options = {"chunks": (min(self._chunk_rows(), rows), *self._header.grid_size), **FILTERS} if rows else {}
+        self._file.create_dataset("tokens", data=batch.tokens, dtype=self._header.dtype, **options)
+        for name, column in batch.texts.items():
+            if name == "id" or column is not None:
+                self._file.create_dataset(name, data=_objects(column or []), dtype=h5py.string_dtype())
+        self.num_grids = rows
+
+    def append(self, batch: GridBatch) -> None:
+        """Write the next grids."""
+        stop = self.num_grids + len(batch)
+        if "tokens" not in self._file:
+            self._create_growing()
+        for name, column in batch.texts.items():
+            if column is not None and name not in self._file:
+                self._create_text(name)
+        columns: dict[str, Any] = {"tokens": batch.tokens}
+        columns |= {name: _objects(column or [""] * len(batch)) for name, column in batch.texts.items()}
+        for name in ("tokens", *TEXTS):
+            if name in self._file:
+                self._file[name].resize(stop, axis=0)
+                self._file[name][self.num_grids : stop] = columns[name]
+        self.num_grids = stop
+
+    def finish(self) -> None:
+        """Make sure that a file without grids has its datasets too."""
+        if "tokens" not in self._file:
+            self._create_growing()
+
+    def _chunk_rows(self) -> int:
+        grid_bytes = self._header.dtype.itemsize * self._header.grid_size[0] * self._header.grid_size[1]
+        return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // grid_bytes))
+
+    def _create_growing(self) -> None:
+        size = self._header.grid_size
+        options = {"maxshape": (None, *size), "chunks": (self._chunk_rows(), *size), **FILTERS}
+        self._file.create_dataset("tokens", (0, *size), self._header.dtype, **options)
+        self._create_text("id")
+
+    def _create_text(self, name: str) -> None:
+        self._file.create_dataset(name, (self.num_grids,), h5py.string_dtype(), maxshape=(None,), chunks=(CHUNK_GRIDS,))
+
+
+def _objects(texts: Sequence[str]) -> NDArray[np.object_]:
+    result = np.empty(len(texts), object)
+    result[:] = texts
+    return result
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what h5py raises about a damaged file into FormatError."""
+    try:
+        yield
+    except VqtoolError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        raise FormatError(f"{name}: damaged: {error}") from error
+
+
+class GridFileReader:
+    """An open HDF5 file of token grids: a whole one, or one member of a stream."""
+
+    def __init__(self, file: h5py.File, name: str) -> None:
+        self._file = file
+        self._name = name
+        with _reading(name):
+            self.header = self._read_header()
+            self.num_grids = int(file["tokens"].shape[0])
+            self.member = int(file.attrs["member"])
+            self.last = bool(file.attrs["last"])
+            self.total = int(file.attrs["total"])
+            self.digest = self._text("digest")
+            self._texts = [text for text in TEXTS if text in file]
+            for text in self._texts:
+                if file[text].shape != (self.num_grids,):
+                    raise FormatError(f"{name}: damaged: {text} has shape {file[text].shape}, not ({self.num_grids},)")
+
+    def _text(self, attribute: str) -> str:
+        value = self._file.attrs[attribute]
+        return value if isinstance(value, str) else bytes(value).decode()
+
+    def _read_header(self) -> GridHeader:
+        file, name = self._file, self._name
+        if "format" not in file.attrs or self._text("format") != FORMAT:
+            found = ", ".join(list(file)[:6]) or "nothing"
+            raise FormatError(f"{name}: an HDF5 file, but not one of token grids made by vqtool (it holds {found})")
+        version = int(file.attrs["format_version"])
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"{name}: format version {version}, but this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool"
+            )
+        tokens = file["tokens"]
+        if len(tokens.shape) != 3 or tokens.dtype.kind not in "iu":
+            raise FormatError(f"{name}: tokens are {tokens.dtype} {tokens.shape}, not integers (N, H, W)")
+        height, width = (int(side) for side in file.attrs["image_size"])
+        return GridHeader(
+            codebook_size=int(file.attrs["codebook_size"]),
+            grid_size=(int(tokens.shape[1]), int(tokens.shape[2])),
+            image_size=(height, width),
+            tokenizer_fingerprint=self._text("tokenizer_fingerprint"),
+            tokenizer_location=self._text("tokenizer_location"),
+            preprocessing=self._text("preprocessing"),
+            history=tuple(json.loads(self._text("history"))),
+        )
+
+    def read(self, start: int, stop: int) -> GridBatch:
+        """Grids start to stop.
+
+        Raises:
+            FormatError: damaged, or a token is not in [0, K).
+        """
+        with _reading(self._name):
+            tokens = self._file["tokens"][start:stop]
+            texts = {name: [text.decode() for text in self._file[name][start:stop]] for name in self._texts}
+        size = self.header.codebook_size
+        bad = np.argwhere((tokens < 0) | (tokens >= size))
+        if len(bad):
+            row, y, x = bad[0].tolist()
+            where = f"at row {y}, column {x} of grid {start + row}"
+            raise FormatError(f"{self._name}: token {tokens[row, y, x]} {where} is not in [0, {size})")
+        ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
+        return GridBatch(tokens.astype(self.header.dtype, copy=False), ids, texts.get("label"), texts.get("caption"))
+
+
+def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
+    """The bytes of a complete HDF5 file with these grids: see `GridFileWriter.write_attributes` for `place`."""
+    with h5py.File("member", "w", driver="core", backing_store=False, libver=LIBVER) as file:
+        writer = GridFileWriter(file, header)
+        writer.write_whole(batch)
+        writer.write_attributes(**place)
+        file.flush()
+        return file.id.get_file_image()  # type: ignore[no-any-return]
+
+
+def create_file(path: Path) -> h5py.File:
+    """An empty HDF5 file on disk, to be filled by a `GridFileWriter`."""
+    return h5py.File(path, "w", libver=LIBVER)

@@ -1,0 +1,251 @@
+"""Streams of HDF5 files: complete files one after the other, in a pipe or in one file on disk.
+
+Every HDF5 file begins with a signature and a superblock that says where the file ends, so a stream needs no framing of
+its own: read the superblock, read up to the end address, open what was read, go on. Plain h5py opens the first member.
+
+Source: HDF5 File Format Specification 3.0, section II.A (superblock versions 0 to 3); the checksum is lookup3 by
+Bob Jenkins (2006).
+"""
+
+import io
+import os
+import stat
+import struct
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+
+from vqtool.errors import FormatError, VqtoolError
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SUPERBLOCK_BYTES = 64  # enough to find the end address in every version; no HDF5 file is shorter
+MEMORY_BYTES = 64 << 20  # a member above this goes through a temporary file
+BLOCK_BYTES = 1 << 20
+STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file
+_MASK = 0xFFFFFFFF
+
+_SIGNATURES = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a RIFF file (WebP?)"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"PK\x03\x04", "a zip file (or a PyTorch checkpoint)"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"%PDF", "a PDF file"),
+)
+
+
+def describe_bytes(start: bytes) -> str:
+    """What a file that begins with these bytes seems to be, in a few words."""
+    for signature, name in _SIGNATURES:
+        if start.startswith(signature):
+            return name
+    if start[8:10] == b'{"':
+        return "a safetensors file (a tokenizer or a prior?)"
+    try:
+        text = start[:24].decode("ascii")
+    except UnicodeDecodeError:
+        return f"bytes {start[:8].hex(' ')}"
+    if "\0" in text:
+        return f"bytes {start[:8].hex(' ')}"
+    return f"text that begins with {text!r}"
+
+
+def _rotate(value: int, bits: int) -> int:
+    return ((value << bits) | (value >> (32 - bits))) & _MASK
+
+
+def lookup3(data: bytes) -> int:
+    """The 32-bit checksum that HDF5 writes after a superblock of version 2 or 3."""
+    a = b = c = (0xDEADBEEF + len(data)) & _MASK
+    blocks = max(len(data) - 1, 0) // 12
+    for i in range(blocks):
+        x, y, z = struct.unpack_from("<III", data, 12 * i)
+        a, b, c = (a + x) & _MASK, (b + y) & _MASK, (c + z) & _MASK
+        for bits in (4, 6, 8, 16, 19, 4):
+            a = (a - c) & _MASK ^ _rotate(c, bits)
+            c = (c + b) & _MASK
+            a, b, c = b, c, a
+    x, y, z = struct.unpack("<III", data[12 * blocks :].ljust(12, b"\0"))
+    a, b, c = (a + x) & _MASK, (b + y) & _MASK, (c + z) & _MASK
+    for bits in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - _rotate(b, bits)) & _MASK
+        a, b, c = b, c, a
+    return int(b)
+
+
+def end_address(start: bytes, name: str) -> int:
+    """Where the HDF5 file that begins with these bytes says it ends.
+
+    Args:
+        start: its first bytes, SUPERBLOCK_BYTES of them if there are as many.
+        name: of the source, for messages.
+
+    Returns:
+        Its length in bytes.
+
+    Raises:
+        FormatError: not an HDF5 file, cut short, or damaged.
+    """
+    if not SIGNATURE.startswith(start[:8]):
+        raise FormatError(f"{name}: token grids (HDF5) were expected, found {describe_bytes(start)}")
+    if len(start) < SUPERBLOCK_BYTES:
+        raise FormatError(f"{name}: truncated: ends {len(start)} bytes into an HDF5 file")
+    version = start[8]
+    if version > 3:
+        raise FormatError(f"{name}: HDF5 superblock version {version} is not known (0 to 3 are)")
+    sizes = start[9] if version >= 2 else start[13]
+    if sizes != 8:
+        raise FormatError(f"{name}: damaged HDF5 file, or one with {sizes}-byte addresses (8 are expected)")
+    if version >= 2 and lookup3(start[:44]) != int.from_bytes(start[44:48], "little"):
+        raise FormatError(f"{name}: damaged: the checksum of the HDF5 superblock is wrong")
+    base_at = (24, 28, 12, 12)[version]
+    base, end = (int(word) for word in struct.unpack_from("<Q8xQ", start, base_at))
+    if base != 0 or not SUPERBLOCK_BYTES <= end < 1 << 63:
+        raise FormatError(f"{name}: damaged: the HDF5 superblock says that the file ends at byte {end}")
+    return end
+
+
+def _copy_member(stream: BinaryIO, start: bytes, size: int, output: BinaryIO, name: str) -> None:
+    output.write(start)
+    done = len(start)
+    while done < size:
+        block = stream.read(min(BLOCK_BYTES, size - done))
+        if not block:
+            raise FormatError(f"{name}: truncated: {done} of {size} bytes of an HDF5 file arrived")
+        output.write(block)
+        done += len(block)
+
+
+@contextmanager
+def open_hdf5(source: bytes | Path, name: str) -> Iterator[h5py.File]:
+    """Open a whole HDF5 file, from memory or from disk, for reading.
+
+    Raises:
+        FormatError: HDF5 cannot open it.
+    """
+    try:
+        file = h5py.File(h5py.h5f.open_file_image(source) if isinstance(source, bytes) else source, "r")
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise FormatError(f"{name}: damaged HDF5 file: {error}") from error
+    with file:
+        yield file
+
+
+def read_members(stream: BinaryIO, name: str) -> Generator[h5py.File, None, None]:
+    """The HDF5 files that a stream is made of, each open until the next one is asked for.
+
+    Memory holds one member; one above MEMORY_BYTES goes through a temporary file.
+
+    Args:
+        stream: whose `read(n)` gives n bytes unless it ends.
+        name: of the source, for messages.
+
+    Raises:
+        FormatError: the stream ends inside a member, or holds something else.
+    """
+    while start := stream.read(SUPERBLOCK_BYTES):
+        size = end_address(start, name)
+        with ExitStack() as stack:
+            if size <= MEMORY_BYTES:
+                buffer = io.BytesIO()
+                _copy_member(stream, start, size, buffer, name)
+                yield stack.enter_context(open_hdf5(buffer.getvalue(), name))
+            else:
+                spool = stack.enter_context(tempfile.NamedTemporaryFile(prefix="vqtool-", suffix=".h5"))
+                _copy_member(stream, start, size, spool, name)  # type: ignore[arg-type]
+                spool.flush()
+                yield stack.enter_context(open_hdf5(Path(spool.name), name))
+
+
+@contextmanager
+def open_input(source: str | Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Open a file, a pipe, or standard input ("-") for reading bytes.
+
+    Yields:
+        The stream and its name for messages.
+
+    Raises:
+        VqtoolError: it cannot be read, or is a terminal.
+    """
+    if str(source) == "-":
+        if sys.stdin.isatty():
+            raise VqtoolError("standard input is a terminal: name a file, or pipe one in")
+        yield sys.stdin.buffer, "standard input"
+        return
+    try:
+        stream = Path(source).open("rb")  # noqa: SIM115 (closed below; only the opening may fail here)
+    except OSError as error:
+        raise VqtoolError(f"{source}: cannot be read: {error.strerror}") from error
+    with stream:
+        yield stream, str(source)
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether an output is standard output, a pipe or a device rather than a file on disk."""
+    if str(path) in STANDARD_OUTPUT:
+        return True
+    path = Path(path)
+    return path.exists() and not path.is_dir() and not path.is_file()
+
+
+@contextmanager
+def open_output(output: str | Path) -> Iterator[BinaryIO]:
+    """Open standard output, a named pipe or a device for writing bytes.
+
+    Raises:
+        VqtoolError: it is a terminal.
+    """
+    refuse_terminal(output)
+    if str(output) in STANDARD_OUTPUT:
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+    else:
+        with Path(output).open("wb") as pipe:
+            yield pipe
+
+
+def refuse_terminal(output: str | Path) -> None:
+    """Raise if bytes written to this output would end up on a terminal."""
+    if str(output) in STANDARD_OUTPUT and sys.stdout.isatty():
+        raise VqtoolError("binary data does not go to a terminal: name a file with -o, or pipe or redirect the output")
+
+
+def takes_one_file(output: BinaryIO) -> bool:
+    """Whether an open output is a regular file at its beginning, not opened for appending.
+
+    There one ordinary HDF5 file can stand; everywhere else (pipe, device, middle of a file) members follow each other.
+    """
+    import fcntl
+
+    try:
+        descriptor = output.fileno()
+    except io.UnsupportedOperation:  # an object in memory stands in for standard output
+        return False
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+    return not appends and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+
+
+def is_one_file(stream: BinaryIO, name: str) -> bool:
+    """Whether an input at its beginning is a file on disk that is one HDF5 file from first byte to last.
+
+    Raises:
+        FormatError: it is not an HDF5 file, or is cut short.
+    """
+    if stream is sys.stdin.buffer or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return False
+    size = os.fstat(stream.fileno()).st_size
+    start = stream.read(SUPERBLOCK_BYTES)
+    stream.seek(0)
+    end = end_address(start, name) if start else 0
+    if end > size:
+        raise FormatError(f"{name}: truncated: {size} of {end} bytes")
+    return 0 < end == size
