@@ -1,0 +1,20 @@
+"""Absorbing kernel: a token is kept or masked, and stays masked.
+
+When to use it: the plain choice for few denoiser calls: every unmasked token is final, so samplers may leave it out.
+Equation: q(x_t | x_0) = alpha_bar_t [x_t = x_0] + (1 - alpha_bar_t) [x_t = MASK].
+Cost: the cheapest loss and posterior of the three: only the entry of x_0 counts, never a sum over the codebook.
+Source: Austin et al. 2021 (arXiv:2107.03006); Bond-Taylor et al. 2022 (arXiv:2111.12701).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+HAS_MASK = True
+DEFAULT_SCHEDULE = "linear"
+
+
+def tables(alpha_bar: Tensor, gamma_bar: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both (T + 1,): what is lost is masked; rounded so that beta_bar is 0 to the last bit."""
+    masked = 1.0 - alpha_bar
+    return 1.0 - masked, masked
