@@ -10,88 +10,121 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridHeader
+from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridHeader, join_batches
+from vqtool._hdf5_output import LIBVER, HDF5Output, create_hdf5, uninterrupted
 from vqtool.errors import FormatError, VqtoolError
 
 FORMAT_VERSION = 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
-# v110: superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016).
-LIBVER = ("v110", "v110")
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
 
 
-class GridFileWriter:
-    """Fills an open HDF5 file with grids: growing (an ordinary file) or with all its grids at once (a member)."""
-
-    def __init__(self, file: h5py.File, header: GridHeader) -> None:
-        self._file = file
-        self._header = header
-        self.num_grids = 0
-
-    def write_attributes(self, *, member: int, last: bool, total: int, digest: str) -> None:
-        """Write what describes the file and its place in a stream."""
-        header = self._header
-        self._file.attrs.update(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "codebook_size": header.codebook_size,
-                "image_size": header.image_size,
-                "tokenizer_fingerprint": header.tokenizer_fingerprint,
-                "tokenizer_location": header.tokenizer_location,
-                "preprocessing": header.preprocessing,
-                "history": json.dumps(header.history),
-                "digest": digest,
-                "member": member,
-                "last": int(last),
-                "total": total,
-            }
-        )
-
-    def write_whole(self, batch: GridBatch) -> None:
-        """Write the only grids this file will hold."""
+def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
+    """The bytes of a complete HDF5 file with these grids: see `_write_attributes` for `place`."""
+    with h5py.File("member", "w", driver="core", backing_store=False, libver=LIBVER) as file:
         rows = len(batch)
-        options = {"chunks": (min(self._chunk_rows(), rows), *self._header.grid_size), **FILTERS} if rows else {}
-        self._file.create_dataset("tokens", data=batch.tokens, dtype=self._header.dtype, **options)
+        options = {"chunks": (min(_chunk_rows(header), rows), *header.grid_size), **FILTERS} if rows else {}
+        file.create_dataset("tokens", data=batch.tokens, dtype=header.dtype, **options)
         for name, column in batch.texts.items():
             if name == "id" or column is not None:
-                self._file.create_dataset(name, data=_objects(column or []), dtype=h5py.string_dtype())
-        self.num_grids = rows
+                file.create_dataset(name, data=_objects(column or []), dtype=h5py.string_dtype())
+        _write_attributes(file, header, **place)
+        file.flush()
+        return file.id.get_file_image()  # type: ignore[no-any-return]
+
+
+class GrowingFile:
+    """One HDF5 file on disk that grows by appending; made by `create_grid_file`."""
+
+    def __init__(self, output: HDF5Output, header: GridHeader) -> None:
+        self._output = output
+        self._file = output.file
+        self._header = header
+        self._num_written = 0
+        self._waiting: list[GridBatch] = []  # less than a chunk: a chunk is compressed once
+        size = header.grid_size
+        options = {"maxshape": (None, *size), "chunks": (_chunk_rows(header), *size), **FILTERS}
+        with uninterrupted():
+            self._file.create_dataset("tokens", (0, *size), header.dtype, **options)
+            self._create_text("id")
 
     def append(self, batch: GridBatch) -> None:
-        """Write the next grids."""
-        stop = self.num_grids + len(batch)
-        if "tokens" not in self._file:
-            self._create_growing()
+        """Write the next grids.
+
+        Raises:
+            OSError: the disk is full, or whatever else made a write fail.
+        """
+        self._waiting.append(batch)
+        waiting = sum(map(len, self._waiting))
+        if waiting >= _chunk_rows(self._header):
+            self._write(waiting - waiting % _chunk_rows(self._header))
+
+    def finish(self, **place: Any) -> None:
+        """Write what still waits, and the attributes: see `_write_attributes` for `place`."""
+        self._write(sum(map(len, self._waiting)))
+        with uninterrupted():
+            _write_attributes(self._file, self._header, **place)
+
+    def _write(self, rows: int) -> None:
+        waiting = join_batches(self._header, self._waiting)
+        self._waiting = [waiting[rows:]]
+        with uninterrupted():
+            self._write_columns(waiting[:rows])
+        self._output.check()
+
+    def _write_columns(self, batch: GridBatch) -> None:
+        columns: dict[str, Any] = {"tokens": batch.tokens}
         for name, column in batch.texts.items():
             if column is not None and name not in self._file:
                 self._create_text(name)
-        columns: dict[str, Any] = {"tokens": batch.tokens}
-        columns |= {name: _objects(column or [""] * len(batch)) for name, column in batch.texts.items()}
-        for name in ("tokens", *TEXTS):
             if name in self._file:
-                self._file[name].resize(stop, axis=0)
-                self._file[name][self.num_grids : stop] = columns[name]
-        self.num_grids = stop
-
-    def finish(self) -> None:
-        """Make sure that a file without grids has its datasets too."""
-        if "tokens" not in self._file:
-            self._create_growing()
-
-    def _chunk_rows(self) -> int:
-        grid_bytes = self._header.dtype.itemsize * self._header.grid_size[0] * self._header.grid_size[1]
-        return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // grid_bytes))
-
-    def _create_growing(self) -> None:
-        size = self._header.grid_size
-        options = {"maxshape": (None, *size), "chunks": (self._chunk_rows(), *size), **FILTERS}
-        self._file.create_dataset("tokens", (0, *size), self._header.dtype, **options)
-        self._create_text("id")
+                columns[name] = _objects(column or [""] * len(batch))
+        stop = self._num_written + len(batch)
+        for name, values in columns.items():
+            dataset = self._file[name]
+            dataset.resize(stop, axis=0)
+            dataset[self._num_written : stop] = values
+        self._num_written = stop
 
     def _create_text(self, name: str) -> None:
-        self._file.create_dataset(name, (self.num_grids,), h5py.string_dtype(), maxshape=(None,), chunks=(CHUNK_GRIDS,))
+        shape = (self._num_written,)  # what stands there already has no such text: ""
+        self._file.create_dataset(name, shape, h5py.string_dtype(), maxshape=(None,), chunks=(CHUNK_GRIDS,))
+
+
+@contextmanager
+def create_grid_file(path: Path, header: GridHeader) -> Iterator[GrowingFile]:
+    """Create a file to append grids to; call `finish` before the block ends.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with create_hdf5(path) as output:
+        yield GrowingFile(output, header)
+
+
+def _chunk_rows(header: GridHeader) -> int:
+    return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // (header.dtype.itemsize * header.grid_size[0] * header.grid_size[1])))
+
+
+def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last: bool, total: int, digest: str) -> None:
+    """Write what describes the file and its place in a stream."""
+    file.attrs.update(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "codebook_size": header.codebook_size,
+            "image_size": header.image_size,
+            "tokenizer_fingerprint": header.tokenizer_fingerprint,
+            "tokenizer_location": header.tokenizer_location,
+            "preprocessing": header.preprocessing,
+            "history": json.dumps(header.history),
+            "digest": digest,
+            "member": member,
+            "last": int(last),
+            "total": total,
+        }
+    )
 
 
 def _objects(texts: Sequence[str]) -> NDArray[np.object_]:
@@ -174,18 +207,3 @@ class GridFileReader:
             raise FormatError(f"{self._name}: token {tokens[row, y, x]} {where} is not in [0, {size})")
         ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
         return GridBatch(tokens.astype(self.header.dtype, copy=False), ids, texts.get("label"), texts.get("caption"))
-
-
-def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
-    """The bytes of a complete HDF5 file with these grids: see `GridFileWriter.write_attributes` for `place`."""
-    with h5py.File("member", "w", driver="core", backing_store=False, libver=LIBVER) as file:
-        writer = GridFileWriter(file, header)
-        writer.write_whole(batch)
-        writer.write_attributes(**place)
-        file.flush()
-        return file.id.get_file_image()  # type: ignore[no-any-return]
-
-
-def create_file(path: Path) -> h5py.File:
-    """An empty HDF5 file on disk, to be filled by a `GridFileWriter`."""
-    return h5py.File(path, "w", libver=LIBVER)

@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 import h5py
 
 from vqtool._grid_batches import GridBatch, GridDigest, GridHeader, clean_text, join_batches
-from vqtool._grid_files import GridFileReader, GridFileWriter, create_file, member_image
+from vqtool._grid_files import GridFileReader, GrowingFile, create_grid_file, member_image
 from vqtool.artifacts import atomic_path, refuse_existing
-from vqtool.errors import FormatError
+from vqtool.errors import FormatError, VqtoolError
 from vqtool.streams import (
     BLOCK_BYTES,
+    STANDARD_OUTPUT,
     is_one_file,
     is_stream,
     open_hdf5,
@@ -69,11 +70,11 @@ class GridWriter:
         self._members = 0
         self._stack = ExitStack()
         self._pipe: BinaryIO | None = None
-        self._file: GridFileWriter | None = None
+        self._file: GrowingFile | None = None
         check_output(output, force=force)
 
     def __enter__(self) -> "GridWriter":
-        with ExitStack() as stack:
+        with _explained(self._output), ExitStack() as stack:
             if is_stream(self._output):
                 pipe = stack.enter_context(open_output(self._output))
                 if takes_one_file(pipe):
@@ -82,7 +83,7 @@ class GridWriter:
                     self._pipe = pipe
             else:
                 path = stack.enter_context(atomic_path(self._output, force=self._force))
-                self._file = stack.enter_context(_open_file(path, self.header))
+                self._file = stack.enter_context(create_grid_file(path, self.header))
             self._stack = stack.pop_all()
         return self
 
@@ -100,10 +101,11 @@ class GridWriter:
             part = batch[start : start + MEMBER_GRIDS]
             self._digest.update(part)
             self.num_grids += len(part)
-            if self._file is not None:
-                self._file.append(part)
-            else:
-                self._send(part, last=False)
+            with _explained(self._output):
+                if self._file is not None:
+                    self._file.append(part)
+                else:
+                    self._send(part, last=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -111,10 +113,9 @@ class GridWriter:
         if kind is not None:
             self._stack.__exit__(kind, error, traceback)
             return
-        with self._stack:
+        with _explained(self._output), self._stack:
             if self._file is not None:
-                self._file.finish()
-                self._file.write_attributes(**self._place(last=True))
+                self._file.finish(**self._place(last=True))
             else:
                 self._send(join_batches(self.header, []), last=True)
 
@@ -153,17 +154,23 @@ def check_output(output: Path | str, *, force: bool) -> None:
 
 
 @contextmanager
-def _open_file(path: Path, header: GridHeader) -> Iterator[GridFileWriter]:
-    with create_file(path) as file:
-        yield GridFileWriter(file, header)
+def _explained(output: Path | str) -> Iterator[None]:
+    """Say which output could not be written; a closed pipe is nobody's fault and passes."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if str(output) in STANDARD_OUTPUT else output
+        raise VqtoolError(f"{name}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
-def _spooled_file(output: BinaryIO, header: GridHeader) -> Iterator[GridFileWriter]:
+def _spooled_file(output: BinaryIO, header: GridHeader) -> Iterator[GrowingFile]:
     """A file that is built in a temporary folder and copied to an open output when the block ends well."""
     with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
         path = Path(folder) / "grids.h5"
-        with _open_file(path, header) as file:
+        with create_grid_file(path, header) as file:
             yield file
         with path.open("rb") as built:
             shutil.copyfileobj(built, output, BLOCK_BYTES)
