@@ -16,7 +16,7 @@ CASES = [(name, kernel) for name, schedule in schedules.SCHEDULES.items() for ke
 
 def golden(name: str) -> tuple[torch.Tensor, float]:
     with safe_open(GOLDEN, "pt") as file:
-        tolerance = json.loads(file.metadata()["meta"])["tensors"][name]["tolerance"]
+        tolerance = json.loads(file.metadata()["meta"])["tensors"][name].get("tolerance", "exact")
         return file.get_tensor(name), 0.0 if tolerance == "exact" else float(tolerance)
 
 
