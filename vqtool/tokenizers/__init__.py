@@ -1,0 +1,190 @@
+"""Image tokenizers: images <-> token grids.
+
+The contract of a tokenizer: `latents` (B, 3, h, w) -> (B, H, W, D), a `codebook` (K, D), `encode` the nearest code,
+`decode` back to images. One artifact holds network and codebook.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqtool import artifacts
+from vqtool.artifacts import Header
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.tokenizers.quantizers import nearest
+from vqtool.tokenizers.vqvae import Decoder, Encoder, VqVaeConfig, channels_last
+
+__all__ = ["BUILTIN", "Tokenizer", "load_tokenizer", "save_tokenizer"]
+
+KIND = "tokenizer"
+BUILTIN = "builtin"
+
+
+class Tokenizer(nn.Module):
+    """Turns images into grids of codebook indices and back."""
+
+    codebook: Tensor  # (K, D)
+
+    def __init__(self, config: VqVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = channels_last(Encoder(config))
+        self.decoder = channels_last(Decoder(config))
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
+        self.fingerprint = ""  # of the artifact it was loaded from
+        self.location = ""  # where that is: a path, or "builtin"
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.config.codebook_size
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that one token stands for."""
+        return self.config.factor
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.codebook.device
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the grid for images of (h, w) pixels.
+
+        Raises:
+            VqtoolError: a side is no multiple of the factor.
+        """
+        height, width = image_size
+        if height % self.factor or width % self.factor or not height or not width:
+            near = [max(1, round(side / self.factor)) * self.factor for side in image_size]
+            raise VqtoolError(
+                f"images of {height}x{width} do not fit a tokenizer with factor {self.factor}: "
+                f"both sides must be multiples of {self.factor}, e.g. --size {near[0]}x{near[1]}"
+            )
+        return height // self.factor, width // self.factor
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the encoder makes of images, before the lookup.
+
+        Args:
+            images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
+
+        Returns:
+            (B, H, W, D) float32.
+        """
+        self.grid_size((images.shape[-2], images.shape[-1]))
+        latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last))
+        return latents.permute(0, 2, 3, 1)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to tokens.
+
+        Args:
+            images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
+
+        Returns:
+            (B, H, W) int64 in [0, K).
+        """
+        latents = self.latents(images)
+        return nearest(latents.reshape(-1, latents.shape[-1]), self.codebook).view(latents.shape[:-1])
+
+    @torch.inference_mode()
+    def decode(self, grid: Tensor) -> Tensor:
+        """Tokens to images.
+
+        Args:
+            grid: (B, H, W) integers in [0, K).
+
+        Returns:
+            (B, 3, h, w) float32, about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: a token is outside the codebook.
+        """
+        if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < self.codebook_size:
+            raise ValueError(f"tokens in [{int(grid.min())}, {int(grid.max())}], codebook size {self.codebook_size}")
+        return self.decode_codes(self.codebook[grid.long()])
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """(B, H, W, D) vectors to (B, 3, h, w) images."""
+        images: Tensor = self.decoder(codes.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
+        return images
+
+
+def save_tokenizer(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    parents: Mapping[str, str] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    summary: Mapping[str, Any] | None = None,
+    half: bool = False,
+    force: bool = False,
+) -> Header:
+    """Write a tokenizer to one file.
+
+    Args:
+        path: of the file.
+        tokenizer: what to save.
+        parents: role -> fingerprint of what it was made from.
+        history: of the steps that made it.
+        summary: steps, seconds, scores.
+        half: store weights as float16: half the size.
+        force: overwrite.
+    """
+    dtype = torch.float16 if half else torch.float32
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tokenizer.state_dict().items()}
+    config = {"network": "vqvae", **asdict(tokenizer.config)}
+    return artifacts.save(
+        path, kind=KIND, config=config, tensors=tensors, parents=parents, history=history, summary=summary, force=force
+    )
+
+
+def builtin_path() -> Path:
+    """The file of the tokenizer inside the package."""
+    return Path(str(files("vqtool"))) / "builtin" / "tokenizer.safetensors"
+
+
+def find_tokenizer(name: str) -> Path:
+    """The file that a name stands for: "builtin" or a path."""
+    return builtin_path() if name == BUILTIN else Path(name)
+
+
+def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | None = None) -> Tokenizer:
+    """Load a tokenizer, in eval mode on the CPU.
+
+    Args:
+        path_or_name: a file, or "builtin" for the one inside the package.
+        fingerprint: what it has to have; None takes any.
+
+    Raises:
+        FormatError: not a tokenizer, or damaged.
+        MismatchError: another fingerprint.
+    """
+    name = str(path_or_name)
+    header, tensors = artifacts.load(find_tokenizer(name), KIND)
+    if fingerprint is not None and header.fingerprint != fingerprint:
+        raise MismatchError(
+            f"{name}: tokenizer {header.fingerprint} is not the tokenizer {fingerprint} that this input was made with: "
+            f"name the right file with --tokenizer, or encode the images again with `vqtool encode -t {name}`"
+        )
+    config: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in header.config.items()
+    }
+    network = config.pop("network", None)
+    if network != "vqvae":
+        raise FormatError(f"{name}: network {network!r} is not known to this version of vqtool")
+    try:
+        tokenizer = Tokenizer(VqVaeConfig(**config))
+        tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (TypeError, RuntimeError) as error:
+        raise FormatError(f"{name}: its tensors do not fit its config: {error}") from error
+    tokenizer.fingerprint, tokenizer.location = header.fingerprint, name
+    return tokenizer.eval()

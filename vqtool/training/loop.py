@@ -1,0 +1,331 @@
+"""The training loop: accelerate, EMA weights, warm-up + cosine, clipping, JSON-lines log, exact resume.
+
+Nothing in a run depends on hidden state. Which items step n sees and which noise it draws follow from (seed, n); the
+state file holds weights, EMA weights, codebook statistics and optimiser moments, and a step number. A run that is
+killed and resumed therefore has the losses of one that was not.
+"""
+
+import copy
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vqtool import artifacts, distributed, rng
+from vqtool.errors import MismatchError, VqtoolError
+
+STATE_KIND = "training-state"
+
+Indices = NDArray[np.int64]
+Objective = Callable[[nn.Module, Indices, Indices, int], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run goes."""
+
+    num_steps: int
+    batch_size: int  # items a step over all processes
+    learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
+    warmup_steps: int = 100
+    weight_decay: float = 0.01  # on matrices and kernels, not on biases and gains
+    betas: tuple[float, float] = (0.9, 0.96)
+    ema_decay: float = 0.999  # of the weights, a step; rises to this over the first steps
+    clip_norm: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    save_seconds: float = 120.0  # how often the state is written
+    sheet_steps: int = 0  # how often a sheet is drawn; 0 is never
+    log_steps: int = 1  # how often a line is logged
+    mixed_precision: str = "no"  # "bf16" on GPUs
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """What a run leaves."""
+
+    model: nn.Module  # EMA weights, on the CPU, in eval mode
+    summary: dict[str, Any]  # steps, seconds, last losses
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at `config.num_steps`."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
+
+
+def step_items(step: int, num_items: int, batch_size: int, seed: int) -> tuple[Indices, Indices]:
+    """The items of a step and their numbers in the run: (B,) int64 each.
+
+    The run walks through a new permutation of the items each epoch; batches may straddle two epochs.
+    """
+    samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    epochs = samples // num_items
+    orders = {epoch: _order(seed, int(epoch), num_items) for epoch in np.unique(epochs)}
+    indices = [orders[epoch][sample % num_items] for epoch, sample in zip(epochs, samples, strict=True)]
+    return np.array(indices, dtype=np.int64), samples
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_items: int) -> Indices:
+    return rng.permutation(seed, epoch, num_items)
+
+
+def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+
+
+@torch.no_grad()
+def _update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    decay = min(decay, (1 + step) / (10 + step))
+    averages: list[Tensor] = list(ema.parameters())
+    weights: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(averages, weights, 1 - decay)
+    for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
+        average.copy_(buffer)
+
+
+class _Run:
+    """Model, EMA and optimiser of a run, and their way to and from the state file."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.bare = model.to(self.accelerator.device)
+        self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
+        self.bare.train()
+        self.optimizer = _optimizer(self.bare, config)
+        self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
+        self.step = 0
+        self.seconds = 0.0
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write everything that the next step depends on (main process only)."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        summary = {"step": self.step, "seconds": self.seconds}
+        artifacts.save(path, kind=STATE_KIND, config=identity, tensors=tensors, summary=summary, force=True)
+
+    def load(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Take up a run where its state file left it.
+
+        Raises:
+            MismatchError: the state is of a run on other data or with other settings.
+        """
+        if not path.exists():
+            raise VqtoolError(f"{path}: nothing to resume from: the file does not exist; start without --resume")
+        header, tensors = artifacts.load(path, STATE_KIND)
+        wanted = json.loads(json.dumps(identity))
+        for name in sorted({*wanted, *header.config}):
+            if wanted.get(name) != header.config.get(name):
+                raise MismatchError(
+                    f"{path}: was trained with {name} = {header.config.get(name)}, now {name} = {wanted.get(name)}: "
+                    "resume with the settings and data of the start, or start anew without --resume"
+                )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.bare.load_state_dict(part("model."))
+        self.ema.load_state_dict(part("ema."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step, self.seconds = int(header.summary["step"]), float(header.summary["seconds"])
+
+    def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
+        """One step of the optimiser; the loss and metrics of the batch, averaged over the processes."""
+        config = self.config
+        indices, samples = step_items(self.step, num_items, config.batch_size, config.seed)
+        own = distributed.own_range(config.batch_size)
+        for group in self.prepared.param_groups:
+            group["lr"] = learning_rate(self.step, config)
+        with self.accelerator.autocast():
+            loss, metrics = objective(
+                self.model, indices[own.start : own.stop], samples[own.start : own.stop], self.step
+            )
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        _update_ema(self.ema, self.bare, self.step, config.ema_decay)
+        self.step += 1
+        shared = {"loss": loss.detach(), **metrics}
+        if distributed.world_size() > 1:
+            shared = {name: self.accelerator.reduce(value.float(), "mean") for name, value in shared.items()}
+        return {**shared, "gradient_norm": norm}
+
+
+class _Log:
+    """A JSON-lines file, one line a logged step; on resume the lines after the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if step and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.file = path.open("w", encoding="utf-8") if distributed.is_main_process() else None
+        for line in kept:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        if self.file is not None:
+            self.file.write(line + "\n")
+            self.file.flush()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        self._write(json.dumps(record))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C (or a polite kill) end the run between two steps, on all processes at the same step."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupted() -> bool:
+        if distributed.world_size() == 1:
+            return bool(caught)
+        flag = [bool(caught)]
+        return bool(broadcast_object_list(flag)[0])
+
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    model: nn.Module,
+    objective: Objective,
+    *,
+    num_items: int,
+    config: LoopConfig,
+    state_path: Path,
+    log_path: Path,
+    identity: Mapping[str, Any],
+    resume: bool = False,
+    sheet: Callable[[nn.Module, int], None] | None = None,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> LoopResult:
+    """Train a model.
+
+    Args:
+        model: what is trained; its buffers are saved and resumed too.
+        objective: (model, indices (b,), samples (b,), step) -> (loss, metrics). `indices` says which items;
+            `samples` is each one's number in the whole run, the key of its noise. The model it is handed may be
+            wrapped: call it, do not reach into it.
+        num_items: how many items there are to learn from.
+        config: of the run.
+        state_path: file that the run can be resumed from.
+        log_path: JSON-lines log, a line a step.
+        identity: what must be equal for a resume to make sense: data digest, model config.
+        resume: go on from `state_path`.
+        sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps.
+        report: is told (step, metrics) after each step.
+
+    Returns:
+        The EMA model and a summary for the artifact's header.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
+    """
+    if config.batch_size % distributed.world_size():
+        raise VqtoolError(
+            f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes"
+        )
+    training = _Run(model, config)
+    identity = {**identity, **{f"loop.{name}": value for name, value in asdict(config).items() if name in _FIXED}}
+    if resume:
+        training.load(state_path, identity)
+    log = _Log(log_path, training.step)
+    values: dict[str, float] = {}
+    try:
+        with _interruptible() as interrupted:
+            saved = last = time.monotonic()
+            while training.step < config.num_steps:
+                metrics = training.take_step(objective, num_items)
+                now = time.monotonic()
+                training.seconds, last = training.seconds + now - last, now
+                if training.step % config.log_steps == 0 or training.step == config.num_steps:
+                    values = {name: float(value) for name, value in metrics.items()}
+                    _check_finite(values["loss"], training.step, state_path)
+                    log.write({"step": training.step, **values, "seconds": round(training.seconds, 3)})
+                    if report is not None:
+                        report(training.step, values)
+                if sheet is not None and config.sheet_steps and training.step % config.sheet_steps == 0:
+                    sheet(training.ema, training.step)
+                stop = interrupted()
+                if stop or now - saved > config.save_seconds:
+                    training.save(state_path, identity)
+                    saved = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {training.step} of {config.num_steps}; the state is in {state_path}: "
+                        "the same command with --resume goes on from there"
+                    )
+            training.save(state_path, identity)
+    finally:
+        log.close()
+    summary = {"steps": training.step, "seconds": round(training.seconds, 1), **values}
+    return LoopResult(training.ema.cpu().eval(), summary)
+
+
+# Fields of LoopConfig that change the numbers of a run; the others may differ on resume.
+_FIXED = (
+    "num_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "betas", "ema_decay", "clip_norm",
+    "seed", "mixed_precision",
+)  # fmt: skip
+
+
+def _check_finite(loss: float, step: int, state_path: Path) -> None:
+    if not math.isfinite(loss):
+        raise VqtoolError(
+            f"the loss became {loss} at step {step}: use a smaller --learning-rate; the last good state is {state_path}"
+        )
+
+
+def measure_step_seconds(model: nn.Module, objective: Objective, *, num_items: int, config: LoopConfig) -> float:
+    """Seconds that one step takes here: the median of a few steps on a copy of the model, after a warm-up."""
+    trial = _Run(copy.deepcopy(model), config)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        float(trial.take_step(objective, num_items)["loss"])
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[2:]))
