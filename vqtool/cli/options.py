@@ -1,9 +1,12 @@
 """Flags that several commands share: the same name, the same meaning, the same help everywhere."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vqtool.errors import VqtoolError
 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input instead of skipping it.")]
@@ -21,3 +24,15 @@ Images = Annotated[
     list[Path],
     typer.Argument(help="Folders, image files, tar shards or HDF5 files of images.", show_default=False),
 ]
+
+
+def one_of(flag: str, value: str, known: Iterable[str]) -> str:
+    """`value` if it is known.
+
+    Raises:
+        VqtoolError: it is not; lists what is.
+    """
+    names = list(known)
+    if value not in names:
+        raise VqtoolError(f"{flag} {value}: unknown; known are {', '.join(names)}")
+    return value
