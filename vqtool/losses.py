@@ -1,0 +1,107 @@
+"""Training losses and likelihood terms of a prior, per cell, in nats.
+
+The bound on -log p(x_0) is the sum of ``variational_bound`` over t = 1..T plus ``stationary_term``. It is made of the
+three numbers a cell of ``vqtool.posterior``: O(K) memory and time a cell, O(1) where a kernel never replaces a token.
+Numbers of a cell are float64; only the sums over the codebook run in the type of log_x0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqtool.kernels import Kernel
+from vqtool.posterior import Cells, average_cells, known_cells, log_add, replaces
+
+# Keeps float32 finite. A larger ratio means a floor below 1e-30, a rounding error of a schedule, with as little weight.
+LARGEST_LOG_RATIO = 69.0
+
+
+def variational_bound(
+    log_x0: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, rule: str = "mixture"
+) -> Tensor:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at t = 1 it is the decoder's -log p(x_0 | x_1).
+
+    Args:
+        log_x0: (B, H, W, K) log-probabilities of the denoiser, nats.
+        x_0: (B, H, W) int64 tokens.
+        x_t: (B, H, W) int64 tokens or mask_id, drawn from q(x_t | x_0).
+        t: (B,) int64 in [1, T].
+        kernel: the forward process that made x_t.
+        rule: the average that makes p from log_x0: "mixture" or "plug-in".
+
+    Returns:
+        (B, H, W) nats, of log_x0's type; +inf where p gives x_0 no chance.
+
+    Raises:
+        ValueError: a step or token is out of range, or the rule is unknown.
+
+    Source: Gu et al. 2022 (arXiv:2111.14822), equation 9; Hu et al. 2022 (arXiv:2112.01799) for "plug-in".
+    """
+    q = known_cells(x_0, x_t, t, t - 1, kernel)
+    p = average_cells(log_x0, x_t, t, t - 1, kernel, rule)
+    elsewhere = x_0 != x_t
+    log_p0 = log_x0.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).double()
+    at_x_t = _divergence(q.log_stay, p.log_stay)
+    at_x_0 = _divergence(log_add(q.log_scale, q.log_floor), log_add(p.log_scale + log_p0, p.log_floor))
+    bound = at_x_t + torch.where(elsewhere, at_x_0, 0.0)
+    if replaces(kernel):
+        bound = bound + _elsewhere(log_x0, log_p0, x_0, x_t, q, p)
+    return bound.to(log_x0.dtype)
+
+
+def auxiliary(log_x0: Tensor, x_0: Tensor) -> Tensor:
+    """Cross-entropy -log p(x_0 | x_t) of the denoiser: (B, H, W, K) and (B, H, W) to (B, H, W) nats.
+
+    Source: Austin et al. 2021 (arXiv:2107.03006), equation 5.
+    """
+    return -log_x0.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
+
+
+def stationary_term(x_0: Tensor, kernel: Kernel) -> Tensor:
+    """KL(q(x_T | x_0) || stationary law): what x_T still tells about x_0. No denoiser can change it.
+
+    Args:
+        x_0: (B, H, W) int64 tokens.
+        kernel: the forward process; its stationary law has gamma_bar_T at the mask and is even over the tokens.
+
+    Returns:
+        (B, H, W) float64 nats, the same for every token.
+    """
+    alpha, beta, gamma = (table[-1] for table in (kernel.alpha_bar, kernel.beta_bar, kernel.gamma_bar))
+    even = (1.0 - gamma) / kernel.codebook_size
+    term = torch.special.xlogy(alpha + beta, (alpha + beta) / even)
+    term = term + (kernel.codebook_size - 1) * torch.special.xlogy(beta, beta / even)
+    term = torch.where(even > 0, term, 0.0)
+    return term.to(x_0.device).expand(x_0.shape)
+
+
+def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """q log(q / p), and 0 where q is 0, in the gradient too."""
+    some = log_q > -torch.inf
+    return log_q.exp() * (log_q.where(some, 0.0) - log_p.where(some, 0.0))
+
+
+def _elsewhere(log_x0: Tensor, log_p0: Tensor, x_0: Tensor, x_t: Tensor, q: Cells, p: Cells) -> Tensor:
+    """The share of the tokens that are neither x_t nor x_0: q is its floor at each, p is scale * p(x_0 = j) + floor.
+
+    Summed as log(1 + scale / floor * p(x_0 = j)): terms of one sign that are small where the denoiser's
+    probability is, so nothing cancels in float32.
+    """
+    num_tokens = log_x0.shape[-1]
+    some = q.log_floor > -torch.inf  # q has a floor only where p has one
+    log_floor = p.log_floor.where(some, 0.0)
+    log_ratio = (p.log_scale - log_floor).where(some, -torch.inf)
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()  # (B, H, W)
+    log_seen = log_x0.gather(-1, x_t.clamp(max=num_tokens - 1).unsqueeze(-1)).squeeze(-1).double()
+    seen, other = x_t < num_tokens, x_0 != x_t
+    above = _log1p_sum(log_x0, ratio.to(log_x0.dtype)).double()
+    above = above - torch.where(seen, torch.log1p(ratio * log_seen.exp()), 0.0)
+    above = above - torch.where(other, torch.log1p(ratio * log_p0.exp()), 0.0)
+    count = num_tokens - seen.long() - other.long()
+    return q.log_floor.exp() * (count * (q.log_floor.where(some, 0.0) - log_floor) - above)
+
+
+def _log1p_sum(log_x0: Tensor, ratio: Tensor) -> Tensor:
+    """Sum over the tokens of log(1 + ratio * p(x_0 = j)): (B, H, W, K) and (B, H, W) to (B, H, W)."""
+    return torch.log1p(log_x0.exp() * ratio.unsqueeze(-1)).sum(-1)
