@@ -1,8 +1,8 @@
 """Token grids in memory: what describes them all, a batch of them, and the digest of their content."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class GridHeader:
         """The smallest unsigned type that holds K."""
         return np.min_scalar_type(self.codebook_size)
 
+    def with_step(self, record: dict[str, Any]) -> "GridHeader":
+        """The same header with one more record at the end of its history."""
+        return replace(self, history=(*self.history, record))
+
     def check_same(self, other: "GridHeader", name: str, other_name: str) -> None:
         """Raise unless grids under both headers can be decoded by one tokenizer and stand in one file.
 
@@ -55,6 +59,14 @@ class GridHeader:
                     f"{other_name} has {what} {theirs}, but {name} has {what} {mine}: grids in one file or stream "
                     "share one tokenizer and one size; encode again, or use them one by one"
                 )
+
+
+def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:
+    """The records of several histories in order, each once."""
+    records: list[dict[str, Any]] = []
+    for header in headers:
+        records += [record for record in header.history if record not in records]
+    return records
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridHeader, join_batches
+from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridDigest, GridHeader, join_batches
 from vqtool._hdf5_output import LIBVER, HDF5Output, create_hdf5, uninterrupted
 from vqtool.errors import FormatError, VqtoolError
 
@@ -157,8 +157,8 @@ class GridFileReader:
             self.last = bool(file.attrs["last"])
             self.total = int(file.attrs["total"])
             self.digest = self._text("digest")
-            self._texts = [text for text in TEXTS if text in file]
-            for text in self._texts:
+            self.columns = [text for text in TEXTS if text in file]
+            for text in self.columns:
                 if file[text].shape != (self.num_grids,):
                     raise FormatError(f"{name}: damaged: {text} has shape {file[text].shape}, not ({self.num_grids},)")
 
@@ -198,7 +198,7 @@ class GridFileReader:
         """
         with _reading(self._name):
             tokens = self._file["tokens"][start:stop]
-            texts = {name: [text.decode() for text in self._file[name][start:stop]] for name in self._texts}
+            texts = {name: [text.decode() for text in self._file[name][start:stop]] for name in self.columns}
         size = self.header.codebook_size
         bad = np.argwhere((tokens < 0) | (tokens >= size))
         if len(bad):
@@ -207,3 +207,34 @@ class GridFileReader:
             raise FormatError(f"{self._name}: token {tokens[row, y, x]} {where} is not in [0, {size})")
         ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
         return GridBatch(tokens.astype(self.header.dtype, copy=False), ids, texts.get("label"), texts.get("caption"))
+
+
+class SequenceCheck:
+    """Where a reader stands in a sequence: what the next member has to say about itself."""
+
+    def __init__(self, header: GridHeader, name: str) -> None:
+        self._name = name
+        self._digest = GridDigest(header)
+        self.member = 0
+        self.num_grids = 0
+
+    def begin(self, member: GridFileReader) -> None:
+        """Check that this member comes next."""
+        if member.member != self.member:
+            raise FormatError(
+                f"{self._name}: member {member.member} of a stream came where member {self.member} was expected: "
+                "the producer stopped early, or a part was lost"
+            )
+
+    def update(self, batch: GridBatch) -> None:
+        """Take in the next grids."""
+        self.num_grids += len(batch)
+        self._digest.update(batch)
+
+    def end(self, member: GridFileReader) -> None:
+        """Check that what came so far is what was written."""
+        self.member += 1
+        if member.total != self.num_grids:
+            raise FormatError(f"{self._name}: damaged: it says {member.total} grids, but {self.num_grids} are there")
+        if member.digest != self._digest.value():
+            raise FormatError(f"{self._name}: damaged: its content does not match its digest")

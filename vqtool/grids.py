@@ -5,207 +5,32 @@ it is the last, with the total. An ordinary file is a sequence of one member, so
 docs/formats.md has the whole description.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 
-from vqtool._grid_batches import GridBatch, GridDigest, GridHeader, clean_text, join_batches
-from vqtool._grid_files import GridFileReader, GrowingFile, create_grid_file, member_image
-from vqtool.artifacts import atomic_path, refuse_existing
+from vqtool._grid_batches import GridBatch, GridHeader, join_batches, merge_histories
+from vqtool._grid_files import GridFileReader, SequenceCheck
+from vqtool._grid_writer import MEMBER_GRIDS, GridWriter, check_output
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.streams import (
-    BLOCK_BYTES,
-    STANDARD_OUTPUT,
-    is_one_file,
-    is_stream,
-    open_hdf5,
-    open_input,
-    open_output,
-    read_members,
-    refuse_terminal,
-    takes_one_file,
-)
+from vqtool.streams import is_one_file, open_hdf5, open_input, read_members
 
-MEMBER_GRIDS = 1024  # a larger batch leaves as several members
 __all__ = [
     "GridBatch",
     "GridHeader",
     "GridReader",
     "GridWriter",
+    "JoinedGrids",
     "check_output",
+    "concatenate",
     "join_batches",
     "open_grids",
     "read_grids",
 ]
-
-
-class GridWriter:
-    """Writes token grids to a file, or to standard output as a file or a stream.
-
-    A path gets one HDF5 file, written under a temporary name and renamed when the block ends well. Standard output gets
-    the same if it is a fresh regular file, and otherwise (a pipe, a device, appending) one member a batch, sent at
-    once, and a last one that carries the total. A failed block leaves no file, and no last member.
-
-    Args:
-        output: a path, or "-" for standard output.
-        header: what the grids have in common.
-        force: overwrite an existing file.
-
-    Raises:
-        VqtoolError: the output exists and `force` is off, cannot be written, or is a terminal.
-    """
-
-    def __init__(self, output: Path | str, header: GridHeader, *, force: bool = False) -> None:
-        self.header = header
-        self.num_grids = 0
-        self._output = output
-        self._force = force
-        self._digest = GridDigest(header)
-        self._members = 0
-        self._stack = ExitStack()
-        self._pipe: BinaryIO | None = None
-        self._file: GrowingFile | None = None
-        check_output(output, force=force)
-
-    def __enter__(self) -> "GridWriter":
-        with _explained(self._output), ExitStack() as stack:
-            if is_stream(self._output):
-                pipe = stack.enter_context(open_output(self._output))
-                if takes_one_file(pipe):
-                    self._file = stack.enter_context(_spooled_file(pipe, self.header))
-                else:
-                    self._pipe = pipe
-            else:
-                path = stack.enter_context(atomic_path(self._output, force=self._force))
-                self._file = stack.enter_context(create_grid_file(path, self.header))
-            self._stack = stack.pop_all()
-        return self
-
-    def write(self, batch: GridBatch) -> None:
-        """Write the next grids.
-
-        Args:
-            batch: B >= 0 grids; tokens of any integer type.
-
-        Raises:
-            ValueError: shapes, lengths or tokens do not fit the header.
-        """
-        batch = self._checked(batch)
-        for start in range(0, len(batch), MEMBER_GRIDS):
-            part = batch[start : start + MEMBER_GRIDS]
-            self._digest.update(part)
-            self.num_grids += len(part)
-            with _explained(self._output):
-                if self._file is not None:
-                    self._file.append(part)
-                else:
-                    self._send(part, last=False)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._stack.__exit__(kind, error, traceback)
-            return
-        with _explained(self._output), self._stack:
-            if self._file is not None:
-                self._file.finish(**self._place(last=True))
-            else:
-                self._send(join_batches(self.header, []), last=True)
-
-    def _checked(self, batch: GridBatch) -> GridBatch:
-        size, tokens = self.header.codebook_size, batch.tokens
-        if tokens.shape[1:] != self.header.grid_size or tokens.dtype.kind not in "iu":
-            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {self.header.grid_size})")
-        for name, column in batch.texts.items():
-            if column is not None and len(column) != len(tokens):
-                raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
-            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
-        texts = [None if column is None else [clean_text(text) for text in column] for column in batch.texts.values()]
-        return GridBatch(tokens.astype(self.header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
-
-    def _place(self, *, last: bool) -> dict[str, Any]:
-        return {"member": self._members, "last": last, "total": self.num_grids, "digest": self._digest.value()}
-
-    def _send(self, batch: GridBatch, *, last: bool) -> None:
-        if self._pipe is None:
-            raise ValueError("a GridWriter is used inside its with block only")
-        self._pipe.write(member_image(self.header, batch, **self._place(last=last)))
-        self._pipe.flush()
-        self._members += 1
-
-
-def check_output(output: Path | str, *, force: bool) -> None:
-    """Raise if token grids cannot go there; called early, before any work is done.
-
-    Raises:
-        VqtoolError: the output exists and `force` is off, or it is a terminal.
-    """
-    refuse_terminal(output)
-    if not is_stream(output):
-        refuse_existing(output, force=force)
-
-
-@contextmanager
-def _explained(output: Path | str) -> Iterator[None]:
-    """Say which output could not be written; a closed pipe is nobody's fault and passes."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        name = "standard output" if str(output) in STANDARD_OUTPUT else output
-        raise VqtoolError(f"{name}: cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _spooled_file(output: BinaryIO, header: GridHeader) -> Iterator[GrowingFile]:
-    """A file that is built in a temporary folder and copied to an open output when the block ends well."""
-    with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
-        path = Path(folder) / "grids.h5"
-        with create_grid_file(path, header) as file:
-            yield file
-        with path.open("rb") as built:
-            shutil.copyfileobj(built, output, BLOCK_BYTES)
-        output.flush()
-
-
-class _Sequence:
-    """Where a reader stands in a sequence: what the next member has to say about itself."""
-
-    def __init__(self, header: GridHeader, name: str) -> None:
-        self._name = name
-        self._digest = GridDigest(header)
-        self.member = 0
-        self.num_grids = 0
-
-    def begin(self, member: GridFileReader) -> None:
-        """Check that this member comes next."""
-        if member.member != self.member:
-            raise FormatError(
-                f"{self._name}: member {member.member} of a stream came where member {self.member} was expected: "
-                "the producer stopped early, or a part was lost"
-            )
-
-    def update(self, batch: GridBatch) -> None:
-        """Take in the next grids."""
-        self.num_grids += len(batch)
-        self._digest.update(batch)
-
-    def end(self, member: GridFileReader) -> None:
-        """Check that what came so far is what was written."""
-        self.member += 1
-        if member.total != self.num_grids:
-            raise FormatError(f"{self._name}: damaged: it says {member.total} grids, but {self.num_grids} are there")
-        if member.digest != self._digest.value():
-            raise FormatError(f"{self._name}: damaged: its content does not match its digest")
 
 
 class GridReader:
@@ -220,6 +45,7 @@ class GridReader:
         self.name = name
         self.ordinary = ordinary  # one whole HDF5 file on disk
         self._files = files
+        self._begun = False
         self._first = self._next_member()
         if self._first is None:
             raise FormatError(f"{name}: empty: token grids were expected, but not a single byte came")
@@ -236,8 +62,18 @@ class GridReader:
         """What the header of an ordinary file says about its content; None for a stream."""
         return self._first.digest if self.ordinary and self._first else None
 
+    @property
+    def columns(self) -> list[str]:
+        """Which of id, label and caption are known; of a stream, as its first member tells."""
+        return list(self._first.columns) if self._first else []
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The records of all sequences met so far, each once."""
+        return merge_histories(self.headers)
+
     def batches(self, batch_size: int = 256) -> Iterator[GridBatch]:
-        """The grids in order; to be called once.
+        """The grids in order. A stream can be read once, an ordinary file again and again.
 
         Args:
             batch_size: at most so many at once; the members of a stream are split, never joined, so nothing waits.
@@ -246,8 +82,11 @@ class GridReader:
             FormatError: damaged, or the stream ends early; raised after all that arrived has been yielded.
             MismatchError: a later sequence comes from another tokenizer, or has another grid size.
         """
+        if self._begun and not self.ordinary:
+            raise ValueError(f"{self.name}: the grids of a stream can be read only once")
+        self._begun = True
         arrived = 0
-        sequence = _Sequence(self.header, self.name)
+        sequence = SequenceCheck(self.header, self.name)
         member = self._first
         try:
             while member is not None:
@@ -260,7 +99,7 @@ class GridReader:
                     arrived += len(batch)
                 sequence.end(member)
                 if member.last:
-                    sequence = _Sequence(self.header, self.name)
+                    sequence = SequenceCheck(self.header, self.name)
                 member = self._next_member()
                 if member is not None and sequence.member == 0:
                     self.headers.append(member.header)
@@ -268,6 +107,16 @@ class GridReader:
             raise FormatError(f"{error}; {arrived} grids arrived before that") from error
         if sequence.member:
             raise FormatError(f"{self.name}: the producer stopped early: {arrived} grids arrived")
+
+    def first(self, num: int) -> Iterator[GridBatch]:
+        """The first grids in order, as many as there are but `num` at most; nothing more is read."""
+        if num == 0:
+            return
+        for batch in self.batches():
+            yield batch[:num]
+            num -= len(batch)
+            if num <= 0:
+                return
 
     def _next_member(self) -> GridFileReader | None:
         file = next(self._files, None)
@@ -298,3 +147,58 @@ def read_grids(source: Path | str) -> tuple[GridHeader, GridBatch]:
     """All grids of a file or stream at once, with the header of its first sequence."""
     with open_grids(source) as reader:
         return reader.header, join_batches(reader.header, list(reader.batches(MEMBER_GRIDS)))
+
+
+class JoinedGrids:
+    """The grids of several sources, one after the other; made by `concatenate`.
+
+    Attributes:
+        header: of the first source, with the history of all.
+        digests: source -> digest, of those that are ordinary files.
+    """
+
+    def __init__(self, sources: Sequence[str], streams: dict[str, GridReader]) -> None:
+        self._sources = sources
+        self._streams = streams
+        self.digests: dict[str, str] = {}
+        headers = []
+        for source in sources:
+            with self._reader(source) as reader:
+                headers.append(reader.header)
+                headers[0].check_same(reader.header, sources[0], source)
+                if reader.digest is not None:
+                    self.digests[source] = reader.digest
+        self.header = replace(headers[0], history=tuple(merge_histories(headers)))
+
+    def batches(self, batch_size: int = 256) -> Iterator[GridBatch]:
+        """The grids in order, at most `batch_size` at once; raises what `GridReader.batches` does."""
+        for source in self._sources:
+            with self._reader(source) as reader:
+                yield from reader.batches(batch_size)
+
+    @contextmanager
+    def _reader(self, source: str) -> Iterator[GridReader]:
+        if source in self._streams:
+            yield self._streams[source]
+        else:
+            with open_grids(source) as reader:
+                yield reader
+
+
+@contextmanager
+def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
+    """Open several sources of token grids as one; their headers are compared before anything is read.
+
+    Files on disk are open one at a time, pipes all along.
+
+    Raises:
+        MismatchError: they come from different tokenizers, or their grids differ in size.
+        VqtoolError: a pipe is named twice, or a source cannot be read.
+    """
+    pipes = [source for source in sources if source == "-" or not Path(source).is_file()]
+    for source in pipes:
+        if pipes.count(source) > 1:
+            raise VqtoolError(f"{source}: named twice, but a pipe can be read only once")
+    with ExitStack() as stack:
+        streams = {source: stack.enter_context(open_grids(source)) for source in pipes}
+        yield JoinedGrids(sources, streams)

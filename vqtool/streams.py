@@ -234,13 +234,18 @@ def takes_one_file(output: BinaryIO) -> bool:
     return not appends and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
 
 
+def is_file(stream: BinaryIO) -> bool:
+    """Whether an input is a file on disk that was opened by name, so that it can be opened again."""
+    return stream is not sys.stdin.buffer and stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+
+
 def is_one_file(stream: BinaryIO, name: str) -> bool:
     """Whether an input at its beginning is a file on disk that is one HDF5 file from first byte to last.
 
     Raises:
         FormatError: it is not an HDF5 file, or is cut short.
     """
-    if stream is sys.stdin.buffer or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+    if not is_file(stream):
         return False
     size = os.fstat(stream.fileno()).st_size
     start = stream.read(SUPERBLOCK_BYTES)

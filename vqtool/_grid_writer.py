@@ -1,0 +1,153 @@
+"""Writing token grids: to a file, or to standard output as a file or a stream."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from vqtool._grid_batches import GridBatch, GridDigest, GridHeader, clean_text, join_batches
+from vqtool._grid_files import GrowingFile, create_grid_file, member_image
+from vqtool.artifacts import atomic_path, refuse_existing
+from vqtool.errors import VqtoolError
+from vqtool.streams import BLOCK_BYTES, STANDARD_OUTPUT, is_stream, open_output, refuse_terminal, takes_one_file
+
+MEMBER_GRIDS = 1024  # a larger batch leaves as several members
+
+
+class GridWriter:
+    """Writes token grids to a file, or to standard output as a file or a stream.
+
+    A path gets one HDF5 file, written under a temporary name and renamed when the block ends well. Standard output gets
+    the same if it is a fresh regular file, and otherwise (a pipe, a device, appending) one member a batch, sent at
+    once, and a last one that carries the total. A failed block leaves no file, and no last member.
+
+    Args:
+        output: a path, or "-" for standard output.
+        header: what the grids have in common.
+        force: overwrite an existing file.
+
+    Raises:
+        VqtoolError: the output exists and `force` is off, cannot be written, or is a terminal.
+    """
+
+    def __init__(self, output: Path | str, header: GridHeader, *, force: bool = False) -> None:
+        self.header = header
+        self.name = _name(output)
+        self.num_grids = 0
+        self._output = output
+        self._force = force
+        self._digest = GridDigest(header)
+        self._members = 0
+        self._stack = ExitStack()
+        self._pipe: BinaryIO | None = None
+        self._file: GrowingFile | None = None
+        check_output(output, force=force)
+
+    def __enter__(self) -> "GridWriter":
+        with _explained(self._output), ExitStack() as stack:
+            if is_stream(self._output):
+                pipe = stack.enter_context(open_output(self._output))
+                if takes_one_file(pipe):
+                    self._file = stack.enter_context(_spooled_file(pipe, self.header))
+                else:
+                    self._pipe = pipe
+            else:
+                path = stack.enter_context(atomic_path(self._output, force=self._force))
+                self._file = stack.enter_context(create_grid_file(path, self.header))
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, batch: GridBatch) -> None:
+        """Write the next grids.
+
+        Args:
+            batch: B >= 0 grids; tokens of any integer type.
+
+        Raises:
+            ValueError: shapes, lengths or tokens do not fit the header.
+        """
+        batch = self._checked(batch)
+        for start in range(0, len(batch), MEMBER_GRIDS):
+            part = batch[start : start + MEMBER_GRIDS]
+            self._digest.update(part)
+            self.num_grids += len(part)
+            with _explained(self._output):
+                if self._file is not None:
+                    self._file.append(part)
+                else:
+                    self._send(part, last=False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, traceback)
+            return
+        with _explained(self._output), self._stack:
+            if self._file is not None:
+                self._file.finish(**self._place(last=True))
+            else:
+                self._send(join_batches(self.header, []), last=True)
+
+    def _checked(self, batch: GridBatch) -> GridBatch:
+        size, tokens = self.header.codebook_size, batch.tokens
+        if tokens.shape[1:] != self.header.grid_size or tokens.dtype.kind not in "iu":
+            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {self.header.grid_size})")
+        for name, column in batch.texts.items():
+            if column is not None and len(column) != len(tokens):
+                raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
+            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
+        texts = [None if column is None else [clean_text(text) for text in column] for column in batch.texts.values()]
+        return GridBatch(tokens.astype(self.header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
+
+    def _place(self, *, last: bool) -> dict[str, Any]:
+        return {"member": self._members, "last": last, "total": self.num_grids, "digest": self._digest.value()}
+
+    def _send(self, batch: GridBatch, *, last: bool) -> None:
+        if self._pipe is None:
+            raise ValueError("a GridWriter is used inside its with block only")
+        self._pipe.write(member_image(self.header, batch, **self._place(last=last)))
+        self._pipe.flush()
+        self._members += 1
+
+
+def check_output(output: Path | str, *, force: bool) -> None:
+    """Raise if token grids cannot go there; called early, before any work is done.
+
+    Raises:
+        VqtoolError: the output exists and `force` is off, or it is a terminal.
+    """
+    refuse_terminal(output)
+    if not is_stream(output):
+        refuse_existing(output, force=force)
+
+
+def _name(output: Path | str) -> str:
+    return "standard output" if str(output) in STANDARD_OUTPUT else str(output)
+
+
+@contextmanager
+def _explained(output: Path | str) -> Iterator[None]:
+    """Say which output could not be written; a closed pipe is nobody's fault and passes."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise VqtoolError(f"{_name(output)}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _spooled_file(output: BinaryIO, header: GridHeader) -> Iterator[GrowingFile]:
+    """A file that is built in a temporary folder and copied to an open output when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
+        path = Path(folder) / "grids.h5"
+        with create_grid_file(path, header) as file:
+            yield file
+        with path.open("rb") as built:
+            shutil.copyfileobj(built, output, BLOCK_BYTES)
+        output.flush()

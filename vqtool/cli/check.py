@@ -1,0 +1,47 @@
+"""`vqtool check`: whether files are whole."""
+
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.main import EXIT_ERROR, command
+from vqtool.cli.options import JsonOutput
+
+
+@command
+def check(
+    files: Annotated[list[str], typer.Argument(help="Token grids or artifacts; - is token grids on stdin.")],
+    json: JsonOutput = False,
+) -> None:
+    """Check files for truncation, damage and tokens out of range.
+
+    Reads every file whole: digests of token grids, fingerprints of artifacts. Exits with 1 if any is bad.
+
+    Examples:
+
+        vqtool check tok.h5 tokenizer.safetensors prior.safetensors
+
+        vqtool check --json tok.h5
+    """
+    from json import dumps
+
+    results = []
+    for file in files:
+        results.append({"file": file, **_result(file)})
+        if not json:
+            why = results[-1].get("why")
+            print(f"bad {file}: {why}" if why else f"ok {file}", flush=True)
+    if json:
+        print(dumps(results, indent=2))
+    if not all(result["ok"] for result in results):
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _result(file: str) -> dict[str, object]:
+    from vqtool.errors import VqtoolError
+    from vqtool.inspection import verify
+
+    try:
+        return {"ok": True, **verify(file)}
+    except (VqtoolError, OSError) as error:
+        return {"ok": False, "why": " ".join(str(error).removeprefix(f"{file}: ").split())}

@@ -1,0 +1,80 @@
+"""`vqtool info`: what a file is and where it came from."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from vqtool.cli.main import command
+from vqtool.cli.options import JsonOutput
+
+
+@command
+def info(
+    file: Annotated[str, typer.Argument(help="Token grids or an artifact; - is token grids on stdin.")] = "-",
+    json: JsonOutput = False,
+) -> None:
+    """Show what a file of token grids, a tokenizer or a prior is, and how it was made.
+
+    Examples:
+
+        vqtool info tok.h5
+
+        vqtool info prior.safetensors --json
+    """
+    from json import dumps
+
+    from vqtool.inspection import describe
+
+    description = {"file": file, **describe(file)}
+    if json:
+        print(dumps(description, indent=2))
+    else:
+        print("\n".join(map(_printable, _lines(description))))
+
+
+def _lines(description: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{description['file']}: {description['kind']}"
+    rows = _grid_rows(description) if "num_grids" in description else _artifact_rows(description)
+    yield from (f"  {name:<14}{value}" for name, value in rows if value)
+    if description["history"]:
+        yield "  history"
+        yield from (f"    {_record(record)}" for record in description["history"])
+
+
+def _grid_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    height, width = description["image_size"]
+    rows, columns = description["grid_size"]
+    tokenizer = description["tokenizer"]
+    yield "grids", f"{description['num_grids']} of {rows}x{columns}, {description['dtype']} in [0, K)"
+    yield "codebook", f"K = {description['codebook_size']}"
+    yield "images", f"{height}x{width} (height x width), {description['preprocessing']}"
+    yield "tokenizer", f"{tokenizer['fingerprint']} from {tokenizer['location']}"
+    yield "known", ", ".join(description["columns"])
+    yield "digest", description["digest"] or f"none: a stream of {description['num_sequences']} sequence(s)"
+
+
+def _artifact_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "fingerprint", description["fingerprint"]
+    yield "parameters", f"{description['num_parameters']:,} in {description['num_tensors']} tensors"
+    yield "size", f"{description['bytes'] / 1e6:.2f} MB"
+    for name in ("config", "parents", "summary"):
+        yield name, ", ".join(f"{key} {_short(value)}" for key, value in description[name].items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    seed = f", seed {record['seed']}" if "seed" in record else ""
+    made = f"{record.get('time', 'at an unknown time')}, vqtool {record.get('version', '?')}{seed}"
+    return f"{record.get('step', '?')} ({made}): {record.get('command', '?')}"
+
+
+def _printable(line: str) -> str:
+    """Text from a file must not steer the terminal."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
