@@ -4,23 +4,20 @@ A metric of features is one file with a function
 
     def measure(reference: (N, D), generated: (M, D), *, seed: int) -> list[Score]
 
-whose name stands in FEATURE_METRICS: that is the registration, it feeds `vqtool eval`. Metrics of tokens and of pixels
-have functions of their own input. `report` has what `vqtool eval` calls: sources of images or grids in, a report out.
+whose module stands in FEATURE_METRICS (compare.py): that is the registration, it feeds `vqtool eval`. Metrics of
+tokens and of pixels have functions of their own input. What `vqtool eval` calls takes images or token grids and gives
+a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`.
 """
 
-from importlib import import_module
-
-from numpy.typing import ArrayLike
-
+from vqtool.metrics.compare import FEATURE_METRICS, compare_images, compare_pairs, measure_features
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
-from vqtool.metrics.reconstruction import mean_squared_errors, psnr
-from vqtool.metrics.score import Score, rename
-from vqtool.metrics.tokens import count_tokens, perplexity, total_variation, usage
-
-FEATURE_METRICS = ("frechet", "kernel", "prdc")
+from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
+from vqtool.metrics.report import Report
+from vqtool.metrics.score import Score
+from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
 
 __all__ = [
     "FEATURE_METRICS",
@@ -28,8 +25,11 @@ __all__ = [
     "FeatureNetwork",
     "KernelDistance",
     "NeighbourScores",
+    "Report",
     "Score",
     "Statistics",
+    "compare_images",
+    "compare_pairs",
     "count_tokens",
     "extract",
     "frechet_distance",
@@ -38,6 +38,8 @@ __all__ = [
     "kernel_distances",
     "mean_squared_errors",
     "measure_features",
+    "measure_grids",
+    "measure_reconstruction",
     "neighbour_scores",
     "perplexity",
     "psnr",
@@ -45,22 +47,3 @@ __all__ = [
     "total_variation",
     "usage",
 ]
-
-
-def measure_features(reference: ArrayLike, generated: ArrayLike, network_name: str, *, seed: int = 0) -> list[Score]:
-    """Every metric of FEATURE_METRICS, each score named after its network, e.g. "FD-EfficientNetLite0".
-
-    Args:
-        reference: (N, D) features of real images.
-        generated: (M, D) features of generated images; M = N unless there is a reason.
-        network_name: of the network that made both.
-        seed: of the subsets that some metrics draw.
-
-    Returns:
-        The scores in the order of FEATURE_METRICS.
-    """
-    return [
-        rename(score, f"{score.name}-{network_name}")
-        for name in FEATURE_METRICS
-        for score in import_module(f"vqtool.metrics.{name}").measure(reference, generated, seed=seed)
-    ]

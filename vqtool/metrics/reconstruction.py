@@ -6,10 +6,18 @@ Equation: 10 log10(255^2 / MSE) dB, MSE over the three channels and all pixels o
 Cost: one pass over the pixels.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from vqtool.errors import VqtoolError
+from vqtool.images import ImageItem, OnError, read_batches, to_float, to_uint8
+from vqtool.metrics import tokens
+from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Progress, Report, choose, silent
 from vqtool.metrics.score import Score
+from vqtool.tokenizers import Tokenizer
 
 PEAK = 255.0
 
@@ -56,3 +64,58 @@ def measure(squared_errors: ArrayLike) -> list[Score]:
         Score("PSNR", mean, better="higher", unit="dB", standard_error=error, settings=settings),
         Score("PSNR-pooled", float(psnr(errors.mean())), better="higher", unit="dB"),
     ]
+
+
+def measure_reconstruction(
+    images: Sequence[ImageItem],
+    tokenizer: Tokenizer,
+    *,
+    size: tuple[int, int],
+    max_images: int = MAX_IMAGES,
+    seed: int = 0,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """PSNR of images encoded and decoded again, with the usage and perplexity of the codebook.
+
+    Args:
+        images: best ones that the tokenizer has not been trained on.
+        tokenizer: on whichever device.
+        size: (height, width) in pixels, multiples of the tokenizer's factor.
+        max_images: at most so many, chosen by seed.
+        seed: of that choice.
+        on_error: see read_batches.
+        progress: shows how far it is.
+
+    Raises:
+        VqtoolError: no image could be read, or the size does not fit the tokenizer.
+    """
+    grid_size = tokenizer.grid_size(size)
+    chosen = [images[i] for i in choose(len(images), min(max_images, len(images)), seed)]
+    counts = np.zeros(tokenizer.codebook_size, np.int64)
+    errors = []
+    with progress("reconstruct", len(chosen)) as advance:
+        for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error):
+            grid = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
+            counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
+            errors.append(mean_squared_errors(to_uint8(tokenizer.decode(grid)), batch.images))
+            advance(len(batch.images))
+    if not errors:
+        raise VqtoolError(f"none of the {len(chosen)} images could be read")
+    about = {
+        "kind": "reconstruction",
+        "num_images": sum(map(len, errors)),
+        "num_given": {"images": len(images)},
+        "size": f"{size[0]}x{size[1]}",
+        "grid_size": f"{grid_size[0]}x{grid_size[1]}",
+        "tokenizer": tokenizer.fingerprint,
+        "codebook_size": tokenizer.codebook_size,
+        "num_tokens": int(counts.sum()),
+        "seed": seed,
+    }
+    scores = measure(np.concatenate(errors)) + tokens.measure(counts)
+    headline = (
+        f"{about['num_images']} of {len(images)} images; {about['size']} pixels, {about['grid_size']} tokens; "
+        f"tokenizer {tokenizer.location} ({tokenizer.fingerprint}), codebook of {len(counts)}"
+    )
+    return Report(headline, scores, about, tokens.few_tokens(counts))

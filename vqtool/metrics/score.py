@@ -1,6 +1,6 @@
 """One score, and what every metric of features asks of its input."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +17,6 @@ class Score:
     unit: str = ""
     standard_error: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # what the value depends on beside the data
-
-
-def rename(score: Score, name: str) -> Score:
-    """The same score under another name."""
-    return replace(score, name=name)
 
 
 def check_features(features: ArrayLike) -> NDArray[np.floating]:

@@ -1,0 +1,222 @@
+"""`vqtool eval`: score images or token grids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vqtool.cli.main import command
+from vqtool.cli.options import Device, Force, Seed, Strict
+from vqtool.errors import VqtoolError
+
+if TYPE_CHECKING:
+    from vqtool.cli.inputs import Skipped
+    from vqtool.metrics import Report
+
+DEFAULT_RECONSTRUCTION_SIZE = "64"
+
+
+@command
+def eval(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Images (folder, files, tar, HDF5), or token grids (.h5, - for stdin).")
+    ],
+    ref: Annotated[
+        list[Path] | None, typer.Option("--ref", help="What to compare with: images or token grids. May be repeated.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", "-t", help="Score this tokenizer ('builtin' or a file) on the images."),
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="PSNR of images and references of the same name; no features.")
+    ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Pixels, 64 or 48x80. Default: that of the images; with --tokenizer 64."),
+    ] = None,
+    max_images: Annotated[int, typer.Option("--max-images", min=2, help="At most so many a side.")] = 10_000,
+    seed: Seed = 0,
+    device: Device = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; - is stdout.")] = Path("-"),
+    strict: Strict = False,
+    force: Force = False,
+) -> None:
+    """Score images or token grids: a table on stderr, JSON on stdout.
+
+    Images with --ref: Fréchet distance, KID, precision, recall, density and coverage on EfficientNet-Lite0 features,
+    with equally many images on both sides. Images with --ref and --paired: PSNR of equal names.
+
+    Images with --tokenizer: PSNR, codebook usage and perplexity of the images encoded and decoded again.
+
+    Token grids: usage and perplexity; with --ref also the distance of the two token histograms.
+
+    Examples:
+
+        vqtool eval decoded/ --ref imgs/
+
+        vqtool eval decoded/ --ref imgs/ --max-images 1000 -o scores.json
+
+        vqtool eval tok.h5
+
+        vqtool eval samples.h5 --ref tok.h5
+
+        vqtool eval imgs/ --tokenizer tokenizer.safetensors --size 64
+    """
+    from vqtool.artifacts import refuse_existing
+    from vqtool.cli.inputs import Skipped
+    from vqtool.distributed import is_main_process
+
+    if str(output) != "-":
+        refuse_existing(output, force=force)
+    if not is_main_process():  # scoring is one process's work
+        return
+    skipped = Skipped(strict)
+    references = ref or []
+    if _check_kind(sources, references, tokenizer=tokenizer, paired=paired, size=size) == "grids":
+        report = _measure_grids(sources, references)
+    elif tokenizer is not None:
+        report = _measure_tokenizer(sources, tokenizer, size, max_images, seed, device, skipped)
+    else:
+        report = _compare_images(sources, references, paired, size, max_images, seed, device, skipped)
+    _show(report)
+    _write(report, sources, references, output, force=force, num_skipped=skipped.count)
+    skipped.finish()
+
+
+def _check_kind(
+    sources: Sequence[Path], ref: Sequence[Path], *, tokenizer: str | None, paired: bool, size: str | None
+) -> str:
+    """What is to be scored, "images" or "grids".
+
+    Raises:
+        VqtoolError: inputs and flags do not go together.
+    """
+    from vqtool.metrics.tokens import holds_grids
+
+    kinds = {path: "grids" if holds_grids(path) else "images" for path in [*sources, *ref]}
+    kind = kinds[sources[0]]
+    for path, other in kinds.items():
+        if other != kind:
+            names = {"grids": "token grids", "images": "images"}
+            raise VqtoolError(
+                f"{sources[0]} holds {names[kind]}, {path} {names[other]}: compare like with like; "
+                "`vqtool decode` makes images of token grids, `vqtool encode` token grids of images"
+            )
+    if kind == "grids" and (tokenizer is not None or paired or size is not None):
+        flag = "--tokenizer" if tokenizer is not None else "--paired" if paired else "--size"
+        raise VqtoolError(f"{flag} is for images, but {sources[0]} holds token grids")
+    if kind == "images" and tokenizer is not None and ref:
+        raise VqtoolError("--ref scores images, --tokenizer the tokenizer: give one of them")
+    if paired and not ref:
+        raise VqtoolError("--paired needs originals to compare with: add --ref")
+    if kind == "images" and tokenizer is None and not ref:
+        raise VqtoolError(
+            f"{sources[0]}: images alone have no score: add --ref with images to compare with, or --tokenizer"
+        )
+    return kind
+
+
+def _measure_grids(sources: Sequence[Path], ref: Sequence[Path]) -> "Report":
+    from vqtool.cli.console import progress
+    from vqtool.metrics import measure_grids
+
+    return measure_grids(sources, ref, progress=lambda text, total: progress(text, total, "grids"))
+
+
+def _measure_tokenizer(
+    sources: Sequence[Path],
+    tokenizer: str,
+    size: str | None,
+    max_images: int,
+    seed: int,
+    device: str,
+    skipped: "Skipped",
+) -> "Report":
+    from vqtool.cli.console import progress
+    from vqtool.cli.inputs import choose_device
+    from vqtool.images import find_images, parse_size
+    from vqtool.metrics import measure_reconstruction
+    from vqtool.tokenizers import load_tokenizer
+
+    network = load_tokenizer(tokenizer).to(choose_device(device))
+    return measure_reconstruction(
+        find_images(sources),
+        network,
+        size=parse_size(size or DEFAULT_RECONSTRUCTION_SIZE),
+        max_images=max_images,
+        seed=seed,
+        on_error=skipped.on_error,
+        progress=progress,
+    )
+
+
+def _compare_images(
+    sources: Sequence[Path],
+    ref: Sequence[Path],
+    paired: bool,
+    size: str | None,
+    max_images: int,
+    seed: int,
+    device: str,
+    skipped: "Skipped",
+) -> "Report":
+    from vqtool.cli.console import progress
+    from vqtool.cli.inputs import choose_device
+    from vqtool.images import find_images, parse_size
+    from vqtool.metrics import EfficientNetLite0, compare_images, compare_pairs
+
+    pixels = None if size is None else parse_size(size)
+    images, reference = find_images(sources), find_images(ref)
+    if paired:
+        return compare_pairs(images, reference, size=pixels, on_error=skipped.on_error, progress=progress)
+    return compare_images(
+        images,
+        reference,
+        EfficientNetLite0(choose_device(device)),
+        size=pixels,
+        max_images=max_images,
+        seed=seed,
+        on_error=skipped.on_error,
+        progress=progress,
+    )
+
+
+def _show(report: "Report") -> None:
+    """The table, and what to know about it, on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vqtool.cli.console import say, warn
+
+    say(report.headline)
+    table = Table("score", "value", "± error", "better")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for score in report.scores:
+        error = "" if score.standard_error is None else f"{score.standard_error:.4g}"
+        table.add_row(score.name, f"{score.value:.5g} {score.unit}".strip(), error, score.better)
+    Console(stderr=True).print(table)
+    for text in report.warnings:
+        warn(text)
+
+
+def _write(
+    report: "Report", sources: Sequence[Path], ref: Sequence[Path], output: Path, *, force: bool, num_skipped: int
+) -> None:
+    import json
+
+    from vqtool.artifacts import atomic_path
+    from vqtool.cli.console import say
+    from vqtool.version import __version__
+
+    inputs = {"inputs": list(map(str, sources)), "reference_inputs": list(map(str, ref))}
+    record = {"vqtool": __version__, **inputs, **report.as_dict(), "num_skipped": num_skipped}
+    text = json.dumps(record, indent=2)
+    if str(output) == "-":
+        print(text, flush=True)
+        return
+    with atomic_path(output, force=force) as temporary:
+        temporary.write_text(text + "\n")
+    say(f"wrote {output}")

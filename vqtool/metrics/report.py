@@ -1,0 +1,78 @@
+"""What `vqtool eval` says: scores with all they depend on; and which images it looks at, at which size.
+
+What an input holds decides what can be measured: images against other images (compare.py), images through a tokenizer
+(reconstruction.py), token grids (tokens.py).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool import rng
+from vqtool.errors import VqtoolError
+from vqtool.images import ImageItem, read_image
+from vqtool.metrics.score import Score
+
+MAX_IMAGES = 10_000
+READ_BATCH = 32  # images
+PROBED_IMAGES = 8  # whose size is looked at
+LARGEST_SHORT_SIDE = 256  # px: the feature network sees 224
+
+# (what is done, how many) -> a context that yields advance(n); the commands hand in cli.console.progress.
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+
+
+def silent(description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress that shows nothing."""
+    return nullcontext(lambda n: None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores and what they depend on."""
+
+    headline: str  # what was measured, for people
+    scores: list[Score]
+    about: dict[str, Any]  # JSON-able: numbers of images, size, network, seed, ...
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; numbers that are not finite become None."""
+        return {
+            **self.about,
+            "scores": {score.name: _finite(score.value) for score in self.scores},
+            "standard_errors": {
+                score.name: _finite(score.standard_error) for score in self.scores if score.standard_error is not None
+            },
+            "settings": {score.name: score.settings for score in self.scores if score.settings},
+            "warnings": self.warnings,
+        }
+
+
+def common_size(items: Sequence[ImageItem]) -> tuple[int, int] | None:
+    """(height, width) that the first few images share, reduced to a short side of 256 px; None if they differ."""
+    sizes = set()
+    for item in items[:PROBED_IMAGES]:
+        try:
+            sizes.add(read_image(item, None).shape[1:])
+        except VqtoolError:
+            continue  # named when it is read for good
+    if len(sizes) != 1:
+        return None
+    height, width = sizes.pop()
+    scale = min(1.0, LARGEST_SHORT_SIDE / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def choose(total: int, num: int, seed: int) -> NDArray[np.int64]:
+    """Which num of total items are used: (num,) indices in ascending order, all of them if num == total."""
+    return np.sort(rng.generator(seed, 1, stream=rng.SELECTION).permutation(total)[:num])
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
