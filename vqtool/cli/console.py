@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from vqtool.distributed import is_main_process
@@ -19,6 +19,11 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on stderr (the main process only)."""
     say(f"warning: {message}")
+
+
+def shape(sides: Sequence[int]) -> str:
+    """Sides as people write them: (48, 80) -> "48x80"."""
+    return "x".join(map(str, sides))
 
 
 @contextmanager

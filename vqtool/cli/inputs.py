@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vqtool.grids import GridHeader
     from vqtool.images import ImageItem
+    from vqtool.tokenizers import Tokenizer
 
 
 @dataclass
@@ -77,3 +79,11 @@ def load_training_images(
     if not len(pixels):
         raise VqtoolError(f"none of the {len(items)} images could be read")
     return pixels
+
+
+def tokenizer_of(header: "GridHeader", source: Path, given: str | None) -> "Tokenizer":
+    """The tokenizer that grids were made with: the one given, or the one they name."""
+    from vqtool.tokenizers import find_named_tokenizer
+
+    near = None if str(source) == "-" else source.parent
+    return find_named_tokenizer(header.tokenizer_fingerprint, header.tokenizer_location, given=given, near=near)

@@ -92,7 +92,8 @@ def train_tokenizer(
         )
     if is_main_process():
         record = history_record("train-tokenizer", inputs=identity, seed=seed)
-        header = save_tokenizer(output, tokenizer, history=[record], summary=summary, half=half, force=True)
+        tokenizer.half_precision = half
+        header = save_tokenizer(output, tokenizer, history=[record], summary=summary, force=True)
         training.write_sheet(tokenizer, pixels, run_files.sheet)
         say(f"wrote {output}: tokenizer {header.fingerprint}; sheet {run_files.sheet}, log {run_files.log}")
     skipped.finish()

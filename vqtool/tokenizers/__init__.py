@@ -38,6 +38,8 @@ class Tokenizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
         self.fingerprint = ""  # of the artifact it was loaded from
         self.location = ""  # where that is: a path, or "builtin"
+        self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
+        self.half_precision = False  # whether its weights are stored as float16
 
     @property
     def codebook_size(self) -> int:
@@ -125,21 +127,19 @@ def save_tokenizer(
     parents: Mapping[str, str] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     summary: Mapping[str, Any] | None = None,
-    half: bool = False,
     force: bool = False,
 ) -> Header:
     """Write a tokenizer to one file.
 
     Args:
         path: of the file.
-        tokenizer: what to save.
+        tokenizer: what to save; as float16, at half the size, if `half_precision` is on.
         parents: role -> fingerprint of what it was made from.
         history: of the steps that made it.
         summary: steps, seconds, scores.
-        half: store weights as float16: half the size.
         force: overwrite.
     """
-    dtype = torch.float16 if half else torch.float32
+    dtype = torch.float16 if tokenizer.half_precision else torch.float32
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tokenizer.state_dict().items()}
     config = {"network": "vqvae", **asdict(tokenizer.config)}
     return artifacts.save(
@@ -186,5 +186,35 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
         tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (TypeError, RuntimeError) as error:
         raise FormatError(f"{name}: its tensors do not fit its config: {error}") from error
-    tokenizer.fingerprint, tokenizer.location = header.fingerprint, name
+    tokenizer.fingerprint, tokenizer.location, tokenizer.history = header.fingerprint, name, header.history
+    tokenizer.half_precision = tensors["codebook"].dtype == torch.float16
     return tokenizer.eval()
+
+
+def find_named_tokenizer(
+    fingerprint: str, location: str, *, given: str | None = None, near: Path | None = None
+) -> Tokenizer:
+    """The tokenizer that grids or a prior were made with.
+
+    Args:
+        fingerprint: it must have.
+        location: where it was when they were made: "builtin" or a path.
+        given: what the user names instead; wins.
+        near: folder of the file that names it; looked in if the path itself leads nowhere.
+
+    Raises:
+        MismatchError: what is there is another tokenizer.
+        VqtoolError: nothing is there.
+    """
+    if given is not None or location == BUILTIN:
+        return load_tokenizer(given or BUILTIN, fingerprint=fingerprint)
+    name = Path(location).name
+    places = [Path(location), *([near / location, near / name] if near else []), Path(name)]
+    there = [place for place in dict.fromkeys(places) if place.is_file()]
+    if not there:
+        raise VqtoolError(
+            f"the tokenizer {fingerprint} that this input was made with is not at {location}: "
+            "name its file with --tokenizer"
+        )
+    fitting = (place for place in there if artifacts.read_header(place).fingerprint == fingerprint)
+    return load_tokenizer(next(fitting, there[0]), fingerprint=fingerprint)

@@ -45,7 +45,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same."""
         h = self.conv1(functional.silu(self.norm1(x)))
-        return x + self.conv2(functional.silu(self.norm2(h)))
+        change: Tensor = self.conv2(functional.silu(self.norm2(h)))
+        return x + change
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,49 @@
+"""`vqtool decode`: token grids -> images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.main import command
+from vqtool.cli.options import BatchSize, Device, Force, TokenizerOption
+
+
+@command
+def decode(
+    grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("-"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of PNG files; x.png: one sheet; x.tar or - (a pipe): a tar.")
+    ] = Path("decoded"),
+    tokenizer: TokenizerOption = None,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    force: Force = False,
+) -> None:
+    """Turn token grids into images.
+
+    Names are made from the grids' ids; labels and captions go to metadata.jsonl in the same folder. Decoding starts
+    with the first batch that arrives.
+
+    Examples:
+
+        vqtool decode tok.h5 -o decoded/
+
+        vqtool sample --purity | vqtool decode -o sheet.png
+    """
+    from vqtool.cli.console import progress, say, shape, warn
+    from vqtool.cli.inputs import choose_device, tokenizer_of
+    from vqtool.coding import decode_grids
+    from vqtool.gallery import SheetGallery, open_gallery
+    from vqtool.grids import open_grids
+
+    with open_gallery(output, force=force) as gallery, open_grids(grids) as reader:
+        model = tokenizer_of(reader.header, grids, tokenizer).to(choose_device(device))
+        say(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
+        with progress("decode", reader.num_grids) as advance:
+            for images, batch in decode_grids(reader.batches(batch_size), model, batch_size=batch_size):
+                gallery.write(images, batch.ids, batch.labels, batch.captions)
+                advance(len(images))
+    if isinstance(gallery, SheetGallery) and gallery.num_dropped:
+        warn(f"{gallery.num_dropped} images did not fit on the sheet and were left out")
+    say(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")

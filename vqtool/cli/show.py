@@ -1,0 +1,59 @@
+"""`vqtool show`: a contact sheet of images or of decoded grids."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.main import command
+from vqtool.cli.options import Force, Strict, TokenizerOption
+from vqtool.errors import VqtoolError
+
+
+@command
+def show(
+    sources: Annotated[
+        list[Path], typer.Argument(help="A grid file (- is stdin), or images as for `encode`.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("sheet.png"),
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=400, help="At most so many pictures.")] = 64,
+    columns: Annotated[int | None, typer.Option("--columns", min=1, help="Pictures a row.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Pixels of a picture, for images.")] = None,
+    tokenizer: TokenizerOption = None,
+    strict: Strict = False,
+    force: Force = False,
+) -> None:
+    """Draw pictures on one sheet, with their captions, labels or ids under them.
+
+    Examples:
+
+        vqtool show tok.h5 -o sheet.png
+
+        vqtool show decoded/ -n 16 -o sheet.png
+    """
+    from vqtool.cli.console import say
+    from vqtool.cli.inputs import Skipped, tokenizer_of
+    from vqtool.coding import decode_grids, known_texts
+    from vqtool.gallery import SheetGallery
+    from vqtool.grids import open_grids
+    from vqtool.images import find_images, parse_size, read_batches
+    from vqtool.metrics.tokens import holds_grids
+
+    skipped = Skipped(strict)
+    with SheetGallery(output, columns=columns, force=force) as gallery:
+        if holds_grids(sources[0]):
+            if len(sources) > 1:
+                raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
+            with open_grids(sources[0]) as reader:
+                model = tokenizer_of(reader.header, sources[0], tokenizer)
+                first = islice(reader.batches(1), num)
+                for images, batch in decode_grids(first, model, batch_size=64):
+                    gallery.write(images, batch.ids, batch.labels, batch.captions)
+        else:
+            items = find_images(sources)[:num]
+            for found in read_batches(items, parse_size(size) if size else None, 64, on_error=skipped.on_error):
+                labels, captions = known_texts(found.items)
+                gallery.write(found.images, [item.id for item in found.items], labels, captions)
+    say(f"wrote {gallery.num_images} pictures to {output}")
+    skipped.finish()

@@ -1,0 +1,112 @@
+"""Images through a tokenizer and back, batch by batch: the work of `encode` and `decode`.
+
+Memory is flat in the number of images: one batch is in the network while the next is read from disk.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqtool.errors import VqtoolError
+from vqtool.grids import GridBatch, GridHeader
+from vqtool.images import PREPROCESSING, ImageItem, read_batches, to_float, to_uint8
+from vqtool.tokenizers import Tokenizer
+
+
+def grid_header(tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[str, Any]) -> GridHeader:
+    """The header of grids that this tokenizer makes from images of (h, w) pixels.
+
+    Raises:
+        VqtoolError: the size does not fit the tokenizer.
+    """
+    return GridHeader(
+        codebook_size=tokenizer.codebook_size,
+        grid_size=tokenizer.grid_size(image_size),
+        image_size=image_size,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_location=tokenizer.location,
+        preprocessing=PREPROCESSING,
+        history=(record,),
+    )
+
+
+def known_texts(items: Sequence[ImageItem]) -> tuple[list[str] | None, list[str] | None]:
+    """Labels and captions of images: None if none of them has one, "" for one that has not."""
+    labels, captions = [item.label for item in items], [item.caption for item in items]
+    return _filled(labels), _filled(captions)
+
+
+def _filled(texts: Sequence[str | None]) -> list[str] | None:
+    return [text or "" for text in texts] if any(text is not None for text in texts) else None
+
+
+def encode_images(
+    items: Sequence[ImageItem],
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int],
+    *,
+    batch_size: int,
+    on_error: Callable[[ImageItem, VqtoolError], None] | None = None,
+) -> Iterator[GridBatch]:
+    """Token grids of images, in their order.
+
+    Args:
+        items: from `find_images`.
+        tokenizer: on the device to use.
+        image_size: (h, w) that images are brought to.
+        batch_size: images in the network at once.
+        on_error: told of a bad image, which is left out; None raises.
+    """
+    for batch in read_batches(items, image_size, batch_size, on_error=on_error):
+        tokens = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
+        labels, captions = known_texts(batch.items)
+        yield GridBatch(tokens.cpu().numpy().astype(np.uint32), [item.id for item in batch.items], labels, captions)
+
+
+def decode_grids(
+    batches: Iterable[GridBatch], tokenizer: Tokenizer, *, batch_size: int
+) -> Iterator[tuple[NDArray[np.uint8], GridBatch]]:
+    """Images (B, 3, h, w) of token grids, with the grids they were made from, as the batches come."""
+    for batch in batches:
+        for start in range(0, len(batch), batch_size):
+            part = batch[start : start + batch_size]
+            tokens = torch.from_numpy(part.tokens.astype(np.int64)).to(tokenizer.device)
+            yield to_uint8(tokenizer.decode(tokens)), part
+
+
+def sample_latents(
+    items: Sequence[ImageItem],
+    tokenizer: Tokenizer,
+    image_size: tuple[int, int],
+    num: int,
+    noise: np.random.Generator,
+    *,
+    on_error: Callable[[ImageItem, VqtoolError], None] | None = None,
+) -> Tensor:
+    """Encoder outputs from random cells of random images.
+
+    Args:
+        items: images to take from.
+        tokenizer: on the device to use.
+        image_size: (h, w) that images are brought to.
+        num: how many vectors; fewer if the images have fewer cells.
+        noise: chooses images and cells.
+        on_error: told of a bad image, which is left out; None raises.
+
+    Returns:
+        (N, D) float32 on the CPU, N <= num.
+    """
+    height, width = tokenizer.grid_size(image_size)
+    chosen = [items[i] for i in noise.permutation(len(items))[:num]]
+    per_image = min(height * width, -(-num // len(chosen)))
+    found = []
+    for batch in read_batches(chosen, image_size, 64, on_error=on_error):
+        with torch.inference_mode():
+            latents = tokenizer.latents(to_float(batch.images).to(tokenizer.device)).flatten(1, 2).cpu()  # (B, HW, D)
+        for image in latents:
+            found.append(image[noise.permutation(height * width)[:per_image]])
+    return torch.cat(found)[:num] if found else torch.empty(0, tokenizer.codebook.shape[1])
