@@ -162,6 +162,7 @@ def _assemble(
 ) -> Iterator[ImageBatch]:
     images: list[NDArray[np.uint8]] = []
     items: list[ImageItem] = []
+    first: tuple[ImageItem, tuple[int, ...]] | None = None
     try:
         for item, future in reading:
             try:
@@ -171,8 +172,9 @@ def _assemble(
                     raise
                 on_error(item, error)
                 continue
-            if images and image.shape != images[0].shape:
-                raise VqtoolError(_describe_sizes(items[0], images[0], item, image))
+            first = first or (item, image.shape)
+            if image.shape != first[1]:
+                raise VqtoolError(_describe_sizes(*first, item, image.shape))
             images.append(image)
             items.append(item)
             if len(images) == batch_size:
@@ -184,9 +186,11 @@ def _assemble(
         reading.close()
 
 
-def _describe_sizes(first: ImageItem, image: NDArray[np.uint8], item: ImageItem, other: NDArray[np.uint8]) -> str:
-    (h, w), (h2, w2) = image.shape[1:], other.shape[1:]
-    return f"{first.location} is {h}x{w} pixels, {item.location} is {h2}x{w2}: give a size that all are brought to"
+def _describe_sizes(first: ImageItem, shape: tuple[int, ...], item: ImageItem, other: tuple[int, ...]) -> str:
+    return (
+        f"{first.location} has {shape[1]}x{shape[2]} pixels, {item.location} has {other[1]}x{other[2]}: "
+        "give a size that all are brought to"
+    )
 
 
 def _count_cores() -> int:

@@ -107,4 +107,5 @@ def _read_csv(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise FormatError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} fields")
             yield reader.line_num, row
     except csv.Error as error:
-        raise FormatError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+        # line_num is the last line that was read well
+        raise FormatError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from None

@@ -150,6 +150,7 @@ def _open_unpacked(path: Path) -> IO[bytes]:
     try:
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
+        unpacked.seek(0)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         unpacked.close()
         raise FormatError(f"{path}: the compressed tar is damaged or cut short ({error})") from error
