@@ -1,0 +1,81 @@
+"""Denoisers: networks that look at a noisy grid and say what each clean token may be, p(x_0 | x_t, t, y).
+
+The contract is `Denoiser`: a module that maps (x_t, t, condition) to logits over the K tokens. The list of names below
+is the registration: a denoiser is a file of that name with `Config`, `build(config)`, `SIZES` and `count_parameters`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.errors import VqtoolError
+
+NAMES = ("transformer",)
+
+
+class EncodedCondition(NamedTuple):
+    """What a denoiser keeps of a condition: made once a sample, used in every call. Unused parts are None."""
+
+    vector: Tensor | None = None  # (B, D), added to the time embedding
+    keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
+    mask: Tensor | None = None  # (B, L) bool, True where there is text
+
+
+def join_conditions(first: EncodedCondition, second: EncodedCondition) -> EncodedCondition:
+    """The rows of both, one after the other: the two halves of guidance in one batch."""
+    pairs = zip(first, second, strict=True)
+    return EncodedCondition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
+
+
+class Denoiser(nn.Module, ABC):
+    """A network over token grids."""
+
+    config: Any  # the frozen dataclass that it was built from
+
+    @abstractmethod
+    def encode_condition(self, condition: Tensor) -> EncodedCondition:
+        """What depends on the condition alone.
+
+        Args:
+            condition: (B, ...) int64, from `conditions.Conditioner.encode`.
+        """
+
+    @abstractmethod
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """Logits over the tokens.
+
+        Args:
+            x_t: (B, H, W) int64 tokens or mask_id.
+            t: (B,) int64 in [0, T].
+            condition: (B, ...) int64, or what `encode_condition` made of it; None where there is no condition.
+            cells: (B, n) int64 in [0, H * W): the only cells whose logits are wanted.
+
+        Returns:
+            (B, H, W, K), or (B, n, K) with `cells`.
+        """
+
+
+def module(name: str) -> ModuleType:
+    """The file of a denoiser.
+
+    Raises:
+        VqtoolError: an unknown name.
+    """
+    if name not in NAMES:
+        raise VqtoolError(f"unknown denoiser {name!r}: known are {', '.join(NAMES)}")
+    return import_module(f"vqtool.denoisers.{name}")
+
+
+def build(name: str, config: Mapping[str, Any]) -> Denoiser:
+    """A denoiser with fresh weights from its name and its config as it stands in a prior's header."""
+    file = module(name)
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    denoiser: Denoiser = file.build(file.Config(**fields))
+    return denoiser

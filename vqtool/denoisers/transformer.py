@@ -1,0 +1,234 @@
+"""Transformer denoiser: every cell sees every other; time, class and caption steer it.
+
+When to use it: grids up to some 32 x 32 cells. A cell is its token's embedding plus one learned embedding for its row
+and one for its column; on a grid of another size than the one trained on, the two tables are interpolated linearly, so
+that the picture keeps its layout. Time and class enter by AdaLN-Zero, captions by cross-attention too: a block is
+
+    x += g1 * attention(norm(x) * (1 + s1) + b1);  x += cross(norm(x), caption);  x += g2 * mlp(norm(x) * (1 + s2) + b2)
+
+with (s, b, g) linear in an embedding of time + class (+ the mean of the caption), and zero at the start, so that a
+fresh network says that all tokens are equally likely. Captions pass a small encoder once a sample; null conditions are
+learned rows of the same tables.
+Cost: 24 * num_layers * width^2 * H * W floating-point operations a call, and attention.
+Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Gu et al. 2022 (arXiv:2111.14822).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtool.denoisers import Denoiser, EncodedCondition
+
+# name -> (num_layers, width, num_heads); widths are multiples of 64, which matrix units like
+SIZES = {"tiny": (4, 128, 4), "small": (6, 192, 6), "base": (8, 256, 8), "large": (12, 512, 8), "huge": (16, 1024, 16)}
+TIME_SCALE = 1000.0  # t / T times this is what the sinusoids see
+PAD = 0  # the caption token that is not looked at: conditions.PAD
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a transformer denoiser is built from."""
+
+    codebook_size: int
+    grid_size: tuple[int, int]  # (H, W) cells of the training grids
+    num_steps: int  # T
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_ratio: int = 4
+    num_classes: int = 0  # 0: no class condition
+    vocabulary_size: int = 0  # 0: no caption condition
+    max_length: int = 0  # tokens of a caption
+    text_layers: int = 1
+
+
+def count_parameters(config: Config) -> int:
+    """How many weights a network has, without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Transformer(config).parameters())
+
+
+def build(config: Config) -> "Transformer":
+    """A network with fresh weights, drawn from torch's default generator."""
+    return Transformer(config)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch, cells, width = x.shape
+        q, k, v = self.qkv(x).view(batch, cells, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(x.transpose(1, 2).reshape(batch, cells, width))  # type: ignore[no-any-return]
+
+
+class _Mlp(nn.Sequential):
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
+
+
+class _Cross(nn.Module):
+    """Attention to the caption, whose keys and values are made once a sample."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
+        batch, cells, width = x.shape
+        q = self.q(self.norm(x)).view(batch, cells, self.num_heads, -1).transpose(1, 2)
+        k, v = keys_values.unbind(1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        return self.out(x.transpose(1, 2).reshape(batch, cells, width))  # type: ignore[no-any-return]
+
+
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+class _Block(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.width
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = _Attention(width, config.num_heads)
+        self.cross = _Cross(width, config.num_heads) if config.vocabulary_size else None
+        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = _Mlp(width, config.mlp_ratio)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, steer: Tensor, keys_values: Tensor | None, mask: Tensor | None) -> Tensor:
+        s1, b1, g1, s2, b2, g2 = self.modulation(steer).chunk(6, dim=-1)
+        x = x + g1[:, None] * self.attention(_modulate(self.attention_norm(x), s1, b1))
+        if self.cross is not None and keys_values is not None and mask is not None:
+            x = x + self.cross(x, keys_values, mask)
+        return x + g2[:, None] * self.mlp(_modulate(self.mlp_norm(x), s2, b2))  # type: ignore[no-any-return]
+
+
+class _TextBlock(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = _Attention(config.width, config.num_heads)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp = _Mlp(config.width, config.mlp_ratio)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), mask[:, None, None, :])
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class _TextEncoder(nn.Module):
+    """Caption tokens -> the keys and values of every block's cross-attention, and one vector for AdaLN."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.shape = (config.num_layers, 2, config.num_heads, config.width // config.num_heads)
+        self.tokens = nn.Embedding(config.vocabulary_size, config.width)
+        self.positions = nn.Parameter(torch.zeros(config.max_length, config.width))
+        self.blocks = nn.ModuleList(_TextBlock(config) for _ in range(config.text_layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.keys_values = nn.Linear(config.width, 2 * config.num_layers * config.width)
+        self.pooled = nn.Linear(config.width, config.width)
+
+    def forward(self, condition: Tensor) -> EncodedCondition:
+        batch, length = condition.shape
+        mask = condition != PAD  # (B, L)
+        x = self.tokens(condition) + self.positions[:length]
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        mean: Tensor = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        keys_values = self.keys_values(x).view(batch, length, *self.shape).permute(0, 2, 3, 4, 1, 5)
+        return EncodedCondition(self.pooled(mean), keys_values, mask)
+
+
+class Transformer(Denoiser):
+    """The network."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
+        self.rows = nn.Parameter(torch.zeros(config.grid_size[0], width))
+        self.columns = nn.Parameter(torch.zeros(config.grid_size[1], width))
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
+        self.text = _TextEncoder(config) if config.vocabulary_size else None
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, config.codebook_size)
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.Embedding):
+                nn.init.normal_(part.weight, std=0.02)
+        for table in (self.rows, self.columns, *([self.text.positions] if self.text else [])):
+            nn.init.normal_(table, std=0.02)
+        zeroed = [self.head, self.modulation]
+        for block in self.blocks:
+            if isinstance(block, _Block):
+                zeroed += [block.modulation, *([block.cross.out] if block.cross else [])]
+        for linear in zeroed:
+            nn.init.zeros_(linear.weight)
+
+    def encode_condition(self, condition: Tensor) -> EncodedCondition:
+        """What depends on the condition alone: (B,) class numbers, (B, L) caption tokens, or (B, 0) nothing."""
+        if self.text is not None:
+            return self.text(condition)  # type: ignore[no-any-return]
+        if self.classes is not None:
+            return EncodedCondition(self.classes(condition))
+        return EncodedCondition()
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
+        if isinstance(condition, Tensor):
+            condition = self.encode_condition(condition)
+        vector, keys_values, mask = condition or EncodedCondition()
+        steer = self._embed_time(t)
+        if vector is not None:
+            steer = steer + vector
+        steer = F.silu(steer)
+        height, width = x_t.shape[1:]
+        x = self.tokens(x_t) + _resized(self.rows, height)[:, None] + _resized(self.columns, width)
+        x = x.flatten(1, 2)  # (B, H * W, D)
+        for number, block in enumerate(self.blocks):
+            x = block(x, steer, None if keys_values is None else keys_values[:, number], mask)
+        if cells is not None:
+            x = x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))
+        scale, shift = self.modulation(steer).chunk(2, dim=-1)
+        logits: Tensor = self.head(_modulate(self.norm(x), scale, shift))
+        return logits if cells is not None else logits.view(len(x_t), height, width, -1)
+
+    def _embed_time(self, t: Tensor) -> Tensor:
+        frequencies = self.get_buffer("frequencies")
+        phases = (t / self.config.num_steps * TIME_SCALE)[:, None] * frequencies
+        return self.time(torch.cat([phases.sin(), phases.cos()], dim=-1))  # type: ignore[no-any-return]
+
+
+def _resized(table: Tensor, length: int) -> Tensor:
+    """A position table (n, D) as (length, D): itself, or interpolated linearly between its ends."""
+    if len(table) == length:
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=True)[0].T
