@@ -1,0 +1,225 @@
+"""A prior: schedule and kernel + denoiser + condition, in one file. It models token grids of one tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtool import artifacts, conditions, denoisers
+from vqtool.conditions import Conditioner
+from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.kernels import Kernel
+
+KIND = "prior"
+PARAMETERISATIONS = ("evidence", "direct")
+MAX_EVIDENCE = 30.0  # nats; stands for certainty, and keeps log-probabilities finite
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The grids that a prior was trained on: what its samples are decoded with."""
+
+    tokenizer_fingerprint: str
+    tokenizer_location: str  # "builtin" or a path, as in the grid file
+    grid_size: tuple[int, int]  # (H, W) cells
+    image_size: tuple[int, int]  # (height, width) pixels
+    preprocessing: str
+
+
+def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:
+    """Log p(x_0 | x_t) from a denoiser's logits.
+
+    With "evidence" the logits stand for what the other cells say; what x_t itself says about its x_0 is known in closed
+    form and added by Bayes' rule: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k, on the logit of an
+    unmasked x_t. A network need not learn to copy, nor how far to trust a token at which t. With "direct" the logits
+    are all there is (networks of other projects).
+
+    Args:
+        logits: (B, H, W, K).
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [0, T].
+        kernel: the forward process that made x_t.
+        parameterisation: one of PARAMETERISATIONS.
+
+    Returns:
+        (B, H, W, K) float32, nats; exp sums to 1 over the last axis.
+    """
+    logits = logits.float()
+    if parameterisation == "evidence":
+        alpha_bar, beta_bar, _ = kernel.cumulative(t)
+        weight = torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).clamp(max=MAX_EVIDENCE).float()  # (B,)
+        known = x_t < kernel.mask_id
+        added = torch.where(known, weight[:, None, None], 0.0)
+        logits = logits.scatter_add(-1, torch.where(known, x_t, 0)[..., None], added[..., None])
+    return logits.log_softmax(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """A trained model of token grids."""
+
+    kernel: Kernel
+    denoiser: Denoiser
+    denoiser_name: str  # one of denoisers.NAMES
+    conditioner: Conditioner
+    origin: Origin
+    parameterisation: str = "evidence"
+    fingerprint: str = ""  # of the file; empty before it is saved
+    history: tuple[dict[str, Any], ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Prior":
+        """The same prior with its denoiser on that device."""
+        return replace(self, denoiser=self.denoiser.to(device))
+
+    def encode_condition(self, condition: Tensor | None, num: int) -> EncodedCondition:
+        """What the denoiser keeps of `num` conditions, (num, ...) int64; None is the null condition for all."""
+        if condition is None:
+            condition = self.conditioner.null(num)
+        return self.denoiser.encode_condition(condition.to(self.device))
+
+    def log_x0(self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None) -> Tensor:
+        """Log p(x_0 | x_t, condition).
+
+        Args:
+            x_t: (B, H, W) int64 tokens or mask_id, on the prior's device.
+            t: (B,) int64 in [0, T].
+            condition: (B, ...) int64 from `conditioner.encode`, or from `encode_condition`; None is the null condition.
+
+        Returns:
+            (B, H, W, K) float32 log-probabilities, nats; exp sums to 1 over the last axis.
+        """
+        if not isinstance(condition, EncodedCondition):
+            condition = self.encode_condition(condition, len(x_t))
+        logits = self.denoiser(x_t, t, condition)
+        return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation)
+
+    def check_grids(self, origin: Origin, codebook_size: int, name: str) -> None:
+        """Raise unless these grids are of the kind that the prior was trained on.
+
+        Raises:
+            MismatchError: another tokenizer, codebook size or grid size.
+        """
+        for what, mine, theirs, remedy in (
+            (
+                "tokenizer",
+                self.origin.tokenizer_fingerprint,
+                origin.tokenizer_fingerprint,
+                f"encode the images with {self.origin.tokenizer_location}, or train a prior on these grids",
+            ),
+            ("codebook size", self.kernel.codebook_size, codebook_size, "train a prior on these grids"),
+            ("grid size", _shown(self.origin.grid_size), _shown(origin.grid_size), "encode with the same --size"),
+        ):
+            if mine != theirs:
+                raise MismatchError(f"{name} has {what} {theirs}, but the prior has {what} {mine}: {remedy}")
+
+    def check_tokenizer(self, fingerprint: str, location: str) -> None:
+        """Raise unless a tokenizer is the one whose tokens the prior models.
+
+        Raises:
+            MismatchError: it is another one.
+        """
+        if fingerprint != self.origin.tokenizer_fingerprint:
+            raise MismatchError(
+                f"{location} has fingerprint {fingerprint}, but the prior was trained on tokens of the tokenizer "
+                f"{self.origin.tokenizer_fingerprint} ({self.origin.tokenizer_location}): use that one, or encode the "
+                "images with this one and train a prior on them"
+            )
+
+    def save(self, path: str | Path, *, force: bool = False) -> "Prior":
+        """Write the prior to a file; returns it with its fingerprint.
+
+        Raises:
+            VqtoolError: the file exists and `force` is off, or it cannot be written.
+        """
+        tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+        tensors |= {f"condition.{name}": tensor for name, tensor in self.conditioner.tensors().items()}
+        tensors |= {"kernel.alpha_bar": self.kernel.alpha_bar, "kernel.gamma_bar": self.kernel.gamma_bar}
+        config = {
+            "kernel": self.kernel.config,
+            "denoiser": {"name": self.denoiser_name, **asdict(self.denoiser.config)},
+            "condition": self.conditioner.config(),
+            "parameterisation": self.parameterisation,
+            "origin": asdict(self.origin),
+        }
+        header = artifacts.save(
+            path,
+            kind=KIND,
+            config=config,
+            tensors=tensors,
+            parents={"tokenizer": self.origin.tokenizer_fingerprint},
+            history=self.history,
+            summary=self.summary,
+            force=force,
+        )
+        return replace(self, fingerprint=header.fingerprint)
+
+
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def load_prior(path: str | Path) -> Prior:
+    """The prior in a file, on the CPU, ready to be sampled.
+
+    Raises:
+        FormatError: not a prior, or damaged: the missing tensors are named.
+        VqtoolError: it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise VqtoolError(f"{path}: no such file: train a prior with `vqtool train-prior`, or name another one")
+    header, tensors = artifacts.load(path, KIND)
+    try:
+        config = header.config
+        options = dict(config["denoiser"])
+        name = options.pop("name")
+        denoiser = denoisers.build(name, options)
+        _load_weights(denoiser, _part(tensors, "denoiser."))
+        prior = Prior(
+            kernel=Kernel(
+                **config["kernel"], alpha_bar=tensors["kernel.alpha_bar"], gamma_bar=tensors["kernel.gamma_bar"]
+            ),
+            denoiser=denoiser.eval().requires_grad_(False),
+            denoiser_name=name,
+            conditioner=conditions.load(config["condition"], _part(tensors, "condition.")),
+            origin=_origin(config["origin"]),
+            parameterisation=config["parameterisation"],
+            fingerprint=header.fingerprint,
+            history=header.history,
+            summary=header.summary,
+        )
+    except VqtoolError as error:
+        raise FormatError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: damaged, or of another version of vqtool: {error!r}") from error
+    return prior
+
+
+def _origin(config: dict[str, Any]) -> Origin:
+    sizes = {name: (int(config[name][0]), int(config[name][1])) for name in ("grid_size", "image_size")}
+    return Origin(**{**config, **sizes})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+    missing = sorted(wanted.keys() - tensors.keys())
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise FormatError(f"damaged: the denoiser's tensors {', '.join(missing[:3])}{more} are missing")
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise FormatError(f"damaged: the denoiser's {name} has shape {tuple(tensors[name].shape)}, not {shape}")
+    denoiser.load_state_dict(dict(tensors))
