@@ -1,0 +1,235 @@
+"""Samplers: their laws with an exact denoiser, their counts, their seeds."""
+
+import itertools
+
+import pytest
+import torch
+from exact import exact_prior, random_prior
+from scipy import stats
+
+import vqtool
+from vqtool import kernels, samplers
+from vqtool.errors import VqtoolError
+
+FALSE_ALARM = 1e-6  # of each distribution test below; seeds are fixed, so a test that passes keeps passing
+AA_BB = torch.tensor([0.5, 0.0, 0.0, 0.5])  # two cells, two tokens: AA or BB
+
+
+def chi_square(samples, law):
+    """P-value of grids (N, H, W) under a law over all grids."""
+    count = round(len(law) ** (1 / samples[0].numel()))
+    powers = count ** torch.arange(samples[0].numel() - 1, -1, -1)
+    numbers = (samples.flatten(1) * powers).sum(1)
+    observed = torch.bincount(numbers, minlength=len(law)).double()
+    expected = torch.as_tensor(law, dtype=torch.float64) * len(samples)
+    assert observed[expected == 0].sum() == 0
+    kept = expected > 0
+    return stats.chisquare(observed[kept].numpy(), expected[kept].numpy()).pvalue
+
+
+@pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_ancestral_sampling_of_one_cell_has_the_law_of_the_data_for_any_number_of_steps(name, steps):
+    law = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    prior = exact_prior(law, (1, 1), kernels.build(name, codebook_size=4, num_steps=50))
+    drawn = vqtool.sample(prior, 2048, steps=steps, batch_size=1024)
+    assert chi_square(drawn, law) > FALSE_ALARM
+    assert prior.denoiser.calls == 2048 // 512 * steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_ancestral_sampling_of_aa_bb_mixes_them_as_often_as_both_cells_open_in_one_step(steps):
+    # Linear absorbing schedule: each cell opens in any of the steps alike, so both in one with 1 / steps, half of
+    # which are AB or BA.
+    prior = exact_prior(AA_BB, (1, 2), kernels.build("absorbing", codebook_size=2, num_steps=8))
+    drawn = vqtool.sample(prior, 4000, steps=steps, batch_size=2000).flatten(1)
+    mixed = int((drawn[:, 0] != drawn[:, 1]).sum())
+    assert stats.binomtest(mixed, 4000, 1 / (2 * steps)).pvalue > FALSE_ALARM
+
+
+def test_purity_sampling_of_aa_bb_in_one_call_mixes_them_half_of_the_time_and_in_two_never():
+    prior = exact_prior(AA_BB, (1, 2), kernels.build("absorbing", codebook_size=2, num_steps=8))
+    mixed = {}
+    for steps in (1, 2):
+        drawn = vqtool.sample(prior, 4000, sampler="purity", steps=steps, batch_size=2000).flatten(1)
+        mixed[steps] = int((drawn[:, 0] != drawn[:, 1]).sum())
+    assert stats.binomtest(mixed[1], 4000, 0.5).pvalue > FALSE_ALARM
+    assert mixed[2] == 0
+
+
+def test_purity_sampling_one_cell_a_call_without_sharpening_has_the_law_of_the_data():
+    weights = torch.arange(1, 28, dtype=torch.float64) ** 2
+    law = weights / weights.sum()
+    prior = exact_prior(law, (1, 3), kernels.build("absorbing", codebook_size=3, num_steps=12))
+    drawn = vqtool.sample(prior, 6000, sampler="purity", steps=3, purity_weight=0.0, batch_size=2000)
+    assert chi_square(drawn, law) > FALSE_ALARM
+
+
+def test_purity_chooses_cells_in_proportion_to_purity():
+    # Independent cells with purities 0.9 and 0.6: the first is revealed first with 0.9 / 1.5.
+    law = torch.einsum("i,j->ij", torch.tensor([0.9, 0.1]), torch.tensor([0.4, 0.6])).double()
+    prior = exact_prior(law, (1, 2), kernels.build("absorbing", codebook_size=2, num_steps=2))
+    firsts = []
+    forward = prior.denoiser.forward
+
+    def watch(x_t, t, condition=None, cells=None):
+        firsts.extend((x_t[:, 0] != 2).nonzero()[:, 1].tolist() if prior.denoiser.calls % 2 else [])
+        return forward(x_t, t, condition, cells)
+
+    prior.denoiser.forward = watch
+    vqtool.sample(prior, 4096, sampler="purity", steps=2, batch_size=256)
+    assert len(firsts) == 4096
+    assert stats.binomtest(firsts.count(0), 4096, 0.9 / 1.5).pvalue > FALSE_ALARM
+
+
+def test_purity_sharpens_by_one_plus_weight_times_score():
+    # One cell: its score is 1, so weight 1 squares the law.
+    law = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    prior = exact_prior(law, (1, 1), kernels.build("absorbing", codebook_size=3, num_steps=4))
+    drawn = vqtool.sample(prior, 4000, sampler="purity", purity_weight=1.0, batch_size=2000)
+    assert chi_square(drawn, law**2 / (law**2).sum()) > FALSE_ALARM
+
+
+@pytest.mark.parametrize(("steps", "delta"), [(1, 24), (5, 5), (7, 4), (24, 1), (None, 1)])
+def test_purity_reveals_the_same_number_a_call_changes_nothing_revealed_and_tells_the_right_time(steps, delta):
+    prior = random_prior("mask-replace")
+    inputs = []
+    forward = prior.denoiser.forward
+
+    def watch(x_t, t, condition=None, cells=None):
+        inputs.append((x_t[:4].clone(), int(t[0])))
+        return forward(x_t, t, condition, cells)
+
+    prior.denoiser.forward = watch
+    chosen = {} if steps is None else {"steps": steps}
+    final = vqtool.sample(prior, 4, sampler="purity", **chosen)
+    assert len(inputs) == -(-24 // delta)
+    for call, (x_t, t) in enumerate(inputs):
+        shown = x_t != 11
+        hidden = 24 - call * delta
+        assert (~shown).flatten(1).sum(1).tolist() == [hidden] * 4
+        assert torch.equal(x_t[shown], final[shown])
+        distance = (prior.kernel.gamma_bar - hidden / 24).abs()
+        assert float(distance[t]) == float(distance[1:].min())
+    assert int(final.max()) < 11
+
+
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+@pytest.mark.parametrize("kind", ["none", "class", "caption"])
+def test_a_sample_depends_on_seed_and_number_only(sampler, kind):
+    prior = random_prior(kind=kind)
+    texts = None if kind == "none" else [prior.conditioner.examples[i % 3] for i in range(9)]
+    chosen = {"sampler": sampler, "steps": 4, "seed": 5, "truncation": 0.95, "temperature": 0.9}
+    if texts is not None:
+        chosen |= {"condition": prior.conditioner.encode(texts), "cfg_scale": 2.0}
+    whole = vqtool.sample(prior, 9, batch_size=7, **chosen)
+    for batch_size in (1, 4, 9):
+        assert torch.equal(vqtool.sample(prior, 9, batch_size=batch_size, **chosen), whole)
+    if texts is not None:
+        chosen["condition"] = chosen["condition"][5:8]
+    assert torch.equal(vqtool.sample(prior, 3, start=5, batch_size=2, **chosen), whole[5:8])
+    assert not torch.equal(vqtool.sample(prior, 3, start=5, **{**chosen, "seed": 6}), whole[5:8])
+
+
+def test_many_samples_of_a_wide_network_are_the_same_in_every_batch_size():
+    # Without groups of a fixed size the rounding of the network turns tokens here.
+    prior = random_prior(grid_size=(8, 8), codebook_size=512, scale=0.3)
+    runs = [vqtool.sample(prior, 40, sampler="purity", steps=5, batch_size=size, seed=2) for size in (3, 16, 40)]
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+def test_settings_of_one_do_nothing_bit_for_bit(sampler):
+    prior = random_prior(kind="class")
+    condition = prior.conditioner.encode(["bee"])
+    plain = vqtool.sample(prior, 6, sampler=sampler, steps=5, condition=condition)
+    assert torch.equal(
+        vqtool.sample(
+            prior, 6, sampler=sampler, steps=5, condition=condition, cfg_scale=1.0, temperature=1.0, truncation=1.0
+        ),
+        plain,
+    )
+    assert not torch.equal(vqtool.sample(prior, 6, sampler=sampler, steps=5, condition=condition, cfg_scale=4.0), plain)
+
+
+def test_guidance_of_zero_is_sampling_without_a_condition():
+    prior = random_prior(kind="class")
+    guided = vqtool.sample(prior, 6, steps=5, condition=prior.conditioner.encode(["bee"]), cfg_scale=0.0)
+    assert torch.equal(guided, vqtool.sample(prior, 6, steps=5))
+
+
+def test_one_condition_serves_all_samples_and_a_function_gives_each_its_own():
+    prior = random_prior(kind="class")
+    names = list(itertools.islice(itertools.cycle(["ant", "cat"]), 6))
+    rows = prior.conditioner.encode(names)
+    by_rows = vqtool.sample(prior, 6, steps=4, condition=rows)
+    by_function = vqtool.sample(prior, 6, steps=4, condition=lambda samples: rows[list(samples)], batch_size=4)
+    assert torch.equal(by_rows, by_function)
+    ants = vqtool.sample(prior, 6, steps=4, condition=prior.conditioner.encode(["ant"]))
+    assert torch.equal(ants[::2], by_rows[::2])
+    with pytest.raises(ValueError, match="2 conditions for 6 samples"):
+        vqtool.sample(prior, 6, condition=rows[:2])
+
+
+def test_batches_report_their_samples_and_calls():
+    prior = random_prior(kind="class")
+    condition = prior.conditioner.encode(["ant"])
+    batches = list(
+        samplers.sample_batches(prior, 5, steps=3, batch_size=2, start=10, cfg_scale=2.0, condition=condition)
+    )
+    assert [(batch.samples, batch.num_calls) for batch in batches] == [
+        (range(10, 12), 6),
+        (range(12, 14), 6),
+        (range(14, 15), 6),
+    ]
+
+
+def test_the_plug_in_rule_differs_from_the_mixture_and_both_finish():
+    prior = random_prior("uniform")
+    mixture = vqtool.sample(prior, 4, steps=5)
+    plug_in = vqtool.sample(prior, 4, steps=5, rule="plug-in")
+    assert not torch.equal(mixture, plug_in)
+    assert int(plug_in.max()) < 11
+
+
+def test_grids_larger_than_the_training_grid_do_not_crash():
+    prior = random_prior()
+    assert vqtool.sample(prior, 2, steps=3, grid_size=(7, 9)).shape == (2, 7, 9)
+
+
+def test_guidance_without_a_condition_is_warned_about_and_left_out():
+    prior = random_prior()
+    with pytest.warns(UserWarning, match="nothing to guide"):
+        guided = vqtool.sample(prior, 3, steps=3, cfg_scale=3.0)
+    assert torch.equal(guided, vqtool.sample(prior, 3, steps=3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "magic"}, "unknown sampler 'magic': known are ancestral, purity"),
+        ({"steps": 0}, "takes 1 to 20 steps"),
+        ({"steps": 21}, "takes 1 to 20 steps"),
+        ({"sampler": "purity", "steps": 0}, "1 to 24 steps here"),
+        ({"sampler": "purity", "steps": 25}, "1 to 24 steps here"),
+        ({"sampler": "purity", "purity_weight": -1.0}, "must be 0 or more"),
+        ({"purity_weight": 1.0}, "--purity-weight is not an option of sampler ancestral; of purity it is"),
+        ({"sampler": "purity", "rule": "mixture"}, "--rule is not an option of sampler purity; of ancestral it is"),
+        ({"flavour": 1}, "of no sampler it is"),
+        ({"rule": "median"}, "known are mixture, plug-in"),
+        ({"num": 0}, "cannot draw 0 samples"),
+        ({"start": -1}, "from number -1 on"),
+        ({"batch_size": 0}, "batches of 0"),
+        ({"truncation": 0.0}, "truncation"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_what_a_sampler_cannot_do_is_refused(arguments, message):
+    with pytest.raises(VqtoolError, match=message):
+        vqtool.sample(random_prior(), **{"num": 2, **arguments})
+
+
+def test_purity_without_a_mask_names_the_samplers_that_work():
+    with pytest.raises(VqtoolError, match="needs a kernel with a mask, but this prior's is uniform: use ancestral"):
+        vqtool.sample(random_prior("uniform"), 2, sampler="purity")
