@@ -1,5 +1,6 @@
 """Oracles for the diffusion tests: explicit transition matrices in float64, and chi-square tests of drawn states."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,16 @@ CASES = [(name, schedule) for name in kernels.KERNELS for schedule in schedules.
 
 
 def matrices(kernel: Kernel) -> Tensor:
-    """(T + 1, K + 1, K + 1): one-step matrices from ratios of neighbouring table entries; the first is the identity."""
+    """(T + 1, K + 1, K + 1): one-step matrices, rational arithmetic on the tables; the first is the identity."""
     size = kernel.codebook_size
     steps = [torch.eye(size + 1, dtype=torch.float64)]
     for t in range(1, kernel.num_steps + 1):
-        keep, keep_before = kernel.alpha_bar[t].item(), kernel.alpha_bar[t - 1].item()
-        seen, seen_before = 1 - kernel.gamma_bar[t].item(), 1 - kernel.gamma_bar[t - 1].item()
+        keep = Fraction(kernel.alpha_bar[t].item()) / Fraction(kernel.alpha_bar[t - 1].item())
+        seen = Fraction(1 - kernel.gamma_bar[t].item()) / Fraction(1 - kernel.gamma_bar[t - 1].item())
         step = torch.zeros(size + 1, size + 1, dtype=torch.float64)
-        step[:size, :size] = (seen / seen_before - keep / keep_before) / size
-        step[:size, :size] += keep / keep_before * torch.eye(size, dtype=torch.float64)
-        step[:size, size] = 1 - seen / seen_before
+        step[:size, :size] = float((seen - keep) / size)
+        step[:size, :size].diagonal().fill_(float((seen - keep) / size + keep))
+        step[:size, size] = float(1 - seen)
         step[size, size] = 1
         steps.append(step)
     return torch.stack(steps)

@@ -111,13 +111,14 @@ class Kernel:
             ValueError: a step is out of order or out of range.
         """
         self.check_steps(s, t)
-        alpha_s, _, gamma_s = self.cumulative(s)
-        alpha_t, _, gamma_t = self.cumulative(t)
+        alpha_s, beta_s, gamma_s = self.cumulative(s)
+        alpha_t, beta_t, gamma_t = self.cumulative(t)
         same = (s == t).double()
         alpha = _ratio(alpha_t, alpha_s, otherwise=same)
-        unmasked = _ratio(1.0 - gamma_t, 1.0 - gamma_s, otherwise=same)
+        # Not 1 - alpha - gamma: a beta of 1e-8, as in the release schedule, would keep half its digits.
+        beta = _ratio(beta_t - alpha * beta_s, 1.0 - gamma_s, otherwise=0.0 * same).clamp(min=0.0)
         gamma = _ratio(gamma_t - gamma_s, 1.0 - gamma_s, otherwise=1.0 - same)
-        return alpha, (unmasked - alpha).clamp(min=0.0) / self.codebook_size, gamma
+        return alpha, beta, gamma
 
     def sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t from q(x_t | x_0).
