@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vqtool.metrics import kernel_distance, kernel_distances
+from vqtool.metrics import kernel, kernel_distance, kernel_distances
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics" / "io.safetensors"
 
@@ -26,6 +26,14 @@ def brute_force(x, y):
     return within - 2 * sum(k(x[i], y[j]) for i, j in pairs) / m**2
 
 
+@pytest.fixture(params=["at once", "one by one"])
+def way(request, monkeypatch):
+    """Both ways in which the subsets are computed: on few rows and on many."""
+    if request.param == "one by one":
+        monkeypatch.setattr(kernel, "WHOLE_ROWS", 0)
+
+
+@pytest.mark.usefixtures("way")
 def test_every_subset_agrees_with_torch_fidelity(golden):
     values = kernel_distances(
         golden["features_real"],
@@ -38,6 +46,7 @@ def test_every_subset_agrees_with_torch_fidelity(golden):
     assert values.std() == pytest.approx(golden["kid_std"].item(), abs=2e-6)
 
 
+@pytest.mark.usefixtures("way")
 def test_distance_of_small_sets_equals_brute_force():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(6, 3)), generator.normal(size=(7, 3)) + 1
@@ -65,8 +74,6 @@ def test_the_same_seed_draws_the_same_subsets_and_another_seed_others():
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_distance_is_unbiased_and_its_standard_error_is_the_spread_over_repeated_draws(shift):
-    # E k(x, y) for independent x, y of N(mu, I), N(nu, I) in D = 4, written out with the moments of x.y: mean
-    # mu.nu, second moment (mu.nu)^2 + |mu|^2 + |nu|^2 + D, third 3 (mu.nu)(...) ...: here by a large sample instead.
     generator = np.random.default_rng(0)
     results = [
         kernel_distance(generator.normal(size=(60, 4)), generator.normal(size=(60, 4)) + shift, num_subsets=40)
