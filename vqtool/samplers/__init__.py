@@ -90,9 +90,9 @@ def sample_batches(
     grid_size: tuple[int, int] | None = None,
     **chosen: Any,
 ) -> Iterator[SampleBatch]:
-    """Draw samples batch by batch; the arguments are those of `sample`."""
+    """Draw samples batch by batch, as they are asked for; the arguments are those of `sample`, `num` may be 0."""
     check(prior, sampler, chosen)
-    if num < 1 or start < 0 or batch_size < 1:
+    if num < 0 or start < 0 or batch_size < 1:
         raise VqtoolError(f"cannot draw {num} samples from number {start} on in batches of {batch_size}")
     if isinstance(condition, Tensor) and len(condition) not in (1, num):
         raise ValueError(f"{len(condition)} conditions for {num} samples: 1 or {num} are needed")
@@ -146,4 +146,6 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
     Raises:
         VqtoolError: an unknown sampler, or an option or prior that does not go with it.
     """
+    if num < 1:
+        raise VqtoolError(f"cannot draw {num} samples: at least 1")
     return torch.cat([batch.grids for batch in sample_batches(prior, num, **arguments)])

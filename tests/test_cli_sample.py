@@ -1,0 +1,199 @@
+"""`vqtool sample`: files, streams, conditions, processes and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from exact import random_prior
+from typer.testing import CliRunner
+
+import vqtool
+from vqtool.cli.main import register
+from vqtool.grids import read_grids
+
+APP = register()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder that holds prior.safetensors."""
+    monkeypatch.chdir(tmp_path)
+    random_prior().save("prior.safetensors")
+    return tmp_path
+
+
+def run(*arguments, code=0, text=None):
+    result = CliRunner().invoke(APP, ["sample", *map(str, arguments)], input=text)
+    assert result.exit_code == code, result.stderr
+    return result
+
+
+def test_the_file_holds_what_the_library_draws_and_says_how_it_was_made(folder):
+    result = run("-n", 5, "--seed", 3, "--steps", 4, "-o", "x.h5")
+    header, batch = read_grids("x.h5")
+    assert np.array_equal(batch.tokens, vqtool.sample(random_prior(), 5, seed=3, steps=4).numpy())
+    assert batch.ids == [f"sample-00000{i}" for i in range(5)]
+    assert batch.labels is None
+    assert batch.captions is None
+    assert (header.codebook_size, header.grid_size, header.image_size) == (11, (4, 6), (32, 48))
+    assert (header.tokenizer_fingerprint, header.tokenizer_location) == ("0123456789abcdef", "builtin")
+    record = header.history[-1]
+    assert (record["step"], record["seed"], record["sampler"], record["steps"]) == ("sample", 3, "ancestral", 4)
+    assert record["inputs"] == {"prior": vqtool.load_prior("prior.safetensors").fingerprint}
+    assert result.stdout == ""
+    assert "5 grids by ancestral sampling" in result.stderr
+    assert "4 network calls a grid" in result.stderr
+
+
+def test_start_and_batch_size_do_not_change_a_sample(folder):
+    run("-n", 9, "--purity", "-b", 7, "-o", "all.h5")
+    run("-n", 3, "--sampler", "purity", "--start", 5, "-b", 2, "-o", "some.h5")
+    _, everything = read_grids("all.h5")
+    _, some = read_grids("some.h5")
+    assert np.array_equal(some.tokens, everything.tokens[5:8])
+    assert some.ids == everything.ids[5:8]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "vqtool", "sample", *map(str, arguments)]
+
+
+def test_a_pipe_gets_a_stream_with_the_same_grids(folder):
+    run("-n", 5, "--steps", 2, "-o", "x.h5")
+    piped = subprocess.run(command("-n", 5, "--steps", 2, "-b", 2), capture_output=True, check=True)
+    (folder / "stream.h5").write_bytes(piped.stdout)
+    _, stream = read_grids("stream.h5")
+    _, batch = read_grids("x.h5")
+    assert np.array_equal(stream.tokens, batch.tokens)
+    assert stream.ids == batch.ids
+
+
+def test_two_processes_leave_the_file_and_the_stream_of_one(folder):
+    arguments = ["-n", 5, "--steps", 2, "-b", 2]
+    run(*arguments, "-o", "one.h5")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for output, path in (("two.h5", "two.h5"), ("-", "piped.h5")):
+        done = subprocess.run(
+            [*launch, "-m", *command(*arguments, "-o", output)[2:]], capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        if output == "-":
+            (folder / path).write_bytes(done.stdout)
+        _, one = read_grids("one.h5")
+        _, two = read_grids(path)
+        assert np.array_equal(one.tokens, two.tokens)
+        assert one.ids == two.ids
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".vqtool")] == []
+
+
+@pytest.fixture
+def class_folder(folder):
+    random_prior(kind="class").save("prior.safetensors", force=True)
+    return folder
+
+
+def test_labels_are_drawn_in_turn_and_written(class_folder):
+    run("-n", 5, "--label", "bee", "--label", "ant", "--cfg-scale", 2, "--steps", 2, "-o", "x.h5")
+    _, batch = read_grids("x.h5")
+    assert batch.labels == ["bee", "ant", "bee", "ant", "bee"]
+    prior = random_prior(kind="class")
+    condition = prior.conditioner.encode(batch.labels)
+    assert np.array_equal(batch.tokens, vqtool.sample(prior, 5, condition=condition, cfg_scale=2.0, steps=2).numpy())
+
+
+def test_without_a_condition_the_priors_own_examples_are_drawn_in_turn_and_that_is_said(class_folder):
+    result = run("-n", 4, "--steps", 1, "-o", "x.h5")
+    assert read_grids("x.h5")[1].labels == ["ant", "bee", "cat", "ant"]
+    assert "the prior's own 3 labels, in turn" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["-", "prompts.txt"])
+def test_captions_come_one_a_line_and_say_how_many_to_draw(folder, source):
+    random_prior(kind="caption").save("prior.safetensors", force=True)
+    text = "an ant\n\n a bee \nan elephant \N{ELEPHANT}\n"
+    (folder / "prompts.txt").write_text(text, encoding="utf-8")
+    result = run("--captions", source, "--steps", 1, "-o", "x.h5", text=text.encode())
+    assert read_grids("x.h5")[1].captions == ["an ant", "a bee", "an elephant \N{ELEPHANT}"]
+    assert "longer than the prior can read" in result.stderr
+
+
+def test_guidance_without_a_condition_is_warned_about_and_sampling_goes_on(folder):
+    result = run("-n", 2, "--cfg-scale", 3, "--purity", "--steps", 2, "-o", "x.h5")
+    assert "warning: --cfg-scale 3 has nothing to guide" in result.stderr
+    assert len(read_grids("x.h5")[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.safetensors"], "no such file: train a prior with `vqtool train-prior`"),
+        (["--sampler", "magic"], "unknown sampler 'magic': known are ancestral, purity"),
+        (["--sampler", "ancestral", "--purity"], "leave one out"),
+        (["-n", "0"], "--num 0: at least 1"),
+        (["--start", "-1"], "--start -1"),
+        (["--steps", "0"], "takes 1 to 20 steps"),
+        (["--steps", "21"], "takes 1 to 20 steps"),
+        (["--purity", "--steps", "25"], "1 to 24 steps"),
+        (["--purity", "--rule", "mixture"], "--rule is not an option of sampler purity; of ancestral it is"),
+        (["--purity-weight", "1"], "--purity-weight is not an option of sampler ancestral; of purity it is"),
+        (["--label", "ant"], "--label does not go with this prior, which takes no condition"),
+        (["--label", "a", "--caption", "b"], "--label and --caption are given"),
+        (["--temperature", "0"], "temperature"),
+        (["--truncation", "2"], "truncation"),
+        (["--cfg-scale", "nan"], "guidance"),
+        (["--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(folder, arguments, message):
+    kind = "class" if "--cfg-scale" in arguments else "none"
+    random_prior(kind=kind).save("prior.safetensors", force=True)
+    result = run(*arguments, "-o", "x.h5", code=1)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (folder / "x.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "be"], "unknown label 'be': did you mean 'bee'?"),
+        (["--caption", "a bee"], "--caption does not go with this prior, which takes labels: use --label"),
+        (["--captions", "none.txt"], "none.txt: cannot be read"),
+        (["--captions", "empty.txt"], "empty.txt: no captions in it"),
+        (["--captions", "latin.txt"], "latin.txt: not UTF-8 text"),
+    ],
+)
+def test_conditions_that_cannot_be_used_are_refused(class_folder, arguments, message):
+    (class_folder / "empty.txt").write_text(" \n\n")
+    (class_folder / "latin.txt").write_bytes("h\xe9ron\n".encode("latin-1"))
+    assert message in run(*arguments, "-o", "x.h5", code=1).stderr
+
+
+def test_purity_on_a_uniform_prior_names_the_samplers_that_work(folder):
+    random_prior("uniform").save("prior.safetensors", force=True)
+    assert "this prior's is uniform: use ancestral" in run("--purity", "-o", "x.h5", code=1).stderr
+
+
+def test_an_existing_output_is_kept_without_force(folder):
+    (folder / "x.h5").write_bytes(b"precious")
+    assert "exists" in run("-n", 1, "-o", "x.h5", code=1).stderr
+    assert (folder / "x.h5").read_bytes() == b"precious"
+    run("-n", 1, "--steps", 1, "-o", "x.h5", "--force")
+    assert len(read_grids("x.h5")[1]) == 1
+
+
+def test_a_reader_that_goes_away_ends_it_quietly_with_141(folder):
+    process = subprocess.Popen(
+        command("-n", 400, "--steps", 1, "-b", 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(1000)
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert "Traceback" not in errors

@@ -1,0 +1,217 @@
+"""`vqtool sample`: prior -> token grids."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqtool.cli.console import say, warn
+from vqtool.cli.main import command
+from vqtool.cli.options import BatchSize, Device, Force, Seed
+from vqtool.distributed import own_range, world_size
+from vqtool.errors import VqtoolError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqtool.conditions import Conditioner
+    from vqtool.grids import GridBatch, GridHeader
+    from vqtool.priors import Prior
+    from vqtool.samplers import SampleBatch
+
+DEFAULT_NUM = 64
+MAX_NUMBER = 2**63 - 1
+_PLURALS = {"class": "labels", "caption": "captions"}
+
+
+@command
+def sample(
+    prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", help="How many. Default: 64, or one a line of --captions.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="ancestral (the default) or purity.")] = None,
+    purity: Annotated[bool, typer.Option("--purity", help="Short for --sampler purity.")] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Denoiser calls. Default: up to 100 (ancestral) or 64 (purity).")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option("--rule", help="ancestral: mixture or plug-in average over x_0.", show_default=False)
+    ] = None,
+    purity_weight: Annotated[
+        float | None, typer.Option("--purity-weight", help="purity: sharpening; 0 is none. Default: 1.")
+    ] = None,
+    cfg_scale: Annotated[float, typer.Option("--cfg-scale", help="Guidance by the condition; 1 is off.")] = 1.0,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the tokens; 1 is off.")] = 1.0,
+    truncation: Annotated[
+        float, typer.Option("--truncation", help="Draw from the likeliest tokens with this mass; 1 is off.")
+    ] = 1.0,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="File of captions or labels, one a line; - is stdin.")
+    ] = None,
+    seed: Seed = 0,
+    start: Annotated[int, typer.Option("--start", help="Number of the first sample.")] = 0,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout: a stream if that is a pipe.")
+    ] = Path("-"),
+    force: Force = False,
+) -> None:
+    """Draw token grids from a prior.
+
+    Sample i is the same for every batch size, number of samples and --start. Without --label, --caption or --captions
+    a prior that takes a condition is given the examples it was trained on, in turn.
+
+    Examples:
+
+        vqtool sample --cfg-scale 3 --purity | vqtool decode
+
+        vqtool sample -n 16 --label 7 --steps 50 --seed 1 -o sevens.h5
+
+        cat prompts.txt | vqtool sample --captions - | vqtool decode -o sheet.png
+    """
+    from vqtool import samplers
+    from vqtool.artifacts import history_record
+    from vqtool.cli.console import progress
+    from vqtool.cli.inputs import choose_device
+    from vqtool.grids import check_output
+    from vqtool.priors import load_prior
+    from vqtool.shares import shared_writer
+
+    check_output(output, force=force)
+    name = _choose_sampler(sampler, purity)
+    asked = {"steps": steps, "rule": rule, "purity_weight": purity_weight}
+    options: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
+    model = load_prior(prior).to(choose_device(device))
+    samplers.check(model, name, options)
+    texts = _find_texts(model.conditioner, label, caption, captions)
+    num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
+    cfg_scale = _check_scale(model, cfg_scale)
+    say(f"prior {model.fingerprint} ({prior}): {num} grids by {name} sampling, seed {seed}")
+    options |= {"sampler": name, "cfg_scale": cfg_scale, "temperature": temperature, "truncation": truncation}
+    record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, num=num, start=start, **options)
+    own = own_range(num)
+
+    def condition(samples: range) -> "Tensor":
+        return model.conditioner.encode([texts[number % len(texts)] for number in samples])
+
+    options |= {"seed": seed, "start": start + own.start, "condition": condition if texts else None}
+    with (
+        shared_writer(output, _grid_header(model, record), force=force) as writer,
+        progress("sample", len(own), "grids") as advance,
+    ):
+        calls = 0
+        for batch in samplers.sample_batches(model, len(own), batch_size=batch_size, **options):
+            writer.write(_grid_batch(model.conditioner.kind, batch, texts))
+            calls = batch.num_calls
+            advance(len(batch.samples))
+    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls} network calls a grid")
+
+
+def _choose_sampler(name: str | None, purity: bool) -> str:
+    from vqtool import samplers
+
+    if purity and name not in (None, "purity"):
+        raise VqtoolError(f"--purity is short for --sampler purity, but --sampler {name} is given too: leave one out")
+    name = "purity" if purity else name or samplers.DEFAULT
+    samplers.find(name)
+    return name
+
+
+def _check_range(num: int, start: int) -> int:
+    if num < 1:
+        raise VqtoolError(f"--num {num}: at least 1 grid has to be drawn")
+    if not 0 <= start <= MAX_NUMBER - num:
+        raise VqtoolError(f"--start {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
+    return num
+
+
+def _check_scale(prior: "Prior", cfg_scale: float) -> float:
+    """The guidance scale, or 1.0 with a warning where there is nothing to guide."""
+    if cfg_scale != 1.0 and prior.conditioner.kind == "none":
+        warn(f"--cfg-scale {cfg_scale:g} has nothing to guide: the prior was trained without labels or captions")
+        return 1.0
+    return cfg_scale
+
+
+def _find_texts(
+    conditioner: "Conditioner", labels: list[str] | None, captions: list[str] | None, file: Path | None
+) -> list[str]:
+    """The labels or captions to draw, in turn: those given, or the prior's own examples.
+
+    Raises:
+        VqtoolError: given in two ways, or of a kind that the prior does not take.
+    """
+    given = [flag for flag, value in (("--label", labels), ("--caption", captions), ("--captions", file)) if value]
+    if len(given) > 1:
+        raise VqtoolError(f"{' and '.join(given)} are given: one of them says what to draw")
+    if not given:
+        if conditioner.kind != "none":
+            say(f"conditions: the prior's own {len(conditioner.examples)} {_PLURALS[conditioner.kind]}, in turn")
+        return list(conditioner.examples)
+    wrong = {"none": given[0], "class": "--caption", "caption": "--label"}[conditioner.kind]
+    if given[0] == wrong:
+        takes = {"none": "no condition", "class": "labels: use --label", "caption": "captions: use --caption"}
+        raise VqtoolError(f"{wrong} does not go with this prior, which takes {takes[conditioner.kind]}")
+    texts = labels or captions or _read_lines(file or Path("-"))
+    conditioner.encode(texts)  # an unknown label is found before any work is done
+    for text in conditioner.find_truncated(texts):
+        warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
+    return texts
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        VqtoolError: it cannot be read, is not UTF-8, or has none.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    if str(path) == "-" and world_size() > 1:
+        raise VqtoolError("--captions - is for one process: several cannot share standard input; name a file")
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        lines = data.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise VqtoolError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise VqtoolError(f"{name}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise VqtoolError(f"{name}: no captions in it: one a line is expected")
+    return texts
+
+
+def _grid_header(prior: "Prior", record: dict[str, Any]) -> "GridHeader":
+    from vqtool.grids import GridHeader
+
+    return GridHeader(
+        codebook_size=prior.kernel.codebook_size,
+        grid_size=prior.origin.grid_size,
+        image_size=prior.origin.image_size,
+        tokenizer_fingerprint=prior.origin.tokenizer_fingerprint,
+        tokenizer_location=prior.origin.tokenizer_location,
+        preprocessing=prior.origin.preprocessing,
+        history=(*prior.history, record),
+    )
+
+
+def _grid_batch(kind: str, batch: "SampleBatch", texts: list[str]) -> "GridBatch":
+    from vqtool.grids import GridBatch
+
+    ids = [f"sample-{number:06}" for number in batch.samples]
+    own = [texts[number % len(texts)] for number in batch.samples] if texts else None
+    return GridBatch(
+        batch.grids.numpy().astype("uint64"),
+        ids,
+        labels=own if kind == "class" else None,
+        captions=own if kind == "caption" else None,
+    )
