@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import os
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -14,6 +16,7 @@ from PIL import Image
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images import find_images, read_image
+from vqtool.sources.tars import TarShard
 
 
 def png(value: int = 0) -> bytes:
@@ -371,6 +374,21 @@ def test_a_tar_that_shrinks_after_it_was_indexed_is_a_format_error(tmp_path: Pat
     os.truncate(path, 600)
     with pytest.raises(FormatError, match=r"s\.tar.*cut short"):
         read_image(item, None)
+
+
+def test_threads_that_read_one_shard_do_not_disturb_each_other(tmp_path: Path) -> None:
+    contents = {f"{i}.png": bytes([i]) * (5000 + i) for i in range(100)}
+    shard = TarShard(make_tar(tmp_path / "s.tar", dict(contents)))
+    spans = shard.index()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            names = [f"{i * 37 % 100}.png" for i in range(3000)]
+            found = list(pool.map(lambda name: shard.read(spans[name]), names))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(data == contents[name] for name, data in zip(names, found, strict=True))
 
 
 # HDF5
