@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Builds the tokenizer inside the package: downloads and prepares pictures, trains, evaluates on held-out emoji and
+# photographs, and writes vqtool/builtin/tokenizer.safetensors and docs/tokenizer.png.
+#
+#   bash scripts/build_tokenizer.sh                   # in build/tokenizer
+#   bash scripts/build_tokenizer.sh --work DIR --steps 20000
+#
+# Run again after an interruption, it goes on where it stopped; what is finished in DIR is not done again.
+# Hardware:  two cores without a GPU, or one GPU
+# Time:      measured: pending
+# Date:      measured: pending
+# Expected:  measured: pending (PSNR, codebook usage; held-out emoji and held-out photographs)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+work="$root/build/tokenizer"
+steps=7000
+while (($#)); do
+    case $1 in
+        --work) work=${2:?--work needs a folder} && shift 2 ;;
+        --steps) steps=${2:?--steps needs a number} && shift 2 ;;
+        *) sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+    esac
+done
+
+bash "$root/scripts/setup.sh"
+export PATH="$root/.venv/bin:$PATH"
+mkdir -p "$work"
+cd "$work"
+
+run() {
+    echo "\$ $*" >&2
+    "$@"
+}
+
+# vqtool in as many processes as pay: one on a GPU, two on the cores of a computer without.
+launch() {
+    if [[ $(getconf _NPROCESSORS_ONLN) == 1 ]] || python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        run vqtool "$@"
+    else
+        OMP_NUM_THREADS=1 run accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \
+            --dynamo_backend no -m vqtool "$@"
+    fi
+}
+
+if [[ ! -e train.h5 ]]; then
+    run python "$root/scripts/prepare_pictures.py" --work .
+fi
+if [[ ! -e tokenizer.safetensors ]]; then
+    length=(--steps "$steps")
+    if [[ -e tokenizer.state.safetensors ]]; then
+        length=(--resume)
+    fi
+    launch train-tokenizer train.h5 "${length[@]}" --half --sheet-every 500 -o tokenizer.safetensors
+fi
+held_out=()
+for name in heldout-emoji heldout-photos; do
+    if [[ -e $name.h5 ]]; then
+        held_out+=("$name.h5")
+        run vqtool eval "$name.h5" --tokenizer tokenizer.safetensors -o "$name.scores.json" --force
+    fi
+done
+run python "$root/scripts/finish_tokenizer.py" tokenizer.safetensors "${held_out[@]}"
