@@ -70,6 +70,8 @@ def eval(
 
     if str(output) != "-":
         refuse_existing(output, force=force)
+        if not output.parent.is_dir():
+            raise VqtoolError(f"{output}: the folder {output.parent} does not exist")
     if not is_main_process():  # scoring is one process's work
         return
     skipped = Skipped(strict)

