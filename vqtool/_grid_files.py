@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridDigest, GridHeader, join_batches
+from vqtool._grid_batches import FORMAT, TEXTS, GridBatch, GridDigest, GridHeader, clean_text, join_batches
 from vqtool._hdf5_output import LIBVER, HDF5Output, create_hdf5, uninterrupted
 from vqtool.errors import FormatError, VqtoolError
 
@@ -28,7 +28,8 @@ def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
         file.create_dataset("tokens", data=batch.tokens, dtype=header.dtype, **options)
         for name, column in batch.texts.items():
             if name == "id" or column is not None:
-                file.create_dataset(name, data=_objects(column or []), dtype=h5py.string_dtype())
+                texts = _encoded(column or [])
+                file.create_dataset(name, data=texts, **({"chunks": _text_chunks(texts), **FILTERS} if rows else {}))
         _write_attributes(file, header, **place)
         file.flush()
         return file.id.get_file_image()  # type: ignore[no-any-return]
@@ -47,7 +48,7 @@ class GrowingFile:
         options = {"maxshape": (None, *size), "chunks": (_chunk_rows(header), *size), **FILTERS}
         with uninterrupted():
             self._file.create_dataset("tokens", (0, *size), header.dtype, **options)
-            self._create_text("id")
+            self._make_room("id", np.dtype("S1"))
 
     def append(self, batch: GridBatch) -> None:
         """Write the next grids.
@@ -74,12 +75,11 @@ class GrowingFile:
         self._output.check()
 
     def _write_columns(self, batch: GridBatch) -> None:
-        columns: dict[str, Any] = {"tokens": batch.tokens}
+        columns: dict[str, NDArray[Any]] = {"tokens": batch.tokens}
         for name, column in batch.texts.items():
-            if column is not None and name not in self._file:
-                self._create_text(name)
-            if name in self._file:
-                columns[name] = _objects(column or [""] * len(batch))
+            if column is not None or name in self._file:
+                columns[name] = _encoded(column or [""] * len(batch))
+                self._make_room(name, columns[name].dtype)
         stop = self._num_written + len(batch)
         for name, values in columns.items():
             dataset = self._file[name]
@@ -87,9 +87,21 @@ class GrowingFile:
             dataset[self._num_written : stop] = values
         self._num_written = stop
 
-    def _create_text(self, name: str) -> None:
-        shape = (self._num_written,)  # what stands there already has no such text: ""
-        self._file.create_dataset(name, shape, h5py.string_dtype(), maxshape=(None,), chunks=(CHUNK_GRIDS,))
+    def _make_room(self, name: str, dtype: np.dtype[Any]) -> None:
+        """See to it that a column of text is there and wide enough for this type."""
+        old = self._file.get(name)
+        if old is not None and old.dtype.itemsize >= dtype.itemsize:
+            return
+        width = 1 << max(4, (dtype.itemsize - 1).bit_length())  # doubles, so that a column moves a few times at most
+        empty = np.empty(self._num_written, h5py.string_dtype("utf-8", width))
+        options = {"maxshape": (None,), "chunks": (_rows_that_fit(width),), **FILTERS}
+        new = self._file.create_dataset(f"{name}.wider", empty.shape, empty.dtype, **options)
+        if old is not None:
+            for start in range(0, self._num_written, CHUNK_GRIDS):
+                rows = slice(start, start + CHUNK_GRIDS)
+                new[rows] = old[rows].astype(empty.dtype)
+            del self._file[name]
+        self._file.move(f"{name}.wider", name)
 
 
 @contextmanager
@@ -104,22 +116,29 @@ def create_grid_file(path: Path, header: GridHeader) -> Iterator[GrowingFile]:
 
 
 def _chunk_rows(header: GridHeader) -> int:
-    return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // (header.dtype.itemsize * header.grid_size[0] * header.grid_size[1])))
+    return _rows_that_fit(header.dtype.itemsize * header.grid_size[0] * header.grid_size[1])
+
+
+def _rows_that_fit(row_bytes: int) -> int:
+    return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // row_bytes))
 
 
 def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last: bool, total: int, digest: str) -> None:
     """Write what describes the file and its place in a stream."""
+    texts = {
+        "format": FORMAT,
+        "tokenizer_fingerprint": header.tokenizer_fingerprint,
+        "tokenizer_location": header.tokenizer_location,
+        "preprocessing": header.preprocessing,
+        "history": json.dumps(header.history),
+        "digest": digest,
+    }
+    file.attrs.update({name: _encoded([clean_text(text)])[0] for name, text in texts.items()})
     file.attrs.update(
         {
-            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "codebook_size": header.codebook_size,
             "image_size": header.image_size,
-            "tokenizer_fingerprint": header.tokenizer_fingerprint,
-            "tokenizer_location": header.tokenizer_location,
-            "preprocessing": header.preprocessing,
-            "history": json.dumps(header.history),
-            "digest": digest,
             "member": member,
             "last": int(last),
             "total": total,
@@ -127,10 +146,17 @@ def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last:
     )
 
 
-def _objects(texts: Sequence[str]) -> NDArray[np.object_]:
-    result = np.empty(len(texts), object)
-    result[:] = texts
-    return result
+def _encoded(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    """UTF-8 strings of one fixed length, padded with NUL.
+
+    Not of variable length: HDF5 keeps those in heaps without a checksum, and hangs when one of their sizes is damaged.
+    """
+    encoded = [text.encode() for text in texts]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1))
+
+
+def _text_chunks(texts: NDArray[np.bytes_]) -> tuple[int]:
+    return (min(_rows_that_fit(texts.dtype.itemsize), len(texts)),)
 
 
 @contextmanager

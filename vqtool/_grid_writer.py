@@ -15,6 +15,7 @@ from vqtool.errors import VqtoolError
 from vqtool.streams import BLOCK_BYTES, STANDARD_OUTPUT, is_stream, open_output, refuse_terminal, takes_one_file
 
 MEMBER_GRIDS = 1024  # a larger batch leaves as several members
+MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 
 
 class GridWriter:
@@ -101,7 +102,10 @@ class GridWriter:
                 raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
             raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
-        texts = [None if column is None else [clean_text(text) for text in column] for column in batch.texts.values()]
+        texts = [
+            None if column is None else [_checked_text(text, name) for text in column]
+            for name, column in batch.texts.items()
+        ]
         return GridBatch(tokens.astype(self.header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
 
     def _place(self, *, last: bool) -> dict[str, Any]:
@@ -113,6 +117,13 @@ class GridWriter:
         self._pipe.write(member_image(self.header, batch, **self._place(last=last)))
         self._pipe.flush()
         self._members += 1
+
+
+def _checked_text(text: str, name: str) -> str:
+    text = clean_text(text)
+    if len(text.encode()) > MAX_TEXT_BYTES:
+        raise VqtoolError(f"the {name} {text[:40]!r}... is longer than {MAX_TEXT_BYTES} bytes: shorten it")
+    return text
 
 
 def check_output(output: Path | str, *, force: bool) -> None:
