@@ -7,6 +7,8 @@ Numbers of a cell are float64; only the sums over the codebook run in the type o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -95,13 +97,27 @@ def _elsewhere(log_x0: Tensor, log_p0: Tensor, x_0: Tensor, x_t: Tensor, q: Cell
     ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()  # (B, H, W)
     log_seen = log_x0.gather(-1, x_t.clamp(max=num_tokens - 1).unsqueeze(-1)).squeeze(-1).double()
     seen, other = x_t < num_tokens, x_0 != x_t
-    above = _log1p_sum(log_x0, ratio.to(log_x0.dtype)).double()
+    above: Tensor = _SumAboveFloor.apply(log_x0, ratio.to(log_x0.dtype)).double()  # type: ignore[no-untyped-call]
     above = above - torch.where(seen, torch.log1p(ratio * log_seen.exp()), 0.0)
     above = above - torch.where(other, torch.log1p(ratio * log_p0.exp()), 0.0)
     count = num_tokens - seen.long() - other.long()
     return q.log_floor.exp() * (count * (q.log_floor.where(some, 0.0) - log_floor) - above)
 
 
-def _log1p_sum(log_x0: Tensor, ratio: Tensor) -> Tensor:
-    """Sum over the tokens of log(1 + ratio * p(x_0 = j)): (B, H, W, K) and (B, H, W) to (B, H, W)."""
-    return torch.log1p(log_x0.exp() * ratio.unsqueeze(-1)).sum(-1)
+class _SumAboveFloor(torch.autograd.Function):
+    """Sum over the tokens of log(1 + ratio * p): (B, H, W, K) and (B, H, W) to (B, H, W).
+
+    Its slope, ratio * p / (1 + ratio * p), is made anew on the way back, so that no (B, H, W, K) tensor is kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, ratio: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, ratio)
+        return log_p.exp().mul_(ratio.unsqueeze(-1)).log1p_().sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, ratio = ctx.saved_tensors
+        share = (log_p + ratio.log().unsqueeze(-1)).sigmoid_()  # (B, H, W, K)
+        by_ratio = slopes[0] * share.sum(-1) / ratio.clamp(min=torch.finfo(ratio.dtype).tiny)
+        return share.mul_(slopes[0].unsqueeze(-1)), by_ratio

@@ -18,7 +18,7 @@ Source: Austin et al. 2021 (arXiv:2107.03006), section 3; Hoogeboom et al. 2021 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -163,10 +163,24 @@ def average_cells(log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
         return _plug_in(same, x_t, t, s, kernel)
     # Not 1 - p(x_0 = x_t): where the denoiser is sure, that difference is all rounding.
     if replaces(kernel):
-        other = _safe_log(log_x0.exp().scatter(-1, token, 0.0).sum(-1).double())
+        other = _safe_log(_OtherTokens.apply(log_x0, token).double())  # type: ignore[no-untyped-call]
     else:
         other = torch.full_like(same, -torch.inf)
     return _mixture(same, other, x_t, t, s, kernel)
+
+
+class _OtherTokens(torch.autograd.Function):
+    """Sum of p over all tokens but one; recomputes p on the way back, so that no (B, H, W, K) tensor is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, token)
+        return log_p.exp().scatter_(-1, token, 0.0).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        log_p, token = ctx.saved_tensors
+        return log_p.exp().scatter_(-1, token, 0.0).mul_(slopes[0].unsqueeze(-1)), None
 
 
 class _Rates(NamedTuple):
