@@ -5,6 +5,7 @@ training summary (docs/formats.md). Reading a header needs neither torch nor the
 temporary name in the same folder and renamed, so a file under its final name is whole.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,31 @@ class Header:
     format_version: int = FORMAT_VERSION
 
 
-def fingerprint(kind: str, config: Mapping[str, Any], tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) -> str:
+def fingerprint(kind: str, config: Mapping[str, Any], entries: Mapping[str, Any], data: bytes | memoryview) -> str:
     """Identity of an artifact: SHA-256 over its kind, config and tensors, not over its history.
 
     Args:
         kind: of the artifact.
         config: JSON-able; its keys are sorted.
-        tensors: name -> (safetensors dtype such as "F32", shape, little-endian bytes).
+        entries: name -> {dtype, shape, data_offsets} of each tensor, as in safetensors; "__metadata__" is left out.
+        data: what the offsets point into.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256(f"{kind}\n{json.dumps(config, sort_keys=True)}\n".encode())
-    for name in sorted(tensors):
-        dtype, shape, data = tensors[name]
-        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
-        digest.update(data)
+    view = memoryview(data)
+    for name in sorted(set(entries) - {"__metadata__"}):
+        begin, end = entries[name]["data_offsets"]
+        digest.update(f"{name} {entries[name]['dtype']} {list(entries[name]['shape'])}\n".encode())
+        digest.update(view[begin:end])
     return digest.hexdigest()[:16]
+
+
+def _split(encoded: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The entries of a whole safetensors file and its data."""
+    start = 8 + int.from_bytes(encoded[:8], "little")
+    return json.loads(encoded[8:start]), memoryview(encoded)[start:]
 
 
 def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
@@ -70,8 +80,8 @@ def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file and where its data begin; checks that the file is not cut short."""
+def _read_safetensors_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file; checks that the file is not cut short."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -84,30 +94,41 @@ def _read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             header = _parse_header(file.read(length), path)
     except OSError as error:
         raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (TypeError, KeyError, IndexError) as error:
-        raise FormatError(f"{path}: not a safetensors file: a tensor has no data_offsets") from error
-    if 8 + length + end != size:
-        raise FormatError(f"{path}: truncated: {size} of {8 + length + end} bytes")
-    return header, 8 + length
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    if not all(map(_is_entry, entries)):
+        raise FormatError(f"{path}: not a safetensors file: a tensor has no dtype, shape or data_offsets")
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    if end != size:
+        raise FormatError(f"{path}: {'truncated' if size < end else 'damaged'}: {size} bytes instead of {end}")
+    return header
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and all(
+            isinstance(entry.get(key), list) and all(isinstance(number, int) and number >= 0 for number in entry[key])
+            for key in ("shape", "data_offsets")
+        )
+        and len(entry["data_offsets"]) == 2
+    )
 
 
 def _artifact_header(header: Mapping[str, Any], path: Path) -> Header:
-    metadata = header.get("__metadata__", {})
-    if "vqtool" not in metadata:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or "vqtool" not in metadata:
         raise FormatError(f"{path}: a safetensors file, but not made by vqtool (no vqtool header)")
     try:
         fields = json.loads(metadata["vqtool"])
-        fields["history"] = tuple(fields.get("history", ()))
-        result = Header(**fields)
-    except (ValueError, TypeError) as error:
+        version = int(fields.get("format_version", 0))
+        if version > FORMAT_VERSION:  # checked first: a later version may have other fields
+            raise FormatError(
+                f"{path}: format version {version}, this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool"
+            )
+        return Header(**{**fields, "history": tuple(fields.get("history", ()))})
+    except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(f"{path}: its vqtool header is damaged: {error}") from error
-    if result.format_version > FORMAT_VERSION:
-        raise FormatError(
-            f"{path}: format version {result.format_version}, this vqtool reads up to {FORMAT_VERSION}: upgrade it"
-        )
-    return result
 
 
 def read_header(path: str | Path) -> Header:
@@ -117,12 +138,12 @@ def read_header(path: str | Path) -> Header:
         FormatError: not a safetensors file, cut short, or not vqtool's.
     """
     path = Path(path)
-    return _artifact_header(_read_safetensors_header(path)[0], path)
+    return _artifact_header(_read_safetensors_header(path), path)
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in a safetensors file, without loading them."""
-    header, _ = _read_safetensors_header(Path(path))
+    header = _read_safetensors_header(Path(path))
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
@@ -132,19 +153,17 @@ def verify(path: str | Path) -> Header:
     Raises:
         FormatError: the content is not what was written.
     """
-    path = Path(path)
-    raw, start = _read_safetensors_header(path)
-    header = _artifact_header(raw, path)
-    data = path.read_bytes()
-    tensors = {}
-    for name, entry in raw.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            tensors[name] = (entry["dtype"], entry["shape"], data[start + begin : start + end])
-    found = fingerprint(header.kind, header.config, tensors)
+    return _read_whole(Path(path))[0]
+
+
+def _read_whole(path: Path) -> tuple[Header, bytes]:
+    """The header and all bytes of an artifact that is what was written."""
+    header = read_header(path)
+    encoded = path.read_bytes()
+    found = fingerprint(header.kind, header.config, *_split(encoded))
     if found != header.fingerprint:
         raise FormatError(f"{path}: damaged: its content has fingerprint {found}, its header says {header.fingerprint}")
-    return header
+    return header, encoded
 
 
 def save(
@@ -164,25 +183,20 @@ def save(
         VqtoolError: the file exists and `force` is off, or it cannot be written.
     """
     from safetensors.torch import save as to_bytes
-    from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    raw = {}
-    for name, tensor in tensors.items():
-        encoded = to_bytes({"x": tensor})
-        length = int.from_bytes(encoded[:8], "little")
-        raw[name] = (json.loads(encoded[8 : 8 + length])["x"]["dtype"], tuple(tensor.shape), encoded[8 + length :])
     config = dict(json.loads(json.dumps(config)))
     header = Header(
         kind=kind,
         config=config,
-        fingerprint=fingerprint(kind, config, raw),
+        fingerprint=fingerprint(kind, config, *_split(to_bytes(tensors))),
         parents=dict(parents or {}),
         history=tuple(dict(record) for record in history),
         summary=dict(summary or {}),
     )
+    # Written by Python and not by safetensors, whose errors do not say that a disk is full.
     with atomic_path(path, force=force) as temporary:
-        save_file(tensors, temporary, metadata={"vqtool": json.dumps(asdict(header))})
+        temporary.write_bytes(to_bytes(tensors, metadata={"vqtool": json.dumps(asdict(header))}))
     return header
 
 
@@ -194,15 +208,20 @@ def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, 
         kind: what it has to be; None takes any.
 
     Raises:
-        FormatError: not an artifact, or of another kind.
+        FormatError: not an artifact, damaged, or of another kind.
     """
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
 
     path = Path(path)
     header = read_header(path)
     if kind is not None and header.kind != kind:
         raise FormatError(f"{path}: a {header.kind}, but a {kind} is needed here")
-    return header, load_file(path)
+    header, encoded = _read_whole(path)
+    try:
+        return header, from_bytes(encoded)
+    except SafetensorError as error:
+        raise FormatError(f"{path}: damaged: {error}") from error
 
 
 @contextmanager
@@ -214,8 +233,6 @@ def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, force=force)
-    if not path.parent.is_dir():
-        raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -228,17 +245,31 @@ def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:
-    """Raise if `path` is there and may not be overwritten: called early, before any work is done."""
+    """Raise unless a file may be written at `path`: called early, before any work is done.
+
+    Raises:
+        VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there.
+    """
     path = Path(path)
+    if str(path) == "-":
+        raise VqtoolError("-: this does not go to standard output; name a file with -o")
     if path.is_dir():
         raise VqtoolError(f"{path}: is a folder, but a file is to be written")
+    if path.exists() and not path.is_file():
+        raise VqtoolError(f"{path}: is a pipe or a device, but this goes to an ordinary file; name one with -o")
     if path.exists() and not force:
         raise VqtoolError(f"{path}: exists; use --force to overwrite it or -o to write elsewhere")
+    if not path.parent.is_dir():
+        raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
 
 
 def file_digest(path: str | Path) -> str:
@@ -248,6 +279,11 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "vqtool" if name == "__main__.py" else name  # python -m vqtool
 
 
 def history_record(
@@ -263,7 +299,7 @@ def history_record(
     """
     record: dict[str, Any] = {
         "step": step,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "version": __version__,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "inputs": dict(inputs or {}),

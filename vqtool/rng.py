@@ -48,7 +48,7 @@ def uniform(
     count = prod(shape)
     rows = [_raw(seed, stream, int(index), step, count) for index in indices]
     raw = np.stack(rows) if rows else np.empty((0, count), dtype=np.uint64)
-    return torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(-1, *shape)
+    return torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(len(rows), *shape)
 
 
 def generator(seed: int, step: int, *, stream: int = 0) -> np.random.Generator:

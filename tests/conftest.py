@@ -1,0 +1,117 @@
+"""What the tests of commands share: a small tokenizer, a folder of pictures, and ways to run `vqtool`."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqtool.cli import main as cli
+from vqtool.tokenizers import Tokenizer, save_tokenizer
+from vqtool.tokenizers.vqvae import VqVaeConfig
+
+TINY = VqVaeConfig(
+    codebook_size=16, code_dim=4, channels=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 0)
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, stdout (bytes, and as text), stderr."""
+
+    code: int
+    data: bytes
+    err: str
+
+    @property
+    def out(self) -> str:
+        return self.data.decode()
+
+
+def build_tokenizer(seed: int = 0, config: VqVaeConfig = TINY) -> Tokenizer:
+    """A tokenizer with random weights whose codes lie where its encoder puts noise, so that all of them are used."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = Tokenizer(config).eval()
+        noise = torch.rand(4, 3, 32, 32) * 2 - 1
+        with torch.no_grad():
+            latents = tokenizer.latents(noise).flatten(0, 2)
+            tokenizer.codebook.copy_(latents[torch.randperm(len(latents))[: config.codebook_size]])
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory):
+    """A tokenizer file: factor 8, K = 16."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tiny.safetensors"
+    save_tokenizer(path, build_tokenizer())
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer_path(tmp_path_factory):
+    """A tokenizer file of the same shape with other weights."""
+    path = tmp_path_factory.mktemp("tokenizer") / "other.safetensors"
+    save_tokenizer(path, build_tokenizer(seed=1))
+    return path
+
+
+def write_pictures(folder: Path, num: int, *, size: tuple[int, int] = (16, 16), seed: int = 0) -> Path:
+    """PNG files of noise, 00.png, 01.png, ..., size (height, width)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed)
+    for i in range(num):
+        Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def vqtool(monkeypatch, capsysbinary):
+    """Run a command in this process: vqtool("encode", "imgs", stdin=None) -> Result."""
+
+    def run(*arguments, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["vqtool", *map(str, arguments)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", open(stdin))  # noqa: SIM115 - closed by the garbage collector, as the real one
+        capsysbinary.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        data, err = capsysbinary.readouterr()
+        return Result(stop.value.code or 0, data, err.decode())
+
+    return run
+
+
+COMMAND = (sys.executable, "-m", "vqtool")
+
+
+def start(*arguments, **options) -> "subprocess.Popen[bytes]":
+    """Start `vqtool` as a process of its own."""
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], **options)
+
+
+def shell(line: str, folder: Path, **variables: object) -> Result:
+    """Run a line of bash in a folder, with `$vqtool` as the command and the pipe's exit codes in the result."""
+    environment = {**os.environ, "vqtool": " ".join(COMMAND), **{name: str(value) for name, value in variables.items()}}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr.decode())
+
+
+def error_lines(text: str) -> list[str]:
+    """The lines of stderr that say what went wrong."""
+    return [line for line in text.splitlines() if line.startswith("error: ")]
