@@ -73,14 +73,15 @@ def test_a_pipe_gets_a_stream_with_the_same_grids(folder):
 def test_two_processes_leave_the_file_and_the_stream_of_one(folder):
     arguments = ["-n", 5, "--steps", 2, "-b", 2]
     run(*arguments, "-o", "one.h5")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for output, path in (("two.h5", "two.h5"), ("-", "piped.h5")):
         done = subprocess.run(
             [*launch, "-m", *command(*arguments, "-o", output)[2:]], capture_output=True, env=environment, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
+        assert b"sample: 2 grids" in done.stderr  # the main process's share
         if output == "-":
             (folder / path).write_bytes(done.stdout)
         _, one = read_grids("one.h5")

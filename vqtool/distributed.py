@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=7)  # for a slower process; if one dies, its launcher ends them all
 
 
 def rank() -> int:
@@ -31,3 +34,35 @@ def own_share(items: Sequence[T]) -> Sequence[T]:
     """The contiguous part of `items` that this process does."""
     share = own_range(len(items))
     return items[share.start : share.stop]
+
+
+def join_group() -> None:
+    """Connect this process with the others, if there are any; to be called before anything else of accelerate.
+
+    Accelerate on its own leaves several processes on a machine without a GPU unconnected unless it is told "cpu".
+    """
+    if world_size() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+
+
+def broadcast(value: T) -> T:
+    """What the main process has for `value`."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    join_group()
+    result: list[T] = broadcast_object_list([value])
+    return result[0]
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        join_group()
+        PartialState().wait_for_everyone()

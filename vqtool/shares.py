@@ -9,14 +9,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 from vqtool import distributed
 from vqtool.grids import GridHeader, GridWriter, open_grids
 from vqtool.streams import is_stream
-
-LONGEST_WAIT = timedelta(days=7)  # for a slower process; if one dies, its launcher ends them all
 
 
 @contextmanager
@@ -41,11 +38,11 @@ def shared_writer(output: Path | str, header: GridHeader, *, force: bool = False
         if not distributed.is_main_process():
             with GridWriter(folder / _part_name(distributed.rank()), header) as writer:
                 yield writer
-            _wait()
+            distributed.wait_for_all()
             return
         with GridWriter(output, header, force=force) as writer:
             yield writer
-            _wait()
+            distributed.wait_for_all()
             for rank in range(1, distributed.world_size()):
                 with open_grids(folder / _part_name(rank)) as part:
                     for batch in part.batches():
@@ -59,27 +56,12 @@ def _part_name(rank: int) -> str:
 @contextmanager
 def _parts_folder(output: Path | str) -> Iterator[Path]:
     """A new folder that all processes know, beside the output; the main one removes it at the end."""
-    from accelerate.utils import broadcast_object_list
-
-    _join_group()
-    name: list[str | None] = [None]
+    name = None
     if distributed.is_main_process():
         place = None if is_stream(output) else Path(output).parent
-        name = [tempfile.mkdtemp(prefix=".vqtool-parts-", dir=place)]
+        name = tempfile.mkdtemp(prefix=".vqtool-parts-", dir=place)
     try:
-        yield Path(broadcast_object_list(name)[0])
+        yield Path(distributed.broadcast(name) or "")
     finally:
-        if distributed.is_main_process() and name[0] is not None:
-            shutil.rmtree(name[0], ignore_errors=True)
-
-
-def _join_group() -> None:
-    from accelerate import PartialState
-
-    PartialState(timeout=LONGEST_WAIT)
-
-
-def _wait() -> None:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
+        if name is not None:
+            shutil.rmtree(name, ignore_errors=True)
