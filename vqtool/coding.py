@@ -3,7 +3,7 @@
 Memory is flat in the number of images: one batch is in the network while the next is read from disk.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,15 +67,10 @@ def encode_images(
         yield GridBatch(tokens.cpu().numpy().astype(np.uint32), [item.id for item in batch.items], labels, captions)
 
 
-def decode_grids(
-    batches: Iterable[GridBatch], tokenizer: Tokenizer, *, batch_size: int
-) -> Iterator[tuple[NDArray[np.uint8], GridBatch]]:
-    """Images (B, 3, h, w) of token grids, with the grids they were made from, as the batches come."""
-    for batch in batches:
-        for start in range(0, len(batch), batch_size):
-            part = batch[start : start + batch_size]
-            tokens = torch.from_numpy(part.tokens.astype(np.int64)).to(tokenizer.device)
-            yield to_uint8(tokenizer.decode(tokens)), part
+def decode_batch(batch: GridBatch, tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Images (B, 3, h, w) of token grids."""
+    tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(tokenizer.device)
+    return to_uint8(tokenizer.decode(tokens))
 
 
 def sample_latents(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.artifacts import atomic_path, refuse_existing
+from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.naming import UniqueNames
 from vqtool.sheets import contact_sheet, png_bytes, save_image
@@ -96,15 +97,20 @@ class FolderGallery(Gallery):
         self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
     ) -> None:
         """Write each picture to its file."""
-        names = [f"{self._names(id)}.png" for id in ids]
+        names = self.pass_over(ids, labels, captions)
         for name, image in zip(names, images, strict=True):
             save_image(image, self.folder / name, force=True)
+
+    def pass_over(self, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> list[str]:
+        """Give pictures their names without writing them: another process does. The names stay apart all the same."""
+        names = [f"{self._names(id)}.png" for id in ids]
         self._lines += _records(names, labels, captions)
-        self.num_images += len(images)
+        self.num_images += len(names)
+        return names
 
     def finish(self) -> None:
         """Write labels and captions."""
-        if self._lines:
+        if self._lines and is_main_process():
             with atomic_path(self.folder / METADATA, force=True) as path:
                 path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
 
@@ -178,10 +184,8 @@ class SheetGallery(Gallery):
         save_image(sheet, self.output, force=self.force)
 
 
-def open_gallery(output: Path, *, force: bool = False) -> Gallery:
+def gallery_type(output: Path) -> type[FolderGallery] | type[TarGallery] | type[SheetGallery]:
     """The gallery that an output's name asks for: *.png a sheet, *.tar or "-" a tar, else a folder."""
     if is_stream(output) or output.suffix == ".tar":
-        return TarGallery(output, force=force)
-    if output.suffix.lower() == ".png":
-        return SheetGallery(output, force=force)
-    return FolderGallery(output, force=force)
+        return TarGallery
+    return SheetGallery if output.suffix.lower() == ".png" else FolderGallery

@@ -27,13 +27,16 @@ def shape(sides: Sequence[int]) -> str:
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int | None, unit: str = "images", *, done: int = 0
+) -> Iterator[Callable[[int], None]]:
     """Show how far a loop is, with its rate and the time left: a bar on a terminal, plain lines elsewhere.
 
     Args:
         description: what is being done, e.g. "encode".
         total: how many units there are; None if unknown.
         unit: the plural of what is counted.
+        done: how many of them were done before.
 
     Yields:
         advance(n): say that n more units are done.
@@ -41,15 +44,15 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
     if not is_main_process():
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _bar(description, total, unit) as advance:
+        with _bar(description, total, unit, done) as advance:
             yield advance
     else:
-        with _lines(description, total, unit) as advance:
+        with _lines(description, total, unit, done) as advance:
             yield advance
 
 
 @contextmanager
-def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -70,7 +73,7 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, rate="")
+        task = bar.add_task(description, total=total, completed=done, rate="")
 
         def advance(n: int) -> None:
             bar.advance(task, n)
@@ -81,16 +84,17 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
 
 
 @contextmanager
-def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(description: str, total: int | None, unit: str, before: int) -> Iterator[Callable[[int], None]]:
     start = last = time.monotonic()
     done = 0
 
     def line(now: float) -> str:
         rate = done / max(now - start, 1e-9)
+        reached = before + done
         if total is None:
-            return f"{description}: {done} {unit}, {rate:.1f} {unit}/s"
-        left = (total - done) / max(rate, 1e-9)
-        return f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+            return f"{description}: {reached} {unit}, {rate:.1f} {unit}/s"
+        left = (total - reached) / max(rate, 1e-9)
+        return f"{description}: {reached}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
 
     def advance(n: int) -> None:
         nonlocal done, last

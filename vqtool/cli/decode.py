@@ -33,17 +33,29 @@ def decode(
     """
     from vqtool.cli.console import progress, say, shape, warn
     from vqtool.cli.inputs import choose_device, tokenizer_of
-    from vqtool.coding import decode_grids
-    from vqtool.gallery import SheetGallery, open_gallery
+    from vqtool.coding import decode_batch
+    from vqtool.distributed import is_main_process, rank, wait_for_all, world_size
+    from vqtool.gallery import FolderGallery, SheetGallery, gallery_type
     from vqtool.grids import open_grids
+    from vqtool.streams import is_stream
 
-    with open_gallery(output, force=force) as gallery, open_grids(grids) as reader:
+    kind = gallery_type(output)
+    shared = kind is FolderGallery and not is_stream(grids)  # a pipe, a tar and a sheet are one process's work
+    if not shared and not is_main_process():
+        return
+    with kind(output, force=force) as gallery, open_grids(grids) as reader:
+        if shared:
+            wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, grids, tokenizer).to(choose_device(device))
         say(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
         with progress("decode", reader.num_grids) as advance:
-            for images, batch in decode_grids(reader.batches(batch_size), model, batch_size=batch_size):
-                gallery.write(images, batch.ids, batch.labels, batch.captions)
-                advance(len(images))
+            for number, batch in enumerate(reader.batches(batch_size)):
+                if shared and isinstance(gallery, FolderGallery) and number % world_size() != rank():
+                    gallery.pass_over(batch.ids, batch.labels, batch.captions)
+                else:
+                    images = decode_batch(batch, model)
+                    gallery.write(images, batch.ids, batch.labels, batch.captions)
+                advance(len(batch))
     if isinstance(gallery, SheetGallery) and gallery.num_dropped:
         warn(f"{gallery.num_dropped} images did not fit on the sheet and were left out")
     say(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")

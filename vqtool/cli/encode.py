@@ -42,8 +42,10 @@ def encode(
     from vqtool.cli.console import progress, say, shape
     from vqtool.cli.inputs import Skipped, choose_device
     from vqtool.coding import encode_images, grid_header
-    from vqtool.grids import GridWriter, check_output
+    from vqtool.distributed import own_share
+    from vqtool.grids import check_output
     from vqtool.images import find_images, parse_size
+    from vqtool.shares import shared_writer
     from vqtool.tokenizers import BUILTIN, load_tokenizer
 
     image_size = parse_size(size)
@@ -53,8 +55,9 @@ def encode(
     items, skipped = find_images(images), Skipped(strict)
     say(f"{len(items)} images at {shape(image_size)} -> grids of {shape(header.grid_size)} tokens")
     say(f"tokenizer {model.fingerprint} ({model.location})")
-    with GridWriter(output, header, force=force) as writer, progress("encode", len(items)) as advance:
-        for batch in encode_images(items, model, image_size, batch_size=batch_size, on_error=skipped.on_error):
+    own = own_share(items)
+    with shared_writer(output, header, force=force) as writer, progress("encode", len(own)) as advance:
+        for batch in encode_images(own, model, image_size, batch_size=batch_size, on_error=skipped.on_error):
             writer.write(batch)
             advance(len(batch))
     say(f"wrote {writer.num_grids} grids to {'stdout' if str(output) == '-' else output}")

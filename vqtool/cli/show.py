@@ -34,7 +34,7 @@ def show(
     """
     from vqtool.cli.console import say
     from vqtool.cli.inputs import Skipped, tokenizer_of
-    from vqtool.coding import decode_grids, known_texts
+    from vqtool.coding import decode_batch, known_texts
     from vqtool.gallery import SheetGallery
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
@@ -47,9 +47,8 @@ def show(
                 raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
             with open_grids(sources[0]) as reader:
                 model = tokenizer_of(reader.header, sources[0], tokenizer)
-                first = islice(reader.batches(1), num)
-                for images, batch in decode_grids(first, model, batch_size=64):
-                    gallery.write(images, batch.ids, batch.labels, batch.captions)
+                for batch in islice(reader.batches(1), num):
+                    gallery.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
             items = find_images(sources)[:num]
             for found in read_batches(items, parse_size(size) if size else None, 64, on_error=skipped.on_error):

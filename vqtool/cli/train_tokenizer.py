@@ -77,7 +77,8 @@ def train_tokenizer(
         step_seconds=lambda: measure_step_seconds(model, trial, num_items=len(pixels), config=run),
     )
     identity = {"images": data.digest(pixels)}
-    with reporting(num_steps, ("loss", "psnr", "usage", "perplexity")) as report:
+    done = run_files.steps_done(resume=resume)
+    with reporting(num_steps, ("loss", "psnr", "usage", "perplexity"), done=done) as report:
         tokenizer, summary = training.train_tokenizer(
             pixels,
             config=config,

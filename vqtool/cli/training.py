@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.artifacts import refuse_existing
+from vqtool.artifacts import read_header, refuse_existing
 from vqtool.cli.console import progress, say
 from vqtool.errors import VqtoolError
 
@@ -47,6 +47,12 @@ class RunFiles:
         """The latest picture of the progress."""
         return self.output.with_suffix(".sheet.png")
 
+    def steps_done(self, *, resume: bool) -> int:
+        """How many steps the run that is to be resumed has taken."""
+        if not (resume and self.state.exists()):
+            return 0
+        return int(read_header(self.state).summary["step"])
+
     def check(self, *, resume: bool, force: bool) -> None:
         """Refuse early to overwrite a result, or an interrupted run that could be resumed."""
         refuse_existing(self.output, force=force or resume)
@@ -73,13 +79,10 @@ def choose_steps(
     """
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give --steps or --minutes, not both")
-    if resume_from is not None and steps is None:
-        from vqtool.artifacts import read_header
-
-        if resume_from.exists():
-            kept = int(read_header(resume_from).config["loop.num_steps"])
-            say(f"resuming a run of {kept} steps")
-            return kept
+    if resume_from is not None and steps is None and resume_from.exists():
+        kept = int(read_header(resume_from).config["loop.num_steps"])
+        say(f"resuming a run of {kept} steps")
+        return kept
     seconds = step_seconds()
     num_steps = steps or (max(1, int(minutes * 60 / seconds)) if minutes else default)
     say(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
@@ -93,19 +96,20 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def reporting(num_steps: int, names: tuple[str, ...], *, every: float = 20.0) -> Iterator[Report]:
+def reporting(num_steps: int, names: tuple[str, ...], *, done: int = 0, every: float = 20.0) -> Iterator[Report]:
     """Show progress, and the named metrics every so many seconds.
 
     Args:
         num_steps: of the run.
         names: of the metrics to print.
+        done: steps that an earlier run has taken.
         every: seconds between two prints.
 
     Yields:
         report(step, metrics), what the training loop calls.
     """
-    with progress("train", num_steps, "steps") as advance:
-        last_step, last_time = 0, time.monotonic()
+    with progress("train", num_steps, "steps", done=done) as advance:
+        last_step, last_time = done, time.monotonic()
 
         def report(step: int, metrics: Mapping[str, float]) -> None:
             nonlocal last_step, last_time
