@@ -14,7 +14,7 @@ def info(
     file: Annotated[str, typer.Argument(help="Token grids or an artifact; - is token grids on stdin.")] = "-",
     json: JsonOutput = False,
 ) -> None:
-    """Show what a file of token grids, a tokenizer or a prior is, and how it was made.
+    """Show what a file is, be it token grids, tokenizer or prior, and its history.
 
     Examples:
 
