@@ -64,7 +64,7 @@ def _walk(weights: NDArray[np.float64], noise: NDArray[np.float64]) -> int:
     """Where a Metropolis-Hastings chain over candidates 0..m-1 with these weights d^2 / q ends."""
     current = 0
     for step in range(1, len(weights)):
-        if weights[step] >= noise[step] * weights[current]:
+        if weights[step] > noise[step] * weights[current]:  # strictly: a weight of 0 is never accepted
             current = step
     return current
 

@@ -73,7 +73,7 @@ class EmaQuantizer(nn.Module):
 
     @torch.no_grad()
     def _place(self, flat: Tensor, picks: Tensor) -> None:
-        chosen = _shared(flat[(picks.to(flat.device) * len(flat)).long()])
+        chosen = _pick(flat, picks)
         self.codebook.copy_(chosen)
         self.counts.fill_(1.0)
         self.sums.copy_(chosen)
@@ -88,7 +88,7 @@ class EmaQuantizer(nn.Module):
         self.sums.lerp_(sums, 1 - self.decay)
         if revive:
             even = counts.sum() / len(counts)
-            chosen = _shared(flat[(picks.to(flat.device) * len(flat)).long()])
+            chosen = _pick(flat, picks)
             dead = self.counts < self.dead_share * even
             self.counts.copy_(torch.where(dead, even, self.counts))
             self.sums.copy_(torch.where(dead[:, None], chosen * even, self.sums))
@@ -102,8 +102,10 @@ def _total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _shared(tensor: Tensor) -> Tensor:
-    """The main process's tensor, on all processes."""
-    if distributed.world_size() > 1:
-        torch.distributed.broadcast(tensor, src=0)
-    return tensor
+def _pick(flat: Tensor, picks: Tensor) -> Tensor:
+    """Rows of the latents of all processes, in their order: flat (N, D) here, picks (K,) in [0, 1) -> (K, D)."""
+    rows = (picks.to(flat.device) * (len(flat) * distributed.world_size())).long()
+    if distributed.world_size() == 1:
+        return flat[rows]
+    own = rows // len(flat) == distributed.rank()
+    return _total(torch.where(own[:, None], flat[rows % len(flat)], 0.0))
