@@ -45,7 +45,7 @@ def test_all_files_are_checked_and_each_bad_one_says_why(tmp_path, vqtool, token
         "range.h5": "token 5000 at row 0, column 0 of grid 3 is not in [0, 1024)",
         "weights.safetensors": "damaged: its content has fingerprint",
         "short.safetensors": "truncated",
-        "notes.txt": "token grids (HDF5) or an artifact (safetensors) were expected, found text that begins with 'not a file",
+        "notes.txt": "token grids (HDF5) or an artifact (safetensors) were expected, found text",
         "missing.h5": "cannot be read: No such file",
         "good.h5": "",
     }
