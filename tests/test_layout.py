@@ -1,0 +1,187 @@
+"""The layout of style and package: names match files, imports point up, every command has help, examples and a test."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_lines import commands_in, examples, leaf_commands, parse, root_command
+
+import vqtool
+from vqtool import denoisers, kernels, samplers
+from vqtool.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "vqtool"
+PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics"
+
+# Data flows from top to bottom; a module imports only what stands above it.
+LAYERS = (
+    "errors", "version", "rng", "distributed", "artifacts", "naming",
+    "pixels", "sources", "images", "streams", "sheets", "gallery",
+    "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "inspection",
+    "conditions", "tokenizers", "codebooks", "coding",
+    "schedules", "kernels", "posterior", "denoisers", "losses", "priors", "guidance", "samplers",
+    "metrics", "training", "cli",
+)  # fmt: skip
+INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
+NOT_COMMANDS = {"__init__", "main", "options", "console", "inputs", "training"}  # in cli/
+MAX_LINES = 400  # of a module: past that, look for the second idea
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    """The module or package directly below vqtool/ that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of what a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_every_module_has_its_place_in_the_layers():
+    assert {layer(path) for path in modules()} - set(INTERFACES) == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_point_up(path):
+    if layer(path) in INTERFACES:
+        return
+    allowed = {*LAYERS[: LAYERS.index(layer(path)) + 1]}
+    for name in imports(path):
+        if name.startswith("vqtool."):
+            assert name.split(".")[1] in allowed, f"{name_of(path)} imports {name}, which stands below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_libraries_are_imported_only_where_they_belong(path):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert "click" not in tops, "typer brings its own click"
+    if layer(path) != "cli":
+        assert not tops & {"typer", "rich"}
+    if layer(path) != "conditions":
+        assert not tops & {"tokenizers", "sentencepiece"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_modules_are_documented_short_and_without_assert(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not text, "a module opens with a docstring"
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    assert len(text.splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [("samplers", samplers.NAMES), ("denoisers", denoisers.NAMES), ("kernels", tuple(kernels.KERNELS))],
+)
+def test_registered_names_are_those_of_the_files(package, names):
+    files = {path.stem for path in (PACKAGE / package).glob("*.py") if not path.stem.startswith("_")}
+    assert files == {name.replace("-", "_") for name in names}
+
+
+@pytest.mark.parametrize("name", samplers.NAMES)
+def test_the_docstring_of_a_sampler_says_what_it_costs_and_where_it_is_from(name):
+    text = samplers.find(name).__doc__ or ""
+    for part in ("When to use", "Cost", "Source"):
+        assert part in text
+
+
+def test_the_commands_are_those_of_the_files():
+    files = {path.stem.replace("_", "-") for path in (PACKAGE / "cli").glob("*.py") if path.stem not in NOT_COMMANDS}
+    assert files == set(COMMANDS)
+    assert set(root_command().commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_file_of_tests(name):
+    assert (ROOT / "tests" / f"test_cli_{name.replace('-', '_')}.py").is_file()
+
+
+@pytest.mark.parametrize("words", leaf_commands())
+def test_the_help_of_a_command_is_one_imperative_line_and_examples_that_parse(words):
+    text = leaf_commands()[words].help
+    first, blank, *_ = [*text.splitlines(), "", ""]
+    assert re.fullmatch(r"[A-Z][a-z-]*([^s\W]|ss) .+\.", first), "one line, in the imperative, with a full stop"
+    assert not blank
+    lines = examples(text)
+    assert lines
+    assert any(parse(args) == words for line in lines for args in commands_in(line))
+    for line in lines:
+        for args in commands_in(line):
+            assert parse(args)
+
+
+@pytest.mark.parametrize("words", leaf_commands())
+def test_every_option_of_a_command_says_what_it_does(words):
+    for parameter in leaf_commands()[words].params:
+        assert getattr(parameter, "help", None), f"vqtool {words}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize(
+    "args", [["encode"], ["encode", "imgs/", "--no-such-option"], ["nothing"], ["show", "-n", "x"]]
+)
+def test_a_wrong_command_line_does_not_parse(args):
+    with pytest.raises(Exception, match=r"(?i)missing|no such|valid"):
+        parse(args)
+
+
+def test_command_lines_are_found_in_pipes_and_beside_other_programs():
+    found = list(commands_in('cat a | run vqtool sample -n "$num" | vqtool decode -o x/ 2>/dev/null && ls # vqtool x'))
+    assert found == [["sample", "-n", "1"], ["decode", "-o", "x/"]]
+
+
+@pytest.mark.parametrize("name", vqtool.__all__)
+def test_the_python_interface_can_be_imported(name):
+    value = getattr(vqtool, name)
+    assert isinstance(value, str) or value.__doc__
+
+
+def test_an_unknown_name_of_the_python_interface_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = vqtool.no_such_name
+
+
+def test_the_pipeline_is_described_alike_everywhere():
+    assert PIPELINE in vqtool.__doc__
+    assert PIPELINE in root_command().help
+    assert PIPELINE in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def module_names() -> set[str]:
+    """What a test file may be named after: a module, a package, a command."""
+    paths = [path.relative_to(PACKAGE).with_suffix("") for path in modules()]
+    names = {"_".join(part.strip("_") for part in path.parts if part != "__init__") for path in paths}
+    commands = {f"cli_{name.replace('-', '_')}" for name in COMMANDS}
+    return (names | {path.name for path in paths} | commands) - {""}
+
+
+OTHER_TESTS = {"layout", "recipes", "scripts"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=name_of)
+def test_a_test_file_is_named_after_what_it_tests(path):
+    stem = path.stem.removeprefix("test_")
+    prefixes = {stem, *(stem[: match.start()] for match in re.finditer("_", stem))}
+    assert prefixes & (module_names() | OTHER_TESTS)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
+def test_every_package_can_be_imported_alone(path):
+    name = ".".join(path.parent.relative_to(ROOT).parts)
+    assert importlib.import_module(name).__doc__

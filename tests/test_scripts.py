@@ -1,0 +1,80 @@
+"""scripts/finish_tokenizer.py: what may go into the package, and what is added to it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqtool import artifacts
+from vqtool.tokenizers import Tokenizer, save_tokenizer
+from vqtool.tokenizers.vqvae import VqVaeConfig
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
+finish_tokenizer = importlib.import_module("finish_tokenizer")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A tokenizer, a held-out file of 20 pictures, and its scores."""
+    config = VqVaeConfig(codebook_size=8, channels=(8, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1))
+    header = save_tokenizer(
+        tmp_path / "trained.safetensors", Tokenizer(config), history=[{"step": "a"}], summary={"steps": 7}
+    )
+    with h5py.File(tmp_path / "kept.h5", "w") as file:
+        file["images"] = np.random.default_rng(0).integers(0, 256, (20, 3, 64, 64), dtype=np.uint8)
+        file["id"] = [f"picture-{i}" for i in range(20)]
+    write_scores(tmp_path, header.fingerprint)
+    return tmp_path
+
+
+def write_scores(work, fingerprint):
+    report = {"tokenizer": fingerprint, "num_images": 20, "scores": {"PSNR": 21.5, "usage": 0.875}}
+    (work / "kept.scores.json").write_text(json.dumps(report))
+
+
+def finish(work, monkeypatch):
+    places = ["--output", f"{work}/built.safetensors", "--picture", f"{work}/docs/built.png"]
+    monkeypatch.setattr(sys, "argv", ["finish", f"{work}/trained.safetensors", f"{work}/kept.h5", *places])
+    return finish_tokenizer.main()
+
+
+def test_scores_are_added_to_the_summary_and_the_rest_stays(work, monkeypatch):
+    assert finish(work, monkeypatch) == 0
+    before = artifacts.read_header(work / "trained.safetensors")
+    after = artifacts.verify(work / "built.safetensors")
+    assert after.summary == {"steps": 7, "kept.num_images": 20, "kept.PSNR": 21.5, "kept.usage": 0.875}
+    assert (after.fingerprint, after.config, after.history) == (before.fingerprint, before.config, before.history)
+
+
+def test_the_picture_shows_sixteen_originals_over_reconstructions(work, monkeypatch):
+    assert finish(work, monkeypatch) == 0
+    with Image.open(work / "docs" / "built.png") as picture:
+        sheet = np.asarray(picture)
+    with h5py.File(work / "kept.h5") as file:
+        first = file["images"][0].transpose(1, 2, 0).repeat(2, axis=0).repeat(2, axis=1)
+    assert np.array_equal(sheet[6 : 6 + 128, 6 : 6 + 128], first)
+    assert sheet.shape[1] == 8 * (128 + 6) + 6
+
+
+def test_scores_of_another_tokenizer_and_missing_ones_are_refused(work, monkeypatch, capsys):
+    write_scores(work, "0123456789abcdef")
+    assert finish(work, monkeypatch) == 1
+    assert "scores of tokenizer 0123456789abcdef, not of" in capsys.readouterr().err
+    (work / "kept.scores.json").unlink()
+    assert finish(work, monkeypatch) == 1
+    assert "kept.scores.json: missing; vqtool eval" in capsys.readouterr().err
+    assert not (work / "built.safetensors").exists()
+
+
+def test_a_tokenizer_too_large_for_the_package_is_refused_and_the_old_one_stays(work, monkeypatch, capsys):
+    (work / "built.safetensors").write_bytes(b"old")
+    monkeypatch.setattr(finish_tokenizer, "MAX_BYTES", 1000)
+    assert finish(work, monkeypatch) == 1
+    assert "more than 1000: train it with --half" in capsys.readouterr().err
+    assert (work / "built.safetensors").read_bytes() == b"old"
+    assert not (work / "trained.scored.safetensors").exists()
