@@ -84,7 +84,7 @@ class Tokenizer(nn.Module):
         latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last))
         return latents.permute(0, 2, 3, 1)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
     def encode(self, images: Tensor) -> Tensor:
         """Images to tokens.
 
@@ -97,7 +97,7 @@ class Tokenizer(nn.Module):
         latents = self.latents(images)
         return nearest(latents.reshape(-1, latents.shape[-1]), self.codebook).view(latents.shape[:-1])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
     def decode(self, grid: Tensor) -> Tensor:
         """Tokens to images.
 
@@ -184,7 +184,7 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
     try:
         tokenizer = Tokenizer(VqVaeConfig(**config))
         tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{name}: its tensors do not fit its config: {error}") from error
     tokenizer.fingerprint, tokenizer.location, tokenizer.history = header.fingerprint, name, header.history
     tokenizer.half_precision = tensors["codebook"].dtype == torch.float16
@@ -216,5 +216,12 @@ def find_named_tokenizer(
             f"the tokenizer {fingerprint} that this input was made with is not at {location}: "
             "name its file with --tokenizer"
         )
-    fitting = (place for place in there if artifacts.read_header(place).fingerprint == fingerprint)
+    fitting = (place for place in there if _has_fingerprint(place, fingerprint))
     return load_tokenizer(next(fitting, there[0]), fingerprint=fingerprint)
+
+
+def _has_fingerprint(path: Path, fingerprint: str) -> bool:
+    try:
+        return artifacts.read_header(path).fingerprint == fingerprint
+    except VqtoolError:
+        return False
