@@ -8,25 +8,23 @@ killed and resumed therefore has the losses of one that was not.
 import copy
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import MismatchError, VqtoolError
+from vqtool.training._log import RunLog
+from vqtool.training._signals import interruptible
 
 STATE_KIND = "training-state"
 
@@ -106,6 +104,7 @@ class _Run:
 
     def __init__(self, model: nn.Module, config: LoopConfig) -> None:
         self.config = config
+        distributed.join_group()
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
@@ -114,6 +113,7 @@ class _Run:
         self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
         self.step = 0
         self.seconds = 0.0
+        self.values: dict[str, float] = {}  # of the last logged step
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Write everything that the next step depends on (main process only)."""
@@ -123,7 +123,7 @@ class _Run:
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        summary = {"step": self.step, "seconds": self.seconds}
+        summary = {"step": self.step, "seconds": self.seconds, "values": self.values}
         artifacts.save(path, kind=STATE_KIND, config=identity, tensors=tensors, summary=summary, force=True)
 
     def load(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -154,6 +154,7 @@ class _Run:
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step, self.seconds = int(header.summary["step"]), float(header.summary["seconds"])
+        self.values = header.summary.get("values", {})
 
     def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
         """One step of the optimiser; the loss and metrics of the batch, averaged over the processes."""
@@ -176,58 +177,6 @@ class _Run:
         if distributed.world_size() > 1:
             shared = {name: self.accelerator.reduce(value.float(), "mean") for name, value in shared.items()}
         return {**shared, "gradient_norm": norm}
-
-
-class _Log:
-    """A JSON-lines file, one line a logged step; on resume the lines after the resumed step are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if step and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.file = path.open("w", encoding="utf-8") if distributed.is_main_process() else None
-        for line in kept:
-            self._write(line)
-
-    def _write(self, line: str) -> None:
-        if self.file is not None:
-            self.file.write(line + "\n")
-            self.file.flush()
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record."""
-        self._write(json.dumps(record))
-
-    def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C (or a polite kill) end the run between two steps, on all processes at the same step."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if caught:  # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def interrupted() -> bool:
-        if distributed.world_size() == 1:
-            return bool(caught)
-        flag = [bool(caught)]
-        return bool(broadcast_object_list(flag)[0])
-
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run(
@@ -256,7 +205,8 @@ def run(
         log_path: JSON-lines log, a line a step.
         identity: what must be equal for a resume to make sense: data digest, model config.
         resume: go on from `state_path`.
-        sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps.
+        sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps, in the main
+            process.
         report: is told (step, metrics) after each step.
 
     Returns:
@@ -273,25 +223,28 @@ def run(
     identity = {**identity, **{f"loop.{name}": value for name, value in asdict(config).items() if name in _FIXED}}
     if resume:
         training.load(state_path, identity)
-    log = _Log(log_path, training.step)
-    values: dict[str, float] = {}
+    log = RunLog(log_path, training.step)
+    draws = config.sheet_steps > 0 and distributed.is_main_process()
     try:
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             saved = last = time.monotonic()
             while training.step < config.num_steps:
                 metrics = training.take_step(objective, num_items)
                 now = time.monotonic()
                 training.seconds, last = training.seconds + now - last, now
-                if training.step % config.log_steps == 0 or training.step == config.num_steps:
-                    values = {name: float(value) for name, value in metrics.items()}
-                    _check_finite(values["loss"], training.step, state_path)
-                    log.write({"step": training.step, **values, "seconds": round(training.seconds, 3)})
-                    if report is not None:
-                        report(training.step, values)
-                if sheet is not None and config.sheet_steps and training.step % config.sheet_steps == 0:
-                    sheet(training.ema, training.step)
                 stop = interrupted()
-                if stop or now - saved > config.save_seconds:
+                saves = stop or now - saved > config.save_seconds
+                logs = training.step % config.log_steps == 0 or training.step == config.num_steps
+                if saves or logs:
+                    training.values = {name: float(value) for name, value in metrics.items()}
+                    _check_finite(training.values, training.step, state_path)
+                if logs:
+                    log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
+                    if report is not None:
+                        report(training.step, training.values)
+                if sheet is not None and draws and training.step % config.sheet_steps == 0:
+                    sheet(training.ema, training.step)
+                if saves:
                     training.save(state_path, identity)
                     saved = time.monotonic()
                 if stop:
@@ -302,7 +255,7 @@ def run(
             training.save(state_path, identity)
     finally:
         log.close()
-    summary = {"steps": training.step, "seconds": round(training.seconds, 1), **values}
+    summary = {"steps": training.step, "seconds": round(training.seconds, 1), **training.values}
     return LoopResult(training.ema.cpu().eval(), summary)
 
 
@@ -313,11 +266,13 @@ _FIXED = (
 )  # fmt: skip
 
 
-def _check_finite(loss: float, step: int, state_path: Path) -> None:
-    if not math.isfinite(loss):
-        raise VqtoolError(
-            f"the loss became {loss} at step {step}: use a smaller --learning-rate; the last good state is {state_path}"
-        )
+def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:
+    for name, word in (("loss", "the loss"), ("gradient_norm", "the norm of the gradient")):
+        if not math.isfinite(values[name]):
+            kept = f"; the state before that is in {state_path}" if state_path.exists() else ""
+            raise VqtoolError(
+                f"{word} became {values[name]} at step {step}: start anew with a smaller --learning-rate{kept}"
+            )
 
 
 def measure_step_seconds(model: nn.Module, objective: Objective, *, num_items: int, config: LoopConfig) -> float:
@@ -328,4 +283,5 @@ def measure_step_seconds(model: nn.Module, objective: Objective, *, num_items: i
         start = time.perf_counter()
         float(trial.take_step(objective, num_items)["loss"])
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[2:]))
+    # All processes have to come to the same length of the run.
+    return distributed.broadcast(float(np.median(seconds[2:])))
