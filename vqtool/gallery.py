@@ -4,7 +4,6 @@ Names are made from ids and made safe, so that nothing in a file of grids can le
 captions go to `metadata.jsonl` beside the pictures, the convention that `find_images` reads.
 """
 
-import io
 import json
 import tarfile
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,13 +91,19 @@ class FolderGallery(Gallery):
         self.folder = folder
         self._names = UniqueNames()
         self._lines: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()
+
+    @property
+    def num_others(self) -> int:
+        """How many files were in the folder before and have not been overwritten."""
+        return len(self._before)
 
     def write(
         self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
     ) -> None:
         """Write each picture to its file."""
         names = self.pass_over(ids, labels, captions)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, images, strict=True):
             save_image(image, self.folder / name, force=True)
 
@@ -106,13 +112,25 @@ class FolderGallery(Gallery):
         names = [f"{self._names(id)}.png" for id in ids]
         self._lines += _records(names, labels, captions)
         self.num_images += len(names)
+        self._before.difference_update(names)
         return names
 
     def finish(self) -> None:
-        """Write labels and captions."""
-        if self._lines and is_main_process():
-            with atomic_path(self.folder / METADATA, force=True) as path:
+        """Write labels and captions, in place of those of pictures that were there before."""
+        if not is_main_process():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / METADATA).unlink(missing_ok=True)
+        if self._lines:
+            with atomic_path(self.folder / METADATA) as path:
                 path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self.num_images:
+            self.finish()  # the pictures that arrived are kept, with what is known of them
+        super().__exit__(kind, error, traceback)
 
 
 class TarGallery(Gallery):
@@ -121,18 +139,30 @@ class TarGallery(Gallery):
     def __init__(self, output: Path, *, force: bool = False) -> None:
         super().__init__()
         refuse_terminal(output)
+        self._output = output
+        self._file: BinaryIO
         if is_stream(output):
-            file = self._stack.enter_context(open_output(output))
+            self._file = self._stack.enter_context(open_output(output))
         else:
-            file = self._stack.enter_context(self._stack.enter_context(atomic_path(output, force=force)).open("wb"))
-        # A generator of bytes that ends early must not look whole: the end marker is written by `finish` alone.
-        self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+            path = self._stack.enter_context(atomic_path(output, force=force))
+            self._file = self._stack.enter_context(path.open("wb"))
         self._names = UniqueNames()
 
+    def _write(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise VqtoolError(f"{self._output}: cannot be written: {error.strerror}") from error
+
     def _add(self, name: str, data: bytes) -> None:
+        """Write one member. `tarfile.open` would hold back bytes, and write them when they are not wanted any more."""
         entry = tarfile.TarInfo(name)
         entry.size = len(data)
-        self._tar.addfile(entry, io.BytesIO(data))
+        header = entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        self._write(header + data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def write(
         self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
@@ -149,8 +179,8 @@ class TarGallery(Gallery):
         self.num_images += len(images)
 
     def finish(self) -> None:
-        """Write the end marker."""
-        self._tar.close()
+        """Write the end marker: without it a stream that ended early does not look whole."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
 
 
 class SheetGallery(Gallery):
@@ -158,7 +188,10 @@ class SheetGallery(Gallery):
 
     def __init__(self, output: Path, *, columns: int | None = None, force: bool = False) -> None:
         super().__init__()
-        refuse_existing(output, force=force)
+        if is_stream(output):
+            refuse_terminal(output)
+        else:
+            refuse_existing(output, force=force)
         self.output, self.columns, self.force = output, columns, force
         self.num_dropped = 0  # pictures beyond `SHEET_IMAGES`
         self._images: list[NDArray[np.uint8]] = []
@@ -181,7 +214,12 @@ class SheetGallery(Gallery):
         """Draw the sheet."""
         sheet = contact_sheet(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
                               self._captions, columns=self.columns)  # fmt: skip
-        save_image(sheet, self.output, force=self.force)
+        if not is_stream(self.output):
+            save_image(sheet, self.output, force=self.force)
+            return
+        with open_output(self.output) as file:
+            file.write(png_bytes(sheet))
+            file.flush()
 
 
 def gallery_type(output: Path) -> type[FolderGallery] | type[TarGallery] | type[SheetGallery]:

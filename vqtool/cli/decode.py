@@ -58,4 +58,6 @@ def decode(
                 advance(len(batch))
     if isinstance(gallery, SheetGallery) and gallery.num_dropped:
         warn(f"{gallery.num_dropped} images did not fit on the sheet and were left out")
+    if isinstance(gallery, FolderGallery) and gallery.num_others:
+        warn(f"{gallery.num_others} files that were in {output} before are still there")
     say(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")
