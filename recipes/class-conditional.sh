@@ -41,8 +41,8 @@ run() {
 }
 
 run python "$root/recipes/draw_digits.py" imgs/
-run vqtool codebook refit imgs/ --size 32
-run vqtool encode imgs/ --size 32 -t tokenizer.safetensors -o tok.h5 # class folders are labels; grids of 4x4
+run vqtool codebook refit imgs/ --codebook-size 512 # digits need few codes
+run vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 # at 64 pixels, grids of 8x8; class folders are labels
 train_minutes=$((minutes - after_training - (SECONDS + 59) / 60))
 ((train_minutes > 0)) || train_minutes=1
 run vqtool train-prior --kernel mask-replace --condition class --minutes "$train_minutes"

