@@ -7,6 +7,7 @@ import typer
 
 from vqtool.cli.main import command
 from vqtool.cli.options import BatchSize, Device, Force, Images, Strict, TokenizerOption
+from vqtool.errors import VqtoolError
 
 DEFAULT_SIZE = "64"
 
@@ -60,5 +61,7 @@ def encode(
         for batch in encode_images(own, model, image_size, batch_size=batch_size, on_error=skipped.on_error):
             writer.write(batch)
             advance(len(batch))
+        if skipped.count == len(items):
+            raise VqtoolError(f"none of the {len(items)} images could be read")
     say(f"wrote {writer.num_grids} grids to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

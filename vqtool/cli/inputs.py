@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vqtool.cli.console import progress, say, warn
-from vqtool.errors import VqtoolError
+from vqtool.cli.console import progress, say, shape, warn
+from vqtool.errors import MismatchError, VqtoolError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +82,19 @@ def load_training_images(
 
 
 def tokenizer_of(header: "GridHeader", source: Path, given: str | None) -> "Tokenizer":
-    """The tokenizer that grids were made with: the one given, or the one they name."""
+    """The tokenizer that grids were made with: the one given, or the one they name.
+
+    Raises:
+        MismatchError: it is another one, or its codebook size or factor are not those of the grids.
+    """
     from vqtool.tokenizers import find_named_tokenizer
 
     near = None if str(source) == "-" else source.parent
-    return find_named_tokenizer(header.tokenizer_fingerprint, header.tokenizer_location, given=given, near=near)
+    model = find_named_tokenizer(header.tokenizer_fingerprint, header.tokenizer_location, given=given, near=near)
+    if (header.codebook_size, header.grid_size) != (model.codebook_size, model.grid_size(header.image_size)):
+        raise MismatchError(
+            f"{source}: grids of {shape(header.grid_size)} tokens below {header.codebook_size} for images of "
+            f"{shape(header.image_size)} do not fit the tokenizer they name, {model.location}, which has "
+            f"{model.codebook_size} codes and factor {model.factor}: encode the images again"
+        )
+    return model

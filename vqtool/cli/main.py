@@ -124,6 +124,7 @@ def _global(
     _state["debug"] = debug
 
 
+@functools.cache
 def register(application: typer.Typer = app) -> typer.Typer:
     """Add every command of `COMMANDS` from the file that bears its name."""
     for name in COMMANDS:
