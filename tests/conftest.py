@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +80,12 @@ def vqtool(monkeypatch, capsysbinary):
 
     def run(*arguments, stdin=None):
         monkeypatch.setattr(sys, "argv", ["vqtool", *map(str, arguments)])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", open(stdin))  # noqa: SIM115 - closed by the garbage collector, as the real one
         capsysbinary.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
+        with ExitStack() as stack:
+            if stdin is not None:
+                monkeypatch.setattr(sys, "stdin", stack.enter_context(open(stdin)))
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
         data, err = capsysbinary.readouterr()
         return Result(stop.value.code or 0, data, err.decode())
 

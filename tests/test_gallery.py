@@ -139,7 +139,7 @@ def test_a_full_disk_names_the_output(tmp_path, monkeypatch):
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr("sys.stdout", Stdout(full))
         with (
-            pytest.raises(VqtoolError, match="-: cannot be written: No space left on device"),
+            pytest.raises(VqtoolError, match="standard output: cannot be written: No space left on device"),
             TarGallery("-") as gallery,
         ):
             gallery.write(pictures(1), ["a"])

@@ -12,7 +12,15 @@ from vqtool._grid_batches import GridBatch, GridDigest, GridHeader, clean_text, 
 from vqtool._grid_files import GrowingFile, create_grid_file, member_image
 from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.errors import VqtoolError
-from vqtool.streams import BLOCK_BYTES, STANDARD_OUTPUT, is_stream, open_output, refuse_terminal, takes_one_file
+from vqtool.streams import (
+    BLOCK_BYTES,
+    explained,
+    is_stream,
+    open_output,
+    output_name,
+    refuse_terminal,
+    takes_one_file,
+)
 
 MEMBER_GRIDS = 1024  # a larger batch leaves as several members
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
@@ -36,7 +44,7 @@ class GridWriter:
 
     def __init__(self, output: Path | str, header: GridHeader, *, force: bool = False) -> None:
         self.header = header
-        self.name = _name(output)
+        self.name = output_name(output)
         self.num_grids = 0
         self._output = output
         self._force = force
@@ -48,7 +56,7 @@ class GridWriter:
         check_output(output, force=force)
 
     def __enter__(self) -> "GridWriter":
-        with _explained(self._output), ExitStack() as stack:
+        with explained(self._output), ExitStack() as stack:
             if is_stream(self._output):
                 pipe = stack.enter_context(open_output(self._output))
                 if takes_one_file(pipe):
@@ -75,7 +83,7 @@ class GridWriter:
             part = batch[start : start + MEMBER_GRIDS]
             self._digest.update(part)
             self.num_grids += len(part)
-            with _explained(self._output):
+            with explained(self._output):
                 if self._file is not None:
                     self._file.append(part)
                 else:
@@ -87,7 +95,7 @@ class GridWriter:
         if kind is not None:
             self._stack.__exit__(kind, error, traceback)
             return
-        with _explained(self._output), self._stack:
+        with explained(self._output), self._stack:
             if self._file is not None:
                 self._file.finish(**self._place(last=True))
             else:
@@ -135,21 +143,6 @@ def check_output(output: Path | str, *, force: bool) -> None:
     refuse_terminal(output)
     if not is_stream(output):
         refuse_existing(output, force=force)
-
-
-def _name(output: Path | str) -> str:
-    return "standard output" if str(output) in STANDARD_OUTPUT else str(output)
-
-
-@contextmanager
-def _explained(output: Path | str) -> Iterator[None]:
-    """Say which output could not be written; a closed pipe is nobody's fault and passes."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise VqtoolError(f"{_name(output)}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.naming import UniqueNames
 from vqtool.sheets import contact_sheet, png_bytes, save_image
-from vqtool.streams import is_stream, open_output, refuse_terminal
+from vqtool.streams import explained, is_stream, open_output, refuse_terminal
 
 METADATA = "metadata.jsonl"
 SHEET_IMAGES = 400  # most pictures on one sheet
@@ -32,7 +32,8 @@ Texts = Sequence[str]
 class Gallery(AbstractContextManager["Gallery"], ABC):
     """Takes pictures as they come; what it leaves is whole when the block ends well."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Path) -> None:
+        self.output = output
         self.num_images = 0
         self._stack = ExitStack()
 
@@ -56,13 +57,14 @@ class Gallery(AbstractContextManager["Gallery"], ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self.finish()
-        except BaseException as failure:
-            self._stack.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        self._stack.__exit__(kind, error, traceback)
+        with explained(self.output):
+            try:
+                if kind is None:
+                    self.finish()
+            except BaseException as failure:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+            self._stack.__exit__(kind, error, traceback)
 
 
 def _records(names: Texts, labels: Texts | None, captions: Texts | None) -> list[str]:
@@ -81,14 +83,13 @@ class FolderGallery(Gallery):
     """One PNG file a picture."""
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
-        super().__init__()
+        super().__init__(folder)
         if folder.exists() and not folder.is_dir():
             raise VqtoolError(f"{folder}: exists and is not a folder; use -o to write elsewhere")
         if folder.is_dir() and any(folder.iterdir()) and not force:
             raise VqtoolError(
                 f"{folder}: exists and is not empty; use --force to write into it or -o to write elsewhere"
             )
-        self.folder = folder
         self._names = UniqueNames()
         self._lines: list[str] = []
         self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()
@@ -103,9 +104,9 @@ class FolderGallery(Gallery):
     ) -> None:
         """Write each picture to its file."""
         names = self.pass_over(ids, labels, captions)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, images, strict=True):
-            save_image(image, self.folder / name, force=True)
+            save_image(image, self.output / name, force=True)
 
     def pass_over(self, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> list[str]:
         """Give pictures their names without writing them: another process does. The names stay apart all the same."""
@@ -119,10 +120,10 @@ class FolderGallery(Gallery):
         """Write labels and captions, in place of those of pictures that were there before."""
         if not is_main_process():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / METADATA).unlink(missing_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / METADATA).unlink(missing_ok=True)
         if self._lines:
-            with atomic_path(self.folder / METADATA) as path:
+            with atomic_path(self.output / METADATA) as path:
                 path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
 
     def __exit__(
@@ -137,9 +138,8 @@ class TarGallery(Gallery):
     """A tar of PNG files, to a file or as a stream; captions lie beside the pictures, webdataset style."""
 
     def __init__(self, output: Path, *, force: bool = False) -> None:
-        super().__init__()
+        super().__init__(output)
         refuse_terminal(output)
-        self._output = output
         self._file: BinaryIO
         if is_stream(output):
             self._file = self._stack.enter_context(open_output(output))
@@ -149,13 +149,9 @@ class TarGallery(Gallery):
         self._names = UniqueNames()
 
     def _write(self, data: bytes) -> None:
-        try:
+        with explained(self.output):
             self._file.write(data)
             self._file.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise VqtoolError(f"{self._output}: cannot be written: {error.strerror}") from error
 
     def _add(self, name: str, data: bytes) -> None:
         """Write one member. `tarfile.open` would hold back bytes, and write them when they are not wanted any more."""
@@ -187,12 +183,12 @@ class SheetGallery(Gallery):
     """All pictures on one PNG, captions (else labels, else ids) under them."""
 
     def __init__(self, output: Path, *, columns: int | None = None, force: bool = False) -> None:
-        super().__init__()
+        super().__init__(output)
         if is_stream(output):
             refuse_terminal(output)
         else:
             refuse_existing(output, force=force)
-        self.output, self.columns, self.force = output, columns, force
+        self.columns, self.force = columns, force
         self.num_dropped = 0  # pictures beyond `SHEET_IMAGES`
         self._images: list[NDArray[np.uint8]] = []
         self._captions: list[str] = []

@@ -195,6 +195,26 @@ def is_stream(path: str | Path) -> bool:
     return path.exists() and not path.is_dir() and not path.is_file()
 
 
+def output_name(output: str | Path) -> str:
+    """What messages call an output."""
+    return "standard output" if str(output) in STANDARD_OUTPUT else str(output)
+
+
+@contextmanager
+def explained(output: str | Path) -> Iterator[None]:
+    """Say which output could not be written; a closed pipe is nobody's fault and passes.
+
+    Raises:
+        VqtoolError: in place of an OSError.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise VqtoolError(f"{output_name(output)}: cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
 def open_output(output: str | Path) -> Iterator[BinaryIO]:
     """Open standard output, a named pipe or a device for writing bytes.
