@@ -189,7 +189,7 @@ def _assemble(
 def _describe_sizes(first: ImageItem, shape: tuple[int, ...], item: ImageItem, other: tuple[int, ...]) -> str:
     return (
         f"{first.location} has {shape[1]}x{shape[2]} pixels, {item.location} has {other[1]}x{other[2]}: "
-        "give a size that all are brought to"
+        "give a size that all are brought to (--size)"
     )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from vqtool.cli.main import command
 from vqtool.cli.options import Device, Force, Images, Seed, Strict, TokenizerOption, one_of
+from vqtool.errors import VqtoolError
 
 app = typer.Typer(help="Measure and rebuild codebooks.", no_args_is_help=True)
 
@@ -53,6 +54,8 @@ def refit(
     image_size = parse_size(size)
     say(f"taking {vectors} vectors from {len(items)} images with tokenizer {old.fingerprint} ({old.location})")
     found = sample_latents(items, old, image_size, vectors, noise, on_error=skipped.on_error)
+    if not len(found):
+        raise VqtoolError(f"none of the {len(items)} images could be read")
     new_size = codebook_size or old.codebook_size
     say(f"{len(found)} vectors -> {new_size} codes: seeding by {seeding}, then k-means")
     codebook = fit_codebook(found, new_size, seeding=seeding, noise=noise)

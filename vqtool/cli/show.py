@@ -54,5 +54,5 @@ def show(
             for found in read_batches(items, parse_size(size) if size else None, 64, on_error=skipped.on_error):
                 labels, captions = known_texts(found.items)
                 gallery.write(found.images, [item.id for item in found.items], labels, captions)
-    say(f"wrote {gallery.num_images} pictures to {output}")
+    say(f"wrote {gallery.num_images} pictures to {'stdout' if str(output) == '-' else output}")
     skipped.finish()
