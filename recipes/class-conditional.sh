@@ -8,7 +8,7 @@
 # Hardware:  two cores, no GPU
 # Time:      measured: pending
 # Date:      measured: pending
-# Expected:  measured: pending (FD-EfficientNetLite0, KID, of 200 samples)
+# Expected:  measured: pending (FD-EfficientNetLite0, KID, of 100 samples)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -46,7 +46,7 @@ run vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 # at 64 pixels, grids
 train_minutes=$((minutes - after_training - (SECONDS + 59) / 60))
 ((train_minutes > 0)) || train_minutes=1
 run vqtool train-prior --kernel mask-replace --condition class --minutes "$train_minutes"
-run vqtool sample --num 200 --cfg-scale 2 --purity -o samples.h5 # the labels in turn
+run vqtool sample --num 100 --cfg-scale 2 --purity -o samples.h5 # the labels in turn
 run vqtool decode samples.h5
 run vqtool show samples.h5 --num 100 --columns 10 -o sheet.png # a column a class
 run vqtool eval decoded/ --ref imgs/ -o scores.json
