@@ -33,6 +33,9 @@ class ExactDenoiser(Denoiser):
     def encode_condition(self, condition):
         return EncodedCondition()
 
+    def set_frequencies(self, frequencies):
+        raise NotImplementedError
+
     def forward(self, x_t, t, condition=None, cells=None):
         self.calls += 1
         self.seen.append((int(t[0]), (x_t == self.kernel.mask_id).flatten(1).sum(1).tolist()))

@@ -54,10 +54,12 @@ class RunFiles:
         return int(read_header(self.state).summary["step"])
 
     def check(self, *, resume: bool, force: bool) -> None:
-        """Refuse early to overwrite a result, or an interrupted run that could be resumed."""
+        """Refuse early to overwrite a result or an interrupted run that could be resumed, or to resume nothing."""
         refuse_existing(self.output, force=force or resume)
         if self.state.exists() and not (resume or force):
             raise VqtoolError(f"{self.state}: an earlier run is there: --resume goes on with it, --force starts anew")
+        if resume and not self.state.exists():
+            raise VqtoolError(f"{self.state}: no earlier run is there to go on with: start without --resume")
 
 
 def choose_steps(
@@ -65,7 +67,7 @@ def choose_steps(
     minutes: float | None,
     *,
     resume_from: Path | None,
-    default: int,
+    default: int | Callable[[float], int],
     step_seconds: Callable[[], float],
 ) -> int:
     """How many steps to train, announced with the time they take.
@@ -74,7 +76,7 @@ def choose_steps(
         steps: asked for; wins.
         minutes: asked for, turned into steps by timing a few.
         resume_from: state file whose length is kept when neither is given.
-        default: steps, when nothing is asked for.
+        default: steps, or what makes them of the seconds a step takes, when nothing is asked for.
         step_seconds: times a step.
     """
     if steps is not None and minutes is not None:
@@ -84,7 +86,8 @@ def choose_steps(
         say(f"resuming a run of {kept} steps")
         return kept
     seconds = step_seconds()
-    num_steps = steps or (max(1, int(minutes * 60 / seconds)) if minutes else default)
+    otherwise = default if isinstance(default, int) else default(seconds)
+    num_steps = steps or (max(1, int(minutes * 60 / seconds)) if minutes else otherwise)
     say(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
     return num_steps
 

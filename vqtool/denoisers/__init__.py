@@ -46,6 +46,10 @@ class Denoiser(nn.Module, ABC):
         """
 
     @abstractmethod
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike."""
+
+    @abstractmethod
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
