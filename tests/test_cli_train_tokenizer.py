@@ -97,10 +97,10 @@ def test_a_finished_run_resumes_to_the_same_tokenizer(train):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_state_says_how_to_go_on_and_the_losses_are_those_of_one_run(work, vqtool):
     """A real process with the real network; the other run is never interrupted."""
-    arguments = ("train-tokenizer", "imgs", *SETTINGS, "--steps", "10", "--sheet-every", "0")
+    arguments = ("train-tokenizer", "imgs", *SETTINGS, "--steps", "12", "--sheet-every", "0")
     process = start(*arguments, cwd=work, stderr=-1)
     log, deadline = work / "tokenizer.log.jsonl", time.monotonic() + 60
-    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 1):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -114,7 +114,7 @@ def test_ctrl_c_saves_the_state_says_how_to_go_on_and_the_losses_are_those_of_on
     torch.set_num_threads(1)  # as in the process
     assert vqtool(*arguments, "--resume").code == 0
     assert vqtool(*arguments, "-o", "whole.safetensors").code == 0
-    assert len(read_log()) == 10
+    assert len(read_log()) == 12
     assert read_log() == read_log("whole.log.jsonl")
     one, other = (artifacts.read_header(f"{name}.safetensors").fingerprint for name in ("tokenizer", "whole"))
     assert one == other

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +44,6 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    settings = json.loads(sys.argv[2])
+    pause = settings.pop("pause", 0.0)  # seconds after each step: time for whoever wants to kill the run
+    train(Path(sys.argv[1]), report=lambda step, metrics: time.sleep(pause), **settings)
