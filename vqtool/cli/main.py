@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import importlib
-import importlib.util
 import io
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.version import __version__
 
@@ -70,7 +70,8 @@ def _stop(error: BaseException) -> NoReturn:
         _give_up_stdout()
         raise typer.Exit(EXIT_PIPE_CLOSED) from error
     if isinstance(error, KeyboardInterrupt):
-        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        if is_main_process():
+            print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from error
     print(f"error: {_one_line(error)}", file=sys.stderr)
     try:
@@ -128,8 +129,6 @@ def _global(
 def register(application: typer.Typer = app) -> typer.Typer:
     """Add every command of `COMMANDS` from the file that bears its name."""
     for name in COMMANDS:
-        if not importlib.util.find_spec(f"vqtool.cli.{name.replace('-', '_')}"):  # development only: remove
-            continue
         module = importlib.import_module(f"vqtool.cli.{name.replace('-', '_')}")
         if hasattr(module, "app"):
             application.add_typer(module.app, name=name)
