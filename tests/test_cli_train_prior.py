@@ -1,8 +1,10 @@
 """`vqtool train-prior`: files, conditions, resuming and what is refused."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -180,3 +182,19 @@ def test_an_existing_prior_is_kept_without_force(folder, vqtool):
     assert "exists" in result.err
     assert Path("prior.safetensors").read_bytes() == b"precious"
     assert vqtool("train-prior", *SHORT, "--force").code == 0
+
+
+def test_two_processes_have_the_losses_of_one(folder, vqtool):
+    options = (*SHORT, "--sheet-every", 0)
+    assert vqtool("train-prior", *options, "-o", "one.safetensors").code == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command = [*launch, "-m", "vqtool", "train-prior", *map(str, options), "-o", "two.safetensors"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    losses = [
+        [json.loads(line)["loss"] for line in Path(f"{name}.log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert load_prior("two.safetensors").summary["steps"] == 3

@@ -124,7 +124,8 @@ def train_prior(
         record = history_record("train-prior", inputs=inputs, seed=seed)
         prior = replace(prior, history=(*header.history, record)).save(output, force=True)
         sheet(prior, num_steps)
-        say(f"wrote {output}: prior {prior.fingerprint}; sheet {run_files.sheet}, log {run_files.log}")
+        drawn = f"sheet {run_files.sheet}, " if run_files.sheet.exists() else ""
+        say(f"wrote {output}: prior {prior.fingerprint}; {drawn}log {run_files.log}")
 
 
 def _read(grids: Path) -> "tuple[GridHeader, GridBatch]":
