@@ -69,7 +69,7 @@ def test_a_caption_condition_survives_saving_and_loading(vocabulary):
     loaded = conditions.load(conditioner.config(), conditioner.tensors())
     texts = ["a red apple", "a green sky", None]
     assert torch.equal(loaded.encode(texts), conditioner.encode(texts))
-    assert loaded.examples == ("a red apple", "a green apple", "two red cherries", "a blue whale under a blue sky")
+    assert set(loaded.examples) == {"a red apple", "a green apple", "two red cherries", "a blue whale under a blue sky"}
 
 
 def test_a_class_condition_and_none_survive_saving_and_loading():

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vqtool import rng
 from vqtool.errors import FormatError, VqtoolError
 
 KINDS = ("none", "class", "caption")
@@ -329,8 +330,9 @@ def _build_caption(texts: Sequence[str], vocabulary: str) -> CaptionCondition:
     model = _VOCABULARIES[vocabulary].train(texts, size)
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)
-    spacing = max(1, -(-len(distinct) // MAX_EXAMPLES))
-    return CaptionCondition(model, min(longest + 1, MAX_CAPTION_LENGTH), distinct[::spacing])
+    # In an order of no meaning, so that the first few are as mixed as all of them.
+    order = rng.permutation(0, 0, len(distinct))[:MAX_EXAMPLES]
+    return CaptionCondition(model, min(longest + 1, MAX_CAPTION_LENGTH), [distinct[i] for i in order])
 
 
 def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Conditioner:
