@@ -80,16 +80,20 @@ def test_grids_are_read_from_stdin_and_the_sheet_goes_to_a_pipe(vqtool, work):
     assert sorted(path.name for path in work.iterdir()) == ["imgs", "tok.h5"]
 
 
-def test_images_of_several_sizes_are_shown_at_a_given_one(vqtool, work, drawn):
+def test_images_of_several_sizes_are_shown_at_128_pixels_or_a_given_size(vqtool, work, drawn):
     write_pictures(work / "large", 2, size=(40, 20))
-    result = vqtool("show", "imgs", "large")
-    assert result.code == 1
-    assert "16x16" in error_lines(result.err)[0]
-    assert "40x20" in error_lines(result.err)[0]
-    assert "--size" in error_lines(result.err)[0]
-    assert not Path("sheet.png").exists()
-    assert vqtool("show", "imgs", "large", "--size", "16x8").code == 0
+    assert vqtool("show", "imgs", "large").code == 0
+    assert drawn[0].shape == (8, 3, 128, 128)
+    assert vqtool("show", "imgs", "large", "--size", "16x8", "--force").code == 0
     assert drawn[0].shape == (8, 3, 16, 8)
+
+
+def test_an_option_for_the_other_kind_of_input_is_refused(vqtool, work):
+    for arguments, flag in ((["tok.h5", "--size", "16"], "--size"), (["imgs", "-t", "tok.safetensors"], "--tokenizer")):
+        result = vqtool("show", *arguments)
+        assert result.code == 1
+        assert f"{flag} is for" in error_lines(result.err)[0]
+    assert not Path("sheet.png").exists()
 
 
 def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(vqtool, work, drawn):

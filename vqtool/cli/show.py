@@ -10,6 +10,8 @@ from vqtool.cli.main import command
 from vqtool.cli.options import Force, Strict, TokenizerOption
 from vqtool.errors import VqtoolError
 
+MIXED_SIZE = (128, 128)  # of images of several sizes
+
 
 @command
 def show(
@@ -19,7 +21,9 @@ def show(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("sheet.png"),
     num: Annotated[int, typer.Option("--num", "-n", min=1, max=400, help="At most so many pictures.")] = 64,
     columns: Annotated[int | None, typer.Option("--columns", min=1, help="Pictures a row.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="Pixels of a picture, for images.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Pixels of images. Default: their own; 128 if they differ.")
+    ] = None,
     tokenizer: TokenizerOption = None,
     strict: Strict = False,
     force: Force = False,
@@ -38,11 +42,16 @@ def show(
     from vqtool.gallery import SheetGallery
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
+    from vqtool.metrics.report import common_size
     from vqtool.metrics.tokens import holds_grids
 
-    skipped = Skipped(strict)
+    skipped, are_grids = Skipped(strict), holds_grids(sources[0])
+    if are_grids and size is not None:
+        raise VqtoolError(f"--size is for images, but {sources[0]} holds token grids")
+    if not are_grids and tokenizer is not None:
+        raise VqtoolError(f"--tokenizer is for token grids, but {sources[0]} holds images")
     with SheetGallery(output, columns=columns, force=force) as gallery:
-        if holds_grids(sources[0]):
+        if are_grids:
             if len(sources) > 1:
                 raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
             with open_grids(sources[0]) as reader:
@@ -51,7 +60,8 @@ def show(
                     gallery.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
             items = find_images(sources)[:num]
-            for found in read_batches(items, parse_size(size) if size else None, 64, on_error=skipped.on_error):
+            image_size = parse_size(size) if size else common_size(items) or MIXED_SIZE
+            for found in read_batches(items, image_size, 64, on_error=skipped.on_error):
                 labels, captions = known_texts(found.items)
                 gallery.write(found.images, [item.id for item in found.items], labels, captions)
     say(f"wrote {gallery.num_images} pictures to {'stdout' if str(output) == '-' else output}")
