@@ -20,9 +20,9 @@ check() {
     }
 }
 
-# The closing line of pytest comes last; the exit code says whether all passed.
 check ruff check .
 check ruff format --check .
 check mypy
-check pytest -n 2 -m "not gpu and not network" "$@"
+echo "== pytest" >&2 # the last, so that its closing line is
+"$python" -m pytest -n 2 -m "not gpu and not network" "$@" || status=1
 exit "$status"
