@@ -38,7 +38,8 @@ launch() {
     if [[ $(getconf _NPROCESSORS_ONLN) == 1 ]] || python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         run vqtool "$@"
     else
-        OMP_NUM_THREADS=1 run accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \
+        # "multi_gpu" is what makes accelerate start several processes, on CPUs too
+        OMP_NUM_THREADS=1 run accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
             --dynamo_backend no -m vqtool "$@"
     fi
 }
