@@ -7,14 +7,15 @@
 #
 # Run again after an interruption, it goes on where it stopped; what is finished in DIR is not done again.
 # Hardware:  two cores without a GPU, or one GPU
-# Time:      measured: pending
-# Date:      measured: pending
-# Expected:  measured: pending (PSNR, codebook usage; held-out emoji and held-out photographs)
+# Time:      measured: 71 minutes of training on two cores busy with other work; 4 minutes for pictures and scores
+# Date:      2026-11-22
+# Expected:  PSNR 21.0 dB and usage 98 % on held-out emoji, 26.4 dB and 88 % on held-out photographs. Those of the
+#            package: its run was begun with --steps 7000 and shortened to 4500 after step 727.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 work="$root/build/tokenizer"
-steps=7000
+steps=4500
 while (($#)); do
     case $1 in
         --work) work=${2:?--work needs a folder} && shift 2 ;;
