@@ -101,7 +101,7 @@ def test_a_tiny_prior_learns_four_pictures_and_which_label_has_which(tmp_path, k
     prior = prior_run.train(tmp_path, kernel=kernel, num_steps=250, learning_rate=3e-3, save_seconds=1e9)
     condition = prior.conditioner.encode(["up", "down"] * 32)
     # One cell a call, or many steps: cells that open together may belong to two pictures.
-    options = {"steps": 40} if kernel == "uniform" else {"sampler": "purity", "steps": 6, "purity_weight": 1.0}
+    options = {"steps": 40} if kernel == "uniform" else {"sampler": "purity", "steps": 6}
     drawn = vqtool.sample(prior, 64, condition=condition, **options).numpy()
     same = (drawn[:, None] == prior_run.PICTURES[None]).all((2, 3))  # (64, 4)
     wanted = np.where(np.arange(64)[:, None] % 2 == 0, [[1, 1, 0, 0]], [[0, 0, 1, 1]]).astype(bool)

@@ -40,7 +40,7 @@ def sample(
         str | None, typer.Option("--rule", help="ancestral: mixture or plug-in average over x_0.", show_default=False)
     ] = None,
     purity_weight: Annotated[
-        float | None, typer.Option("--purity-weight", help="purity: sharpening. Default: 0, none.")
+        float | None, typer.Option("--purity-weight", help="purity: sharpening; 0 is none. Default: 1.")
     ] = None,
     cfg_scale: Annotated[float, typer.Option("--cfg-scale", help="Guidance by the condition; 1 is off.")] = 1.0,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the tokens; 1 is off.")] = 1.0,
