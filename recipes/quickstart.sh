@@ -7,14 +7,15 @@
 #   bash recipes/quickstart.sh --work DIR     # default runs/quickstart; what an earlier run left there is removed
 #
 # Hardware:  two cores, no GPU
-# Time:      measured: pending
-# Date:      measured: pending
-# Expected:  measured: pending (FD-EfficientNetLite0, KID, of 64 samples)
+# Time:      12 minutes, of them 1 for the installation and 9 for training (695 steps)
+# Date:      2026-11-22
+# Expected:  of 64 samples KID-EfficientNetLite0 .174 +- .015 (FD 234, biased by so few): flags, hearts, round faces and
+#            people are recognisable, most other things are blobs of the right colour and outline
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 minutes=15       # in all
-after_training=4 # minutes kept for sampling, decoding and scoring
+after_training=3 # minutes kept for sampling, decoding and scoring
 use_refitted=yes # encode again with the rebuilt codebook, as `codebook refit` advises; no: stay with the built-in one
 draw=(--no-variants --size 128) # one drawing a concept: 1,694 emoji
 more_samples=()  # none: as many as `vqtool sample` draws by itself

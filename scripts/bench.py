@@ -83,7 +83,7 @@ def measure_encode(folder: Path, num: int) -> Iterator[Row]:
 
     draw_pictures(folder / "imgs", num)
     tokenizer = load_tokenizer()
-    batches = [to_float(batch.images) for batch in read_batches(find_images([folder / "imgs"]), (64, 64), 64)]
+    batches = [to_float(batch.images) for batch in read_batches(find_images([folder / "imgs"]), (64, 64), 32)]
 
     def network() -> None:
         for batch in batches:

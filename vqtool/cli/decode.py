@@ -16,7 +16,7 @@ def decode(
         Path, typer.Option("--output", "-o", help="Folder of PNG files; x.png: one sheet; x.tar or - (a pipe): a tar.")
     ] = Path("decoded"),
     tokenizer: TokenizerOption = None,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     force: Force = False,
 ) -> None:

@@ -23,7 +23,7 @@ def encode(
         str,
         typer.Option("--size", help="Pixels that images are brought to: 64, or 48x80 (height x width)."),
     ] = DEFAULT_SIZE,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     strict: Strict = False,
     force: Force = False,
