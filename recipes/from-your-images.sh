@@ -12,8 +12,8 @@
 # training that has begun stays.
 #
 # Hardware:  two cores, no GPU; a GPU is used where there is one
-# Time:      MINUTES and about 5 more for 2,000 pictures; measured: pending
-# Date:      measured: pending
+# Time:      MINUTES, and some more for the other steps; tried with shortened trainings only, interrupted and resumed
+# Date:      2026-11-22
 # Expected:  depends on the pictures
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
