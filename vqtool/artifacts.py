@@ -9,9 +9,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -233,17 +233,10 @@ def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, force=force)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:  # from before it is there: Ctrl-C may come at any time
+        _create(temporary, path)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
         temporary.replace(path)
     except OSError as error:
         if error.errno not in _WRITE_ERRORS:
@@ -251,6 +244,13 @@ def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(temporary: Path, path: Path) -> None:
+    try:
+        temporary.open("xb").close()
+    except OSError as error:
+        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:
