@@ -102,14 +102,16 @@ def create_hdf5(path: Path) -> Iterator[HDF5Output]:
     """
     with io.FileIO(path, "w+") as raw:
         output = _OutputFile(raw)
-        with uninterrupted():
-            file = h5py.File(output, "w", libver=LIBVER)
-        result = HDF5Output(file, output)
+        file = None
         try:
+            with uninterrupted():  # Ctrl-C comes out of it when the file is there, and has to be closed
+                file = h5py.File(output, "w", libver=LIBVER)
+            result = HDF5Output(file, output)
             yield result
         finally:
-            with uninterrupted():
-                file.close()
+            if file is not None:
+                with uninterrupted():
+                    file.close()
         result.check()
 
 
