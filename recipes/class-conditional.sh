@@ -6,9 +6,10 @@
 #   bash recipes/class-conditional.sh --work DIR     # default runs/class-conditional; an earlier run is removed
 #
 # Hardware:  two cores, no GPU
-# Time:      measured: pending
-# Date:      measured: pending
-# Expected:  measured: pending (FD-EfficientNetLite0, KID, of 100 samples)
+# Time:      8 minutes with "11", the tests of vqtool running beside it (402 steps)
+# Date:      2026-11-22
+# Expected:  after these 402 steps most digits can be read, 8 the worst; of 100 samples KID-EfficientNetLite0 .202 +- .011
+#            (FD 137, biased by so few): strokes have gaps and coloured rims that handwriting has not
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
