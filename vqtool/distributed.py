@@ -42,10 +42,16 @@ def join_group() -> None:
     Accelerate on its own leaves several processes on a machine without a GPU unconnected unless it is told "cpu".
     """
     if world_size() > 1:
-        import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+        PartialState(cpu=not has_gpu(), timeout=LONGEST_WAIT)
+
+
+def has_gpu() -> bool:
+    """Whether there is an accelerator that vqtool can use: Apple's have no float64, in which noise and kernels are."""
+    import torch
+
+    return torch.accelerator.is_available() and not torch.backends.mps.is_available()
 
 
 def broadcast(value: T) -> T:

@@ -44,7 +44,10 @@ class Skipped:
 
 
 def choose_device(name: str) -> str:
-    """The device that `--device` means: "auto" is the best there is, and each process's own under `accelerate`."""
+    """The device that `--device` means: "auto" is a CUDA GPU, each process's own under `accelerate`, or else the CPU.
+
+    It is never "mps": Apple's GPUs have no float64, in which noise and kernels are.
+    """
     import torch
 
     from vqtool import distributed
@@ -52,7 +55,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         if torch.cuda.is_available():
             return f"cuda:{distributed.rank() % torch.cuda.device_count()}"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

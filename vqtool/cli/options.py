@@ -12,7 +12,7 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is th
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input instead of skipping it.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of all noise. Same seed, same result.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many pass the network at once.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps; auto takes the best there is.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a CUDA GPU if there is one.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 TokenizerOption = Annotated[
     str | None,

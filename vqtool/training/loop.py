@@ -105,7 +105,7 @@ class _Run:
     def __init__(self, model: nn.Module, config: LoopConfig) -> None:
         self.config = config
         distributed.join_group()
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision=config.mixed_precision)
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
         self.bare.train()
