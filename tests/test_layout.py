@@ -24,6 +24,7 @@ LAYERS = (
     "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "inspection",
     "conditions", "tokenizers", "codebooks", "coding",
     "schedules", "kernels", "posterior", "denoisers", "losses", "priors", "guidance", "samplers",
+    "interop",
     "metrics", "training", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything

@@ -15,7 +15,7 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.kernels import Kernel
 
 KIND = "prior"
-PARAMETERISATIONS = ("evidence", "direct")
+PARAMETERISATIONS = ("evidence", "direct", "residual")
 MAX_EVIDENCE = 30.0  # nats; stands for certainty, and keeps log-probabilities finite
 
 
@@ -36,7 +36,8 @@ def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, pa
     With "evidence" the logits stand for what the other cells say; what x_t itself says about its x_0 is known in closed
     form and added by Bayes' rule: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k, on the logit of an
     unmasked x_t. A network need not learn to copy, nor how far to trust a token at which t. With "direct" the logits
-    are all there is (networks of other projects).
+    are all there is (networks of other projects). With "residual" the logit of an unmasked x_t is raised by 1, as in
+    VQ-DDM's x_0 = mu(x_t, t) + x_t.
 
     Args:
         logits: (B, H, W, K).
@@ -49,13 +50,19 @@ def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, pa
         (B, H, W, K) float32, nats; exp sums to 1 over the last axis.
     """
     logits = logits.float()
-    if parameterisation == "evidence":
-        alpha_bar, beta_bar, _ = kernel.cumulative(t)
-        weight = torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).clamp(max=MAX_EVIDENCE).float()  # (B,)
+    if parameterisation != "direct":
         known = x_t < kernel.mask_id
-        added = torch.where(known, weight[:, None, None], 0.0)
+        added = torch.where(known, _weight(t, kernel, parameterisation)[:, None, None], 0.0)
         logits = logits.scatter_add(-1, torch.where(known, x_t, 0)[..., None], added[..., None])
     return logits.log_softmax(-1)
+
+
+def _weight(t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:
+    """(B,) float32: what is added to the logit of an unmasked x_t."""
+    if parameterisation == "residual":
+        return torch.ones_like(t, dtype=torch.float32)
+    alpha_bar, beta_bar, _ = kernel.cumulative(t)
+    return torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).clamp(max=MAX_EVIDENCE).float()
 
 
 @dataclass(frozen=True, eq=False)
