@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact import ExactDenoiser, origin, random_prior
+from exact import ExactDenoiser, random_prior
 
 import vqtool
 from vqtool import artifacts, kernels
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.grids import GridHeader
 from vqtool.priors import log_probabilities
 
 
@@ -130,18 +131,25 @@ def test_another_kind_of_artifact_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "codebook_size", "message"),
+    ("change", "message"),
     [
-        ({"tokenizer_fingerprint": "ffff"}, 11, "has tokenizer ffff, but the prior has tokenizer 0123456789abcdef"),
-        ({}, 12, "has codebook size 12, but the prior has codebook size 11"),
-        ({"grid_size": (4, 4)}, 11, "has grid size 4x4, but the prior has grid size 4x6"),
+        ({"tokenizer_fingerprint": "ffff"}, "has tokenizer ffff, but the prior has tokenizer 0123456789abcdef"),
+        ({"codebook_size": 12}, "has codebook size 12, but the prior has codebook size 11"),
+        ({"grid_size": (4, 4)}, "has grid size 4x4, but the prior has grid size 4x6"),
     ],
 )
-def test_grids_of_another_kind_are_refused_with_both_named_and_a_remedy(change, codebook_size, message):
+def test_grids_of_another_kind_are_refused_with_both_named_and_a_remedy(change, message):
     prior = random_prior()
-    prior.check_grids(origin((4, 6)), 11, "tok.h5")
+    header = GridHeader(11, (4, 6), (32, 48), prior.origin.tokenizer_fingerprint, "builtin", "crop")
+    prior.check_grids(header, "tok.h5")
     with pytest.raises(MismatchError, match=message):
-        prior.check_grids(replace(origin((4, 6)), **change), codebook_size, "tok.h5")
+        prior.check_grids(replace(header, **change), "tok.h5")
+
+
+def test_a_prior_of_no_known_tokenizer_takes_the_tokens_of_any():
+    prior = random_prior()
+    unnamed = replace(prior, origin=replace(prior.origin, tokenizer_fingerprint=""))
+    unnamed.check_grids(GridHeader(11, (4, 6), (32, 48), "ffff", "mine", "crop"), "tok.h5")
 
 
 def test_another_tokenizer_is_refused_with_both_fingerprints():

@@ -12,6 +12,7 @@ from vqtool import artifacts, conditions, denoisers
 from vqtool.conditions import Conditioner
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.grids import GridHeader
 from vqtool.kernels import Kernel
 
 KIND = "prior"
@@ -110,24 +111,25 @@ class Prior:
         logits = self.denoiser(x_t, t, condition)
         return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation)
 
-    def check_grids(self, origin: Origin, codebook_size: int, name: str) -> None:
-        """Raise unless these grids are of the kind that the prior was trained on.
+    def check_grids(self, header: GridHeader, name: str) -> None:
+        """Raise unless these grids are of the kind that the prior was trained on; an unnamed tokenizer fits any.
 
         Raises:
             MismatchError: another tokenizer, codebook size or grid size.
         """
-        for what, mine, theirs, remedy in (
+        mine = self.origin
+        for what, own, theirs, remedy in (
             (
                 "tokenizer",
-                self.origin.tokenizer_fingerprint,
-                origin.tokenizer_fingerprint,
-                f"encode the images with {self.origin.tokenizer_location}, or train a prior on these grids",
+                mine.tokenizer_fingerprint or header.tokenizer_fingerprint,
+                header.tokenizer_fingerprint,
+                f"encode the images with {mine.tokenizer_location}, or train a prior on these grids",
             ),
-            ("codebook size", self.kernel.codebook_size, codebook_size, "train a prior on these grids"),
-            ("grid size", _shown(self.origin.grid_size), _shown(origin.grid_size), "encode with the same --size"),
+            ("codebook size", self.kernel.codebook_size, header.codebook_size, "train a prior on these grids"),
+            ("grid size", _shown(mine.grid_size), _shown(header.grid_size), "encode with the same --size"),
         ):
-            if mine != theirs:
-                raise MismatchError(f"{name} has {what} {theirs}, but the prior has {what} {mine}: {remedy}")
+            if own != theirs:
+                raise MismatchError(f"{name} has {what} {theirs}, but the prior has {what} {own}: {remedy}")
 
     def check_tokenizer(self, fingerprint: str, location: str) -> None:
         """Raise unless a tokenizer is the one whose tokens the prior models.
