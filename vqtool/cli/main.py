@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import io
+import keyword
 import os
 import sys
 import traceback
@@ -36,6 +37,7 @@ COMMANDS = (
     "sample",
     "decode",
     "eval",
+    "import",
     "show",
     "info",
     "head",
@@ -129,12 +131,19 @@ def _global(
 def register(application: typer.Typer = app) -> typer.Typer:
     """Add every command of `COMMANDS` from the file that bears its name."""
     for name in COMMANDS:
-        module = importlib.import_module(f"vqtool.cli.{name.replace('-', '_')}")
+        function = _function_name(name)
+        module = importlib.import_module(f"vqtool.cli.{function}")
         if hasattr(module, "app"):
             application.add_typer(module.app, name=name)
         else:
-            application.command(name)(getattr(module, name.replace("-", "_")))
+            application.command(name)(getattr(module, function))
     return application
+
+
+def _function_name(command_name: str) -> str:
+    """The name of a command's file and function: train_prior of train-prior, import_ of import."""
+    name = command_name.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def main() -> None:

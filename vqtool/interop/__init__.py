@@ -9,7 +9,6 @@ and its name in FORMATS. Importers run no code of a source (see `pickles`), neve
 silence: what they had to choose stands in `Imported.notes`.
 """
 
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,8 @@ from types import ModuleType
 from torch import Tensor
 
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.interop._contract import Imported, Options
+from vqtool.interop._saving import attach_tokenizer, save
 from vqtool.interop._sources import (
     Source,
     fill,
@@ -27,33 +28,13 @@ from vqtool.interop._sources import (
     tensors_in,
     without,
 )
-from vqtool.priors import Prior
-from vqtool.tokenizers import Tokenizer
 
 FORMATS: tuple[str, ...] = ()
 
-__all__ = ["FORMATS", "Imported", "Options", "Source", "fill", "listed", "load", "read_source", "tensors_in", "without"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may say about a source."""
-
-    weights: str = "ema"  # or "raw": which of the two that a training checkpoint holds
-    num_heads: int | None = None  # of attention, where the source does not say
-    grid_size: tuple[int, int] | None = None  # (H, W), where the source does not say
-    tokenizer: Tokenizer | None = None  # what a prior's tokens decode with, where the source has none
-    code_map: Tensor | None = None  # (K_full,) int64: full code -> reduced code
-    vocabulary: Path | None = None  # of captions, where the source has none
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What was found in a source."""
-
-    tokenizer: Tokenizer | None = None
-    prior: Prior | None = None
-    notes: list[str] = field(default_factory=list)  # what was found, chosen and left out
+__all__ = [
+    "FORMATS", "Imported", "Options", "Source", "fill", "find_source", "listed", "load", "read_code_map", "read_source",
+    "save", "tensors_in", "without",
+]  # fmt: skip
 
 
 def module(name: str) -> ModuleType:
@@ -65,6 +46,11 @@ def module(name: str) -> ModuleType:
     if name not in FORMATS:
         raise VqtoolError(f"unknown format {name!r}: known are {', '.join(FORMATS)}")
     return import_module(f"vqtool.interop.{name.replace('-', '_')}")
+
+
+def find_source(name: str) -> Path:
+    """The file or folder that a name stands for: a path."""
+    return Path(name)
 
 
 def read_source(path: Path, config: Path | None = None) -> Source:
@@ -112,7 +98,19 @@ def load(source: Source, options: Options, name: str | None = None) -> Imported:
         FormatError: it is incomplete, or not of that format: the missing tensors are listed.
     """
     imported: Imported = module(name or recognise(source)).load(source, options)
-    return imported
+    return attach_tokenizer(imported, options)
+
+
+def read_code_map(path: Path) -> Tensor:
+    """A map of codes as VQ-Diffusion publishes it: (K_full,) int64, the reduced code of each full one.
+
+    Raises:
+        FormatError: the file holds something else.
+    """
+    found = read_file(path)
+    if not (isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point()):
+        raise FormatError(f"{path}: not a map of codes: one row of whole numbers is expected")
+    return found.long()
 
 
 def _describe(source: Source) -> str:

@@ -1,0 +1,75 @@
+"""Imported parts as artifacts, each naming those it needs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vqtool.artifacts import refuse_existing
+from vqtool.errors import MismatchError
+from vqtool.interop._contract import Imported, Options
+from vqtool.priors import Prior
+from vqtool.tokenizers import Tokenizer, save_tokenizer
+
+Written = tuple[str, Path, str]  # what, where, its fingerprint
+
+
+def attach_tokenizer(imported: Imported, options: Options) -> Imported:
+    """The prior with the tokenizer that the user named, where the source holds none.
+
+    Raises:
+        MismatchError: it has another number of codes.
+    """
+    tokenizer = imported.tokenizer or options.tokenizer
+    if imported.prior is None or tokenizer is None:
+        return imported
+    codes = imported.prior.kernel.codebook_size
+    if tokenizer.codebook_size != codes:
+        raise MismatchError(
+            f"the prior has {codes} tokens, but the tokenizer {tokenizer.codebook_size} codes: "
+            "a prior of reduced codes needs its map, --code-map"
+        )
+    return replace(imported, prior=_decoded_by(imported.prior, tokenizer))
+
+
+def save(imported: Imported, output: Path | None, *, record: dict[str, Any], force: bool = False) -> Iterator[Written]:
+    """Write what was imported.
+
+    Args:
+        imported: from `load`.
+        output: of the prior, or of the tokenizer if that is all; other parts go beside it under its name.
+        record: of the import, for the history of all parts.
+        force: overwrite.
+
+    Yields:
+        What was written, part by part.
+
+    Raises:
+        VqtoolError: a file exists and `force` is off; nothing has been written then.
+    """
+    output = output or Path("prior.safetensors" if imported.prior else "tokenizer.safetensors")
+    tokenizer_path = output.with_suffix(".tokenizer.safetensors") if imported.prior else output
+    parts = [(imported.tokenizer, tokenizer_path), (imported.prior, output)]
+    for part, path in parts:
+        if part is not None:
+            refuse_existing(path, force=force)
+    prior = imported.prior
+    if imported.tokenizer is not None:
+        header = save_tokenizer(tokenizer_path, imported.tokenizer, history=[record], force=force)
+        imported.tokenizer.fingerprint, imported.tokenizer.location = header.fingerprint, str(tokenizer_path)
+        yield "tokenizer", tokenizer_path, header.fingerprint
+        prior = _decoded_by(prior, imported.tokenizer) if prior else None
+    if prior is not None:
+        prior = replace(prior, history=(record,)).save(output, force=force)
+        yield "prior", output, prior.fingerprint
+
+
+def _decoded_by(prior: Prior, tokenizer: Tokenizer) -> Prior:
+    height, width = (side * tokenizer.factor for side in prior.origin.grid_size)
+    origin = replace(
+        prior.origin,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_location=tokenizer.location,
+        image_size=(height, width),
+    )
+    return replace(prior, origin=origin)
