@@ -34,7 +34,7 @@ _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 class Header:
     """What an artifact says about itself."""
 
-    kind: str  # "tokenizer", "prior" or "training-state"
+    kind: str  # "tokenizer", "text-encoder", "prior" or "training-state"
     config: dict[str, Any]
     fingerprint: str  # 16 hex digits over kind, config and tensors: see `fingerprint`
     parents: dict[str, str] = field(default_factory=dict)  # role -> fingerprint, e.g. {"tokenizer": "..."}
@@ -222,6 +222,31 @@ def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, 
         return header, from_bytes(encoded)
     except SafetensorError as error:
         raise FormatError(f"{path}: damaged: {error}") from error
+
+
+def find_named(fingerprint: str, location: str, *, near: Path | None = None) -> Path | None:
+    """The file of an artifact that another file names, where it was or beside the one that names it.
+
+    Args:
+        fingerprint: of the artifact; a file that has it is preferred.
+        location: the path that is named.
+        near: folder of the file that names it.
+
+    Returns:
+        A file that is there, even if all have other fingerprints; None where none is.
+    """
+    name = Path(location).name
+    places = [Path(location), *([near / location, near / name] if near else []), Path(name)]
+    there = [place for place in dict.fromkeys(places) if place.is_file()]
+    fitting = (place for place in there if _has_fingerprint(place, fingerprint))
+    return next(fitting, there[0] if there else None)
+
+
+def _has_fingerprint(path: Path, fingerprint: str) -> bool:
+    try:
+        return read_header(path).fingerprint == fingerprint
+    except VqtoolError:
+        return False
 
 
 @contextmanager

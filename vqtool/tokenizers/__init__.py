@@ -208,20 +208,10 @@ def find_named_tokenizer(
     """
     if given is not None or location == BUILTIN:
         return load_tokenizer(given or BUILTIN, fingerprint=fingerprint)
-    name = Path(location).name
-    places = [Path(location), *([near / location, near / name] if near else []), Path(name)]
-    there = [place for place in dict.fromkeys(places) if place.is_file()]
-    if not there:
+    path = artifacts.find_named(fingerprint, location, near=near)
+    if path is None:
         raise VqtoolError(
             f"the tokenizer {fingerprint} that this input was made with is not at {location}: "
             "name its file with --tokenizer"
         )
-    fitting = (place for place in there if _has_fingerprint(place, fingerprint))
-    return load_tokenizer(next(fitting, there[0]), fingerprint=fingerprint)
-
-
-def _has_fingerprint(path: Path, fingerprint: str) -> bool:
-    try:
-        return artifacts.read_header(path).fingerprint == fingerprint
-    except VqtoolError:
-        return False
+    return load_tokenizer(path, fingerprint=fingerprint)
