@@ -74,6 +74,16 @@ def test_a_kernel_with_tables_of_its_own_is_kept(tmp_path):
     assert torch.equal(loaded.kernel.alpha_bar, table)
 
 
+def test_the_rule_is_kept_and_files_without_one_have_the_mixture(tmp_path):
+    prior = replace(random_prior(), rule="plug-in")
+    prior.save(tmp_path / "new.safetensors")
+    assert vqtool.load_prior(tmp_path / "new.safetensors").rule == "plug-in"
+    header, tensors = artifacts.load(tmp_path / "new.safetensors")
+    config = {name: value for name, value in header.config.items() if name != "rule"}
+    artifacts.save(tmp_path / "old.safetensors", kind="prior", config=config, tensors=tensors)
+    assert vqtool.load_prior(tmp_path / "old.safetensors").rule == "mixture"
+
+
 def test_an_existing_file_is_not_overwritten_without_force(tmp_path):
     path = tmp_path / "prior.safetensors"
     prior = random_prior()

@@ -1,6 +1,7 @@
 """Samplers: their laws with an exact denoiser, their counts, their seeds."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -197,11 +198,14 @@ def test_batches_report_their_samples_and_calls():
     ]
 
 
-def test_the_plug_in_rule_differs_from_the_mixture_and_both_finish():
+def test_a_prior_is_sampled_by_its_own_rule_unless_told_otherwise():
     prior = random_prior("uniform")
     mixture = vqtool.sample(prior, 4, steps=5)
     plug_in = vqtool.sample(prior, 4, steps=5, rule="plug-in")
     assert not torch.equal(mixture, plug_in)
+    trained_so = replace(prior, rule="plug-in")
+    assert torch.equal(vqtool.sample(trained_so, 4, steps=5), plug_in)
+    assert torch.equal(vqtool.sample(trained_so, 4, steps=5, rule="mixture"), mixture)
     assert int(plug_in.max()) < 11
 
 

@@ -76,6 +76,7 @@ class Prior:
     conditioner: Conditioner
     origin: Origin
     parameterisation: str = "evidence"
+    rule: str = "mixture"  # one of posterior.RULES: the average over x_0 that it was trained with
     fingerprint: str = ""  # of the file; empty before it is saved
     history: tuple[dict[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -158,6 +159,7 @@ class Prior:
             "denoiser": {"name": self.denoiser_name, **asdict(self.denoiser.config)},
             "condition": self.conditioner.config(),
             "parameterisation": self.parameterisation,
+            "rule": self.rule,
             "origin": asdict(self.origin),
         }
         header = artifacts.save(
@@ -202,6 +204,7 @@ def load_prior(path: str | Path) -> Prior:
             conditioner=conditions.load(config["condition"], _part(tensors, "condition.")),
             origin=_origin(config["origin"]),
             parameterisation=config["parameterisation"],
+            rule=config.get("rule", "mixture"),  # files of version 0.1 do not say it
             fingerprint=header.fingerprint,
             history=header.history,
             summary=header.summary,

@@ -37,7 +37,8 @@ def sample(
         int | None, typer.Option("--steps", help="Denoiser calls. Default: up to 100 (ancestral) or 64 (purity).")
     ] = None,
     rule: Annotated[
-        str | None, typer.Option("--rule", help="ancestral: mixture or plug-in average over x_0.", show_default=False)
+        str | None,
+        typer.Option("--rule", help="ancestral: mixture or plug-in average over x_0. Default: the prior's own."),
     ] = None,
     purity_weight: Annotated[
         float | None, typer.Option("--purity-weight", help="purity: sharpening; 0 is none. Default: 1.")

@@ -45,6 +45,7 @@ class Walk:
 
     Attributes:
         kernel: the prior's forward process.
+        rule: the average over x_0 that the prior was trained with.
         grid_size: (H, W) of the samples.
         num_calls: how often the denoiser has been asked, a sample; guidance asks twice.
     """
@@ -60,6 +61,7 @@ class Walk:
         settings: Settings,
     ) -> None:
         self.kernel: Kernel = prior.kernel
+        self.rule = prior.rule
         self.grid_size = grid_size
         self.num_calls = 0
         self._prior = prior

@@ -22,13 +22,13 @@ NEEDS_MASK = False
 DEFAULT_STEPS = 100
 
 
-def sample(walk: Walk, *, steps: int | None = None, rule: str = "mixture") -> Tensor:
+def sample(walk: Walk, *, steps: int | None = None, rule: str | None = None) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch.
         steps: denoiser calls, in [1, T]; None for DEFAULT_STEPS or T, whichever is less.
-        rule: how x_0 is averaged, "mixture" or "plug-in" (for priors of VQ-DDM and multinomial diffusion).
+        rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
 
     Returns:
         (B, H, W) int64 tokens.
@@ -40,6 +40,7 @@ def sample(walk: Walk, *, steps: int | None = None, rule: str = "mixture") -> Te
     steps = min(DEFAULT_STEPS, kernel.num_steps) if steps is None else steps
     if not 1 <= steps <= kernel.num_steps:
         raise VqtoolError(f"--steps {steps}: ancestral sampling of this prior takes 1 to {kernel.num_steps} steps")
+    rule = walk.rule if rule is None else rule
     if rule not in RULES:
         raise VqtoolError(f"--rule {rule}: unknown; known are {', '.join(RULES)}")
     times = torch.linspace(kernel.num_steps, 0, steps + 1).round().long().tolist()
