@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
 
-NAMES = ("transformer",)
+NAMES = ("transformer", "vq-diffusion")
 
 
 class EncodedCondition(NamedTuple):
     """What a denoiser keeps of a condition: made once a sample, used in every call. Unused parts are None."""
 
-    vector: Tensor | None = None  # (B, D), added to the time embedding
+    vector: Tensor | None = None  # (B, D), as the denoiser uses it: one that steers its norms
     keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
     mask: Tensor | None = None  # (B, L) bool, True where there is text
 
@@ -74,7 +74,7 @@ def module(name: str) -> ModuleType:
     """
     if name not in NAMES:
         raise VqtoolError(f"unknown denoiser {name!r}: known are {', '.join(NAMES)}")
-    return import_module(f"vqtool.denoisers.{name}")
+    return import_module(f"vqtool.denoisers.{name.replace('-', '_')}")
 
 
 def build(name: str, config: Mapping[str, Any]) -> Denoiser:

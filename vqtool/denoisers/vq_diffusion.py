@@ -1,0 +1,292 @@
+"""The transformers of VQ-Diffusion, and the time-free one of Unleashing Transformers, as published.
+
+When to use it: for their checkpoints, and for comparisons with them; `transformer` is the better start for new priors.
+A cell is its token's embedding plus one for its row and one for its column (or one of its own, `positions="flat"`).
+A block is
+
+    x += attention(norm1(x, t));  x += cross(norm2(x, t), text);  x += mlp(norm3(x))
+
+where norm(x, t) is LayerNorm(x) * (1 + scale(t)) + shift(t), with a table of T rows (or sinusoids) of its own. Without
+a text the cross-attention is left out; with classes norm3 depends on the class as norm1 does on t; without time norm1
+is a plain LayerNorm. The MLP has two layers a cell, or two 3 x 3 convolutions over the grid.
+The published ImageNet and FFHQ networks have 32 x 32 position tables and 16 x 16 cells: they number the table's places
+along its rows and use the first 256, so that cell 17 gets row 0, column 17: `table_size` says so. For grids of another
+size than those trained on, the map of places is interpolated.
+What depends on the condition alone is made once a sample: the keys and values of a text, the modulation of a class.
+The null condition is a learned one (`learned_null`: the class after the last, or a text of zeros), or else the mean of
+the classes, or whatever the caller takes for an empty text.
+Cost: (24 to 30) * num_layers * width^2 * H * W floating-point operations a call, and attention.
+Source: Gu et al. 2022 (arXiv:2111.14822); Tang et al. 2022 (arXiv:2205.16007); Bond-Taylor et al. 2022
+(arXiv:2111.12701). Weights start as in VQ-Diffusion's code, N(0, .02^2); Unleashing Transformers defines the same and
+never applies it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers._blocks import (
+    TIME_SCALE,
+    AdaptiveNorm,
+    ConvolutionalMlp,
+    CrossAttention,
+    LinearMlp,
+    SelfAttention,
+    normalise,
+    sinusoids,
+)
+
+_CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_layers": 4, "width": 128, "num_heads": 4},
+    "small": {"num_layers": 6, "width": 256, "num_heads": 8},
+    "s": {"num_layers": 18, "width": 192, "num_heads": 16, "mlp": "conv", "mlp_ratio": 2},  # VQ-Diffusion-S
+    "b": {"num_layers": 19, "width": 1024, "num_heads": 16},  # VQ-Diffusion-B: COCO, CUB-200
+    "l": {"num_layers": 36, "width": 1408, "num_heads": 16},  # ITHQ
+    "imagenet": {"num_layers": 24, **_CONVOLUTIONAL},
+    "ffhq": {"num_layers": 20, **_CONVOLUTIONAL},
+    "unleashing": {
+        "num_layers": 24,
+        "width": 512,
+        "num_heads": 8,
+        "time": "none",
+        "positions": "flat",
+        "activation": "gelu",
+        "head_bias": False,
+    },
+}
+LEARNING_RATES = {
+    "tiny": 1e-3,
+    "small": 6e-4,
+    "s": 4.5e-4,
+    "b": 2e-4,
+    "l": 1e-4,
+    "imagenet": 4.5e-4,
+    "ffhq": 4.5e-4,
+    "unleashing": 2e-4,
+}
+CONDITIONS = ("none", "class")
+PARAMETERISATION = "direct"
+INITIAL_SCALE = 0.02  # std of fresh weights
+_CHOICES = {
+    "mlp": ("linear", "conv"),
+    "activation": ("gelu2", "gelu"),
+    "time": ("learned", "sinusoidal", "none"),
+    "positions": ("axial", "flat"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a network is built from."""
+
+    codebook_size: int
+    grid_size: tuple[int, int]  # (H, W) cells of the training grids
+    num_steps: int  # T
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp: str = "linear"  # or "conv"
+    mlp_ratio: int = 4
+    activation: str = "gelu2"  # x * sigmoid(1.702 x), or "gelu"
+    time: str = "learned"  # "sinusoidal", or "none"
+    positions: str = "axial"  # or "flat"
+    table_size: tuple[int, int] | None = None  # (rows, columns) of the position tables; None: grid_size
+    head_bias: bool = True
+    num_classes: int = 0  # 0: no class condition
+    text_width: int = 0  # of the features of a text; 0: no text condition
+    text_length: int = 0  # of the learned null text
+    learned_null: bool = True  # whether the null condition has weights of its own
+
+    def __post_init__(self) -> None:
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} must be one of {', '.join(choices)}, is {getattr(self, field)!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+        if self.num_classes and self.text_width:
+            raise ValueError("the condition is a class or a text, not both")
+        rows, columns = self.tables
+        if rows * columns < self.grid_size[0] * self.grid_size[1]:
+            raise ValueError(f"tables for {rows}x{columns} positions are too small for grids of {self.grid_size}")
+
+    @property
+    def tables(self) -> tuple[int, int]:
+        """(rows, columns) of the position tables."""
+        return self.table_size or self.grid_size
+
+
+def count_parameters(config: Config) -> int:
+    """How many weights a network has, without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VqDiffusion(config).parameters())
+
+
+def build(config: Config) -> VqDiffusion:
+    """A network with fresh weights, drawn from torch's default generator."""
+    return VqDiffusion(config)
+
+
+def _timed_norm(config: Config) -> nn.Module:
+    if config.time == "none":
+        return nn.LayerNorm(config.width)
+    return AdaptiveNorm(config.width, config.num_steps if config.time == "learned" else 0)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, heads = config.width, config.num_heads
+        self.attention_norm = _timed_norm(config)
+        self.attention = SelfAttention(width, heads)
+        self.cross_norm = _timed_norm(config) if config.text_width else None
+        self.cross = CrossAttention(width, config.text_width, heads) if config.text_width else None
+        rows = config.num_classes + config.learned_null
+        self.mlp_norm = AdaptiveNorm(width, rows) if config.num_classes else nn.LayerNorm(width)
+        mlp = ConvolutionalMlp if config.mlp == "conv" else LinearMlp
+        self.mlp = mlp(width, config.mlp_ratio, config.activation)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        modulation: Tensor | None,
+        keys_values: Tensor | None,
+        *,
+        grid_size: tuple[int, int],
+        cells: Tensor | None = None,
+    ) -> Tensor:
+        """The next (B, N, D); with `cells` (B, n) only those of it, (B, n, D)."""
+        answers = self.attention(normalise(self.attention_norm, x, time), cells)
+        x = answers + (x if cells is None else _rows(x, cells))
+        if self.cross is not None:
+            x = x + self.cross(normalise(self.cross_norm, x, time), keys_values)
+        normed = self.mlp_norm(x) if modulation is None else self.mlp_norm(x, modulation)
+        return x + self.mlp(normed, grid_size)  # type: ignore[no-any-return]
+
+
+class VqDiffusion(Denoiser):
+    """The network."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        rows, columns = config.tables
+        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
+        if config.positions == "flat":
+            self.positions = nn.Parameter(torch.zeros(rows * columns, width))
+        else:
+            self.rows = nn.Parameter(torch.zeros(rows, width))
+            self.columns = nn.Parameter(torch.zeros(columns, width))
+        has_null_text = config.text_width > 0 and config.learned_null
+        self.null_text = nn.Parameter(torch.randn(config.text_length, config.text_width)) if has_null_text else None
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.codebook_size, bias=config.head_bias)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Embedding):
+                nn.init.normal_(part.weight, std=INITIAL_SCALE)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        for table in [self.positions] if self.config.positions == "flat" else [self.rows, self.columns]:
+            nn.init.normal_(table, std=INITIAL_SCALE)
+
+    @property
+    def has_learned_null(self) -> bool:
+        """Whether a text of zeros stands for a null text with weights of its own."""
+        return self.null_text is not None
+
+    def encode_condition(self, condition: Tensor) -> EncodedCondition:
+        """What depends on the condition alone.
+
+        Args:
+            condition: (B,) int64 numbers of classes, num_classes for none; (B, L, text_width) features of texts, zeros
+                for none; or (B, 0) nothing.
+
+        Raises:
+            ValueError: it is of another shape.
+        """
+        if self.config.num_classes:
+            norms = (block.mlp_norm for block in self.blocks)
+            made = [norm.modulate_class(condition) for norm in norms if isinstance(norm, AdaptiveNorm)]
+            return EncodedCondition(torch.cat(made, dim=1))
+        if not self.config.text_width:
+            return EncodedCondition()
+        if condition.ndim != 3 or condition.shape[-1] != self.config.text_width:
+            raise ValueError(f"features (B, L, {self.config.text_width}) are needed, not {tuple(condition.shape)}")
+        condition = condition.to(self.head.weight.dtype)
+        if self.null_text is not None:
+            absent = (condition == 0).flatten(1).all(1)
+            condition = torch.where(absent[:, None, None], self.null_text, condition)
+        parts = (block.cross for block in self.blocks)
+        made = [cross.keys_values(condition) for cross in parts if isinstance(cross, CrossAttention)]
+        return EncodedCondition(keys_values=torch.stack(made, dim=1))
+
+    @torch.no_grad()
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Start a fresh network near these shares of the tokens, (K,); a head without bias stays as it is."""
+        if self.head.bias is not None:
+            self.head.bias.copy_(frequencies.log())
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
+        if isinstance(condition, Tensor):
+            condition = self.encode_condition(condition)
+        vector, keys_values, _ = condition or EncodedCondition()
+        if (self.config.num_classes and vector is None) or (self.config.text_width and keys_values is None):
+            raise ValueError("this network was made for a condition, and none is given")
+        size = (x_t.shape[1], x_t.shape[2])
+        time = self._embed_time(t)
+        x = self.tokens(x_t.flatten(1)) + self._places(size)  # (B, H * W, D)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            wanted = cells if number == last and self.config.mlp == "linear" else None  # others are no more needed
+            x = block(
+                x,
+                time,
+                None if vector is None else vector.view(len(x), last + 1, -1)[:, number],
+                None if keys_values is None else keys_values[:, number],
+                grid_size=size,
+                cells=wanted,
+            )
+        if cells is not None and self.config.mlp != "linear":
+            x = _rows(x, cells)
+        logits: Tensor = self.head(self.norm(x))
+        return logits if cells is not None else logits.view(len(x_t), *size, -1)
+
+    def _embed_time(self, t: Tensor) -> Tensor:
+        """(B,) rows of the tables, or (B, D) sinusoids."""
+        if self.config.time == "sinusoidal":
+            return sinusoids((t.double() - 1) / self.config.num_steps * TIME_SCALE, self.config.width)
+        return t.ceil().long() - 1
+
+    def _places(self, size: tuple[int, int]) -> Tensor:
+        """(H * W, D): where each cell is."""
+        height, width = self.config.grid_size
+        if self.config.positions == "flat":
+            places = self.positions[: height * width]
+        else:
+            numbers = torch.arange(height * width, device=self.rows.device)
+            columns = len(self.columns)
+            places = self.rows[numbers // columns] + self.columns[numbers % columns]
+        if size == (height, width):
+            return places
+        places = places.view(1, height, width, -1).permute(0, 3, 1, 2)
+        return F.interpolate(places, size, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
+def _rows(x: Tensor, cells: Tensor) -> Tensor:
+    """(B, n, D): of (B, N, D) those of the wanted cells, (B, n)."""
+    return x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))
