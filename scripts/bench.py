@@ -135,8 +135,7 @@ def measure_guidance(folder: Path, num: int) -> Iterator[Row]:
 
     from vqtool.denoisers.transformer import SIZES, Config, Transformer
 
-    layers, width, heads = SIZES["small"]
-    config = Config(1024, (16, 16), 100, layers, width, heads, num_classes=10)
+    config = Config(1024, (16, 16), 100, **SIZES["small"], num_classes=10)
     network = Transformer(config).eval()
     x_t, t, label = torch.randint(1025, (8, 16, 16)), torch.full((8,), 50), torch.arange(8)
     null = torch.full((8,), 10)

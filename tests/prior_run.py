@@ -34,7 +34,10 @@ def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=Non
     data, held_out = training.build_data(grids, conditioner, origin((2, 3))).split(0)
     forward = kernels.build(kernel, codebook_size=7, num_steps=40)
     # Seven tokens are told apart sooner when they start farther apart.
-    with patch.dict(transformer.SIZES, test=(2, 64, 2)), patch.object(transformer, "EMBEDDING_SCALE", 0.1):
+    with (
+        patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),
+        patch.object(transformer, "EMBEDDING_SCALE", 0.1),
+    ):
         prior = training.build_prior(forward, conditioner, data.origin, "test", seed=0, tokens=data.tokens)
     settings = {"num_steps": 40, "batch_size": 16, "warmup_steps": 5, "ema_decay": 0.9, "save_seconds": 0.0, **changes}
     return training.train_prior(

@@ -139,10 +139,10 @@ def test_a_network_is_rebuilt_from_its_config_as_json_has_it():
 def test_sizes_are_counted_without_being_made():
     counted = transformer.count_parameters(config())
     assert counted == sum(parameter.numel() for parameter in transformer.build(config()).parameters())
-    for num_layers, width, num_heads in transformer.SIZES.values():
-        assert width % 64 == 0
-        assert width % num_heads == 0
-        assert num_layers > 0
+    for size in transformer.SIZES.values():
+        assert size["width"] % 64 == 0
+        assert size["width"] % size["num_heads"] == 0
+    assert transformer.SIZES.keys() == transformer.LEARNING_RATES.keys()
 
 
 def test_an_unknown_denoiser_lists_the_known_ones():

@@ -166,4 +166,3 @@ def test_sizes_and_lengths_follow_data_and_machine():
     assert training.choose_num_steps(100, 50, 0.1, gpu=False) == 600
     assert training.choose_num_steps(1_000_000, 50, 0.1, gpu=False) == 6000
     assert training.choose_num_steps(10, 1000, 1e-3, gpu=True) == 3
-    assert set(training.LEARNING_RATES) == set(training.transformer.SIZES)

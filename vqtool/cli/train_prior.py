@@ -72,7 +72,7 @@ def train_prior(
 
     from vqtool import distributed, kernels
     from vqtool.artifacts import history_record
-    from vqtool.denoisers.transformer import SIZES
+    from vqtool.denoisers.transformer import LEARNING_RATES, SIZES
     from vqtool.training import loop
     from vqtool.training import prior as training
 
@@ -89,7 +89,7 @@ def train_prior(
     _announce(prior, size, len(data), len(held_out or ()))
 
     def plan(num_steps: int) -> loop.LoopConfig:
-        rate = learning_rate or training.LEARNING_RATES[size]
+        rate = learning_rate or LEARNING_RATES[size]
         return training.choose_run(num_steps, batch_size, rate, seed=seed, sheet_steps=sheet_every)
 
     def measure() -> float:

@@ -15,6 +15,7 @@ Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Gu et al. 2022 (arX
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,18 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 
-# name -> (num_layers, width, num_heads); widths are multiples of 64, which matrix units like
-SIZES = {"tiny": (4, 128, 4), "small": (6, 192, 6), "base": (8, 256, 8), "large": (12, 512, 8), "huge": (16, 1024, 16)}
+# Size -> fields of Config; widths are multiples of 64, which matrix units like.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_layers": 4, "width": 128, "num_heads": 4},
+    "small": {"num_layers": 6, "width": 192, "num_heads": 6},
+    "base": {"num_layers": 8, "width": 256, "num_heads": 8},
+    "large": {"num_layers": 12, "width": 512, "num_heads": 8},
+    "huge": {"num_layers": 16, "width": 1024, "num_heads": 16},
+}
+# Size -> highest learning rate. Wider networks need smaller steps.
+LEARNING_RATES = {"tiny": 1.5e-3, "small": 1e-3, "base": 6e-4, "large": 3e-4, "huge": 2e-4}
+CONDITIONS = ("none", "class", "caption")
+PARAMETERISATION = "evidence"
 TIME_SCALE = 1000.0  # t / T times this is what the sinusoids see
 EMBEDDING_SCALE = 0.02  # std at the start; with 0.3 a run on emoji (K = 1024) needs a quarter more steps
 CLASS_SCALE = 0.3  # of the embedded time, to which the class is added: a smaller one is overlooked for long

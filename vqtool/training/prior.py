@@ -39,8 +39,6 @@ from vqtool.training import loop
 from vqtool.training.loop import Indices, LoopConfig
 
 WEIGHTINGS = ("reweighted", "bound")
-# Size -> highest learning rate. Wider networks need smaller steps.
-LEARNING_RATES = {"tiny": 1.5e-3, "small": 1e-3, "base": 6e-4, "large": 3e-4, "huge": 2e-4}
 MAX_PASSES = 300
 SHEET_SAMPLES = 16
 HELD_OUT_SHARE = 0.03
@@ -124,17 +122,14 @@ def build_prior(
         seed: of the weights.
         tokens: (N, H, W), for the frequencies.
     """
-    num_layers, width, num_heads = transformer.SIZES[size]
     config = transformer.Config(
         codebook_size=kernel.codebook_size,
         grid_size=origin.grid_size,
         num_steps=kernel.num_steps,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
         num_classes=getattr(conditioner, "num_classes", 0),
         vocabulary_size=getattr(conditioner, "vocabulary_size", 0),
         max_length=getattr(conditioner, "max_length", 0),
+        **transformer.SIZES[size],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
