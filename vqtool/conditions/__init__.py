@@ -2,20 +2,22 @@
 
 Every kind of condition is a `Conditioner`: it turns texts into the tensor the denoiser takes, knows the null condition
 (the learned "no condition" that guidance compares with) and goes into the prior's file. Captions are split into tokens
-by a byte-level BPE (the default; `tokenizers`) or SentencePiece model trained on the captions of the grid file. The
-training is deterministic. This is the only module that imports tokenizers and sentencepiece.
+by a byte-level BPE (the default; `tokenizers`) or SentencePiece model trained on the captions of the grid file; the
+training is deterministic. Priors of other projects have CLIP's vocabulary (`vqtool.conditions.clip`). This is the only
+package that imports tokenizers and sentencepiece.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqtool import rng
+from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
+from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
 
 KINDS = ("none", "class", "caption")
@@ -136,101 +138,6 @@ def _known(label: str, labels: Sequence[str]) -> str:
     return f"{meant}the prior knows {', '.join(listed)}{more}"
 
 
-class Vocabulary(Protocol):
-    """Splits a text into tokens numbered from 0; the whole of it is a string of bytes."""
-
-    name: str
-    size: int
-    data: bytes
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-
-
-class BpeVocabulary:
-    """Byte-level byte-pair encoding of lower-cased, NFKC-normalised text: no text is unknown to it."""
-
-    name = "bpe"
-
-    def __init__(self, data: bytes) -> None:
-        from tokenizers import Tokenizer
-
-        self.data = data
-        self._model = Tokenizer.from_str(data.decode())
-        self.size: int = self._model.get_vocab_size()
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        return list(self._model.encode(text).ids)
-
-    @classmethod
-    def train(cls, texts: Sequence[str], size: int) -> "BpeVocabulary":
-        """Learn merges from the texts; at most `size` tokens, 256 of which are the bytes."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-        model = Tokenizer(models.BPE())
-        model.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
-        )
-        model.train_from_iterator(sorted(texts), trainer)
-        return cls(model.to_str().encode())
-
-
-class SentencePieceVocabulary:
-    """A SentencePiece unigram model of lower-cased, NFKC-normalised text with bytes for what it has not seen."""
-
-    name = "sentencepiece"
-
-    def __init__(self, data: bytes) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        self.data = data
-        self._model = SentencePieceProcessor(model_proto=data)
-        self.size: int = self._model.get_piece_size()
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        return list(self._model.encode(text))
-
-    @classmethod
-    def train(cls, texts: Sequence[str], size: int) -> "SentencePieceVocabulary":
-        """Learn pieces from the texts; about `size` tokens, 256 of which are the bytes.
-
-        Raises:
-            VqtoolError: SentencePiece cannot make a model of these texts.
-        """
-        from sentencepiece import SentencePieceTrainer
-
-        model = io.BytesIO()
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=iter(sorted(texts)),
-                model_writer=model,
-                vocab_size=size,
-                model_type="unigram",
-                normalization_rule_name="nmt_nfkc_cf",
-                byte_fallback=True,
-                hard_vocab_limit=False,
-                character_coverage=1.0,
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise VqtoolError(
-                f"SentencePiece cannot learn from these captions ({error}): use --vocabulary bpe"
-            ) from error
-        return cls(model.getvalue())
-
-
-_VOCABULARIES: dict[str, type[BpeVocabulary] | type[SentencePieceVocabulary]] = {
-    "bpe": BpeVocabulary,
-    "sentencepiece": SentencePieceVocabulary,
-}
-
-
 class CaptionCondition(Conditioner):
     """A sentence, as a row of token ids: the caption, END, then PAD; the null condition is NULL, then PAD."""
 
@@ -327,7 +234,7 @@ def build(
 def _build_caption(texts: Sequence[str], vocabulary: str) -> CaptionCondition:
     words = {word for text in texts for word in text.lower().split()}
     size = min(MAX_VOCABULARY, 256 + 64 + 2 * len(words))
-    model = _VOCABULARIES[vocabulary].train(texts, size)
+    model = VOCABULARY_MODELS[vocabulary].train(texts, size)
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)
     # In an order of no meaning, so that the first few are as mixed as all of them.
@@ -346,9 +253,13 @@ def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Conditione
         return NoCondition()
     if kind == "class":
         return ClassCondition(config["labels"])
-    if kind != "caption" or config["vocabulary"] not in _VOCABULARIES:
+    if kind == "caption" and config["vocabulary"] == "clip":
+        from vqtool.conditions import clip
+
+        return clip.load(config, tensors)
+    if kind != "caption" or config["vocabulary"] not in VOCABULARY_MODELS:
         raise FormatError(f"condition {kind!r} is none that this vqtool knows ({', '.join(KINDS)}): upgrade it")
     if "vocabulary" not in tensors:
         raise FormatError("the vocabulary of the captions is missing")
     data = bytes(tensors["vocabulary"].numpy().tobytes())
-    return CaptionCondition(_VOCABULARIES[config["vocabulary"]](data), config["max_length"], config["examples"])
+    return CaptionCondition(VOCABULARY_MODELS[config["vocabulary"]](data), config["max_length"], config["examples"])

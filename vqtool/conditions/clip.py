@@ -1,0 +1,229 @@
+"""Captions as CLIP reads them: start, words, end, padding, in the tokens of its byte-pair encoding.
+
+For priors of other projects that attend to CLIP's features (`vqtool.text_encoders`). The standard vocabulary of 49,408
+tokens is inside the package and stands in a prior by name; another one stands there by value. Tokens are those of
+transformers' CLIPTokenizer; differs from OpenAI's program: entities such as "&amp;" stay as they are written.
+
+Source: Radford et al. 2021 (arXiv:2103.00020), section 2.4; Sennrich et al. 2016 (arXiv:1508.07909).
+"""
+
+import json
+import lzma
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtool.conditions import Conditioner
+from vqtool.errors import FormatError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 77  # tokens that CLIP's towers read
+_NO_LIMIT = 1 << 20  # a tokenizer's model_max_length from here on says nothing
+_END_OF_WORD = "</w>"
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class ClipVocabulary:
+    """Tokens and merges of CLIP's byte-pair encoding."""
+
+    tokens: Mapping[str, int] = field(repr=False)
+    merges: Sequence[tuple[str, str]] = field(repr=False)  # in the order in which they are tried
+    special: tuple[str, ...] = (START, END)  # start, end, others: found whole in captions
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return len(self.tokens)
+
+    @cached_property
+    def _model(self) -> Any:
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+        bpe = models.BPE(
+            dict(self.tokens), list(self.merges), end_of_word_suffix=_END_OF_WORD, unk_token=self.special[1]
+        )
+        model = Tokenizer(bpe)
+        model.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        words = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        model.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        model.add_special_tokens(list(self.special))
+        return model
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without start and end."""
+        return list(self._model.encode(text, add_special_tokens=False).ids)
+
+
+@cache
+def standard() -> ClipVocabulary:
+    """The vocabulary of all of OpenAI's CLIP models."""
+    packed = (Path(str(files("vqtool"))) / "builtin" / "clip-vocabulary.txt.xz").read_bytes()
+    lines = lzma.decompress(packed).decode().split("\n")
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    letters = _letters()
+    names = [*letters, *(letter + _END_OF_WORD for letter in letters), *(a + b for a, b in merges), START, END]
+    return ClipVocabulary({name: number for number, name in enumerate(names)}, merges)
+
+
+def _letters() -> list[str]:
+    """The characters that stand for the 256 bytes, in the order of their tokens: those that can be printed first."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*map(chr, printed), *(chr(256 + number) for number in range(256 - len(printed)))]
+
+
+class ClipCondition(Conditioner):
+    """A caption, as a row of CLIP's tokens; the null condition is the empty caption."""
+
+    kind = "caption"
+    examples = ()
+
+    def __init__(self, vocabulary: ClipVocabulary | None = None, *, max_length: int = MAX_LENGTH, pad: int = 0) -> None:
+        """Captions in a vocabulary.
+
+        Args:
+            vocabulary: None for the standard one.
+            max_length: tokens of a caption with start and end.
+            pad: the token that fills rows up: 0 in VQ-Diffusion.
+        """
+        self.vocabulary = vocabulary or standard()
+        self.max_length = max_length
+        self.pad = pad
+        start, end = self.vocabulary.special[:2]
+        self.start, self.end = self.vocabulary.tokens[start], self.vocabulary.tokens[end]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens there are, with start and end."""
+        return self.vocabulary.size
+
+    def encode(self, texts: Sequence[str | None]) -> Tensor:
+        """(B, max_length) int64 tokens; a longer caption loses its end (see `find_truncated`)."""
+        result = self.null(len(texts))
+        for row, text in zip(result, texts, strict=True):
+            ids = [self.start, *self.vocabulary.encode(text or "")][: self.max_length - 1]
+            row[: len(ids) + 1] = torch.tensor([*ids, self.end])
+        return result
+
+    def null(self, num: int) -> Tensor:
+        """(B, max_length) int64: start, end, padding."""
+        result = torch.full((num, self.max_length), self.pad, dtype=torch.int64)
+        result[:, 0], result[:, 1] = self.start, self.end
+        return result
+
+    def find_truncated(self, texts: Sequence[str | None]) -> list[str]:
+        """The captions of more than max_length - 2 tokens."""
+        limit = self.max_length - 2
+        return [text for text in texts if text is not None and len(self.vocabulary.encode(text)) > limit]
+
+    @property
+    def _is_standard(self) -> bool:
+        return self.vocabulary.tokens == standard().tokens
+
+    def config(self) -> dict[str, Any]:
+        """The kind, whether the vocabulary is the standard one, the caption length, the padding."""
+        return {
+            "kind": self.kind,
+            "vocabulary": "clip",
+            "standard": self._is_standard,
+            "special": list(self.vocabulary.special),
+            "vocabulary_size": self.vocabulary_size,
+            "max_length": self.max_length,
+            "pad": self.pad,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The vocabulary as JSON; nothing for the standard one."""
+        if self._is_standard:
+            return {}
+        data = json.dumps({"tokens": dict(self.vocabulary.tokens), "merges": list(self.vocabulary.merges)})
+        return {"vocabulary": torch.frombuffer(bytearray(data.encode()), dtype=torch.uint8)}
+
+
+def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipCondition:
+    """The conditioner that `ClipCondition.config` and `ClipCondition.tensors` describe.
+
+    Raises:
+        FormatError: the vocabulary is missing.
+    """
+    if config["standard"]:
+        known = standard()
+    elif "vocabulary" in tensors:
+        data = json.loads(tensors["vocabulary"].numpy().tobytes())
+        known = ClipVocabulary(data["tokens"], [(left, right) for left, right in data["merges"]])
+    else:
+        raise FormatError("the vocabulary of the captions is missing")
+    vocabulary = ClipVocabulary(known.tokens, known.merges, tuple(config["special"]))
+    return ClipCondition(vocabulary, max_length=config["max_length"], pad=config["pad"])
+
+
+def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition:
+    """The conditioner of a folder that transformers' CLIPTokenizer was saved to.
+
+    Args:
+        folder: with tokenizer.json, or vocab.json and merges.txt, and the settings beside them.
+        max_length: tokens that the text encoder reads; the folder may say fewer.
+
+    Raises:
+        FormatError: files are missing or are not CLIP's.
+    """
+    settings = {
+        **_optional_json(folder / "special_tokens_map.json"),
+        **_optional_json(folder / "tokenizer_config.json"),
+    }
+    start, end, pad = (
+        _text(settings.get(f"{role}_token")) or word for role, word in (("bos", START), ("eos", END), ("pad", END))
+    )
+    tokens, merges = _read_model(folder)
+    missing = [word for word in (start, end, pad) if word not in tokens]
+    if missing:
+        raise FormatError(f"{folder}: its vocabulary has no {', '.join(missing)}")
+    limit = settings.get("model_max_length") or _NO_LIMIT
+    vocabulary = ClipVocabulary(tokens, merges, tuple(dict.fromkeys((start, end, pad))))
+    length = max_length if limit >= _NO_LIMIT else min(max_length, int(limit))
+    return ClipCondition(vocabulary, max_length=length, pad=tokens[pad])
+
+
+def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        names = folder / "vocab.json", folder / "merges.txt"
+        if not all(name.is_file() for name in names):
+            raise FormatError(
+                f"{folder}: no CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected"
+            )
+        lines = names[1].read_text(encoding="utf-8").split("\n")
+        found = _optional_json(names[0]), [line for line in lines if line and not line.startswith("#version")]
+    else:
+        model = _optional_json(file).get("model", {})
+        if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
+            raise FormatError(f"{file}: not a tokenizer of CLIP: a BPE model with {_END_OF_WORD} is expected")
+        found = model.get("vocab", {}), model.get("merges", [])
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in found[1]]
+    if any(len(pair) != 2 for pair in pairs):
+        raise FormatError(f"{folder}: its merges are not pairs of tokens")
+    return dict(found[0]), pairs  # type: ignore[return-value]
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise FormatError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: not a JSON object")
+    return found
+
+
+def _text(token: Any) -> str | None:
+    """A special token as written: a text, or an object that holds it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
