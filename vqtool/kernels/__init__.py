@@ -34,6 +34,7 @@ class Process(Protocol):
         """Both (T + 1,): cumulative rates, from those of a schedule."""
 
 
+ROUNDING = 1e-5  # relative, of rates that were stored as float32 logarithms
 KERNELS: dict[str, Process] = {"mask-replace": mask_replace, "absorbing": absorbing, "uniform": uniform}
 
 
@@ -180,6 +181,42 @@ def build(name: str, *, schedule: str | None = None, codebook_size: int, num_ste
     schedule = schedule or process.DEFAULT_SCHEDULE
     alpha_bar, gamma_bar = process.tables(*schedules.find(schedule, kernel=name).tables(num_steps))
     return Kernel(name, schedule, codebook_size, num_steps, alpha_bar, gamma_bar)
+
+
+def from_rates(alpha_bar: Tensor, beta_bar: Tensor, gamma_bar: Tensor, codebook_size: int) -> Kernel:
+    """The kernel of a checkpoint's cumulative rates, of its last digits too: float32 rounds them, and not alike.
+
+    Where they are those of a named schedule to the precision of float32, it is that one, exact; else its schedule is
+    called "checkpoint". The three are scaled to a sum of 1, so that a beta_bar of 1e-9 keeps its digits.
+
+    Args:
+        alpha_bar: (T + 1,) for t = 0..T, chance that x_t is x_0 untouched.
+        beta_bar: (T + 1,), chance that x_t is one given token by replacement.
+        gamma_bar: (T + 1,), chance that x_t is the mask.
+        codebook_size: K.
+
+    Raises:
+        VqtoolError: they are not the rates of a process that starts from x_0 and loses it step by step.
+    """
+    rates = torch.stack([alpha_bar.double(), codebook_size * beta_bar.double(), gamma_bar.double()])  # (3, T + 1)
+    total, start = rates.sum(0), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    loses = torch.stack([-rates[0].diff(), rates[2].diff()])
+    wrong = ((total - 1).abs() > ROUNDING).any() | (rates < 0).any() | (loses < -ROUNDING).any()
+    if bool(wrong) or not torch.allclose(rates[:, 0], start, atol=ROUNDING):
+        raise VqtoolError("its rates are not those of a diffusion that starts from x_0 and loses it step by step")
+    rates[:, 0], total[0] = start, 1.0
+    num_steps = len(total) - 1
+    name = "uniform" if not bool(rates[2].any()) else "mask-replace" if bool(rates[1].any()) else "absorbing"
+    for schedule in schedules.names(name):
+        kernel = build(name, schedule=schedule, codebook_size=codebook_size, num_steps=num_steps)
+        named = torch.stack([kernel.alpha_bar, codebook_size * kernel.beta_bar, kernel.gamma_bar])
+        if torch.allclose(rates, named, rtol=ROUNDING, atol=1e-12):
+            return kernel
+    alpha, _, gamma = rates / total
+    gamma = gamma.cummax(0).values
+    alpha = torch.minimum(alpha.cummin(0).values, 1.0 - gamma)
+    alpha, gamma = find(name).tables(alpha, gamma)
+    return Kernel(name, "checkpoint", codebook_size, num_steps, alpha, gamma)
 
 
 def find(name: str) -> Process:
