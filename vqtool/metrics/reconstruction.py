@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from vqtool.codebooks.usage import few_tokens
 from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, OnError, read_batches, to_float, to_uint8
 from vqtool.metrics import tokens
@@ -118,4 +119,4 @@ def measure_reconstruction(
         f"{about['num_images']} of {len(images)} images; {about['size']} pixels, {about['grid_size']} tokens; "
         f"tokenizer {tokenizer.location} ({tokenizer.fingerprint}), codebook of {len(counts)}"
     )
-    return Report(headline, scores, about, tokens.few_tokens(counts))
+    return Report(headline, scores, about, few_tokens(counts))
