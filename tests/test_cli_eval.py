@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from exact import random_prior
 from PIL import Image
 
 from vqtool import metrics
@@ -185,6 +186,46 @@ def test_token_grids_come_through_a_pipe(tmp_path):
     assert json.loads(done.stdout)["num_grids"] == 3
 
 
+def test_the_likelihood_of_token_grids_comes_as_a_table_json_and_a_curve(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    random_prior(codebook_size=8).save(tmp_path / "p.safetensors")
+    write_grids(tmp_path / "tok.h5", np.random.default_rng(0).integers(0, 8, (6, 4, 6)))
+    command = (tmp_path / "tok.h5", "--likelihood", "--prior", tmp_path / "p.safetensors", "--times", 4)
+    code, out, err = run(*command, "--plot", tmp_path / "curve.png")
+    record = json.loads(out)
+    assert code == 0
+    assert 3 < record["scores"]["bits-per-token"] < 30  # log2(8) = 3 is what knowing nothing costs
+    assert record["standard_errors"]["bits-per-token"] > 0
+    assert (record["num_grids"], record["times"], record["num_steps"]) == (6, 4, 20)
+    assert sum(record["curve"]["looks"]) == 24
+    assert "6 grids, 144 tokens" in err
+    assert f"wrote {tmp_path / 'curve.png'}" in err
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.format == "PNG"
+    again = run(*command, "-o", tmp_path / "l.json")
+    assert again[:2] == (0, "")
+    assert json.loads((tmp_path / "l.json").read_text()) == record
+    assert json.loads(run(*command, "--seed", 1)[1])["scores"] != record["scores"]
+    code, out, err = run(*command, "--plot", tmp_path / "curve.png")
+    assert (code, out) == (1, "")
+    assert "exists; use --force" in err
+    assert run(*command, "--plot", tmp_path / "curve.png", "--force")[0] == 0
+
+
+def test_the_likelihood_needs_no_labels_where_none_are_wanted(run, tmp_path):
+    random_prior(codebook_size=8, kind="class").save(tmp_path / "p.safetensors")
+    write_grids(tmp_path / "tok.h5", np.zeros((2, 4, 6), int))
+    command = (tmp_path / "tok.h5", "--likelihood", "--prior", tmp_path / "p.safetensors", "--times", 2)
+    code, out, err = run(*command)
+    assert code == 0
+    assert "warning: 2 of 2 grids have no label or caption" in err
+    code, other, err = run(*command, "--unconditional")
+    assert code == 0
+    assert "warning" not in err
+    assert json.loads(other)["scores"] == json.loads(out)["scores"]
+    assert (json.loads(out)["condition"], json.loads(other)["condition"]) == ("class", "none")
+
+
 def test_tokens_of_different_tokenizers_do_not_compare(run, tmp_path):
     write_grids(tmp_path / "a.h5", np.zeros((3, 4, 4), int))
     write_grids(tmp_path / "b.h5", np.zeros((3, 4, 4), int), tokenizer="fedcba9876543210")
@@ -218,6 +259,15 @@ def test_tokens_of_different_tokenizers_do_not_compare(run, tmp_path):
         (["none.h5"], "none.h5: no token grids in it"),
         (["imgs", "--ref", "imgs", "--device", "nosuch"], "--device nosuch"),
         (["tok.h5", "-o", "nowhere/scores.json"], "the folder nowhere does not exist"),
+        (["tok.h5", "--prior", "p.safetensors"], "--prior is for --likelihood, which is not given"),
+        (["tok.h5", "--times", "4"], "--times is for --likelihood"),
+        (["tok.h5", "--unconditional"], "--unconditional is for --likelihood"),
+        (["tok.h5", "--plot", "p.png"], "--plot is for --likelihood"),
+        (["imgs", "--ref", "imgs", "--likelihood"], "--likelihood is for token grids, but imgs holds images"),
+        (["tok.h5", "--ref", "tok.h5", "--likelihood"], "leave --ref out"),
+        (["tok.h5", "--likelihood"], "prior.safetensors: no such file"),
+        (["tok.h5", "--likelihood", "--prior", "p.safetensors"], "grid size 4x4, but the prior has grid size 4x6"),
+        (["tok.h5", "--likelihood", "--plot", "nowhere/p.png"], "the folder nowhere does not exist"),
     ],
 )
 def test_what_cannot_be_scored_is_one_clear_line(run, tmp_path, monkeypatch, arguments, message):
@@ -229,6 +279,7 @@ def test_what_cannot_be_scored_is_one_clear_line(run, tmp_path, monkeypatch, arg
         (tmp_path / name / file).write_bytes(b"not a picture")
     (tmp_path / "empty").mkdir()
     write_tokenizer(tmp_path / "t.safetensors")
+    random_prior(codebook_size=8).save(tmp_path / "p.safetensors")
     write_grids(tmp_path / "tok.h5", np.zeros((3, 4, 4), int))
     write_grids(tmp_path / "none.h5", np.zeros((0, 4, 4), int))
     (tmp_path / "cut.h5").write_bytes((tmp_path / "tok.h5").read_bytes()[:-100])

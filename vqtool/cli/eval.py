@@ -37,6 +37,21 @@ def eval(
         typer.Option("--size", help="Pixels, 64 or 48x80. Default: that of the images; with --tokenizer 64."),
     ] = None,
     max_images: Annotated[int, typer.Option("--max-images", min=2, help="At most so many a side.")] = 10_000,
+    likelihood: Annotated[
+        bool, typer.Option("--likelihood", help="Bits per token of the grids under a prior, with a curve over t.")
+    ] = False,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="For --likelihood. Default: prior.safetensors.", show_default=False)
+    ] = None,
+    times: Annotated[
+        int | None, typer.Option("--times", min=1, help="--likelihood: steps t a grid; T or more is all. Default: 16.")
+    ] = None,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="--likelihood: tell the prior no labels and no captions.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="--likelihood: PNG file for the curve.", show_default=False)
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; - is stdout.")] = Path("-"),
@@ -52,6 +67,9 @@ def eval(
 
     Token grids: usage and perplexity; with --ref also the distance of the two token histograms.
 
+    Token grids with --likelihood: an upper bound on the bits per token that a prior needs for them, given their labels
+    or captions if it takes any, and how much of it each step adds. Take grids that the prior has not seen.
+
     Examples:
 
         vqtool eval decoded/ --ref imgs/
@@ -63,20 +81,28 @@ def eval(
         vqtool eval samples.h5 --ref tok.h5
 
         vqtool eval imgs/ --tokenizer tokenizer.safetensors --size 64
+
+        vqtool eval --likelihood tok.h5 --prior prior.safetensors -o likelihood.json --plot curve.png
     """
     from vqtool.artifacts import refuse_existing
     from vqtool.cli.inputs import Skipped
     from vqtool.distributed import is_main_process
 
-    if str(output) != "-":
-        refuse_existing(output, force=force)
-        if not output.parent.is_dir():
-            raise VqtoolError(f"{output}: the folder {output.parent} does not exist")
+    for path in (output, plot):
+        if path is not None and str(path) != "-":
+            refuse_existing(path, force=force)
+            if not path.parent.is_dir():
+                raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
     if not is_main_process():  # scoring is one process's work
         return
     skipped = Skipped(strict)
     references = ref or []
-    if _check_kind(sources, references, tokenizer=tokenizer, paired=paired, size=size) == "grids":
+    only = {"--prior": prior, "--times": times, "--unconditional": unconditional, "--plot": plot}
+    kind = _check_kind(sources, references, tokenizer=tokenizer, paired=paired, size=size)
+    _check_likelihood(sources, references, kind, likelihood, [flag for flag, value in only.items() if value])
+    if likelihood:
+        report = _measure_likelihood(sources, prior, times, not unconditional, seed, device, plot=plot, force=force)
+    elif kind == "grids":
         report = _measure_grids(sources, references)
     elif tokenizer is not None:
         report = _measure_tokenizer(sources, tokenizer, size, max_images, seed, device, skipped)
@@ -118,6 +144,53 @@ def _check_kind(
             f"{sources[0]}: images alone have no score: add --ref with images to compare with, or --tokenizer"
         )
     return kind
+
+
+def _check_likelihood(
+    sources: Sequence[Path], ref: Sequence[Path], kind: str, likelihood: bool, flags: Sequence[str]
+) -> None:
+    """Raise VqtoolError unless --likelihood goes with the inputs, and is there for the flags that need it."""
+    if not likelihood:
+        if flags:
+            raise VqtoolError(f"{flags[0]} is for --likelihood, which is not given: add it, or leave {flags[0]} out")
+        return
+    if kind != "grids":
+        raise VqtoolError(f"--likelihood is for token grids, but {sources[0]} holds images: encode them first")
+    if ref:
+        raise VqtoolError("--likelihood compares token grids with a prior, not with others: leave --ref out")
+
+
+def _measure_likelihood(
+    sources: Sequence[Path],
+    prior: Path | None,
+    times: int | None,
+    conditional: bool,
+    seed: int,
+    device: str,
+    *,
+    plot: Path | None,
+    force: bool,
+) -> "Report":
+    from vqtool.cli.console import progress, say
+    from vqtool.cli.inputs import choose_device
+    from vqtool.metrics import DEFAULT_TIMES, measure_likelihood
+    from vqtool.metrics.plots import check_matplotlib, plot_curve
+    from vqtool.priors import load_prior
+
+    if plot is not None:
+        check_matplotlib()
+    report = measure_likelihood(
+        load_prior(prior or Path("prior.safetensors")).to(choose_device(device)),
+        sources,
+        times=DEFAULT_TIMES if times is None else times,
+        conditional=conditional,
+        seed=seed,
+        progress=lambda text, total: progress(text, total, "grids"),
+    )
+    if plot is not None:
+        plot_curve(report.about["curve"], plot, force=force)
+        say(f"wrote {plot}")
+    return report
 
 
 def _measure_grids(sources: Sequence[Path], ref: Sequence[Path]) -> "Report":

@@ -6,13 +6,14 @@ A metric of features is one file with a function
 
 whose module stands in FEATURE_METRICS (compare.py): that is the registration, it feeds `vqtool eval`. Metrics of
 tokens and of pixels have functions of their own input. What `vqtool eval` calls takes images or token grids and gives
-a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`.
+a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`, `measure_likelihood`.
 """
 
 from vqtool.metrics.compare import FEATURE_METRICS, compare_images, compare_pairs, measure_features
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
+from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
 from vqtool.metrics.report import Report
@@ -20,10 +21,12 @@ from vqtool.metrics.score import Score
 from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
 
 __all__ = [
+    "DEFAULT_TIMES",
     "FEATURE_METRICS",
     "EfficientNetLite0",
     "FeatureNetwork",
     "KernelDistance",
+    "Likelihood",
     "NeighbourScores",
     "Report",
     "Score",
@@ -39,6 +42,7 @@ __all__ = [
     "mean_squared_errors",
     "measure_features",
     "measure_grids",
+    "measure_likelihood",
     "measure_reconstruction",
     "neighbour_scores",
     "perplexity",

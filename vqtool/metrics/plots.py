@@ -1,0 +1,82 @@
+"""Pictures of scores. The only module that needs matplotlib, of the extra vqtool[eval], and only when one is asked for.
+
+The same numbers give the same bytes: no date and no version is written, and no global setting of matplotlib is touched.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.artifacts import atomic_path
+from vqtool.errors import VqtoolError
+
+MAX_BARS = 64
+_SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch
+
+
+def check_matplotlib() -> None:
+    """Raise unless pictures can be made: to be called before the work whose result they show.
+
+    Raises:
+        VqtoolError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise VqtoolError(f"a plot needs matplotlib ({error}): install it with: pip install 'vqtool[eval]'") from error
+
+
+def plot_curve(curve: Mapping[str, list[Any]], path: str | Path, *, force: bool = False) -> None:
+    """Write a PNG file of the bits per token that each step adds to the bound, with two standard errors.
+
+    Args:
+        curve: t, looks, bits_per_token: `likelihood.Likelihood.curve`. Where T is large, neighbours share a bar.
+        path: the file.
+        force: overwrite what is there.
+
+    Raises:
+        VqtoolError: the file exists and `force` is off, or matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    edges, bits, errors = bars(curve)
+    figure = Figure(figsize=_SIZE, dpi=_DOTS, layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(bits, edges, fill=True, color="#9fbfdf")
+    centres = (edges[:-1] + edges[1:]) / 2
+    axes.errorbar(centres, bits, 2 * errors, fmt="none", ecolor="#204a73", elinewidth=1)
+    axes.set(xlabel="t (1: clean, T: noisiest)", ylabel="bits per token and step", xlim=(edges[0], edges[-1]))
+    axes.set_ylim(bottom=0)
+    axes.set_title("Where the bits arise: the area is the bound without its stationary term", size=10)
+    with atomic_path(path, force=force) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def bars(curve: Mapping[str, list[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The curve as at most MAX_BARS bars over equally many steps, but t = 1, the decoder, by itself.
+
+    Args:
+        curve: t, looks, bits_per_token and standard_errors of each t looked at.
+
+    Returns:
+        The edges (n + 1,), and for each bar the mean of its looks and the standard error of that (n,), 0 if not known.
+    """
+    t, looks, bits, errors = (
+        np.array([np.nan if x is None else x for x in curve[name]], dtype=np.float64)
+        for name in ("t", "looks", "bits_per_token", "standard_errors")
+    )
+    width = max(1, -(-int(t[-1] - 1) // (MAX_BARS - 1)))
+    bar = np.where(t == 1, 0, 1 + (t - 2) // width).astype(np.int64)
+    count = np.bincount(bar, looks)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(bar, looks * bits) / count
+        # What the looks of a bar differ by: their noise at each t, and the slope of the curve from t to t.
+        inside = np.where(looks > 1, np.nan_to_num(errors) ** 2 * looks * (looks - 1), 0.0)
+        squares = np.bincount(bar, inside + looks * (bits - mean[bar]) ** 2)
+        error = np.sqrt(squares / count / (count - 1))
+    last = np.minimum(1.5 + width * np.arange(1, len(mean)), t[-1] + 0.5)
+    return np.concatenate([[0.5, 1.5], last]), mean, np.where(np.isfinite(error), error, 0.0)
