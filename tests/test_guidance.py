@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqtool import VqtoolError
-from vqtool.guidance import guide, temper, truncate
+from vqtool.guidance import draw_truncated, guide, temper, truncate
 from vqtool.posterior import draw
 
 
@@ -114,6 +114,42 @@ def test_a_truncated_row_can_be_drawn_from_in_float32():
     assert bool((log_p.gather(-1, draw(log_p, noise).unsqueeze(-1)) > -math.inf).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("truncation", [0.01, 0.3, 0.5, 0.86, 0.999])
+def test_a_truncated_draw_has_the_law_of_the_truncated_row(truncation, dtype):
+    """Noise at 20 000 even places: each token is drawn as often as its share of the line says, give or take one."""
+    log_p = random_log_p(6, 40).to(dtype)
+    log_p[3] = log(*[1 / 40] * 40)  # all equal
+    log_p[4, 1::2] = log_p[4, ::2]  # pairs of equal tokens
+    log_p[5, 7:] = -math.inf
+    log_p = log_p.log_softmax(-1)
+    num = 20_000
+    noise = ((torch.arange(num) + 0.5) / num).double().expand(6, num)
+    drawn = draw_truncated(log_p[:, None].expand(6, num, 40), noise, truncation)
+    counts = torch.stack([torch.bincount(row, minlength=40) for row in drawn])
+    expected = truncate(log_p, truncation).double().exp() * num
+    assert float((counts - expected).abs().max()) < 1.1
+    assert bool((counts[expected == 0] == 0).all())
+
+
+def test_a_truncated_draw_at_the_ends_of_the_noise_stays_in_the_set():
+    noise = torch.tensor([0.0, 2**-53, 1 - 2**-53], dtype=torch.float64)
+    for seed in range(100):
+        log_p = random_log_p(9, seed=seed).float().expand(3, 9)
+        kept = truncate(log_p, 0.7) > -math.inf
+        assert bool(kept.gather(-1, draw_truncated(log_p, noise, 0.7)[:, None]).all())
+
+
+def test_a_draw_without_truncation_is_the_plain_one_bit_for_bit():
+    log_p, noise = random_log_p(100, 64).float(), torch.linspace(0, 1 - 2**-53, 100, dtype=torch.float64)
+    assert torch.equal(draw_truncated(log_p, noise, 1.0), draw(log_p, noise))
+
+
+def test_a_truncated_draw_refuses_what_is_no_distribution():
+    with pytest.raises(ValueError, match="holds NaN"):
+        draw_truncated(log(0.5, math.nan)[None], torch.zeros(1, dtype=torch.float64), 0.5)
+
+
 @pytest.mark.parametrize(
     ("function", "value", "message"),
     [
@@ -123,6 +159,7 @@ def test_a_truncated_row_can_be_drawn_from_in_float32():
         (truncate, 0.0, "truncation rate must lie above 0"),
         (truncate, 1.1, "truncation rate must lie above 0"),
         (truncate, math.nan, "truncation rate must lie above 0"),
+        (lambda log_p, value: draw_truncated(log_p, log_p[0], value), 0.0, "truncation rate must lie above 0"),
         (lambda log_p, value: guide(log_p, log_p, value), -0.1, "guidance scale must be 0 or more"),
         (lambda log_p, value: guide(log_p, log_p, value), math.inf, "guidance scale must be 0 or more"),
     ],

@@ -132,13 +132,21 @@ def draw(log_p: Tensor, noise: Tensor) -> Tensor:
     Raises:
         ValueError: the noise is not float64, or a row holds NaN or no probability at all.
     """
+    cumulative = log_p.exp().double().cumsum(-1)  # (..., K); cumsum's own conversion is five times as slow
+    return invert(cumulative, noise, cumulative[..., -1])
+
+
+def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
+    """The place (...) in a cumulative sum (..., K) where noise * total lies.
+
+    Raises:
+        ValueError: the noise is not float64, or a total is not a positive number.
+    """
     if noise.dtype != torch.float64:
         raise ValueError(f"noise must be float64, is {noise.dtype}: with fewer digits rare tokens are drawn too rarely")
-    cumulative = log_p.exp().cumsum(-1, dtype=torch.float64)  # (..., K)
-    total = cumulative[..., -1:]
     if not bool(((total > 0) & (total < torch.inf)).all()):
         raise ValueError("a row of log-probabilities holds NaN, +inf or nothing above -inf")
-    return torch.searchsorted(cumulative, noise.unsqueeze(-1) * total, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, (noise * total).unsqueeze(-1), right=True).squeeze(-1)
 
 
 def replaces(kernel: Kernel) -> bool:
