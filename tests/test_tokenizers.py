@@ -121,7 +121,7 @@ def test_files_that_are_no_tokenizer_say_why(tmp_path):
     good = {"network": "vqvae", **TINY.__dict__}
     for kind, config, kept, message in (
         ("prior", good, tensors, "a prior, but a tokenizer is needed"),
-        ("tokenizer", {**good, "network": "vqgan"}, tensors, "network 'vqgan' is not known"),
+        ("tokenizer", {**good, "network": "vqgen"}, tensors, "network 'vqgen' is not known"),
         ("tokenizer", {**good, "spin": 1}, tensors, "do not fit its config"),
         ("tokenizer", {**good, "channels": [16, 16]}, tensors, "do not fit its config"),
         ("tokenizer", {**good, "code_dim": 5}, tensors, "do not fit its config"),

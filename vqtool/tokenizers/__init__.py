@@ -1,7 +1,9 @@
 """Image tokenizers: images <-> token grids.
 
-The contract of a tokenizer: `latents` (B, 3, h, w) -> (B, H, W, D), a `codebook` (K, D), `encode` the nearest code,
-`decode` back to images. One artifact holds network and codebook.
+The contract of a tokenizer: `latents` (B, 3, h, w) -> (B, H, W, D), a `codebook` (K, D), `encode` to the token that
+its lookup finds, `decode` back to images. One artifact holds network, lookup and codebook.
+
+A network is a file here with Config, Encoder and Decoder, and a row in NETWORKS. The lookup is one of LOOKUPS.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,34 +14,74 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vqtool import artifacts
 from vqtool.artifacts import Header
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.tokenizers.quantizers import nearest
-from vqtool.tokenizers.vqvae import Decoder, Encoder, VqVaeConfig, channels_last
+from vqtool.tokenizers import maskgit, vqgan, vqvae
+from vqtool.tokenizers.maskgit import MaskgitConfig
+from vqtool.tokenizers.quantizers import highest, nearest
+from vqtool.tokenizers.vqgan import VqganConfig
+from vqtool.tokenizers.vqvae import VqVaeConfig, channels_last
 
-__all__ = ["BUILTIN", "Tokenizer", "load_tokenizer", "save_tokenizer"]
+__all__ = ["BUILTIN", "LOOKUPS", "NETWORKS", "NetworkConfig", "Tokenizer", "load_tokenizer", "save_tokenizer"]
 
 KIND = "tokenizer"
 BUILTIN = "builtin"
+NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit}
+LOOKUPS = (
+    "nearest",  # the code at the smallest Euclidean distance
+    "cosine",  # the same on the unit sphere: latents and codes have length 1
+    "projection",  # the highest value of a learned linear map of the latent
+)
+NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig
 
 
 class Tokenizer(nn.Module):
     """Turns images into grids of codebook indices and back."""
 
-    codebook: Tensor  # (K, D)
+    codebook: Tensor  # (K, D): what tokens decode to
+    code_map: Tensor  # (K_full,) int64: full code -> token; only with num_full_codes
+    full_codebook: Tensor  # (K_full, D): what is looked up in; only with num_full_codes, not with "projection"
+    projection: Tensor  # (K or K_full, D), only with "projection"
+    projection_bias: Tensor  # (K or K_full,), only with "projection"
 
-    def __init__(self, config: VqVaeConfig) -> None:
+    def __init__(self, config: NetworkConfig, *, lookup: str = "nearest", num_full_codes: int | None = None) -> None:
+        """A tokenizer without content.
+
+        Args:
+            config: of the network.
+            lookup: one of LOOKUPS.
+            num_full_codes: of the codebook that a code map brings down to K; None if there is no map.
+        """
         super().__init__()
+        if lookup not in LOOKUPS:
+            raise ValueError(f"lookup is {lookup!r}, known are {LOOKUPS}")
         self.config = config
-        self.encoder = channels_last(Encoder(config))
-        self.decoder = channels_last(Decoder(config))
+        self.lookup = lookup
+        self.num_full_codes = num_full_codes
+        network = NETWORKS[self.network]
+        self.encoder = channels_last(network.Encoder(config))
+        self.decoder = channels_last(network.Decoder(config))
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
+        looked_up = num_full_codes or config.codebook_size
+        if num_full_codes is not None:
+            self.register_buffer("code_map", torch.zeros(num_full_codes, dtype=torch.int64))
+        if lookup == "projection":
+            self.register_buffer("projection", torch.zeros(looked_up, config.code_dim))
+            self.register_buffer("projection_bias", torch.zeros(looked_up))
+        elif num_full_codes is not None:
+            self.register_buffer("full_codebook", torch.zeros(num_full_codes, config.code_dim))
         self.fingerprint = ""  # of the artifact it was loaded from
         self.location = ""  # where that is: a path, or "builtin"
         self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
         self.half_precision = False  # whether its weights are stored as float16
+
+    @property
+    def network(self) -> str:
+        """One of NETWORKS."""
+        return next(name for name, network in NETWORKS.items() if isinstance(self.config, network.Config))
 
     @property
     def codebook_size(self) -> int:
@@ -78,11 +120,19 @@ class Tokenizer(nn.Module):
             images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
 
         Returns:
-            (B, H, W, D) float32.
+            (B, H, W, D) float32; of length 1 with the lookup "cosine".
         """
         self.grid_size((images.shape[-2], images.shape[-1]))
-        latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last))
-        return latents.permute(0, 2, 3, 1)
+        latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return functional.normalize(latents, dim=-1) if self.lookup == "cosine" else latents
+
+    def look_up(self, vectors: Tensor) -> Tensor:
+        """Latents (N, D) to tokens (N,) int64; of equals the first code."""
+        if self.lookup == "projection":
+            found = highest(vectors, self.projection, self.projection_bias)
+        else:
+            found = nearest(vectors, self.codebook if self.num_full_codes is None else self.full_codebook)
+        return found if self.num_full_codes is None else self.code_map[found]
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
     def encode(self, images: Tensor) -> Tensor:
@@ -95,7 +145,7 @@ class Tokenizer(nn.Module):
             (B, H, W) int64 in [0, K).
         """
         latents = self.latents(images)
-        return nearest(latents.reshape(-1, latents.shape[-1]), self.codebook).view(latents.shape[:-1])
+        return self.look_up(latents.reshape(-1, latents.shape[-1])).view(latents.shape[:-1])
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
     def decode(self, grid: Tensor) -> Tensor:
@@ -140,8 +190,15 @@ def save_tokenizer(
         force: overwrite.
     """
     dtype = torch.float16 if tokenizer.half_precision else torch.float32
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tokenizer.state_dict().items()}
-    config = {"network": "vqvae", **asdict(tokenizer.config)}
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in tokenizer.state_dict().items()
+    }
+    config = {"network": tokenizer.network, **asdict(tokenizer.config)}
+    if tokenizer.lookup != "nearest":
+        config["lookup"] = tokenizer.lookup
+    if tokenizer.num_full_codes is not None:
+        config["num_full_codes"] = tokenizer.num_full_codes
     return artifacts.save(
         path, kind=KIND, config=config, tensors=tensors, parents=parents, history=history, summary=summary, force=force
     )
@@ -179,12 +236,13 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
         key: tuple(value) if isinstance(value, list) else value for key, value in header.config.items()
     }
     network = config.pop("network", None)
-    if network != "vqvae":
+    if network not in NETWORKS:
         raise FormatError(f"{name}: network {network!r} is not known to this version of vqtool")
+    quantiser = {key: config.pop(key) for key in ("lookup", "num_full_codes") if key in config}
     try:
-        tokenizer = Tokenizer(VqVaeConfig(**config))
-        tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
+        tokenizer = Tokenizer(NETWORKS[network].Config(**config), **quantiser)
+        tokenizer.load_state_dict(tensors)  # as float32
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise FormatError(f"{name}: its tensors do not fit its config: {error}") from error
     tokenizer.fingerprint, tokenizer.location, tokenizer.history = header.fingerprint, name, header.history
     tokenizer.half_precision = tensors["codebook"].dtype == torch.float16

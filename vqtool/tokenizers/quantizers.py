@@ -1,7 +1,8 @@
-"""From latents to tokens and back: the nearest code, and a codebook that follows the latents.
+"""From latents to tokens and back: how a token is looked up, and a codebook that follows the latents.
 
-`nearest` is the lookup that every tokenizer uses. `EmaQuantizer` is the codebook in training: codes are running means
-of the latents that chose them, and codes that nobody chooses are put on latents of the current batch.
+`nearest` is the lookup that most tokenizers use; `highest` is the one below it, and that of a learned projection.
+`EmaQuantizer` is the codebook in training: codes are running means of the latents that chose them, and codes that
+nobody chooses are put on latents of the current batch.
 
 Source: van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1; revival of dead codes as in Jukebox
 (arXiv:2005.00341).
@@ -25,12 +26,39 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         (N,) int64 tokens. Holds at most `DISTANCE_BYTES` of distances at once.
     """
-    rows = max(1, DISTANCE_BYTES // (codebook.shape[0] * codebook.element_size()))
-    half_norms = codebook.square().sum(1) / 2  # (K,)
-    return torch.cat(
-        [torch.addmm(half_norms, part, codebook.T, alpha=-1).argmin(1) for part in torch.split(vectors, rows)]
-        or [torch.empty(0, dtype=torch.int64, device=vectors.device)]
-    )
+    return highest(vectors, codebook, -codebook.square().sum(1) / 2)  # |z - c|^2 = |z|^2 - 2 (z c - |c|^2 / 2)
+
+
+def highest(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The row of a linear map with the highest value for each vector; the first of equals.
+
+    Args:
+        vectors: (N, D).
+        weight: (K, D).
+        bias: (K,).
+
+    Returns:
+        (N,) int64 in [0, K). Holds at most `DISTANCE_BYTES` of values at once.
+    """
+    budget = max(1, DISTANCE_BYTES // weight.element_size())
+    columns = min(budget, len(weight))
+    parts = torch.split(vectors, budget // columns)
+    if columns == len(weight):
+        found = [torch.addmm(bias, part, weight.T).argmax(1) for part in parts]
+    else:
+        found = [_highest_by_blocks(part, weight, bias, columns) for part in parts]
+    return torch.cat(found or [torch.empty(0, dtype=torch.int64, device=vectors.device)])
+
+
+def _highest_by_blocks(vectors: Tensor, weight: Tensor, bias: Tensor, columns: int) -> Tensor:
+    tokens = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+    values = torch.full_like(vectors[:, 0], -torch.inf)
+    for begin in range(0, len(weight), columns):
+        end = begin + columns
+        best, row = torch.addmm(bias[begin:end], vectors, weight[begin:end].T).max(1)
+        tokens = torch.where(best > values, row + begin, tokens)
+        values = torch.maximum(best, values)
+    return tokens
 
 
 class EmaQuantizer(nn.Module):

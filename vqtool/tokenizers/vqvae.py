@@ -90,6 +90,9 @@ class Decoder(nn.Module):
         return images
 
 
+Config = VqVaeConfig
+
+
 def num_parameters(module: nn.Module) -> int:
     """How many numbers the module has learned."""
     return sum(parameter.numel() for parameter in module.parameters())
