@@ -21,7 +21,8 @@ TEXTS = [
     "a red cat", "", " ", "A  Photo\tof\na DOG ", "it's the dog's, they'll've 'em", "hello!!! world!", "!", "1234 5th",
     "<b>bold</b> &amp; &lt;i&gt;", "<|endoftext|>", "a <|startoftext|> b<|endoftext|>c", "naïve café", "cafe\u0301 ﬁ",
     "яблоко и груша", "苹果 和 梨", "한국어", "🐈‍⬛ and 🏳️‍🌈", "İstanbul ǅ ẞ", "a\u00a0b\u2003c\u200bd",
-    "\ud7ff\x00\x7f",     "x" * 300, "many words " * 60, "</w> end</w>", "__init__.py -- [a](b) {c: 'd'}", "½ Ⅻ ²", "don’t “quote”",
+    "\ud7ff\x00\x7f", "x" * 300, "many words " * 60, "</w> end</w>", "__init__.py -- [a](b) {c: 'd'}", "½ Ⅻ ²",
+    "don’t “quote”",
 ]  # fmt: skip
 
 

@@ -1,16 +1,21 @@
-"""Text encoders: the golden features of microsoft's and diffusers' towers, transformers itself, and the artifact."""
+"""Text encoders: golden features of microsoft's and diffusers' towers, transformers itself, the artifact, the prior."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from exact import origin
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vqtool import artifacts, text_encoders
+import vqtool
+from vqtool import artifacts, denoisers, kernels, text_encoders
+from vqtool.conditions.clip import read_vocabulary
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop.pickles import read_pickle
+from vqtool.priors import Prior
 from vqtool.text_encoders import Config, TextEncoder, from_openai, from_transformers, to_transformers
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -149,3 +154,93 @@ def test_a_file_whose_tensors_do_not_fit_its_config_is_refused(tmp_path):
     artifacts.save(path, kind="text-encoder", config={"width": 4}, tensors={"x": torch.zeros(1)})
     with pytest.raises(FormatError, match="do not fit its config"):
         text_encoders.load_text_encoder(path)
+
+
+def text_prior(*, learned_null=True):
+    """A random text prior over 2x3 grids whose captions are in the golden vocabulary."""
+    conditioner = read_vocabulary(GOLDEN / "df-pipeline" / "tokenizer", max_length=9)
+    encoder = random_encoder(replace(TINY, vocabulary_size=conditioner.vocabulary_size))
+    config = {"codebook_size": 5, "grid_size": (2, 3), "num_steps": 6, "num_layers": 1, "width": 16, "num_heads": 2}
+    text = {"text_width": 16, "text_length": 9, "learned_null": learned_null}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        denoiser = denoisers.build("vq-diffusion", config | text)
+        for parameter in denoiser.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    kernel = kernels.build("mask-replace", schedule="release", codebook_size=5, num_steps=6)
+    denoiser = denoiser.eval().requires_grad_(False)
+    return Prior(
+        kernel, denoiser, "vq-diffusion", conditioner, origin((2, 3)), parameterisation="direct", text_encoder=encoder
+    )
+
+
+@pytest.mark.parametrize("learned_null", [True, False])
+def test_a_prior_sees_features_of_captions_and_its_null_condition(learned_null):
+    prior = text_prior(learned_null=learned_null)
+    x_t, t = torch.full((3, 2, 3), 5), torch.tensor([6, 3, 1])
+    ids = prior.conditioner.encode(["a red cat", "", "the dog"])
+    features = prior.text_encoder(ids)
+    if learned_null:
+        features[1] = 0.0
+    found = prior.log_x0(x_t, t, ids)
+    torch.testing.assert_close(found, prior.log_x0(x_t, t, features), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1:2], prior.log_x0(x_t[1:2], t[1:2]), rtol=0, atol=1e-5)
+    assert (found[0] - found[2]).abs().max() > 1e-3
+
+
+def test_features_of_a_caption_do_not_depend_on_its_batch_and_are_made_once_a_sample(monkeypatch):
+    prior = text_prior()
+    ids = prior.conditioner.encode(["a red cat", "the dog", "a red cat"])
+    seen, calls = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(prior.denoiser, "encode_condition", seen.append)
+        prior.encode_condition(ids[:1], 1)
+        prior.encode_condition(ids, 3)
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(seen[1][0], seen[1][2])
+    monkeypatch.setattr(TextEncoder, "forward", lambda self, ids: calls.append(len(ids)) or torch.ones(len(ids), 9, 16))
+    vqtool.sample(prior, 4, condition=ids[:1], cfg_scale=3.0, seed=0)
+    assert len(calls) <= 3, "the caption, and the null condition of empty places and of guidance: not once a step"
+
+
+def test_a_saved_text_prior_finds_its_encoder_and_predicts_bit_for_bit_what_it_did(tmp_path):
+    prior = text_prior()
+    with pytest.raises(ValueError, match="save it first"):
+        prior.save(tmp_path / "prior.safetensors")
+    (tmp_path / "a").mkdir()
+    header = text_encoders.save_text_encoder(tmp_path / "a" / "text.safetensors", prior.text_encoder)
+    prior.save(tmp_path / "a" / "prior.safetensors")
+    (tmp_path / "a").rename(tmp_path / "b")
+    loaded = vqtool.load_prior(tmp_path / "b" / "prior.safetensors")
+    ids = loaded.conditioner.encode(["a red cat", None])
+    x_t, t = torch.full((2, 2, 3), 5), torch.tensor([6, 3])
+    assert torch.equal(loaded.log_x0(x_t, t, ids), prior.log_x0(x_t, t, ids))
+    assert artifacts.read_header(tmp_path / "b" / "prior.safetensors").parents["text_encoder"] == header.fingerprint
+    assert loaded.to("cpu").text_encoder is loaded.text_encoder
+
+    text_encoders.save_text_encoder(tmp_path / "b" / "text.safetensors", random_encoder(), force=True)
+    with pytest.raises(MismatchError, match="is not the text encoder"):
+        vqtool.load_prior(tmp_path / "b" / "prior.safetensors")
+    (tmp_path / "b" / "text.safetensors").unlink()
+    with pytest.raises(VqtoolError, match=r"put its file, text\.safetensors, beside the prior"):
+        vqtool.load_prior(tmp_path / "b" / "prior.safetensors")
+
+
+def test_commands_understand_text_priors_and_their_encoders(tmp_path, vqtool):
+    prior = text_prior()
+    text_encoders.save_text_encoder(tmp_path / "text.safetensors", prior.text_encoder)
+    prior.save(tmp_path / "prior.safetensors")
+    one = vqtool("sample", tmp_path / "prior.safetensors", "-n", 2, "--caption", "A red cat", "--cfg-scale", 3)
+    assert (one.code, len(one.data) > 0) == (0, True)
+    (tmp_path / "captions.txt").write_text("a red cat\nthe dog on the dog on the dog on the dog\n")
+    two = vqtool("sample", tmp_path / "prior.safetensors", "--captions", tmp_path / "captions.txt")
+    assert two.code == 0
+    assert "warning: longer than the prior can read" in two.err
+    none = vqtool("sample", tmp_path / "prior.safetensors", "-n", 2, "--cfg-scale", 3)
+    assert none.code == 0
+    assert "conditions: none; this prior takes captions" in none.err
+    assert "warning: --cfg-scale 3 has nothing to guide: no condition is given" in none.err
+    assert "parameters" in vqtool("info", tmp_path / "text.safetensors").out
+    shown = vqtool("info", tmp_path / "prior.safetensors").out
+    assert f"text_encoder {prior.text_encoder.fingerprint}" in shown
+    assert vqtool("check", tmp_path / "text.safetensors", tmp_path / "prior.safetensors").code == 0

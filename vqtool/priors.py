@@ -14,6 +14,7 @@ from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
 from vqtool.kernels import Kernel
+from vqtool.text_encoders import TextEncoder, find_named_text_encoder
 
 KIND = "prior"
 PARAMETERISATIONS = ("evidence", "direct", "residual")
@@ -77,6 +78,7 @@ class Prior:
     origin: Origin
     parameterisation: str = "evidence"
     rule: str = "mixture"  # one of posterior.RULES: the average over x_0 that it was trained with
+    text_encoder: TextEncoder | None = None  # turns the tokens of captions into what the denoiser attends to
     fingerprint: str = ""  # of the file; empty before it is saved
     history: tuple[dict[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -87,30 +89,53 @@ class Prior:
         return next(self.denoiser.parameters()).device
 
     def to(self, device: torch.device | str) -> "Prior":
-        """The same prior with its denoiser on that device."""
-        return replace(self, denoiser=self.denoiser.to(device))
+        """The same prior with its networks on that device."""
+        encoder = self.text_encoder.to(device) if self.text_encoder is not None else None
+        return replace(self, denoiser=self.denoiser.to(device), text_encoder=encoder)
 
     def encode_condition(self, condition: Tensor | None, num: int) -> EncodedCondition:
-        """What the denoiser keeps of `num` conditions, (num, ...) int64; None is the null condition for all."""
+        """What the denoiser keeps of conditions; the text encoder and what depends on it alone run here, not each step.
+
+        Args:
+            condition: (num, ...) int64 from `conditioner.encode`, or (num, L, D) features of captions, where zeros
+                stand for the denoiser's learned null condition if it has one; None is the null condition for all.
+            num: how many.
+        """
         if condition is None:
             condition = self.conditioner.null(num)
+        if self.text_encoder is not None and not condition.is_floating_point():
+            condition = self._encode_text(condition, self.text_encoder)
         return self.denoiser.encode_condition(condition.to(self.device))
 
-    def log_x0(self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None) -> Tensor:
+    def _encode_text(self, ids: Tensor, encoder: TextEncoder) -> Tensor:
+        """(B, L, D): features of captions, each alone, so that they do not depend on the batch; zeros for a null."""
+        rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
+        features = torch.cat([encoder(row[None].to(self.device)) for row in rows])
+        if self.denoiser.has_learned_null:
+            features[(rows == self.conditioner.null(1)).all(1).to(self.device)] = 0.0
+        return features[places.to(self.device)]
+
+    def log_x0(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
         """Log p(x_0 | x_t, condition).
 
         Args:
             x_t: (B, H, W) int64 tokens or mask_id, on the prior's device.
             t: (B,) int64 in [0, T].
-            condition: (B, ...) int64 from `conditioner.encode`, or from `encode_condition`; None is the null condition.
+            condition: as for `encode_condition`, or what that made of it.
+            cells: (B, n) int64 in [0, H * W): the only cells that are wanted.
 
         Returns:
-            (B, H, W, K) float32 log-probabilities, nats; exp sums to 1 over the last axis.
+            (B, H, W, K) float32 log-probabilities, nats, or (B, n, K) with `cells`; exp sums to 1 over the last axis.
         """
         if not isinstance(condition, EncodedCondition):
             condition = self.encode_condition(condition, len(x_t))
-        logits = self.denoiser(x_t, t, condition)
-        return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation)
+        logits = self.denoiser(x_t, t, condition, cells)
+        if cells is None:
+            return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation)
+        seen = x_t.flatten(1).gather(1, cells)[:, None]  # (B, 1, n): a grid of one row
+        return log_probabilities(logits[:, None], seen, t, self.kernel, self.parameterisation)[:, 0]
 
     def check_grids(self, header: GridHeader, name: str) -> None:
         """Raise unless these grids are of the kind that the prior was trained on; an unnamed tokenizer fits any.
@@ -150,7 +175,9 @@ class Prior:
 
         Raises:
             VqtoolError: the file exists and `force` is off, or it cannot be written.
+            ValueError: its text encoder has not been saved.
         """
+        parents, encoder = {"tokenizer": self.origin.tokenizer_fingerprint}, self.text_encoder
         tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         tensors |= {f"condition.{name}": tensor for name, tensor in self.conditioner.tensors().items()}
         tensors |= {"kernel.alpha_bar": self.kernel.alpha_bar, "kernel.gamma_bar": self.kernel.gamma_bar}
@@ -162,12 +189,17 @@ class Prior:
             "rule": self.rule,
             "origin": asdict(self.origin),
         }
+        if encoder is not None:
+            if not encoder.fingerprint:
+                raise ValueError("the text encoder has no fingerprint: save it first, then the prior")
+            config["text_encoder"] = {"fingerprint": encoder.fingerprint, "location": encoder.location}
+            parents["text_encoder"] = encoder.fingerprint
         header = artifacts.save(
             path,
             kind=KIND,
             config=config,
             tensors=tensors,
-            parents={"tokenizer": self.origin.tokenizer_fingerprint},
+            parents=parents,
             history=self.history,
             summary=self.summary,
             force=force,
@@ -184,7 +216,8 @@ def load_prior(path: str | Path) -> Prior:
 
     Raises:
         FormatError: not a prior, or damaged: the missing tensors are named.
-        VqtoolError: it cannot be read.
+        MismatchError: its text encoder is not the one it was trained with.
+        VqtoolError: it cannot be read, or its text encoder is not there.
     """
     if not Path(path).is_file():
         raise VqtoolError(f"{path}: no such file: train a prior with `vqtool train-prior`, or name another one")
@@ -213,7 +246,9 @@ def load_prior(path: str | Path) -> Prior:
         raise FormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: damaged, or of another version of vqtool: {error!r}") from error
-    return prior
+    if "text_encoder" not in config:
+        return prior
+    return replace(prior, text_encoder=find_named_text_encoder(**config["text_encoder"], near=Path(path).parent))
 
 
 def _origin(config: dict[str, Any]) -> Origin:

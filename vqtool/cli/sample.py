@@ -95,7 +95,7 @@ def sample(
     samplers.check(model, name, options)
     texts = _find_texts(model.conditioner, label, caption, captions)
     num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
-    cfg_scale = _check_scale(model, cfg_scale)
+    cfg_scale = _check_scale(model, cfg_scale, texts)
     say(f"prior {model.fingerprint} ({prior}): {num} grids by {name} sampling, seed {seed}")
     options |= {"sampler": name, "cfg_scale": cfg_scale, "temperature": temperature, "truncation": truncation}
     record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, num=num, start=start, **options)
@@ -135,10 +135,12 @@ def _check_range(num: int, start: int) -> int:
     return num
 
 
-def _check_scale(prior: "Prior", cfg_scale: float) -> float:
+def _check_scale(prior: "Prior", cfg_scale: float, texts: list[str]) -> float:
     """The guidance scale, or 1.0 with a warning where there is nothing to guide."""
-    if cfg_scale != 1.0 and prior.conditioner.kind == "none":
-        warn(f"--cfg-scale {cfg_scale:g} has nothing to guide: the prior was trained without labels or captions")
+    if cfg_scale != 1.0 and not texts:
+        untrained = prior.conditioner.kind == "none"
+        why = "the prior was trained without labels or captions" if untrained else "no condition is given"
+        warn(f"--cfg-scale {cfg_scale:g} has nothing to guide: {why}")
         return 1.0
     return cfg_scale
 
@@ -155,8 +157,10 @@ def _find_texts(
     if len(given) > 1:
         raise VqtoolError(f"{' and '.join(given)} are given: one of them says what to draw")
     if not given:
-        if conditioner.kind != "none":
+        if conditioner.examples:
             say(f"conditions: the prior's own {len(conditioner.examples)} {_PLURALS[conditioner.kind]}, in turn")
+        elif conditioner.kind != "none":
+            say(f"conditions: none; this prior takes {_PLURALS[conditioner.kind]}, but brings no examples of its own")
         return list(conditioner.examples)
     wrong = {"none": given[0], "class": "--caption", "caption": "--label"}[conditioner.kind]
     if given[0] == wrong:

@@ -37,12 +37,17 @@ class Denoiser(nn.Module, ABC):
 
     config: Any  # the frozen dataclass that it was built from
 
+    @property
+    def has_learned_null(self) -> bool:
+        """Whether features of zeros stand for a null text with weights of its own."""
+        return False
+
     @abstractmethod
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone.
 
         Args:
-            condition: (B, ...) int64, from `conditions.Conditioner.encode`.
+            condition: (B, ...) int64, from `conditions.Conditioner.encode`; or (B, L, D) features of texts.
         """
 
     @abstractmethod
