@@ -29,7 +29,7 @@ from vqtool.interop._sources import (
     without,
 )
 
-FORMATS: tuple[str, ...] = ("taming",)
+FORMATS: tuple[str, ...] = ("microsoft", "unleashing", "taming")
 
 __all__ = [
     "FORMATS", "Imported", "Options", "Source", "fill", "find_source", "listed", "load", "read_code_map", "read_source",

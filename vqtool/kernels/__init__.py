@@ -201,8 +201,8 @@ def from_rates(alpha_bar: Tensor, beta_bar: Tensor, gamma_bar: Tensor, codebook_
     rates = torch.stack([alpha_bar.double(), codebook_size * beta_bar.double(), gamma_bar.double()])  # (3, T + 1)
     total, start = rates.sum(0), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     loses = torch.stack([-rates[0].diff(), rates[2].diff()])
-    wrong = ((total - 1).abs() > ROUNDING).any() | (rates < 0).any() | (loses < -ROUNDING).any()
-    if bool(wrong) or not torch.allclose(rates[:, 0], start, atol=ROUNDING):
+    right = ((total - 1).abs() <= ROUNDING).all() & (rates >= 0).all() & (loses >= -ROUNDING).all()
+    if not (bool(right) and torch.allclose(rates[:, 0], start, atol=ROUNDING)):
         raise VqtoolError("its rates are not those of a diffusion that starts from x_0 and loses it step by step")
     rates[:, 0], total[0] = start, 1.0
     num_steps = len(total) - 1

@@ -1,0 +1,40 @@
+"""Fills modules some of whose weights are several of a source's, one below the other, such as queries, keys, values."""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.errors import FormatError
+from vqtool.interop._sources import Source, fill, listed
+
+Names = Mapping[str, tuple[str, ...]]  # of a module -> those of the source
+
+
+def fill_stacked(
+    module: nn.Module, names: Names, tensors: Mapping[str, Tensor], source: Source, *, ignored: Iterable[str] = ()
+) -> None:
+    """Put tensors into a module: all that it has, and all that there are.
+
+    Args:
+        module: gets the weights, in its own types.
+        names: of the module -> those of the source, whose tensors are put one below the other.
+        tensors: by the source's names.
+        source: for messages.
+        ignored: regular expressions of names in the source that may be left over.
+
+    Raises:
+        FormatError: tensors are missing, of another shape or left over; they are listed.
+    """
+    used = list(chain.from_iterable(names.values()))
+    missing = [name for name in used if name not in tensors]
+    if missing:
+        raise FormatError(f"{source.path}: {len(missing)} tensors are missing: {listed(missing)}")
+    found = {name: tensors[name] for name in tensors.keys() - set(used)}
+    for ours, theirs in names.items():
+        parts = [tensors[name] for name in theirs]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise FormatError(f"{source.path}: tensors do not fit together: {', '.join(theirs)}")
+        found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    fill(module, found, source, names={ours: " + ".join(theirs) for ours, theirs in names.items()}, ignored=ignored)

@@ -1,0 +1,317 @@
+"""VQ-Diffusion's training checkpoints (.pth): text, class and unconditional priors, and what they hold beside.
+
+A file holds the prior's weights twice, as trained (`model`) and averaged (`ema`, which is what is sampled with), the
+schedule as buffers, and in full files the codec and CLIP's text tower. The weights do not say how many heads attention
+has, nor which activation; the YAML file that goes with it does. Without one the published choices are taken, and said.
+Source: github.com/microsoft/VQ-Diffusion, image_synthesis/engine/solver.py and modeling/transformers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtool import kernels
+from vqtool.conditions import ClassCondition, Conditioner, NoCondition
+from vqtool.conditions.clip import ClipCondition
+from vqtool.denoisers import vq_diffusion
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.interop import taming
+from vqtool.interop._contract import Imported, Options
+from vqtool.interop._sources import Source, tensors_in, without
+from vqtool.interop._stacking import Names, fill_stacked
+from vqtool.kernels import Kernel
+from vqtool.priors import Origin, Prior
+from vqtool.tokenizers import Tokenizer
+
+PUBLISHED_HEADS = 16
+PUBLISHED_TABLES, PUBLISHED_GRID = (32, 32), (16, 16)  # of the ImageNet and FFHQ models
+NULL_CLASS = 1000  # where there is a row of that number, it is the null class
+IGNORED = (r"log_.*", r"Lt_.*", r"condition_emb\..*", r".*\.attn2\.mask", r"empty_text_embed")
+
+
+def recognise(source: Source) -> bool:
+    """Whether it holds a prior's weights as VQ-Diffusion's solver writes them."""
+    parts = source.content if isinstance(source.content, Mapping) else {}
+    names = [*tensors_in(parts.get("ema")), *without("transformer.", tensors_in(parts.get("model")))]
+    return any(name.startswith(("transformer.content_emb.", "transformer.to_logits.")) for name in names)
+
+
+def load(source: Source, options: Options) -> Imported:
+    """The prior, and the codec and text tower that are in the file with it.
+
+    Raises:
+        FormatError: tensors are missing, left over or do not fit.
+        MismatchError: the settings are of other weights.
+    """
+    notes: list[str] = []
+    tensors = _weights(source, options, notes)
+    settings = _settings(source, notes)
+    shapes = _Shapes.read(tensors, source)
+    _compare(shapes, settings, source)
+    kernel = _kernel(tensors, shapes.codebook_size, source, notes)
+    config = _config(shapes, settings, source, options, notes)
+    denoiser = vq_diffusion.build(config)
+    fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
+    prior = Prior(
+        kernel=kernel,
+        denoiser=denoiser.eval().requires_grad_(False),
+        denoiser_name="vq-diffusion",
+        conditioner=_conditioner(shapes, tensors, notes),
+        origin=Origin("", "", config.grid_size, config.grid_size, ""),
+        parameterisation="direct",
+    )
+    return Imported(tokenizer=_tokenizer(source, options, notes), prior=prior, notes=notes)
+
+
+def _tokenizer(source: Source, options: Options, notes: list[str]) -> Tokenizer | None:
+    """The codec, by taming's names."""
+    model = tensors_in(source.content.get("model"))
+    codec = without("content_codec.enc.", model) | without("content_codec.dec.", model)
+    return taming.read_vqgan(codec, source.config, source, options, notes=notes) if codec else None
+
+
+def _weights(source: Source, options: Options, notes: list[str]) -> dict[str, Tensor]:
+    """The averaged or the raw weights, by the names that they have in `ema`."""
+    model = without("transformer.", tensors_in(source.content.get("model")))
+    averaged = tensors_in(source.content.get("ema"))
+    if options.weights == "raw" and not model:
+        raise FormatError(f"{source.path}: holds averaged weights alone: leave out --weights raw")
+    if options.weights == "ema" and not averaged:
+        notes.append("the file holds no averaged weights (ema): the raw ones are taken")
+    return model if options.weights == "raw" or not averaged else averaged
+
+
+def _settings(source: Source, notes: list[str]) -> dict[str, Any]:
+    """What the YAML file says of the prior, in one level."""
+    try:
+        diffusion = source.config["model"]["params"]["diffusion_config"]["params"] if source.config else {}
+        parts = [diffusion, *(diffusion.get(f"{part}_config", {}).get("params", {}) for part in _PARTS)]
+        found = {name: value for part in parts for name, value in part.items()}
+    except (KeyError, TypeError, AttributeError):
+        notes.append("the settings say nothing of a diffusion model (model.params.diffusion_config): they are not used")
+        return {}
+    for name in ("timestep_type", "class_type"):
+        if "adalayernorm" not in found.get(name, "adalayernorm"):
+            raise FormatError(f"{source.path}: {name} {found[name]} is not understood: adalayernorm is")
+    return found
+
+
+_PARTS = ("transformer", "content_emb")
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What the weights say by their shapes."""
+
+    codebook_size: int
+    num_steps: int
+    num_layers: int
+    width: int
+    mlp_ratio: int
+    convolutional: bool
+    learned_time: bool
+    table_size: tuple[int, int]
+    num_classes: int  # rows of the class tables
+    text_width: int
+    null_text: tuple[int, ...] | None
+    num_cells: int | None  # where a buffer says it
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], source: Source) -> "_Shapes":
+        """Of the first tensor of a kind, whichever block has it.
+
+        Raises:
+            FormatError: what says the size of the whole is missing.
+        """
+
+        def shape(*endings: str) -> tuple[int, ...]:
+            return next((tuple(value.shape) for name, value in tensors.items() if name.endswith(endings)), ())
+
+        sizes = {
+            "transformer.content_emb.emb.weight": shape("content_emb.emb.weight"),
+            "transformer.content_emb.height_emb.weight": shape("content_emb.height_emb.weight"),
+            "transformer.content_emb.width_emb.weight": shape("content_emb.width_emb.weight"),
+            "transformer.blocks.N.mlp": shape("mlp.0.weight", "mlp.conv1.weight"),
+            "log_cumprod_at": shape("log_cumprod_at"),
+        }
+        missing = [name for name, found in sizes.items() if not found]
+        if missing:
+            raise FormatError(f"{source.path}: tensors are missing: {', '.join(missing)}")
+        tokens, height, width, mlp, rates = sizes.values()
+        blocks = [int(name.split(".")[2]) for name in tensors if name.startswith("transformer.blocks.")]
+        return cls(
+            codebook_size=tokens[0] - 1,
+            num_steps=rates[0] - 1,
+            num_layers=1 + max(blocks),
+            width=tokens[1],
+            mlp_ratio=max(1, mlp[0] // tokens[1]),
+            convolutional=len(mlp) == 4,
+            learned_time=bool(shape("ln1.emb.weight")),
+            table_size=(height[0], width[0]),
+            num_classes=(shape("ln2.emb.weight") or (0,))[0],
+            text_width=(shape("attn2.key.weight") or (0, 0))[1],
+            null_text=shape("empty_text_embed") or None,
+            num_cells=(shape("attn2.mask") or (None,))[-1],
+        )
+
+
+def _compare(shapes: _Shapes, settings: Mapping[str, Any], source: Source) -> None:
+    """Raise unless the settings are those of the weights."""
+    found = {
+        "num_embed": shapes.codebook_size,
+        "diffusion_step": shapes.num_steps,
+        "n_layer": shapes.num_layers,
+        "n_embd": shapes.width,
+        "mlp_hidden_times": shapes.mlp_ratio,
+        "mlp_type": "conv_mlp" if shapes.convolutional else "fc",
+        "spatial_size": list(shapes.table_size),
+        "class_number": shapes.num_classes or settings.get("class_number"),
+        "condition_dim": shapes.text_width or settings.get("condition_dim"),
+    }
+    for name, weights in found.items():
+        said = settings.get(name, weights)
+        if (list(said) if isinstance(said, tuple) else said) != weights:
+            raise MismatchError(
+                f"{source.path}: its settings are of other weights: {name} is {said} there, {weights} in the weights: "
+                "name the right ones with --config"
+            )
+
+
+def _kernel(tensors: Mapping[str, Tensor], codebook_size: int, source: Source, notes: list[str]) -> Kernel:
+    """The forward process of the buffers, whose last entry is that of t = 0."""
+    names = [f"log_cumprod_{rate}t" for rate in "abc"]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise FormatError(f"{source.path}: tensors are missing: {', '.join(missing)}")
+    if len({tensors[name].shape for name in names}) > 1:
+        raise FormatError(f"{source.path}: {', '.join(names)} are not of one length")
+    try:
+        alpha_bar, beta_bar, gamma_bar = (tensors[name].double().exp().roll(1) for name in names)
+        kernel = kernels.from_rates(alpha_bar, beta_bar, gamma_bar, codebook_size)
+    except VqtoolError as error:
+        raise FormatError(f"{source.path}: {error}") from error
+    origin = "read from the checkpoint" if kernel.schedule == "checkpoint" else "that of the checkpoint, in full digits"
+    notes.append(f"schedule: {kernel.schedule} of {kernel.num_steps} steps, kernel {kernel.name}: {origin}")
+    return kernel
+
+
+def _config(
+    shapes: _Shapes, settings: Mapping[str, Any], source: Source, options: Options, notes: list[str]
+) -> vq_diffusion.Config:
+    heads = options.num_heads or settings.get("n_head")
+    if heads is None:
+        heads = PUBLISHED_HEADS
+        notes.append(
+            f"attention heads: {heads}, as in the published models; the weights do not say (--heads, --config)"
+        )
+    activation = settings.get("block_activate")
+    if activation is None:
+        activation = "GELU2"
+        notes.append("activation: GELU2, as in the published models; the weights do not say (--config)")
+    if activation not in ("GELU", "GELU2"):
+        raise FormatError(f"{source.path}: block_activate {activation} is not understood: GELU and GELU2 are")
+    grid = _grid_size(shapes, settings, source, options, notes)
+    if grid != shapes.table_size:
+        rows, columns = shapes.table_size
+        notes.append(f"positions: the first {math.prod(grid)} of tables for {rows}x{columns} cells, along their rows")
+    has_null_class = shapes.num_classes == NULL_CLASS + 1
+    try:
+        return vq_diffusion.Config(
+            codebook_size=shapes.codebook_size,
+            grid_size=grid,
+            num_steps=shapes.num_steps,
+            num_layers=shapes.num_layers,
+            width=shapes.width,
+            num_heads=heads,
+            mlp="conv" if shapes.convolutional else "linear",
+            mlp_ratio=shapes.mlp_ratio,
+            activation=activation.lower(),
+            time="learned" if shapes.learned_time else "sinusoidal",
+            table_size=None if grid == shapes.table_size else shapes.table_size,
+            num_classes=shapes.num_classes - has_null_class,
+            text_width=shapes.text_width,
+            text_length=shapes.null_text[0] if shapes.null_text and shapes.text_width else 0,
+            learned_null=bool(has_null_class or (shapes.null_text and shapes.text_width)),
+        )
+    except ValueError as error:
+        raise FormatError(f"{source.path}: {error}") from error
+
+
+def _grid_size(
+    shapes: _Shapes, settings: Mapping[str, Any], source: Source, options: Options, notes: list[str]
+) -> tuple[int, int]:
+    if options.grid_size is not None:
+        return options.grid_size
+    num_cells = settings.get("content_seq_len", shapes.num_cells)
+    said = settings.get("content_spatial_size")
+    square = math.isqrt(num_cells or 0)
+    known = [shapes.table_size, *([(said[0], said[1])] if said else []), (square, square)]
+    if num_cells:
+        fitting = [size for size in known if math.prod(size) == num_cells]
+        if not fitting:
+            raise FormatError(f"{source.path}: how {num_cells} cells are laid out is not known: say it with --grid")
+        return fitting[0]
+    published = not shapes.text_width and shapes.table_size == PUBLISHED_TABLES
+    height, width = PUBLISHED_GRID if published else shapes.table_size
+    reason = "as in the published models with such position tables" if published else "the size of its position tables"
+    notes.append(f"grids: {height}x{width} cells, {reason}; the weights do not say (--grid, --config)")
+    return height, width
+
+
+def _conditioner(shapes: _Shapes, tensors: Mapping[str, Tensor], notes: list[str]) -> Conditioner:
+    if shapes.num_classes:
+        known = shapes.num_classes - (shapes.num_classes == NULL_CLASS + 1)
+        notes.append(f"classes: 0 to {known - 1}, by number; their names are not in the file")
+        return ClassCondition([str(number) for number in range(known)])
+    if not shapes.text_width:
+        return NoCondition()
+    length = len(tensors.get("condition_emb.positional_embedding", torch.zeros(77)))
+    return ClipCondition(max_length=length)
+
+
+def names_of(config: vq_diffusion.Config) -> Names:
+    """Our names of a network's weights -> theirs."""
+    top = {
+        "tokens.weight": "content_emb.emb.weight",
+        "rows": "content_emb.height_emb.weight",
+        "columns": "content_emb.width_emb.weight",
+    }
+    names: dict[str, tuple[str, ...]] = {ours: (f"transformer.{theirs}",) for ours, theirs in top.items()}
+    if config.text_width and config.learned_null:
+        names["null_text"] = ("empty_text_embed",)
+    modules: dict[str, tuple[str, ...]] = {"norm": ("to_logits.0",), "head": ("to_logits.1",)}
+    for number in range(config.num_layers):
+        for ours, theirs in _block_names(config).items():
+            modules[f"blocks.{number}.{ours}"] = tuple(f"blocks.{number}.{name}" for name in theirs)
+            if ours.endswith("norm.linear") and (config.time == "learned" or ours == "mlp_norm.linear"):
+                table = f"blocks.{number}.{theirs[0].removesuffix('linear')}emb.weight"
+                names[f"blocks.{number}.{ours.removesuffix('linear')}table.weight"] = (f"transformer.{table}",)
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
+            names[f"{ours}.{part}"] = tuple(f"transformer.{name}.{part}" for name in theirs)
+    return names
+
+
+def _block_names(config: vq_diffusion.Config) -> dict[str, tuple[str, ...]]:
+    """Of the parts of a block that have a weight and a bias."""
+    first = "attn1" if config.text_width else "attn"
+    names: dict[str, tuple[str, ...]] = {
+        "attention_norm.linear": ("ln1.linear",),
+        "attention.qkv": (f"{first}.query", f"{first}.key", f"{first}.value"),
+        "attention.out": (f"{first}.proj",),
+        "mlp_norm.linear" if config.num_classes else "mlp_norm": ("ln2.linear" if config.num_classes else "ln2",),
+        "mlp.first": ("mlp.conv1" if config.mlp == "conv" else "mlp.0",),
+        "mlp.second": ("mlp.conv2" if config.mlp == "conv" else "mlp.2",),
+    }
+    if config.text_width:
+        names |= {
+            "cross_norm.linear": ("ln1_1.linear",),
+            "cross.q": ("attn2.query",),
+            "cross.kv": ("attn2.key", "attn2.value"),
+            "cross.out": ("attn2.proj",),
+        }
+    return names

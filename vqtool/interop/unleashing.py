@@ -1,0 +1,115 @@
+"""Unleashing Transformers' absorbing priors (.th): a bare state dict of buffers and of a network that is not told t.
+
+It says neither how many heads attention has (8 in the published models, 512 wide) nor how the cells are laid out.
+Source: github.com/samb-t/unleashing-transformers, models/absorbing_diffusion.py and models/transformer.py.
+"""
+
+import math
+
+from vqtool import kernels
+from vqtool.conditions import NoCondition
+from vqtool.denoisers import vq_diffusion
+from vqtool.errors import FormatError
+from vqtool.interop._contract import Imported, Options
+from vqtool.interop._sources import Source, tensors_in, without
+from vqtool.interop._stacking import Names, fill_stacked
+from vqtool.priors import Origin, Prior
+
+PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
+IGNORED = ("start_tok",)
+
+
+def recognise(source: Source) -> bool:
+    """Whether it holds the weights of an absorbing prior."""
+    tensors = tensors_in(source.content)
+    return "_denoise_fn.tok_emb.weight" in tensors or "_denoise_fn.pos_emb" in tensors
+
+
+def load(source: Source, options: Options) -> Imported:
+    """The prior; its tokenizer is a file of its own.
+
+    Raises:
+        FormatError: tensors are missing, left over or do not fit, or the number of heads is not known.
+    """
+    tensors = without("_denoise_fn.", tensors_in(source.content))
+    missing = [name for name in ("pos_emb", "tok_emb.weight", "blocks.0.mlp.0.weight") if name not in tensors]
+    if missing:
+        raise FormatError(f"{source.path}: tensors are missing: {', '.join(f'_denoise_fn.{name}' for name in missing)}")
+    notes: list[str] = []
+    codebook_size = len(tensors["tok_emb.weight"]) - 1
+    num_cells, width = tensors["pos_emb"].shape[1:]
+    num_steps = len(tensors_in(source.content).get("Lt_count", [None] * (num_cells + 1))) - 1
+    try:
+        config = vq_diffusion.Config(
+            codebook_size=codebook_size,
+            grid_size=_grid_size(num_cells, source, options, notes),
+            num_steps=num_steps,
+            num_layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+            width=width,
+            num_heads=_num_heads(width, source, options, notes),
+            mlp_ratio=max(1, len(tensors["blocks.0.mlp.0.weight"]) // width),
+            activation="gelu",
+            time="none",
+            positions="flat",
+            head_bias=False,
+        )
+    except ValueError as error:
+        raise FormatError(f"{source.path}: {error}") from error
+    denoiser = vq_diffusion.build(config)
+    fill_stacked(denoiser, names_of(config), tensors | {"pos_emb": tensors["pos_emb"][0]}, source, ignored=IGNORED)
+    prior = Prior(
+        kernel=kernels.build("absorbing", schedule="linear", codebook_size=codebook_size, num_steps=num_steps),
+        denoiser=denoiser.eval().requires_grad_(False),
+        denoiser_name="vq-diffusion",
+        conditioner=NoCondition(),
+        origin=Origin("", "", config.grid_size, config.grid_size, ""),
+        parameterisation="direct",
+    )
+    return Imported(prior=prior, notes=notes)
+
+
+def _num_heads(width: int, source: Source, options: Options, notes: list[str]) -> int:
+    if options.num_heads is not None:
+        return options.num_heads
+    if width != PUBLISHED_WIDTH:
+        raise FormatError(
+            f"{source.path}: the weights do not say how many heads attention has, and {width} is not the width of the "
+            "published models: say it with --heads"
+        )
+    notes.append(f"attention heads: {PUBLISHED_HEADS}, as in the published models; the weights do not say (--heads)")
+    return PUBLISHED_HEADS
+
+
+def _grid_size(num_cells: int, source: Source, options: Options, notes: list[str]) -> tuple[int, int]:
+    side = math.isqrt(num_cells)
+    size = options.grid_size or (side, side)
+    if math.prod(size) != num_cells:
+        what = f"a grid of {size[0]}x{size[1]} cells" if options.grid_size else "no square grid"
+        raise FormatError(f"{source.path}: has {num_cells} positions, {what}: say how they are laid out with --grid")
+    if options.grid_size is None:
+        notes.append(f"grids: {side}x{side} cells, from {num_cells} positions (--grid)")
+    return size
+
+
+def names_of(config: vq_diffusion.Config) -> Names:
+    """Our names of a network's weights -> theirs."""
+    names: dict[str, tuple[str, ...]] = {
+        "tokens.weight": ("tok_emb.weight",),
+        "positions": ("pos_emb",),
+        "norm.weight": ("ln_f.weight",),
+        "norm.bias": ("ln_f.bias",),
+        "head.weight": ("head.weight",),
+    }
+    block = {
+        "attention_norm": ("ln1",),
+        "attention.qkv": ("attn.query", "attn.key", "attn.value"),
+        "attention.out": ("attn.proj",),
+        "mlp_norm": ("ln2",),
+        "mlp.first": ("mlp.0",),
+        "mlp.second": ("mlp.2",),
+    }
+    for number in range(config.num_layers):
+        for ours, theirs in block.items():
+            for part in ("weight", "bias"):
+                names[f"blocks.{number}.{ours}.{part}"] = tuple(f"blocks.{number}.{name}.{part}" for name in theirs)
+    return names
