@@ -9,6 +9,7 @@ from vqtool.artifacts import refuse_existing
 from vqtool.errors import MismatchError
 from vqtool.interop._contract import Imported, Options
 from vqtool.priors import Prior
+from vqtool.text_encoders import save_text_encoder
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 
 Written = tuple[str, Path, str]  # what, where, its fingerprint
@@ -49,11 +50,15 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
     """
     output = output or Path("prior.safetensors" if imported.prior else "tokenizer.safetensors")
     tokenizer_path = output.with_suffix(".tokenizer.safetensors") if imported.prior else output
-    parts = [(imported.tokenizer, tokenizer_path), (imported.prior, output)]
+    text_path = output.with_suffix(".text-encoder.safetensors")
+    parts = [(imported.tokenizer, tokenizer_path), (imported.text_encoder, text_path), (imported.prior, output)]
     for part, path in parts:
         if part is not None:
             refuse_existing(path, force=force)
     prior = imported.prior
+    if imported.text_encoder is not None:
+        header = save_text_encoder(text_path, imported.text_encoder, history=[record], force=force)
+        yield "text encoder", text_path, header.fingerprint
     if imported.tokenizer is not None:
         header = save_tokenizer(tokenizer_path, imported.tokenizer, history=[record], force=force)
         imported.tokenizer.fingerprint, imported.tokenizer.location = header.fingerprint, str(tokenizer_path)
