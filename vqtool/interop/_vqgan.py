@@ -70,9 +70,7 @@ def infer_config(
     codes: Codes,
     source: Source,
     names: Names,
-    *,
-    num_groups: int = 32,
-    pixel_range: tuple[float, float] = (-1.0, 1.0),
+    **untold: Any,
 ) -> VqganConfig:
     """The settings of a network, from its weights.
 
@@ -81,8 +79,7 @@ def infer_config(
         codes: of its quantiser.
         source: for messages.
         names: for messages.
-        num_groups: of its normalisations, which no shape tells.
-        pixel_range: of its images, which no shape tells.
+        untold: settings that no shape tells, where they are not the usual ones.
 
     Raises:
         FormatError: a layer that tells a shape is missing, or images do not have 3 channels.
@@ -101,7 +98,7 @@ def infer_config(
         return any(name.startswith(f"{part}.{level}.attn.") for name in tensors)
 
     return VqganConfig(
-        codebook_size=len(codes.codebook) if codes.code_map is None else int(codes.code_map.max()) + 1,
+        codebook_size=num_tokens(codes),
         code_dim=codes.codebook.shape[1],
         latent_channels=len(tensors["encoder.conv_out.weight"]),
         stem_channels=stem,
@@ -112,8 +109,7 @@ def infer_config(
         decoder_attention=tuple(has_attention("decoder.up", i) for i in range(levels)),
         mid_attention=any(name.startswith("encoder.mid.attn_1.") for name in tensors),
         quant_conv="encoder.quant_conv.weight" in tensors or "decoder.post_quant_conv.weight" in tensors,
-        num_groups=num_groups,
-        pixel_range=pixel_range,
+        **untold,
     )
 
 
@@ -148,6 +144,26 @@ def build_tokenizer(
         found["full_codebook"] = codes.codebook
     fill(tokenizer, found, source, names={name: names.theirs(name) for name in tokenizer.state_dict()})
     return tokenizer.eval()
+
+
+def codes_of(
+    tensors: Mapping[str, Tensor], source: Source, code_map: Tensor | None, *, lookup: str = "nearest"
+) -> Codes:
+    """The quantiser of a source whose codebook is `quantize.embedding.weight`.
+
+    Raises:
+        FormatError: it is missing.
+        MismatchError: the code map does not fit it.
+    """
+    if "quantize.embedding.weight" not in tensors:
+        raise FormatError(f"{source.path}: its codebook is missing: quantize.embedding.weight")
+    codebook = tensors["quantize.embedding.weight"].float()
+    return Codes(codebook, lookup, code_map=check_code_map(code_map, len(codebook), source))
+
+
+def num_tokens(codes: Codes) -> int:
+    """K, after the code map."""
+    return len(codes.codebook) if codes.code_map is None else int(codes.code_map.max()) + 1
 
 
 def first_codes(code_map: Tensor) -> Tensor:
@@ -247,6 +263,7 @@ def exportable(tokenizer: Tokenizer, project: str, *, lookups: Iterable[str]) ->
         {
             f"the lookup is {' or '.join(lookups)}": tokenizer.lookup in lookups,
             "there is no code map": tokenizer.num_full_codes is None,
+            "a swish stands before the last convolutions": config.swish_out,
             "images are in [-1, 1]": config.pixel_range == (-1.0, 1.0),
             "there are 1x1 convolutions around the quantiser": config.quant_conv,
             "the decoder has one block more at each resolution": config.decoder_blocks == config.encoder_blocks + 1,

@@ -119,7 +119,7 @@ def _read_codes(found: dict[str, Tensor], source: Source, notes: list[str]) -> t
     else:
         name = next((name for name in ("embedding.weight", "embedding") if name in found), None)
         if name is None:
-            raise FormatError(f"{source.path}: 1 tensors are missing: quantize.embedding.weight, the codebook")
+            raise FormatError(f"{source.path}: its codebook is missing: quantize.embedding.weight")
         codes = Codes(found.pop(name).float())
     if used is not None:
         rows = used.long()

@@ -33,6 +33,7 @@ class VqganConfig:
     mid_attention: bool = True  # between the two blocks in the middle
     quant_conv: bool = True  # whether there are 1x1 convolutions to and from D; else D is latent_channels
     num_groups: int = 32  # of all normalisations
+    swish_out: bool = True  # between the last normalisation and the last convolution
     pixel_range: tuple[float, float] = (-1.0, 1.0)  # of the images that the network itself knows
 
     @property
@@ -183,7 +184,8 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.down:
             h = level(h)
-        h = self.conv_out(functional.silu(self.norm_out(self.mid(h)), inplace=True))
+        h = self.norm_out(self.mid(h))
+        h = self.conv_out(functional.silu(h, inplace=True) if self.config.swish_out else h)
         latents: Tensor = h if self.quant_conv is None else self.quant_conv(h)
         return latents
 
@@ -213,7 +215,8 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(codes if self.post_quant_conv is None else self.post_quant_conv(codes)))
         for level in reversed(self.up):
             h = level(h)
-        images: Tensor = self.conv_out(functional.silu(self.norm_out(h), inplace=True))
+        h = self.norm_out(h)
+        images: Tensor = self.conv_out(functional.silu(h, inplace=True) if self.config.swish_out else h)
         low, high = self.config.pixel_range
         return images if (low, high) == (-1.0, 1.0) else (images - low) * (2 / (high - low)) - 1
 
