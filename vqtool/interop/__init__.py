@@ -29,7 +29,15 @@ from vqtool.interop._sources import (
     without,
 )
 
-FORMATS: tuple[str, ...] = ("microsoft", "unleashing", "taming")
+FORMATS: tuple[str, ...] = (
+    "microsoft",
+    "unleashing",
+    "taming",
+    "unleashing-vqgan",
+    "llamagen",
+    "open-muse",
+    "diffusers-vqmodel",
+)
 
 __all__ = [
     "FORMATS", "Imported", "Options", "Source", "fill", "find_source", "listed", "load", "read_code_map", "read_source",

@@ -19,6 +19,8 @@ from vqtool.tokenizers.maskgit import MaskgitConfig
 CLASSES = ("MaskGitVQGAN", "VQGANModel")
 NAMES = Names([("decoder.up.{i}.upsample_conv.", "decoder.up.{i}.upsample.conv.")])
 
+IDLE = {"attention that open-muse does not run, since it follows a single block": r"encoder\.down\.\d+\.attn\."}
+
 
 def recognise(source: Source) -> bool:
     """Whether its settings name such a network, or its weights can be of MaskGIT's only."""
@@ -33,6 +35,9 @@ def load(source: Source, options: Options) -> Imported:
     """
     tensors = source.tensors() if source.content is None else tensors_in(source.content)
     codes = _vqgan.codes_of(tensors, source, options.code_map)
+    notes = ["images are in [0, 1] inside, as open-muse feeds them"]
+    if _vqgan.count(tensors, r"encoder\.down\.\d+\.block\.(\d+)\.") == 1:
+        tensors = _vqgan.drop(tensors, IDLE, notes)
     network = {name: value for name, value in tensors.items() if name != "quantize.embedding.weight"}
     names = NAMES if _is_maskgit(tensors) else taming.NAMES
     network = {names.ours(name): value for name, value in network.items()}
@@ -55,9 +60,7 @@ def load(source: Source, options: Options) -> Imported:
         source,
     )
     tokenizer = _vqgan.build_tokenizer(config, network, codes, source, names)
-    return Imported(
-        tokenizer=tokenizer, notes=["images are in [0, 1] inside, as open-muse feeds them", _vqgan.describe(tokenizer)]
-    )
+    return Imported(tokenizer=tokenizer, notes=[*notes, _vqgan.describe(tokenizer)])
 
 
 def _config(source: Source) -> Mapping[str, Any]:
