@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
 
-NAMES = ("transformer", "vq-diffusion")
+NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
 
 
 class EncodedCondition(NamedTuple):
