@@ -48,11 +48,11 @@ def normalise(norm: nn.Module | None, x: Tensor, time: Tensor) -> Tensor:
 
 
 def sinusoids(phases: Tensor, width: int) -> Tensor:
-    """(B, D) float32 of (B,) float64: sines, then cosines, of frequencies from 1 down to 1e-4."""
+    """(B, D) float64 of (B,) phases: sines, then cosines, of frequencies from 1 down to 1e-4."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=phases.device, dtype=torch.float64) * -math.log(1e4) / (half - 1))
     angles = phases.double()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class SelfAttention(nn.Module):

@@ -41,6 +41,7 @@ from vqtool.denoisers._blocks import (
     normalise,
     sinusoids,
 )
+from vqtool.errors import VqtoolError
 
 _CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -214,7 +215,7 @@ class VqDiffusion(Denoiser):
                 for none; or (B, 0) nothing.
 
         Raises:
-            ValueError: it is of another shape.
+            VqtoolError: it is not what the network was made for: the prior lacks its text encoder.
         """
         if self.config.num_classes:
             norms = (block.mlp_norm for block in self.blocks)
@@ -223,7 +224,10 @@ class VqDiffusion(Denoiser):
         if not self.config.text_width:
             return EncodedCondition()
         if condition.ndim != 3 or condition.shape[-1] != self.config.text_width:
-            raise ValueError(f"features (B, L, {self.config.text_width}) are needed, not {tuple(condition.shape)}")
+            raise VqtoolError(
+                f"the denoiser needs features of texts, (B, L, {self.config.text_width}), is given "
+                f"{tuple(condition.shape)}: import the prior with its text encoder"
+            )
         condition = condition.to(self.head.weight.dtype)
         if self.null_text is not None:
             absent = (condition == 0).flatten(1).all(1)
@@ -269,7 +273,8 @@ class VqDiffusion(Denoiser):
     def _embed_time(self, t: Tensor) -> Tensor:
         """(B,) rows of the tables, or (B, D) sinusoids."""
         if self.config.time == "sinusoidal":
-            return sinusoids((t.double() - 1) / self.config.num_steps * TIME_SCALE, self.config.width)
+            waves = sinusoids((t.double() - 1) / self.config.num_steps * TIME_SCALE, self.config.width)
+            return waves.to(self.head.weight.dtype)
         return t.ceil().long() - 1
 
     def _places(self, size: tuple[int, int]) -> Tensor:

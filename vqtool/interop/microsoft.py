@@ -11,26 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vqtool import kernels
-from vqtool.conditions import ClassCondition, Conditioner, NoCondition
+from vqtool import kernels, text_encoders
+from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip
 from vqtool.conditions.clip import ClipCondition
 from vqtool.denoisers import vq_diffusion
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import taming
 from vqtool.interop._contract import Imported, Options
+from vqtool.interop._microsoft_names import IGNORED, names_of
 from vqtool.interop._sources import Source, tensors_in, without
-from vqtool.interop._stacking import Names, fill_stacked
+from vqtool.interop._stacking import fill_stacked
 from vqtool.kernels import Kernel
 from vqtool.priors import Origin, Prior
+from vqtool.text_encoders import TextEncoder
 from vqtool.tokenizers import Tokenizer
 
 PUBLISHED_HEADS = 16
 PUBLISHED_TABLES, PUBLISHED_GRID = (32, 32), (16, 16)  # of the ImageNet and FFHQ models
 NULL_CLASS = 1000  # where there is a row of that number, it is the null class
-IGNORED = (r"log_.*", r"Lt_.*", r"condition_emb\..*", r".*\.attn2\.mask", r"empty_text_embed")
 
 
 def recognise(source: Source) -> bool:
@@ -56,13 +56,15 @@ def load(source: Source, options: Options) -> Imported:
     config = _config(shapes, settings, source, options, notes)
     denoiser = vq_diffusion.build(config)
     fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
+    tower = _text_encoder(shapes, tensors, source, notes)
     prior = Prior(
         kernel=kernel,
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="vq-diffusion",
-        conditioner=_conditioner(shapes, tensors, notes),
+        conditioner=_conditioner(shapes, tower, source, options, notes),
         origin=Origin("", "", config.grid_size, config.grid_size, ""),
         parameterisation="direct",
+        text_encoder=tower,
     )
     return Imported(tokenizer=_tokenizer(source, options, notes), prior=prior, notes=notes)
 
@@ -262,56 +264,37 @@ def _grid_size(
     return height, width
 
 
-def _conditioner(shapes: _Shapes, tensors: Mapping[str, Tensor], notes: list[str]) -> Conditioner:
+def _conditioner(
+    shapes: _Shapes, tower: TextEncoder | None, source: Source, options: Options, notes: list[str]
+) -> Conditioner:
     if shapes.num_classes:
         known = shapes.num_classes - (shapes.num_classes == NULL_CLASS + 1)
         notes.append(f"classes: 0 to {known - 1}, by number; their names are not in the file")
         return ClassCondition([str(number) for number in range(known)])
     if not shapes.text_width:
         return NoCondition()
-    length = len(tensors.get("condition_emb.positional_embedding", torch.zeros(77)))
-    return ClipCondition(max_length=length)
+    return _captions(tower, source, options) if tower else ClipCondition()
 
 
-def names_of(config: vq_diffusion.Config) -> Names:
-    """Our names of a network's weights -> theirs."""
-    top = {
-        "tokens.weight": "content_emb.emb.weight",
-        "rows": "content_emb.height_emb.weight",
-        "columns": "content_emb.width_emb.weight",
-    }
-    names: dict[str, tuple[str, ...]] = {ours: (f"transformer.{theirs}",) for ours, theirs in top.items()}
-    if config.text_width and config.learned_null:
-        names["null_text"] = ("empty_text_embed",)
-    modules: dict[str, tuple[str, ...]] = {"norm": ("to_logits.0",), "head": ("to_logits.1",)}
-    for number in range(config.num_layers):
-        for ours, theirs in _block_names(config).items():
-            modules[f"blocks.{number}.{ours}"] = tuple(f"blocks.{number}.{name}" for name in theirs)
-            if ours.endswith("norm.linear") and (config.time == "learned" or ours == "mlp_norm.linear"):
-                table = f"blocks.{number}.{theirs[0].removesuffix('linear')}emb.weight"
-                names[f"blocks.{number}.{ours.removesuffix('linear')}table.weight"] = (f"transformer.{table}",)
-    for ours, theirs in modules.items():
-        for part in ("weight", "bias"):
-            names[f"{ours}.{part}"] = tuple(f"transformer.{name}.{part}" for name in theirs)
-    return names
+def _text_encoder(
+    shapes: _Shapes, tensors: Mapping[str, Tensor], source: Source, notes: list[str]
+) -> TextEncoder | None:
+    """CLIP's text tower, whose weights are half precision, computed in float32."""
+    tower = without("condition_emb.", tensors)
+    if tower and shapes.text_width:
+        return text_encoders.from_openai(tower, str(source.path))
+    if shapes.text_width:
+        notes.append("text tower: none in the file; conditions can be given as its features alone, not as captions")
+    return None
 
 
-def _block_names(config: vq_diffusion.Config) -> dict[str, tuple[str, ...]]:
-    """Of the parts of a block that have a weight and a bias."""
-    first = "attn1" if config.text_width else "attn"
-    names: dict[str, tuple[str, ...]] = {
-        "attention_norm.linear": ("ln1.linear",),
-        "attention.qkv": (f"{first}.query", f"{first}.key", f"{first}.value"),
-        "attention.out": (f"{first}.proj",),
-        "mlp_norm.linear" if config.num_classes else "mlp_norm": ("ln2.linear" if config.num_classes else "ln2",),
-        "mlp.first": ("mlp.conv1" if config.mlp == "conv" else "mlp.0",),
-        "mlp.second": ("mlp.conv2" if config.mlp == "conv" else "mlp.2",),
-    }
-    if config.text_width:
-        names |= {
-            "cross_norm.linear": ("ln1_1.linear",),
-            "cross.q": ("attn2.query",),
-            "cross.kv": ("attn2.key", "attn2.value"),
-            "cross.out": ("attn2.proj",),
-        }
-    return names
+def _captions(tower: TextEncoder, source: Source, options: Options) -> ClipCondition:
+    """Captions in the tokens that the tower knows."""
+    length, known = tower.config.max_length, tower.config.vocabulary_size
+    vocabulary = clip.read_vocabulary(options.vocabulary, length).vocabulary if options.vocabulary else clip.standard()
+    if vocabulary.size > known:
+        raise MismatchError(
+            f"{source.path}: its text tower knows {known} tokens, the vocabulary has {vocabulary.size}: "
+            "name the folder of the right one with --vocabulary"
+        )
+    return ClipCondition(vocabulary, max_length=length, pad=0)
