@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vqtool.codebooks.seeding import SEEDINGS
 from vqtool.errors import VqtoolError
@@ -69,10 +70,32 @@ def fit_codebook(vectors: Tensor, size: int, *, seeding: str, noise: np.random.G
     return torch.from_numpy(np.asarray(fitted.cluster_centers_, dtype=np.float32))
 
 
+def refuse_unfit(tokenizer: Tokenizer) -> None:
+    """Refuse tokenizers whose codes k-means cannot place.
+
+    Raises:
+        VqtoolError: its tokens are not those of the nearest codes.
+    """
+    if tokenizer.lookup == "projection":
+        raise VqtoolError(
+            f"{tokenizer.location or 'this tokenizer'}: a learned projection chooses its tokens, not the distance to "
+            "codes, so there is no codebook to rebuild: refit a tokenizer with the lookup nearest or cosine"
+        )
+
+
 def with_codebook(tokenizer: Tokenizer, codebook: Tensor) -> Tokenizer:
-    """The same tokenizer with another codebook (K', D)."""
+    """The same tokenizer with another codebook (K', D), which is looked up directly: a code map is not kept.
+
+    Raises:
+        VqtoolError: its tokens are not those of the nearest codes.
+    """
+    refuse_unfit(tokenizer)
     result = copy.deepcopy(tokenizer)
-    result.codebook = codebook.to(tokenizer.device)
+    if result.num_full_codes is not None:
+        del result.code_map, result.full_codebook
+        result.num_full_codes = None
+    codes = functional.normalize(codebook, dim=-1) if tokenizer.lookup == "cosine" else codebook
+    result.codebook = codes.to(tokenizer.device)
     result.config = replace(tokenizer.config, codebook_size=len(codebook))
     result.fingerprint, result.location = "", ""
     return result
