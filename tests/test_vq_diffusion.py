@@ -227,7 +227,7 @@ def test_fresh_weights_are_those_of_the_published_code_and_the_head_starts_near_
     shares = torch.linspace(1, 3, K).softmax(0)
     network.set_frequencies(shares)
     found = network(*inputs()).detach().softmax(-1).mean((0, 1, 2))
-    assert float((found - shares).abs().sum()) < 0.25 * float((1 / K - shares).abs().sum())
+    assert float((found - shares).abs().sum()) < 0.5 * float((1 / K - shares).abs().sum())
     headless = vq_diffusion.build(config(**VARIANTS["time-free"]))
     before = headless.head.weight.clone()
     headless.set_frequencies(shares)
