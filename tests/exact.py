@@ -48,6 +48,8 @@ class ExactDenoiser(Denoiser):
         marginal = torch.einsum("bg,gnk->bnk", joint, tokens)
         # Places that no sample fills hold grids that may be impossible: they get the even law.
         marginal = torch.where(marginal.sum(-1, keepdim=True) > 0, marginal, 1.0)
+        if cells is not None:
+            return marginal.log().gather(1, cells[..., None].expand(-1, -1, count))
         return marginal.log().view(*x_t.shape, count)
 
 

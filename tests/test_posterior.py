@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqtool import kernels
 from vqtool.kernels import Kernel
-from vqtool.posterior import RULES, average_posterior, draw, posterior, sample_posterior
+from vqtool.posterior import RULES, average_posterior, draw, least_stay, posterior, sample_posterior
 
 GOLDEN = Path(__file__).parent / "golden" / "vqddm-posterior" / "io.safetensors"
 SMALL = [kernels.build(name, schedule=schedule, codebook_size=4, num_steps=5) for name, schedule in CASES]
@@ -252,6 +252,24 @@ def test_sample_posterior_follows_the_posterior(kernel):
             x_0, seen = (torch.full((1, num, 1), token) for token in (1, x_t))
             drawn = sample_posterior(x_0, seen, *steps, kernel, uniform(1, num, 1, seed=t * 10 + x_t))
             check_law(drawn, posterior(x_0[:, :1], seen[:, :1], *steps, kernel).exp()[0, 0, 0])
+
+
+@pytest.mark.parametrize("kernel", SMALL + ONE_STEP + edge_kernels(), ids=str)
+def test_the_least_chance_to_stay_is_the_least_over_all_denoisers(kernel):
+    """The denoisers that are sure of a token are the corners of all denoisers, and the average moves evenly."""
+    num, size = states(kernel), kernel.codebook_size
+    x_t = torch.arange(num).view(1, -1, 1).expand(1, -1, size)
+    x_0 = torch.arange(size).expand_as(x_t)
+    for s, t in all_steps(kernel):
+        steps = torch.tensor([t]), torch.tensor([s])
+        known = posterior(x_0, x_t, *steps, kernel).exp().gather(-1, x_t.unsqueeze(-1))[0, ..., 0]
+        least = least_stay(x_t, *steps, kernel)[0]
+        torch.testing.assert_close(least.amin(-1), known.amin(-1), rtol=0, atol=1e-15)
+        assert bool((least <= known).all())
+        for log_x0 in (torch.zeros(1, num, 1, size), random_log_x0(1, num, 1, size)):
+            average = average_posterior(log_x0.double().log_softmax(-1), x_t[..., :1], *steps, kernel, "plug-in").exp()
+            stay = average.gather(-1, x_t[..., :1].unsqueeze(-1))[..., 0]
+            assert bool((least_stay(x_t[..., :1], *steps, kernel, "plug-in") <= stay + 1e-15).all())
 
 
 def test_sample_posterior_never_gives_a_state_of_probability_0_at_the_ends_of_the_noise():

@@ -9,10 +9,13 @@ from exact import exact_prior, random_prior
 from scipy import stats
 
 import vqtool
-from vqtool import kernels, samplers
+from vqtool import kernels, rng, samplers
 from vqtool.errors import VqtoolError
+from vqtool.posterior import average_posterior, draw, sample_posterior
+from vqtool.samplers import Settings, Walk, ancestral
 
 FALSE_ALARM = 1e-6  # of each distribution test below; seeds are fixed, so a test that passes keeps passing
+GUIDED = Settings(cfg_scale=2.0, temperature=0.9, truncation=0.9)
 AA_BB = torch.tensor([0.5, 0.0, 0.0, 0.5])  # two cells, two tokens: AA or BB
 
 
@@ -132,24 +135,137 @@ def test_a_sample_depends_on_seed_and_number_only(sampler, kind):
     assert not torch.equal(vqtool.sample(prior, 3, start=5, **{**chosen, "seed": 6}), whole[5:8])
 
 
-def test_predictions_are_the_same_bit_for_bit_in_every_batch():
+@pytest.mark.parametrize("num_cells", [None, 8, 24, 64])
+@pytest.mark.parametrize("kind", ["class", "caption"])
+def test_predictions_are_the_same_bit_for_bit_in_every_batch(kind, num_cells):
     # Matrix products round differently for different batch sizes; see Walk on how that is kept out.
-    prior = random_prior(kind="class", grid_size=(8, 8), codebook_size=512)
-    x_t = torch.randint(0, 513, (20, 8, 8), generator=torch.Generator().manual_seed(0))
-    condition = torch.arange(20) % 4
-    settings = samplers.Settings(cfg_scale=2.0, temperature=0.9, truncation=0.99)
+    prior = random_prior(kind=kind, grid_size=(8, 8), codebook_size=509)
+    noise = torch.Generator().manual_seed(0)
+    x_t, t = torch.randint(0, 510, (20, 8, 8), generator=noise), torch.randint(1, 21, (20,), generator=noise)
+    choice = torch.rand(20, 8, 8, dtype=torch.float64, generator=noise)
+    cells = None if num_cells is None else torch.rand(20, 64, generator=noise).argsort()[:, :num_cells]
+    texts = ["ant", "bee", "cat"] if kind == "class" else ["an ant", "a striped cat"]
+    condition = prior.conditioner.encode([texts[i % len(texts)] for i in range(20)])
 
     def predict(first, stop):
-        walk = samplers.Walk(
-            prior, range(first, stop), condition[first:stop], seed=0, grid_size=(8, 8), settings=settings
-        )
-        return walk.log_x0(x_t[first:stop], 9)
+        rows = slice(first, stop)
+        walk = Walk(prior, range(first, stop), condition[rows], seed=0, grid_size=(8, 8), settings=GUIDED)
+        inputs, wanted = (x_t[rows], t[rows]), None if cells is None else cells[rows]
+        return walk.log_x0(*inputs, wanted), walk.draw_x0(*inputs, choice[rows], wanted)
 
     with torch.no_grad():
         whole = predict(0, 20)
-        for size in (1, 4, 7):
+        for size in (1, 3, 4, 7):
             parts = [predict(first, min(first + size, 20)) for first in range(0, 20, size)]
-            assert torch.equal(torch.cat(parts), whole)
+            for got, wanted in zip(zip(*parts, strict=True), whole, strict=True):
+                assert torch.equal(torch.cat(got), wanted)
+
+
+def test_predictions_at_some_cells_are_those_of_the_whole_grid():
+    prior = random_prior(kind="class", grid_size=(8, 8), codebook_size=50)
+    walk = Walk(prior, range(20), torch.arange(20) % 4, seed=0, grid_size=(8, 8), settings=GUIDED)
+    x_t = torch.randint(0, 51, (20, 8, 8), generator=torch.Generator().manual_seed(0))
+    t, cells = torch.arange(1, 21), torch.arange(20)[:, None] + torch.tensor([[40, 3, 0]])
+    with torch.no_grad():
+        whole, some = walk.log_x0(x_t, t), walk.log_x0(x_t, t, cells)
+    wanted = whole.flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, 50))
+    torch.testing.assert_close(some.exp(), wanted.exp(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_drawn_x0_follows_the_guided_tempered_and_truncated_law():
+    prior = random_prior(kind="class", grid_size=(8, 8), codebook_size=7)
+    walk = Walk(prior, range(64), torch.ones(64).long(), seed=0, grid_size=(8, 8), settings=GUIDED)
+    x_t, t = torch.full((64, 8, 8), 7), torch.full((64,), 15)
+    drawn = torch.zeros(7, dtype=torch.float64)
+    with torch.no_grad():
+        law = walk.log_x0(x_t, t)[0, 2, 3].exp()
+        for step in range(20):
+            drawn += torch.bincount(walk.draw_x0(x_t, t, walk.noise(step, 1)[0])[:, 2, 3], minlength=7)
+    assert bool((drawn[law == 0] == 0).all())
+    kept = law > 0
+    assert 1 < int(kept.sum()) < 7
+    assert stats.chisquare(drawn[kept], law[kept].double() / law[kept].double().sum() * 1280).pvalue > FALSE_ALARM
+
+
+def walk_densely(prior, num, steps):
+    """Ancestral sampling as the formulas say it: x_0 of every cell at every step, from the same noise."""
+    kernel, size = prior.kernel, prior.origin.grid_size
+    noise = [rng.uniform(0, range(num), step, (2, *size), stream=rng.SAMPLING) for step in range(steps + 1)]
+    x_t = kernel.sample_stationary(rng.uniform(0, range(num), 0, (1, *size), stream=rng.SAMPLING)[:, 0])
+    times = torch.linspace(kernel.num_steps, 0, steps + 1).round().long()
+    for call, pair in enumerate(itertools.pairwise(times), start=1):
+        t, s = (time.expand(num) for time in pair)
+        x_0 = draw(prior.log_x0(x_t, t), noise[call][:, 0])
+        x_t = sample_posterior(x_0, x_t, t, s, kernel, noise[call][:, 1])
+    return x_t
+
+
+@pytest.mark.parametrize("name", ["absorbing", "mask-replace", "uniform"])
+def test_looking_at_few_cells_draws_the_same_grids_as_looking_at_all(name):
+    law = torch.rand(2**10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 8
+    prior = exact_prior(law, (2, 5), kernels.build(name, codebook_size=2, num_steps=50))
+    asked = []
+    forward = prior.denoiser.forward
+
+    def watch(x_t, t, condition=None, cells=None):
+        asked.append(10 if cells is None else cells.shape[1])
+        return forward(x_t, t, condition, cells)
+
+    prior.denoiser.forward = watch
+    drawn = vqtool.sample(prior, 20, steps=50)
+    assert min(asked) == 8  # counts are multiples of 8
+    assert torch.equal(drawn, walk_densely(prior, 20, 50))
+
+
+def test_ancestral_sampling_asks_for_few_more_cells_than_open():
+    prior = random_prior("absorbing", grid_size=(16, 16), num_steps=100)
+    asked = []
+    forward = prior.denoiser.forward
+
+    def watch(x_t, t, condition=None, cells=None):
+        asked.append(cells.shape[1])
+        return forward(x_t, t, condition, cells)
+
+    prior.denoiser.forward = watch
+    vqtool.sample(prior, 1, steps=100)
+    assert asked == [16] * 100  # 2.56 open on average
+
+
+def test_cells_that_do_not_fit_are_looked_at_in_further_parts():
+    wanted = torch.zeros(3, 2, 5, dtype=torch.bool)
+    wanted[0] = True
+    wanted[1, 1, 1:4] = True
+    parts = list(ancestral._split(wanted, 4))
+    assert [tuple(part.shape) for part in parts] == [(3, 4)] * 3
+    for row in range(3):
+        cells = [part[row].tolist() for part in parts]
+        marked = wanted[row].flatten().nonzero().flatten().tolist()
+        assert list(itertools.chain(*cells))[: len(marked)] == marked
+    assert len(list(ancestral._split(wanted[2:], 4))) == 1
+
+
+def test_samples_do_not_change_when_cells_come_in_parts(monkeypatch):
+    prior = exact_prior(torch.arange(1, 513).double(), (3, 3), kernels.build("absorbing", codebook_size=2, num_steps=9))
+    whole = vqtool.sample(prior, 30, steps=3)
+    monkeypatch.setattr(ancestral, "_expect", lambda *arguments: 2)
+    assert torch.equal(vqtool.sample(prior, 30, steps=3), whole)
+
+
+@pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
+def test_ancestral_sampling_by_the_plug_in_rule_has_the_law_of_its_averages(name):
+    """One cell; its law is the product of the averages' matrices."""
+    data = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    kernel = kernels.build(name, codebook_size=4, num_steps=9)
+    prior = exact_prior(data, (1, 1), kernel)
+    states = torch.arange(4 + kernel.has_mask).view(-1, 1, 1)
+    gamma = kernel.gamma_bar[-1]
+    law = torch.cat([(1 - gamma).expand(4) / 4, gamma[None]])[: len(states)]
+    for t, s in itertools.pairwise((9, 6, 3, 0)):
+        steps = torch.full((len(states),), t), torch.full((len(states),), s)
+        average = average_posterior(prior.log_x0(states, steps[0]).double(), states, *steps, kernel, "plug-in")
+        law = law @ average.exp()[:, 0, 0, : len(states)]
+    drawn = vqtool.sample(prior, 4096, steps=3, rule="plug-in", batch_size=2048)
+    assert chi_square(drawn, law[:4]) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("sampler", samplers.NAMES)

@@ -119,6 +119,30 @@ def sample_posterior(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
     return torch.where(noise < stay, x_t, x_s)
 
 
+def least_stay(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str = "mixture") -> Tensor:
+    """The least chance that x_s is x_t, over all that a denoiser may say. For a masked cell it is the chance itself.
+
+    A sampler that compares a uniform number with the chance to stay knows from this, before it asks the denoiser,
+    which cells stay for sure.
+
+    Args:
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [1, T].
+        s: (B,) int64 in [0, t).
+        kernel: the forward process.
+        rule: "mixture" (and any known x_0) or "plug-in".
+
+    Returns:
+        (B, H, W) float64.
+    """
+    sure = torch.zeros_like(x_t, dtype=torch.float64)
+    never = torch.full_like(sure, -torch.inf)
+    if rule == "plug-in":  # grows with p(x_0 = x_t)
+        return _plug_in(never, x_t, t, s, kernel).log_stay.exp()
+    cases = (_mixture(sure, never, x_t, t, s, kernel), _mixture(never, sure, x_t, t, s, kernel))
+    return torch.minimum(cases[0].log_stay, cases[1].log_stay).exp()
+
+
 def draw(log_p: Tensor, noise: Tensor) -> Tensor:
     """One token per row by the inverse of its cumulative distribution, summed in float64: unbiased for rare tokens too.
 

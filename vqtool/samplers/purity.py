@@ -5,7 +5,7 @@ Equation: Delta = ceil(cells / steps) masked cells are revealed a call; the deno
 nearest to the masked share; purity = max_k p(x_0 = k | x_t); cells are drawn without replacement in proportion to
 purity, and their tokens from p ** (1 + purity_weight * score), renormalised, where score is purity over its largest
 value among the masked cells of the grid. A revealed token stays.
-Cost: ceil(cells / Delta) denoiser calls.
+Cost: ceil(cells / Delta) denoiser calls, whose head looks at the masked cells only.
 Source: Tang et al. 2022 (arXiv:2205.16007), sections 3.2 and 3.3, with the sharpening of its code; differs from the
 code: any grid and number of steps, t from the masked share, and the score knows masked cells only.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqtool.errors import VqtoolError
 from vqtool.posterior import draw
-from vqtool.samplers._walk import Walk
+from vqtool.samplers._walk import Walk, pick, place_first, put
 
 NEEDS_MASK = True
 DEFAULT_STEPS = 64
@@ -35,29 +35,31 @@ def sample(walk: Walk, *, steps: int | None = None, purity_weight: float = 1.0) 
     Raises:
         VqtoolError: the number of steps or the weight is not possible.
     """
-    kernel, cells = walk.kernel, walk.num_cells
-    steps = min(DEFAULT_STEPS, cells) if steps is None else steps
-    if not 1 <= steps <= cells:
-        raise VqtoolError(f"--steps {steps}: purity sampling reveals at least a cell a step: 1 to {cells} steps here")
+    kernel, num_cells = walk.kernel, walk.num_cells
+    steps = min(DEFAULT_STEPS, num_cells) if steps is None else steps
+    if not 1 <= steps <= num_cells:
+        raise VqtoolError(f"--steps {steps}: purity sampling reveals cells in every step: 1 to {num_cells} steps here")
     if not 0 <= purity_weight < float("inf"):
         raise VqtoolError(f"--purity-weight {purity_weight}: must be 0 or more")
-    delta = -(-cells // steps)
+    delta = -(-num_cells // steps)
     x_t = torch.full_like(walk.noise(0, 1)[0], kernel.mask_id, dtype=torch.int64)
-    for call, hidden in enumerate(range(cells, 0, -delta), start=1):
-        log_x0 = walk.log_x0(x_t, _time(hidden / cells, kernel.gamma_bar))
+    for call, hidden in enumerate(range(num_cells, 0, -delta), start=1):
+        cells = place_first(x_t == kernel.mask_id)[:, :hidden]
+        log_x0 = walk.log_x0(x_t, walk.times(_time(hidden / num_cells, kernel.gamma_bar)), cells)  # (B, hidden, K)
         choice, order = walk.noise(call, 2)
-        masked = x_t == kernel.mask_id
-        log_purity = log_x0.amax(-1).double().where(masked, -torch.inf)  # (B, H, W)
-        score = (log_purity - log_purity.amax((1, 2), keepdim=True)).exp()
-        tokens = draw(_sharpen(log_x0, 1 + purity_weight * score), choice)
-        keys = log_purity - torch.log(-torch.log1p(-order))  # Gumbel noise: the largest are a draw without replacement
-        chosen = keys.flatten(1).topk(min(delta, hidden)).indices  # (B, delta)
-        x_t = x_t.flatten(1).scatter(1, chosen, tokens.flatten(1).gather(1, chosen)).view_as(x_t)
+        log_purity = log_x0.amax(-1).double()  # (B, hidden)
+        score = (log_purity - log_purity.amax(1, keepdim=True)).exp()
+        # Gumbel noise: the largest are a draw without replacement.
+        keys = log_purity - torch.log(-torch.log1p(-pick(order, cells)))
+        chosen = keys.topk(min(delta, hidden)).indices  # (B, delta)
+        cells, power = cells.gather(1, chosen), 1 + purity_weight * score.gather(1, chosen)
+        log_chosen = log_x0.gather(1, chosen[..., None].expand(-1, -1, log_x0.shape[-1]))
+        x_t = put(x_t, cells, draw(_sharpen(log_chosen, power), pick(choice, cells)))
     return x_t
 
 
 def _sharpen(log_p: Tensor, power: Tensor) -> Tensor:
-    """Log p ** power up to a constant; (B, H, W, K) and (B, H, W)."""
+    """Log p ** power up to a constant; (B, n, K) and (B, n)."""
     return (log_p - log_p.amax(-1, keepdim=True)) * power.to(log_p.dtype)[..., None]
 
 
