@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtool.artifacts import atomic_path
 from vqtool.conditions import Conditioner
 from vqtool.errors import FormatError
 
@@ -190,6 +191,27 @@ def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition
     vocabulary = ClipVocabulary(tokens, merges, tuple(dict.fromkeys((start, end, pad))))
     length = max_length if limit >= _NO_LIMIT else min(max_length, int(limit))
     return ClipCondition(vocabulary, max_length=length, pad=tokens[pad])
+
+
+def write_vocabulary(conditioner: ClipCondition, folder: Path) -> None:
+    """Write the folder that transformers' CLIPTokenizer.from_pretrained reads; made if it is not there."""
+    vocabulary = conditioner.vocabulary
+    words = {number: word for word, number in vocabulary.tokens.items()}
+    tokens = {
+        "bos_token": vocabulary.special[0],
+        "eos_token": vocabulary.special[1],
+        "pad_token": words[conditioner.pad],
+    }
+    settings = {**tokens, "unk_token": vocabulary.special[1], "model_max_length": conditioner.max_length}
+    merges = "\n".join(["#version: 0.2", *(f"{left} {right}" for left, right in vocabulary.merges)])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {
+        "vocab.json": json.dumps(dict(vocabulary.tokens), ensure_ascii=False),
+        "merges.txt": merges,
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "CLIPTokenizer", **settings}, indent=2),
+    }.items():
+        with atomic_path(folder / name, force=True) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

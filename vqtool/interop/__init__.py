@@ -16,6 +16,7 @@ from types import ModuleType
 from torch import Tensor
 
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.interop import _hub
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._saving import attach_tokenizer, save
 from vqtool.interop._sources import (
@@ -32,10 +33,12 @@ from vqtool.interop._sources import (
 FORMATS: tuple[str, ...] = (
     "microsoft",
     "unleashing",
+    "vq-ddm",
     "taming",
     "unleashing-vqgan",
     "llamagen",
     "open-muse",
+    "diffusers",
     "diffusers-vqmodel",
 )
 
@@ -57,8 +60,12 @@ def module(name: str) -> ModuleType:
 
 
 def find_source(name: str) -> Path:
-    """The file or folder that a name stands for: a path."""
-    return Path(name)
+    """The file or folder that a name stands for: a path, else a repository on the Hugging Face hub, owner/name.
+
+    Raises:
+        VqtoolError: it is not there, and cannot be downloaded.
+    """
+    return _hub.download(name) if not Path(name).exists() and _hub.is_name(name) else Path(name)
 
 
 def read_source(path: Path, config: Path | None = None) -> Source:
