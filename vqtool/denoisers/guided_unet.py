@@ -102,6 +102,8 @@ class _Attention(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(f"{num_heads} heads of attention do not divide {width} channels")
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(NUM_GROUPS, width)
         self.qkv = nn.Linear(width, 3 * width)
