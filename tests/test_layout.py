@@ -104,7 +104,8 @@ def test_the_docstring_of_a_sampler_says_what_it_costs_and_where_it_is_from(name
 
 
 def test_the_commands_are_those_of_the_files():
-    stems = {path.stem for path in (PACKAGE / "cli").glob("*.py")} - NOT_COMMANDS
+    paths = [*(PACKAGE / "cli").glob("*.py"), *(path.parent for path in (PACKAGE / "cli").glob("*/__init__.py"))]
+    stems = {path.stem for path in paths} - NOT_COMMANDS  # a command of several, such as codebook, is a package
     files = {stem.rstrip("_").replace("_", "-") for stem in stems}  # import_.py: `import` is a word of Python
     assert files == set(COMMANDS)
     assert set(root_command().commands) == set(COMMANDS)
@@ -173,7 +174,7 @@ def module_names() -> set[str]:
     return (names | {path.name for path in paths} | commands) - {""}
 
 
-OTHER_TESTS = {"layout", "recipes", "scripts"}
+OTHER_TESTS = {"conformance", "layout", "recipes", "scripts"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=name_of)
