@@ -15,6 +15,7 @@ from matrices import CASES, between, check_law
 
 import vqtool
 from vqtool import kernels
+from vqtool.losses import variational_bound
 from vqtool.posterior import average_posterior, draw, posterior, sample_posterior
 
 ONE_CELL = torch.tensor([0.55, 0.3, 0.15, 0.0], dtype=torch.float64)  # token 3 never occurs
@@ -111,8 +112,34 @@ def test_the_sampler_draws_one_cell_from_the_data_law(name, schedule, steps):
     check_law(drawn, ONE_CELL)
 
 
+@pytest.mark.parametrize(("name", "schedule"), CASES)
+def test_each_rule_is_exact_at_the_optimum_of_its_own_loss(name, schedule):
+    """The mixture wants p(x_0 | x_t), the plug-in what is known without x_t: for one cell the law of the data."""
+    kernel, data = build(name, schedule, 3, 5), torch.tensor([0.55, 0.3, 0.15], dtype=torch.float64)
+    states = all_states(kernel, 1)[:, 0]
+    x_0, x_t = (index.flatten() for index in torch.meshgrid(torch.arange(3), states, indexing="ij"))
+    for t in range(1, 6):
+        chances = data[x_0] * between(kernel, 0, t)[x_0, x_t]  # of x_0 and x_t
+        some = chances > 0
+        joint = (data[:, None] * between(kernel, 0, t)[:3, : len(states)]).T  # (x_t, x_0)
+        bayes = torch.where(joint.sum(-1, keepdim=True) > 0, joint / joint.sum(-1, keepdim=True), data)
+        steps = torch.tensor([t]), torch.tensor([t - 1])
+        for rule, best in (("mixture", bayes), ("plug-in", data.expand(len(states), 3))):
+            logits = best.clamp(min=1e-300).log().clone().requires_grad_()
+            log_x0 = logits.log_softmax(-1)
+            bound = variational_bound(
+                log_x0[x_t][None, None], x_0.view(1, 1, -1), x_t.view(1, 1, -1), steps[0], kernel, rule
+            )
+            loss = (chances[some] * bound[0, 0][some]).sum()
+            (slope,) = torch.autograd.grad(loss, logits)
+            torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-12)
+            law = data @ between(kernel, 0, t)[:3, : len(states)]
+            p = average_posterior(log_x0[None, None].detach(), states.view(1, 1, -1), *steps, kernel, rule).exp()[0, 0]
+            torch.testing.assert_close(law @ p, data @ between(kernel, 0, t - 1)[:3], rtol=0, atol=1e-12)
+
+
 def test_the_plug_in_of_the_exact_denoiser_is_not_the_way_back():
-    """It is exact only at the optimum of its own loss, which is another denoiser."""
+    """What x_t says of its own x_0 would be counted twice."""
     kernel = build("uniform", "cosine", 4, 8)
     law = walk_back(kernel, ONE_CELL, (1, 1), range(8, -1, -1), noisy_law(kernel, ONE_CELL, 1), "plug-in")
     assert apart(law, ONE_CELL) > 0.01
