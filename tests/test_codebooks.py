@@ -8,9 +8,10 @@ import torch
 from conftest import build_tokenizer, write_pictures
 from sklearn.cluster import KMeans
 
-from vqtool.codebooks.refit import fit_codebook, measure_fit, with_codebook
+from vqtool.codebooks.rebuilt import with_codebook
+from vqtool.codebooks.refit import fit_codebook, measure_fit
 from vqtool.codebooks.seeding import SEEDINGS, afk_mc2
-from vqtool.coding import sample_latents
+from vqtool.codebooks.vectors import sample_latents
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images import find_images
 

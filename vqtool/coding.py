@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
@@ -71,37 +70,3 @@ def decode_batch(batch: GridBatch, tokenizer: Tokenizer) -> NDArray[np.uint8]:
     """Images (B, 3, h, w) of token grids."""
     tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(tokenizer.device)
     return to_uint8(tokenizer.decode(tokens))
-
-
-def sample_latents(
-    items: Sequence[ImageItem],
-    tokenizer: Tokenizer,
-    image_size: tuple[int, int],
-    num: int,
-    noise: np.random.Generator,
-    *,
-    on_error: Callable[[ImageItem, VqtoolError], None] | None = None,
-) -> Tensor:
-    """Encoder outputs from random cells of random images.
-
-    Args:
-        items: images to take from.
-        tokenizer: on the device to use.
-        image_size: (h, w) that images are brought to.
-        num: how many vectors; fewer if the images have fewer cells.
-        noise: chooses images and cells.
-        on_error: told of a bad image, which is left out; None raises.
-
-    Returns:
-        (N, D) float32 on the CPU, N <= num.
-    """
-    height, width = tokenizer.grid_size(image_size)
-    chosen = [items[i] for i in noise.permutation(len(items))[:num]]
-    per_image = min(height * width, -(-num // len(chosen)))
-    found = []
-    for batch in read_batches(chosen, image_size, 64, on_error=on_error):
-        with torch.inference_mode():
-            latents = tokenizer.latents(to_float(batch.images).to(tokenizer.device)).flatten(1, 2).cpu()  # (B, HW, D)
-        for image in latents:
-            found.append(image[noise.permutation(height * width)[:per_image]])
-    return torch.cat(found)[:num] if found else torch.empty(0, tokenizer.codebook.shape[1])

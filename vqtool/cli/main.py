@@ -28,7 +28,7 @@ _HELP = """Generate images with vector-quantised discrete diffusion.
 images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics
 """
 
-# Registered names, in the order in which --help lists them. "codebook refit" is `refit` in cli/codebook.py.
+# Registered names, in the order in which --help lists them. "codebook refit" is cli/codebook/refit.py.
 COMMANDS = (
     "encode",
     "codebook",

@@ -4,20 +4,21 @@ The new codes are where the encoder puts these images, so that all of them are u
 code falls. The decoder is not touched: codes move within the space that it has learned to decode.
 """
 
-import copy
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from vqtool.codebooks.seeding import SEEDINGS
+from vqtool.codebooks.seeding import SEEDINGS, Vectors
+from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError
-from vqtool.tokenizers import Tokenizer
 from vqtool.tokenizers.quantizers import nearest
 
-MINI_BATCH_FROM = 200_000  # vectors from which mini-batch k-means is used
+K_MEANS = ("lloyd", "mini-batch")
+MINI_BATCH_FROM = 200_000  # vectors from which mini-batch k-means is used unless told otherwise
+BLOCK_ROWS = 16384  # vectors that are looked at at once
 
 
 @dataclass(frozen=True)
@@ -30,72 +31,84 @@ class CodebookFit:
 
 
 def measure_fit(vectors: Tensor, codebook: Tensor) -> CodebookFit:
-    """Fit of a codebook (K, D) to vectors (N, D)."""
-    tokens = nearest(vectors, codebook)
-    share = torch.bincount(tokens, minlength=len(codebook)).double() / len(tokens)
-    error = (vectors - codebook[tokens]).square().sum(1).mean()
-    perplexity = torch.exp(-torch.xlogy(share, share).sum())
-    return CodebookFit(float((share > 0).double().mean()), float(perplexity), float(error))
+    """Fit of a codebook (K, D) to vectors (N, D), block by block."""
+    counts, total = np.zeros(len(codebook), np.int64), 0.0
+    for block in torch.split(vectors, BLOCK_ROWS):
+        tokens = nearest(block, codebook)
+        counts += torch.bincount(tokens, minlength=len(codebook)).numpy()
+        total += float((block - codebook[tokens]).square().sum(dtype=torch.float64))
+    return CodebookFit(usage(counts), perplexity(counts), total / len(vectors))
 
 
-def fit_codebook(vectors: Tensor, size: int, *, seeding: str, noise: np.random.Generator) -> Tensor:
+def fit_codebook(
+    vectors: Tensor, size: int, *, seeding: str, noise: np.random.Generator, k_means: str | None = None
+) -> Tensor:
     """A codebook by seeding and k-means.
 
     Args:
-        vectors: (N, D) encoder outputs.
+        vectors: (N, D) encoder outputs; may lie in a file (see vectors.py) unless `k_means` is "lloyd".
         size: K of the new codebook.
         seeding: a name in `SEEDINGS`.
-        noise: of the seeding.
+        noise: of the seeding and of the mini-batches.
+        k_means: one of K_MEANS; None is Lloyd for fewer than MINI_BATCH_FROM vectors.
 
     Returns:
         (size, D) float32.
 
     Raises:
-        VqtoolError: fewer distinct vectors than codes, or vectors that are not finite.
+        VqtoolError: one code, fewer distinct vectors than codes, or vectors that are not finite.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
+    points = vectors.numpy()
+    _check_vectors(points, size)
+    seeds = SEEDINGS[seeding](points, size, noise)
+    method = k_means or ("lloyd" if len(points) < MINI_BATCH_FROM else "mini-batch")
+    centres = _mini_batch(points, seeds, noise) if method == "mini-batch" else _lloyd(points, seeds)
+    return torch.from_numpy(np.asarray(centres, dtype=np.float32))
 
-    if not bool(torch.isfinite(vectors).all()):
-        raise VqtoolError("the encoder made vectors that are not finite: the tokenizer is damaged or badly trained")
-    points = vectors.numpy().astype(np.float32)
-    distinct = len(np.unique(points, axis=0))
+
+def _lloyd(points: Vectors, seeds: Vectors) -> Vectors:
+    from sklearn.cluster import KMeans
+
+    return np.asarray(KMeans(len(seeds), init=seeds, n_init=1).fit(points).cluster_centers_)
+
+
+def _mini_batch(points: Vectors, seeds: Vectors, noise: np.random.Generator) -> Vectors:
+    from sklearn.cluster import MiniBatchKMeans
+
+    fitted = MiniBatchKMeans(
+        len(seeds),
+        init=seeds,
+        n_init=1,
+        batch_size=max(4096, 4 * len(seeds)),  # some vectors for each code
+        compute_labels=False,
+        random_state=int(noise.integers(2**31)),
+    ).fit(points)
+    return np.asarray(fitted.cluster_centers_)
+
+
+def _check_vectors(points: Vectors, size: int) -> None:
+    if size < 2:
+        raise VqtoolError(f"a codebook of {size} says nothing about images: give --codebook-size 2 or more")
+    for block in _blocks(points):
+        if not np.isfinite(block).all():
+            raise VqtoolError("the encoder made vectors that are not finite: the tokenizer is damaged or badly trained")
+    distinct = _count_distinct(points, size)
     if distinct < size:
         raise VqtoolError(
             f"{distinct} distinct vectors cannot make {size} codes: give more images, more --vectors "
             f"or a smaller --codebook-size"
         )
-    seeds = SEEDINGS[seeding](points, size, noise)
-    method = MiniBatchKMeans if len(points) >= MINI_BATCH_FROM else KMeans
-    fitted = method(size, init=seeds, n_init=1, random_state=int(noise.integers(2**31))).fit(points)
-    return torch.from_numpy(np.asarray(fitted.cluster_centers_, dtype=np.float32))
 
 
-def refuse_unfit(tokenizer: Tokenizer) -> None:
-    """Refuse tokenizers whose codes k-means cannot place.
-
-    Raises:
-        VqtoolError: its tokens are not those of the nearest codes.
-    """
-    if tokenizer.lookup == "projection":
-        raise VqtoolError(
-            f"{tokenizer.location or 'this tokenizer'}: a learned projection chooses its tokens, not the distance to "
-            "codes, so there is no codebook to rebuild: refit a tokenizer with the lookup nearest or cosine"
-        )
+def _count_distinct(points: Vectors, enough: int) -> int:
+    """How many distinct vectors there are; stops counting where they are enough."""
+    seen: set[bytes] = set()
+    for block in _blocks(points):
+        seen.update(row.tobytes() for row in block + np.float32(0))  # + 0: -0.0 is 0.0
+        if len(seen) >= enough:
+            break
+    return len(seen)
 
 
-def with_codebook(tokenizer: Tokenizer, codebook: Tensor) -> Tokenizer:
-    """The same tokenizer with another codebook (K', D), which is looked up directly: a code map is not kept.
-
-    Raises:
-        VqtoolError: its tokens are not those of the nearest codes.
-    """
-    refuse_unfit(tokenizer)
-    result = copy.deepcopy(tokenizer)
-    if result.num_full_codes is not None:
-        del result.code_map, result.full_codebook
-        result.num_full_codes = None
-    codes = functional.normalize(codebook, dim=-1) if tokenizer.lookup == "cosine" else codebook
-    result.codebook = codes.to(tokenizer.device)
-    result.config = replace(tokenizer.config, codebook_size=len(codebook))
-    result.fingerprint, result.location = "", ""
-    return result
+def _blocks(points: Vectors) -> Iterator[Vectors]:
+    return (points[start : start + BLOCK_ROWS] for start in range(0, len(points), BLOCK_ROWS))

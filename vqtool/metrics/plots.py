@@ -80,3 +80,32 @@ def bars(curve: Mapping[str, list[Any]]) -> tuple[NDArray[np.float64], NDArray[n
         error = np.sqrt(squares / count / (count - 1))
     last = np.minimum(1.5 + width * np.arange(1, len(mean)), t[-1] + 0.5)
     return np.concatenate([[0.5, 1.5], last]), mean, np.where(np.isfinite(error), error, 0.0)
+
+
+def plot_usage(counts: NDArray[np.int64], path: str | Path, *, force: bool = False) -> None:
+    """Write a PNG file of a token histogram: the tokens of each code, from the most to the least used one.
+
+    Args:
+        counts: (K,) tokens of each code, not all 0.
+        path: the file.
+        force: overwrite what is there.
+
+    Raises:
+        VqtoolError: the file exists and `force` is off, or matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    used = int((counts > 0).sum())
+    figure = Figure(figsize=_SIZE, dpi=_DOTS, layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(np.sort(counts)[::-1][:used], np.arange(used + 1), fill=True, baseline=0.5, color="#9fbfdf")
+    axes.axhline(counts.mean(), color="#204a73", linewidth=1, linestyle="--", label="if all were used alike")
+    if used < len(counts):
+        axes.axvspan(used, len(counts), color="#eeeeee", label=f"{len(counts) - used} never used")
+    axes.set(xlabel="codes, the most used first", ylabel="tokens", yscale="log", xlim=(0, len(counts)))
+    axes.set_ylim(bottom=0.5)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
+    axes.set_title(f"{used} of {len(counts)} codes in use ({used / len(counts):.1%})", size=10)
+    with atomic_path(path, force=force) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
