@@ -6,7 +6,9 @@ One cell needs three numbers, whatever the kernel: with v = x_t,
 
 For v = MASK, stay = gamma_bar_s / gamma_bar_t. So the law over K + 1 states costs one pass over the K tokens, and no
 matrix. ``mixture`` averages the posterior over the denoiser's x_0 (VQ-Diffusion, D3PM); ``plug-in`` puts the denoiser's
-probabilities in the place of x_0 and normalises (VQ-DDM, multinomial diffusion). For a masked cell they agree.
+probabilities in the place of x_0 and normalises (VQ-DDM, multinomial diffusion). For a masked cell they agree. Use
+the mixture with a denoiser of p(x_0 | all cells), where its bound is least, and the plug-in with one of p(x_0 | other
+cells), where its own bound is: by the wrong rule, what x_t says of its x_0 counts twice or never.
 
 To sample, draw x_0 from the denoiser with ``draw``, then x_s with ``sample_posterior``: exactly the mixture, and O(1) a
 cell beyond the first draw.
