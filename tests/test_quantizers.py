@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqtool.tokenizers import quantizers
-from vqtool.tokenizers.quantizers import EmaQuantizer, nearest
+from vqtool.tokenizers.quantizers import EmaQuantizer, highest, nearest
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -18,7 +18,37 @@ def test_the_nearest_code_is_that_of_a_full_search(monkeypatch, size, distance_b
     assert torch.equal(found, (vectors[:, None].double() - codebook.double()).square().sum(2).argmin(1))
 
 
-def test_of_equal_codes_the_first_is_chosen():
+@pytest.mark.parametrize(("codes", "budget"), [(1 << 18, 1 << 16), (1 << 18, 1 << 22), (1000, 1 << 14)])
+def test_a_search_never_holds_more_distances_than_its_budget(monkeypatch, codes, budget):
+    """Also for K = 262144: smaller blocks of codes where one row of distances is too much."""
+    monkeypatch.setattr(quantizers, "DISTANCE_BYTES", budget)
+    held, addmm = [], torch.addmm
+
+    def watched(*arguments, **options):
+        made = addmm(*arguments, **options)
+        held.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    noise = torch.Generator().manual_seed(0)
+    codebook = torch.randn(codes, 3, generator=noise)
+    chosen = torch.randint(codes, (10,), generator=noise)
+    assert torch.equal(nearest(codebook[chosen] + 1e-5, codebook), chosen)
+    assert max(held) <= budget
+    assert sum(held) == 10 * codes * 4
+
+
+@pytest.mark.parametrize("budget", [1, 4 * 3, 1 << 28])
+def test_the_highest_value_of_a_projection_is_that_of_the_whole_matrix(monkeypatch, budget):
+    monkeypatch.setattr(quantizers, "DISTANCE_BYTES", budget)
+    noise = torch.Generator().manual_seed(1)
+    vectors, weight, bias = (torch.randn(*shape, generator=noise) for shape in ((20, 4), (7, 4), (7,)))
+    assert torch.equal(highest(vectors, weight, bias), (vectors @ weight.T + bias).argmax(1))
+
+
+@pytest.mark.parametrize("budget", [8, 1 << 28])
+def test_of_equal_codes_the_first_is_chosen(monkeypatch, budget):
+    monkeypatch.setattr(quantizers, "DISTANCE_BYTES", budget)
     assert nearest(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0], [1.0, 2.0]])).tolist() == [1]
 
 

@@ -223,6 +223,21 @@ def test_the_package_offers_it_by_name(tokenizer_path):
         _ = vqtool.load_tokeniser
 
 
+def test_the_builtin_tokenizer_saved_again_is_the_same_tokenizer(tmp_path):
+    tokenizer = vqtool.load_tokenizer()
+    assert save_tokenizer(tmp_path / "t.safetensors", tokenizer).fingerprint == tokenizer.fingerprint
+    assert (tokenizer.network, tokenizer.lookup, tokenizer.num_full_codes) == ("vqvae", "nearest", None)
+
+
+def test_an_unknown_lookup_is_an_error_of_the_caller_or_of_the_file(tmp_path):
+    with pytest.raises(ValueError, match="lookup is 'dot', known are"):
+        Tokenizer(TINY, lookup="dot")
+    config = {"network": "vqvae", **TINY.__dict__, "lookup": "dot"}
+    artifacts.save(tmp_path / "t.safetensors", kind="tokenizer", config=config, tensors=build_tokenizer().state_dict())
+    with pytest.raises(FormatError, match="do not fit its config: lookup is 'dot'"):
+        load_tokenizer(tmp_path / "t.safetensors")
+
+
 def test_the_builtin_tokenizer_has_factor_8_and_1024_codes():
     tokenizer = vqtool.load_tokenizer()
     assert (tokenizer.location, tokenizer.factor, tokenizer.codebook.shape[0]) == (BUILTIN, 8, 1024)
