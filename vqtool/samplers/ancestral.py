@@ -50,21 +50,38 @@ def sample(walk: Walk, *, steps: int | None = None, rule: str | None = None) -> 
     times = torch.linspace(kernel.num_steps, 0, steps + 1).round().long().tolist()
     x_t = kernel.sample_stationary(walk.noise(0, 1)[0])
     for call, (time, next_time) in enumerate(pairwise(times), start=1):
-        t, s = walk.times(time), walk.times(next_time)
-        choice, move = walk.noise(call, 2)
-        may_change = move >= least_stay(x_t, t, s, kernel, rule)
-        x_s = x_t
-        for cells in _split(may_change, _expect(kernel, t[:1], s[:1], rule, walk.num_cells)):
-            seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
-            if rule == "mixture":
-                x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
-                drawn = sample_posterior(x_0, seen, t, s, kernel, moves)
-            else:
-                log_x0 = walk.log_x0(x_t, t, cells)[:, None]
-                drawn = _draw_plug_in(log_x0, seen, t, s, kernel, pick(choice, cells)[:, None], moves)
-            x_s = put(x_s, cells, drawn[:, 0])
-        x_t = x_s
+        x_t = step(walk, x_t, time, next_time, rule, walk.noise(call, 2))
     return x_t
+
+
+def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: Tensor) -> Tensor:
+    """One step of a batch.
+
+    Args:
+        walk: the batch.
+        x_t: (B, H, W) int64 tokens or mask_id.
+        time: t in [1, T].
+        next_time: s in [0, t).
+        rule: "mixture" or "plug-in".
+        noise: (2, B, H, W) float64, uniform in [0, 1): what a cell becomes, and whether it stays.
+
+    Returns:
+        (B, H, W) int64 tokens or mask_id.
+    """
+    kernel, (choice, move) = walk.kernel, noise
+    t, s = walk.times(time), walk.times(next_time)
+    may_change = move >= least_stay(x_t, t, s, kernel, rule)
+    x_s = x_t
+    for cells in _split(may_change, _expect(kernel, t[:1], s[:1], rule, walk.num_cells)):
+        seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
+        if rule == "mixture":
+            x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
+            drawn = sample_posterior(x_0, seen, t, s, kernel, moves)
+        else:
+            log_x0 = walk.log_x0(x_t, t, cells)[:, None]
+            drawn = _draw_plug_in(log_x0, seen, t, s, kernel, pick(choice, cells)[:, None], moves)
+        x_s = put(x_s, cells, drawn[:, 0])
+    return x_s
 
 
 def _expect(kernel: Kernel, t: Tensor, s: Tensor, rule: str, num_cells: int) -> int:
