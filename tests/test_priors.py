@@ -129,8 +129,8 @@ def test_a_damaged_prior_is_a_format_error_that_names_the_file(tmp_path, damage,
 def test_an_unknown_denoiser_says_which_file_needs_it(tmp_path):
     path = tmp_path / "prior.safetensors"
     random_prior().save(path)
-    rewrite(path, config={"denoiser": {"name": "unet"}})
-    with pytest.raises(FormatError, match=r"prior\.safetensors: unknown denoiser 'unet'"):
+    rewrite(path, config={"denoiser": {"name": "gru"}})
+    with pytest.raises(FormatError, match=r"prior\.safetensors: unknown denoiser 'gru'"):
         vqtool.load_prior(path)
 
 

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import vqtool
-from vqtool import artifacts, denoisers, kernels, text_encoders
+from vqtool import artifacts, denoisers, interop, kernels, text_encoders
 from vqtool.conditions.clip import read_vocabulary
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.guidance import guide
 from vqtool.interop.pickles import read_pickle
 from vqtool.priors import Prior
 from vqtool.text_encoders import Config, TextEncoder, from_openai, from_transformers, to_transformers
@@ -224,6 +225,60 @@ def test_a_saved_text_prior_finds_its_encoder_and_predicts_bit_for_bit_what_it_d
     (tmp_path / "b" / "text.safetensors").unlink()
     with pytest.raises(VqtoolError, match=r"put its file, text\.safetensors, beside the prior"):
         vqtool.load_prior(tmp_path / "b" / "prior.safetensors")
+
+
+def test_a_prior_without_its_text_encoder_says_how_to_get_it():
+    prior = replace(text_prior(), text_encoder=None)
+    x_t, t = torch.full((1, 2, 3), 5), torch.tensor([6])
+    with pytest.raises(VqtoolError, match="import it again with --text-encoder"):
+        prior.log_x0(x_t, t)
+    assert prior.log_x0(x_t, t, torch.zeros(1, 9, 16)).isfinite().all()
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A vocabulary of the 100 tokens that the golden tower knows."""
+    names = [*map(chr, range(0x4E00, 0x4E00 + 98)), "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": names[0]}))
+    return tmp_path
+
+
+def test_microsofts_prior_with_its_tower_agrees_from_tokens_to_guided_predictions(words, tmp_path):
+    source = interop.read_source(GOLDEN / "ms-prior-text-tower" / "tiny_text_pretrained.pth")
+    imported = interop.load(source, interop.Options(vocabulary=words))
+    prior = imported.prior
+    assert imported.text_encoder is prior.text_encoder
+    with safe_open(GOLDEN / "ms-prior-text-tower" / "io.safetensors", "pt") as file:
+        golden = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert torch.equal(prior.conditioner.null(2), golden["tokens_null"])
+    x_t, t = golden["x_t"].view(-1, 4, 4), golden["t"] + 1
+    log_c, log_u = prior.log_x0(x_t, t, golden["tokens"]), prior.log_x0(x_t, t)
+    for found, name in ((log_c, "log_p_x0"), (log_u, "log_p_x0_null"), (guide(log_c, log_u, 3.0), "log_p_x0_cfg")):
+        expected = golden[name].transpose(1, 2)[..., :40].unflatten(1, (4, 4))
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
+    files = [path for _, path, _ in interop.save(imported, tmp_path / "ms.safetensors", record={"step": "import"})]
+    assert files == [tmp_path / "ms.text-encoder.safetensors", tmp_path / "ms.safetensors"]
+    assert torch.equal(vqtool.load_prior(files[1]).log_x0(x_t, t, golden["tokens"]), log_c)
+
+
+def test_a_tower_may_come_from_elsewhere_but_must_fit(words):
+    source = interop.read_source(GOLDEN / "ms-prior-text-tower" / "tiny_text_pretrained.pth")
+    bare = {"ema": {name: value for name, value in source.content["ema"].items() if "condition_emb" not in name}}
+    bare = replace(source, content=bare)
+    whole = interop.load(source, interop.Options(vocabulary=words))
+    alone = interop.load(bare, interop.Options())
+    assert alone.prior.text_encoder is None
+    assert any("none in the file; without --text-encoder" in note for note in alone.notes)
+    options = interop.Options(vocabulary=words, text_encoder=whole.text_encoder)
+    again = interop.load(bare, options)
+    assert again.text_encoder is None, "it has a file already"
+    assert again.prior.text_encoder is whole.text_encoder
+    with pytest.raises(MismatchError, match="features of 64 numbers, the text encoder gives 16"):
+        interop.load(bare, replace(options, text_encoder=random_encoder()))
+    with pytest.raises(MismatchError, match="knows 100 tokens, the vocabulary has 49408"):
+        interop.load(source, interop.Options())
 
 
 def test_commands_understand_text_priors_and_their_encoders(tmp_path, vqtool):

@@ -100,17 +100,25 @@ class Prior:
             condition: (num, ...) int64 from `conditioner.encode`, or (num, L, D) features of captions, where zeros
                 stand for the denoiser's learned null condition if it has one; None is the null condition for all.
             num: how many.
+
+        Raises:
+            VqtoolError: there is no text encoder to read captions with.
         """
         if condition is None:
             condition = self.conditioner.null(num)
-        if self.text_encoder is not None and not condition.is_floating_point():
-            condition = self._encode_text(condition, self.text_encoder)
+        if self.conditioner.needs_text_encoder and not condition.is_floating_point():
+            condition = self._encode_text(condition)
         return self.denoiser.encode_condition(condition.to(self.device))
 
-    def _encode_text(self, ids: Tensor, encoder: TextEncoder) -> Tensor:
+    def _encode_text(self, ids: Tensor) -> Tensor:
         """(B, L, D): features of captions, each alone, so that they do not depend on the batch; zeros for a null."""
+        if self.text_encoder is None:
+            raise VqtoolError(
+                "the prior reads captions by a text encoder, but was imported without one: import it again with "
+                "--text-encoder"
+            )
         rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
-        features = torch.cat([encoder(row[None].to(self.device)) for row in rows])
+        features = torch.cat([self.text_encoder(row[None].to(self.device)) for row in rows])
         if self.denoiser.has_learned_null:
             features[(rows == self.conditioner.null(1)).all(1).to(self.device)] = 0.0
         return features[places.to(self.device)]

@@ -36,6 +36,10 @@ def import_(
         str | None,
         typer.Option("--tokenizer", "-t", help="Artifact that the tokens are of, where the source holds none."),
     ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option("--text-encoder", help="Artifact that captions are read with, where the source holds none."),
+    ] = None,
     code_map: Annotated[
         Path | None, typer.Option("--code-map", help="Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.")
     ] = None,
@@ -67,6 +71,7 @@ def import_(
     from vqtool import interop
     from vqtool.artifacts import history_record
     from vqtool.images import parse_size
+    from vqtool.text_encoders import load_text_encoder
     from vqtool.tokenizers import load_tokenizer
 
     one_of("--weights", weights, WEIGHTS)
@@ -81,6 +86,7 @@ def import_(
         num_heads=heads,
         grid_size=parse_size(grid) if grid else None,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
+        text_encoder=load_text_encoder(text_encoder) if text_encoder else None,
         code_map=interop.read_code_map(code_map) if code_map else None,
         vocabulary=vocabulary,
     )

@@ -34,6 +34,7 @@ class Conditioner(ABC):
     """One kind of condition: texts in, (B, ...) int64 condition tensors out."""
 
     kind: str
+    needs_text_encoder = False  # whether the denoiser takes a text encoder's features in place of the tokens
     examples: tuple[str, ...]  # texts of the training data, to condition on where the user names none
 
     @abstractmethod

@@ -85,6 +85,7 @@ class ClipCondition(Conditioner):
     """A caption, as a row of CLIP's tokens; the null condition is the empty caption."""
 
     kind = "caption"
+    needs_text_encoder = True
     examples = ()
 
     def __init__(self, vocabulary: ClipVocabulary | None = None, *, max_length: int = MAX_LENGTH, pad: int = 0) -> None:

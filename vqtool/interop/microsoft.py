@@ -56,17 +56,20 @@ def load(source: Source, options: Options) -> Imported:
     config = _config(shapes, settings, source, options, notes)
     denoiser = vq_diffusion.build(config)
     fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
-    tower = _text_encoder(shapes, tensors, source, notes)
+    tower = _text_encoder(shapes, tensors, source)
+    if tower is None and shapes.text_width and options.text_encoder is None:
+        notes.append("text tower: none in the file; without --text-encoder the prior cannot read captions")
+    reader = tower or options.text_encoder if shapes.text_width else None
     prior = Prior(
         kernel=kernel,
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="vq-diffusion",
-        conditioner=_conditioner(shapes, tower, source, options, notes),
+        conditioner=_conditioner(shapes, reader, source, options, notes),
         origin=Origin("", "", config.grid_size, config.grid_size, ""),
         parameterisation="direct",
-        text_encoder=tower,
+        text_encoder=reader,
     )
-    return Imported(tokenizer=_tokenizer(source, options, notes), prior=prior, notes=notes)
+    return Imported(tokenizer=_tokenizer(source, options, notes), prior=prior, text_encoder=tower, notes=notes)
 
 
 def _tokenizer(source: Source, options: Options, notes: list[str]) -> Tokenizer | None:
@@ -273,19 +276,20 @@ def _conditioner(
         return ClassCondition([str(number) for number in range(known)])
     if not shapes.text_width:
         return NoCondition()
-    return _captions(tower, source, options) if tower else ClipCondition()
+    if tower is None:
+        return ClipCondition()
+    if tower.config.width != shapes.text_width:
+        raise MismatchError(
+            f"{source.path}: the prior attends to features of {shapes.text_width} numbers, the text encoder gives "
+            f"{tower.config.width}: it is another one's"
+        )
+    return _captions(tower, source, options)
 
 
-def _text_encoder(
-    shapes: _Shapes, tensors: Mapping[str, Tensor], source: Source, notes: list[str]
-) -> TextEncoder | None:
+def _text_encoder(shapes: _Shapes, tensors: Mapping[str, Tensor], source: Source) -> TextEncoder | None:
     """CLIP's text tower, whose weights are half precision, computed in float32."""
     tower = without("condition_emb.", tensors)
-    if tower and shapes.text_width:
-        return text_encoders.from_openai(tower, str(source.path))
-    if shapes.text_width:
-        notes.append("text tower: none in the file; conditions can be given as its features alone, not as captions")
-    return None
+    return text_encoders.from_openai(tower, str(source.path)) if tower and shapes.text_width else None
 
 
 def _captions(tower: TextEncoder, source: Source, options: Options) -> ClipCondition:
