@@ -13,7 +13,9 @@ from vqtool import conditions, kernels
 from vqtool.denoisers import transformer
 from vqtool.grids import GridBatch
 from vqtool.training import prior as training
+from vqtool.training.data import build_data
 from vqtool.training.loop import LoopConfig
+from vqtool.training.objectives import PriorLoss
 
 # Four pictures of 2x3 cells and K = 7, two of each label.
 PICTURES = np.array([[[0, 1, 2], [3, 4, 5]], [[5, 4, 3], [2, 1, 0]], [[6, 6, 6], [0, 0, 0]], [[1, 3, 1], [3, 1, 3]]])
@@ -26,13 +28,13 @@ def batch(copies):
     return GridBatch(np.tile(PICTURES, (copies, 1, 1)), [str(i) for i in range(count)], LABELS * copies)
 
 
-def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=None, copies=4, **changes):
+def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=None, copies=4, diffusion=40, **changes):
     """Train a tiny prior on the pictures."""
     torch.set_num_threads(1)
     grids = batch(copies)
     conditioner = conditions.build(kind, grids.labels)
-    data, held_out = training.build_data(grids, conditioner, origin((2, 3))).split(0)
-    forward = kernels.build(kernel, codebook_size=7, num_steps=40)
+    data, held_out = build_data(grids, conditioner, origin((2, 3))).split(0)
+    forward = kernels.build(kernel, codebook_size=7, num_steps=diffusion)
     # Seven tokens are told apart sooner when they start farther apart.
     with (
         patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),
@@ -43,7 +45,7 @@ def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=Non
     return training.train_prior(
         prior,
         data,
-        loss=loss or training.PriorLoss(),
+        loss=PriorLoss(**loss or {}),
         run=LoopConfig(**settings),
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
@@ -60,4 +62,4 @@ def read_log(folder):
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    train(Path(sys.argv[1]), **json.loads(sys.argv[2]))

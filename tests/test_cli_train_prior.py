@@ -153,10 +153,19 @@ def test_minutes_become_steps(folder, vqtool):
         (("--kernel", "magic"), "unknown kernel 'magic'; known kernels: mask-replace, absorbing, uniform"),
         (("--schedule", "cosine"), "not for kernel 'mask-replace'"),
         (("--size", "enormous"), "--size enormous: unknown; known are tiny, small, base, large, huge"),
+        (("--denoiser", "cnn"), "unknown denoiser 'cnn': known are transformer"),
+        (("--rule", "median"), "--rule median: unknown; known are mixture, plug-in"),
+        (("--mask-weights", "1"), "--mask-weights 1: two numbers of 0 or more are expected, such as 1,0.5"),
+        (("--mask-weights", "0,0"), "--mask-weights 0,0: two numbers of 0 or more are expected"),
+        (("--times", "often"), "--times often: unknown; known are stratified, uniform, importance"),
+        (("--loss", "mdlm"), "--loss mdlm counts masked cells alone, so it goes with kernels that do nothing but mask"),
+        (("--kernel", "absorbing", "--loss", "mlm", "--adaptive-auxiliary"), "goes with --loss reweighted, bound"),
+        (("--kernel", "absorbing", "--rule", "plug-in"), "--rule plug-in goes with --kernel mask-replace, uniform"),
+        (("--fast",), "--fast goes with a CUDA GPU, and there is none"),
         (("--condition", "class"), "the grids have none: encode images in class folders"),
         (("--condition", "poem"), "--condition poem: unknown; known are auto, none, class, caption"),
         (("--vocabulary", "words"), "--vocabulary words: unknown"),
-        (("--loss", "l2"), "--loss l2: unknown; known are reweighted, bound"),
+        (("--loss", "l2"), "--loss l2: unknown; known are reweighted, bound, elbo"),
         (("--resume",), "no earlier run is there to go on with"),
         (("--tokenizer", "none.safetensors"), "none.safetensors"),
     ],
@@ -175,6 +184,36 @@ def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
     assert "no grids in it: there is nothing to learn from" in error_lines(result.err)[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--loss", "bound", "--auxiliary-weight", 0.001, "--adaptive-auxiliary", "--mask-weights", "1,0.5"), None),
+        (("--times", "importance", "--no-fast"), None),
+        (("--denoiser", "unet", "--kernel", "uniform", "--rule", "plug-in", "-T", 10), "denoiser unet tiny:"),
+        (("--denoiser", "vq-diffusion"), "denoiser vq-diffusion tiny:"),
+    ],
+)
+def test_losses_rules_and_denoisers_can_be_named(folder, vqtool, options, words):
+    result = vqtool("train-prior", *SHORT, "--sheet-every", 0, *options)
+    assert result.code == 0, result.err
+    assert (words or "denoiser transformer tiny:") in result.err
+    prior = load_prior("prior.safetensors")
+    assert prior.rule == ("plug-in" if "plug-in" in options else "mixture")
+    assert prior.denoiser_name in result.err
+
+
+def test_a_condition_that_the_denoiser_does_not_take_is_refused_if_named_and_passed_over_if_not(
+    tmp_path, vqtool, tokenizer_path
+):
+    write_grids(tmp_path / "t.h5", tokenizer_path, labels=["a", "b"] * 4, captions=["a red one", "a blue one"] * 4)
+    options = (tmp_path / "t.h5", *SHORT, "--denoiser", "vq-diffusion", "-o", tmp_path / "p.safetensors")
+    refused = vqtool("train-prior", *options, "--condition", "caption")
+    assert refused.code == 1
+    assert "denoisers that take caption: transformer" in error_lines(refused.err)[0]
+    assert vqtool("train-prior", *options).code == 0
+    assert load_prior(tmp_path / "p.safetensors").conditioner.kind == "class"
+
+
 def test_an_existing_prior_is_kept_without_force(folder, vqtool):
     Path("prior.safetensors").write_bytes(b"precious")
     result = vqtool("train-prior", *SHORT)
@@ -184,8 +223,12 @@ def test_an_existing_prior_is_kept_without_force(folder, vqtool):
     assert vqtool("train-prior", *SHORT, "--force").code == 0
 
 
-def test_two_processes_have_the_losses_of_one(folder, vqtool):
-    options = (*SHORT, "--sheet-every", 0)
+SEVERAL = [(), ("--loss", "bound", "--times", "importance", "-T", 2, "--steps", 16)]
+
+
+@pytest.mark.parametrize("more", SEVERAL, ids=["default", "importance"])
+def test_two_processes_have_the_losses_of_one(folder, vqtool, more):
+    options = (*SHORT, "--sheet-every", 0, *more)
     assert vqtool("train-prior", *options, "-o", "one.safetensors").code == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
@@ -197,4 +240,9 @@ def test_two_processes_have_the_losses_of_one(folder, vqtool):
         for name in ("one", "two")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert load_prior("two.safetensors").summary["steps"] == 3
+    assert load_prior("two.safetensors").summary["steps"] == len(losses[0])
+    if "importance" in more:
+        histories = [artifacts.load(f"{name}.state.safetensors", "training-state")[1] for name in ("one", "two")]
+        squares = [tensors["memory.square"].tolist() for tensors in histories]
+        assert squares[1] == pytest.approx(squares[0], rel=1e-4)
+        assert min(squares[0]) > 0

@@ -1,17 +1,23 @@
 """Losses against sums over all K + 1 states, in value and gradient, and against the entropy they add up to."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from matrices import CASES, between
+from safetensors.torch import load_file
 from torch import Tensor
 
-from vqtool import kernels
+from vqtool import kernels, losses
+from vqtool.errors import VqtoolError
+from vqtool.interop import read_source
 from vqtool.kernels import Kernel
-from vqtool.losses import auxiliary, stationary_term, variational_bound
+from vqtool.losses import LOSSES, adaptive_factor, auxiliary, cell_weights, stationary_term, variational_bound
 from vqtool.posterior import RULES, average_posterior, posterior
+from vqtool.training.times import History
 
+GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 2), (2, 1), (4, 5), (5, 7), (64, 100)]
 
 
@@ -179,3 +185,146 @@ def test_an_unknown_rule_is_refused():
     x = torch.zeros(1, 1, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="rule must be one of mixture, plug-in"):
         variational_bound(torch.zeros(1, 1, 1, 3), x, x, torch.tensor([1]), kernel, "mean")
+
+
+ABSORBING = ["linear", "maskgit-cosine"]
+
+
+@pytest.mark.parametrize("schedule", ABSORBING)
+def test_the_bound_of_a_kernel_that_only_masks_is_a_weighted_cross_entropy_of_its_masked_cells(schedule):
+    kernel = kernels.build("absorbing", schedule=schedule, codebook_size=5, num_steps=7)
+    logits, x_0, x_t, t = example(kernel, 40)
+    log_x0 = logits.log_softmax(-1)
+    entropy = torch.where(x_t == kernel.mask_id, auxiliary(log_x0, x_0), 0.0)
+    for name in ("bound", "elbo"):
+        weights = losses.masked_weights(LOSSES[name], kernel)[t].view(-1, 1, 1)
+        dense = 7 * dense_bound(log_x0, x_0, x_t, t, kernel, "mixture")
+        torch.testing.assert_close(weights * entropy, dense, rtol=1e-12, atol=1e-12)
+    plain = losses.masked_weights(LOSSES["reweighted"], kernel)
+    torch.testing.assert_close(plain[1:], torch.ones(7, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_weights_of_a_linear_schedule_are_those_of_unleashing_transformers():
+    kernel, t = kernels.build("absorbing", codebook_size=5, num_steps=8), torch.arange(1, 9).double()
+    for name, expected in (
+        ("elbo", 8 / t),
+        ("reweighted-elbo", 1 - t / 8),
+        ("reweighted-elbo-fixed", (8 - t + 1) / 8),
+    ):
+        weights = losses.masked_weights(LOSSES[name], kernel)[1:]
+        torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
+def test_reweighting_undoes_how_much_of_x_0_a_step_loses(name):
+    kernel = kernels.build(name, codebook_size=5, num_steps=50)
+    weights = LOSSES["reweighted"].weights(kernel)
+    assert torch.isfinite(weights).all()
+    falls = kernel.alpha_bar[:-1] - kernel.alpha_bar[1:]
+    torch.testing.assert_close(weights[1:] * falls, 1 - kernel.alpha_bar[1:], atol=1e-9, rtol=1e-6)
+
+
+def test_losses_of_masked_cells_are_refused_for_other_kernels_and_the_error_says_what_fits():
+    for kernel in ("mask-replace", "uniform"):
+        for name, loss in LOSSES.items():
+            built = kernels.build(kernel, codebook_size=5)
+            if loss.of_masked:
+                with pytest.raises(VqtoolError, match=f"not with {kernel}; losses that fit that: reweighted, bound"):
+                    losses.find(name, built)
+            else:
+                assert losses.find(name, built) is loss
+    with pytest.raises(VqtoolError, match="--loss l2: unknown; known are reweighted, bound, elbo"):
+        losses.find("l2", kernels.build("absorbing", codebook_size=5))
+
+
+def test_a_loss_of_the_masked_share_has_no_weights_by_step():
+    with pytest.raises(ValueError, match="no weights that depend on t alone"):
+        losses.masked_weights(LOSSES["mlm"], kernels.build("absorbing", codebook_size=5))
+
+
+def golden(name):
+    """Tensors of a golden folder; steps as ours, 1..T, and tokens as (B, 4, 4)."""
+    found = load_file(GOLDEN / name / "io.safetensors")
+    return found, found["x0"].view(-1, 4, 4), found["x_t"].view(-1, 4, 4)
+
+
+# Folder, schedule, weight of the auxiliary term.
+PUBLISHED = [
+    ("ms-prior-text", "release", 5e-4),
+    ("ms-prior-class", "release", 1e-3),
+    ("ms-prior-uncond", "release", 1e-3),
+    ("ms-prior-convmlp", "paper", 1e-3),
+]
+
+
+@pytest.mark.parametrize(("name", "schedule", "weight"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
+def test_losses_and_histories_equal_those_of_vq_diffusion(name, schedule, weight):
+    found, x_0, x_t = golden(name)
+    log_x0 = found["log_p_x0"][:, :-1].transpose(1, 2).unflatten(1, (4, 4)).double()  # without the mask's floor
+    num_tokens, t = log_x0.shape[-1], found["t"] + 1
+    kernel = kernels.build("mask-replace", schedule=schedule, codebook_size=num_tokens)
+    weights = cell_weights(x_t, t, kernel, 1.0, 1.0)
+    bound = (weights * variational_bound(log_x0, x_0, x_t, t, kernel)).sum((1, 2))
+    entropy = (weights * auxiliary(log_x0, x_0)).sum((1, 2))
+    later = t > 1
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(bound[later].float(), found["loss_kl"][later], **close)
+    torch.testing.assert_close(bound[~later].float(), found["loss_decoder_nll"][~later], **close)
+    torch.testing.assert_close(entropy.float(), found["loss_aux_ce"], **close)
+    each = (bound + weight * adaptive_factor(t, 100) * entropy) / found["pt"].double()
+    torch.testing.assert_close(each.float(), found["loss_per_image"], **close)
+    torch.testing.assert_close((each.sum() / x_0.numel()).float(), found["loss_total"], **close)
+
+    file = next((GOLDEN / name).glob("*.pth"))
+    stored = read_source(file, file.with_name("config.yaml")).content["ema"]
+    history = History(100)
+    history.load_state_dict({"square": stored["Lt_history"].double(), "count": stored["Lt_count"].long()})
+    torch.testing.assert_close(history.probabilities().float(), found["importance_p_t"], rtol=1e-5, atol=0)
+    history.update(t, bound)
+    torch.testing.assert_close(history.square.float(), found["Lt_history_after"], rtol=2e-5, atol=0)
+    assert torch.equal(history.count, found["Lt_count_after"].long())
+
+
+def test_losses_and_histories_equal_those_of_unleashing_transformers():
+    found, x_0, x_t = golden("ut-absorbing")
+    kernel = kernels.build("absorbing", codebook_size=56, num_steps=16)
+    t = found["t"]
+    entropy = auxiliary(found["logits"].double().log_softmax(-1).unflatten(1, (4, 4)), x_0)
+    masked = (entropy * (x_t == kernel.mask_id)).sum((1, 2))
+    bits = math.log(2) * 16  # of a cell
+    elbo = masked * losses.masked_weights(LOSSES["elbo"], kernel)[t] / bits
+    reweighted = masked * losses.masked_weights(LOSSES["reweighted-elbo"], kernel)[t] / bits
+    mlm = masked / (x_t == kernel.mask_id).sum((1, 2))
+    for name, ours in (("elbo", elbo), ("reweighted_elbo", reweighted), ("mlm", mlm)):
+        torch.testing.assert_close(ours.float(), found[f"loss_{name}_per_image"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.mean().float(), found[f"loss_{name}"], rtol=1e-5, atol=1e-6)
+    stored = read_source(GOLDEN / "ut-absorbing" / "absorbing_ema_2000000.th").content
+    history = History(17)  # theirs has an entry for t = 0
+    history.load_state_dict({"square": stored["Lt_history"].double(), "count": stored["Lt_count"].long()})
+    history.update(t + 1, elbo)
+    torch.testing.assert_close(history.square.float(), found["Lt_history_after"], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vqddm-unet", "vqddm-noise"])
+def test_losses_equal_those_of_vq_ddm(name):
+    found, x_0, x_t = golden(name)
+    log_x0 = found["log_p_x0"].movedim(1, -1).double()
+    log_x0 = log_x0.reshape(*x_0.shape, log_x0.shape[-1])  # the noise variant has an axis more
+    kernel = kernels.build("uniform", schedule="cosine", codebook_size=log_x0.shape[-1])
+    t = found["t"] + 1
+    bound = variational_bound(log_x0, x_0, x_t, t, kernel, "plug-in").sum((1, 2))
+    torch.testing.assert_close(bound.float(), found["loss_Lt"], rtol=1e-5, atol=5e-5)
+    left = stationary_term(x_0, kernel).sum((1, 2))
+    torch.testing.assert_close(left.float(), found["kl_prior"], rtol=0, atol=2e-5)
+    bits = (bound * 100 + left).sum() / (math.log(2) * x_0.numel())
+    torch.testing.assert_close(bits.float(), found["bits_per_dim"], rtol=1e-5, atol=5e-4)
+
+
+def test_mask_weights_count_masked_and_other_cells_but_not_the_decoder_term():
+    kernel = kernels.build("mask-replace", codebook_size=5, num_steps=4)
+    x_t = torch.tensor([[[5, 1]], [[5, 1]]])
+    assert cell_weights(x_t, torch.tensor([1, 3]), kernel, 0.5, 2.0).tolist() == [[[1, 1]], [[0.5, 2]]]
+
+
+def test_the_adaptive_factor_falls_from_2_to_nearly_1():
+    assert adaptive_factor(torch.tensor([1, 2, 4]), 4).tolist() == [2, 1.75, 1.25]

@@ -3,7 +3,10 @@
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -63,6 +66,16 @@ def broadcast(value: T) -> T:
     join_group()
     result: list[T] = broadcast_object_list([value])
     return result[0]
+
+
+def gather(rows: "Tensor") -> "Tensor":
+    """The rows of all processes, in the order of the processes; each has as many."""
+    if world_size() == 1:
+        return rows
+    from accelerate.utils import gather as gather_rows
+
+    result: Tensor = gather_rows(rows)
+    return result
 
 
 def wait_for_all() -> None:

@@ -27,12 +27,15 @@ def train_prior(
         str | None, typer.Option("--schedule", help="How fast tokens are lost. Default: the kernel's own.")
     ] = None,
     diffusion_steps: Annotated[int, typer.Option("--diffusion-steps", "-T", min=1, help="T, of the kernel.")] = 100,
+    denoiser: Annotated[
+        str, typer.Option("--denoiser", help="transformer, or as published: vq-diffusion, unet (VQ-DDM).")
+    ] = "transformer",
     size: Annotated[
         str | None,
         typer.Option(
             "--size",
-            help="tiny (1.5 M parameters), small (4.5), base (10), large (58) or huge (308). Default: suits data and "
-            "machine.",
+            help="tiny (1.5 M parameters), small (4.5), base (10), large (58) or huge (308); other denoisers have "
+            "others. Default: suits data and machine.",
         ),
     ] = None,
     condition: Annotated[str, typer.Option("--condition", help="auto, none, class or caption.")] = "auto",
@@ -40,8 +43,41 @@ def train_prior(
     drop_condition: Annotated[
         float, typer.Option("--drop-condition", min=0, max=1, help="Share trained without condition, for guidance.")
     ] = 0.1,
-    loss: Annotated[str, typer.Option("--loss", help="reweighted: samples. bound: likelihood.")] = "reweighted",
-    auxiliary_weight: Annotated[float, typer.Option("--auxiliary-weight", min=0, help="Of the cross-entropy.")] = 5e-4,
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss",
+            help="reweighted: for samples. bound: for likelihood. For absorbing kernels also elbo, reweighted-elbo, "
+            "reweighted-elbo-fixed, mlm, mdlm.",
+        ),
+    ] = "reweighted",
+    auxiliary_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--auxiliary-weight", min=0, help="Of the cross-entropy beside reweighted and bound. Default: 0.0005."
+        ),
+    ] = None,
+    adaptive_auxiliary: Annotated[
+        bool, typer.Option("--adaptive-auxiliary", help="Weigh it more at small t: by 1 + 1 / T to 2.")
+    ] = False,
+    mask_weights: Annotated[
+        str, typer.Option("--mask-weights", metavar="A,B", help="Of masked and other cells, in reweighted and bound.")
+    ] = "1,1",
+    times: Annotated[
+        str,
+        typer.Option("--times", help="How t is drawn: stratified, uniform, or importance (where the loss is large)."),
+    ] = "stratified",
+    rule: Annotated[
+        str, typer.Option("--rule", help="How x_0 is averaged in the bound: mixture, or plug-in as in VQ-DDM.")
+    ] = "mixture",
+    fast: Annotated[
+        bool | None,
+        typer.Option(
+            "--fast/--no-fast",
+            help="On GPUs: bfloat16 and torch.compile; or neither. Default: bfloat16.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Grids a step.")] = 64,
@@ -70,30 +106,37 @@ def train_prior(
 
     import torch
 
-    from vqtool import distributed, kernels
+    from vqtool import denoisers, distributed, kernels, posterior
     from vqtool.artifacts import history_record
-    from vqtool.denoisers.transformer import LEARNING_RATES, SIZES
-    from vqtool.training import loop
+    from vqtool.training import loop, objectives
     from vqtool.training import prior as training
+    from vqtool.training.data import build_data
 
-    one_of("--loss", loss, training.WEIGHTINGS)
+    one_of("--rule", rule, posterior.RULES)
+    target = objectives.PriorLoss(
+        loss, auxiliary_weight, adaptive_auxiliary, _two_weights(mask_weights), times, drop_condition
+    )
     run_files, gpu = RunFiles(output), torch.cuda.is_available()
     run_files.check(resume=resume, force=force)
     header, batch = _read(grids)
-    conditioner = _build_conditioner(batch, condition, vocabulary)
+    conditioner = _build_conditioner(batch, condition, vocabulary, denoiser)
     forward = kernels.build(kernel, schedule=schedule, codebook_size=header.codebook_size, num_steps=diffusion_steps)
-    data, held_out = training.build_data(batch, conditioner, _origin(header)).split(seed)
-    size = one_of("--size", size or training.choose_size(len(data), batch.tokens[0].size, gpu=gpu), SIZES)
-    prior = training.build_prior(forward, conditioner, data.origin, size, seed=seed, tokens=data.tokens)
-    target = training.PriorLoss(loss, auxiliary_weight, drop_condition)
+    data, held_out = build_data(batch, conditioner, _origin(header)).split(seed)
+    size = size or training.choose_size(denoiser, len(data), batch.tokens[0].size, gpu=gpu)
+    file = denoisers.module(denoiser)
+    one_of("--size", size, file.SIZES)
+    prior = training.build_prior(
+        forward, conditioner, data.origin, size, seed=seed, tokens=data.tokens, denoiser=denoiser, rule=rule
+    )
+    objectives.check_loss(target, prior)
     _announce(prior, size, len(data), len(held_out or ()))
 
     def plan(num_steps: int) -> loop.LoopConfig:
-        rate = learning_rate or LEARNING_RATES[size]
-        return training.choose_run(num_steps, batch_size, rate, seed=seed, sheet_steps=sheet_every)
+        rate = learning_rate or file.LEARNING_RATES[size]
+        return training.choose_run(num_steps, batch_size, rate, seed=seed, sheet_steps=sheet_every, fast=fast)
 
     def measure() -> float:
-        objective = training.build_objective(prior, data, target, plan(1))
+        objective = objectives.PriorObjective(prior, data, target, plan(1))
         seconds = loop.measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=plan(1))
         return distributed.broadcast(seconds)
 
@@ -128,6 +171,17 @@ def train_prior(
         say(f"wrote {output}: prior {prior.fingerprint}; {drawn}log {run_files.log}")
 
 
+def _two_weights(text: str) -> tuple[float, float]:
+    """The numbers of --mask-weights."""
+    try:
+        masked, other = (float(part) for part in text.split(","))
+    except ValueError:
+        masked = other = -1.0
+    if not (0 <= masked < float("inf") and 0 <= other < float("inf") and masked + other > 0):
+        raise VqtoolError(f"--mask-weights {text}: two numbers of 0 or more are expected, such as 1,0.5")
+    return masked, other
+
+
 def _read(grids: Path) -> "tuple[GridHeader, GridBatch]":
     from vqtool.grids import read_grids
 
@@ -139,14 +193,17 @@ def _read(grids: Path) -> "tuple[GridHeader, GridBatch]":
     return header, batch
 
 
-def _build_conditioner(batch: "GridBatch", kind: str, vocabulary: str) -> "Conditioner":
+def _build_conditioner(batch: "GridBatch", kind: str, vocabulary: str, denoiser: str) -> "Conditioner":
     """The conditioner of the grids; says what was chosen and what is cut."""
-    from vqtool import conditions
+    from vqtool import conditions, denoisers
+    from vqtool.training.prior import check_condition
 
     one_of("--vocabulary", vocabulary, conditions.VOCABULARIES)
     one_of("--condition", kind, ("auto", *conditions.KINDS))
     if kind == "auto":
-        kind = conditions.choose_kind(batch.labels, batch.captions)
+        captions = batch.captions if "caption" in denoisers.module(denoiser).CONDITIONS else None
+        kind = conditions.choose_kind(batch.labels, captions)
+    check_condition(denoiser, kind)
     conditioner = conditions.build(kind, batch.labels, batch.captions, vocabulary=vocabulary)
     texts = conditioner.select(batch.labels, batch.captions) or []
     missing = sum(text is None for text in texts)
@@ -177,7 +234,7 @@ def _announce(prior: "Prior", size: str, num_grids: int, num_held_out: int) -> N
     parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
     say(f"{num_grids} grids of {shape(prior.origin.grid_size)}{held_out}; {texts[conditioner.kind]}")
     say(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
-    say(f"denoiser {size}: {parameters / 1e6:.2f} M parameters")
+    say(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
 
 
 def _sheet(prior: "Prior", grids: Path, given: str | None, path: Path) -> "Callable[[Prior, int], None]":

@@ -49,6 +49,7 @@ class LoopConfig:
     sheet_steps: int = 0  # how often a sheet is drawn; 0 is never
     log_steps: int = 1  # how often a line is logged
     mixed_precision: str = "no"  # "bf16" on GPUs
+    compile: bool = False  # with torch.compile
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,17 @@ def _update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> No
 class _Run:
     """Model, EMA and optimiser of a run, and their way to and from the state file."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+    def __init__(self, model: nn.Module, config: LoopConfig, memory: nn.Module | None = None) -> None:
         self.config = config
+        self.memory = memory or nn.Module()
         distributed.join_group()
         self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision=config.mixed_precision)
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
         self.bare.train()
         self.optimizer = _optimizer(self.bare, config)
-        self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
+        fast = torch.compile(self.bare) if config.compile else self.bare
+        self.model, self.prepared = self.accelerator.prepare(fast, self.optimizer)
         self.step = 0
         self.seconds = 0.0
         self.values: dict[str, float] = {}  # of the last logged step
@@ -121,6 +124,7 @@ class _Run:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
+        tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         summary = {"step": self.step, "seconds": self.seconds, "values": self.values}
@@ -148,6 +152,7 @@ class _Run:
 
         self.bare.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
+        self.memory.load_state_dict(part("memory."))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("optimizer.").items():
             index, _, key = name.partition(".")
@@ -189,6 +194,7 @@ def run(
     log_path: Path,
     identity: Mapping[str, Any],
     resume: bool = False,
+    memory: nn.Module | None = None,
     sheet: Callable[[nn.Module, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> LoopResult:
@@ -205,6 +211,7 @@ def run(
         log_path: JSON-lines log, a line a step.
         identity: what must be equal for a resume to make sense: data digest, model config.
         resume: go on from `state_path`.
+        memory: what the objective remembers from step to step: buffers, saved and resumed with the model.
         sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps, in the main
             process.
         report: is told (step, metrics) after each step.
@@ -219,7 +226,7 @@ def run(
         raise VqtoolError(
             f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes"
         )
-    training = _Run(model, config)
+    training = _Run(model, config, memory)
     identity = {**identity, **{f"loop.{name}": value for name, value in asdict(config).items() if name in _FIXED}}
     if resume:
         training.load(state_path, identity)
@@ -262,7 +269,7 @@ def run(
 # Fields of LoopConfig that change the numbers of a run; the others may differ on resume.
 _FIXED = (
     "num_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "betas", "ema_decay", "clip_norm",
-    "seed", "mixed_precision",
+    "seed", "mixed_precision", "compile",
 )  # fmt: skip
 
 

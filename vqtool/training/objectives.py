@@ -1,0 +1,261 @@
+"""What training of a prior minimises: one of `losses.LOSSES`, with its settings.
+
+A step draws t and x_t for its grids, asks the denoiser once and returns, as a mean over all cells, in nats,
+
+    weight_t * (term of the loss)  +  auxiliary_weight * cross-entropy  (for losses of the bound),
+
+both divided by T p_t where t is drawn by importance. For the loss "bound" the cross-entropy is multiplied by T like the
+bound, so both are the sums over t of the paper; for "reweighted" both are means over t. A kernel that only masks needs
+the cross-entropy of masked cells and nothing else: logits are then computed for those alone.
+Source: Gu et al. 2022 (arXiv:2111.14822), section 4.1; Bond-Taylor et al. 2022 (arXiv:2111.12701), section 3.2.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtool import distributed, losses, rng
+from vqtool.errors import VqtoolError
+from vqtool.losses import adaptive_factor, auxiliary, cell_weights, masked_weights, stationary_term, variational_bound
+from vqtool.posterior import replaces
+from vqtool.priors import Prior, log_probabilities
+from vqtool.training.data import GridData
+from vqtool.training.loop import Indices, LoopConfig
+from vqtool.training.times import TIMES, History, draw_places, draw_times, find_times, place_times
+
+AUXILIARY_WEIGHT = 5e-4
+VALIDATION_STEPS = 200  # between two looks at the grids held out
+_VALIDATION_TIMES = 8  # values of t at which each of them is looked at
+_VALIDATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class PriorLoss:
+    """What is minimised."""
+
+    name: str = "reweighted"  # one of losses.LOSSES
+    auxiliary_weight: float | None = None  # None: AUXILIARY_WEIGHT where the loss has an auxiliary term
+    adaptive: bool = False  # whether the auxiliary term weighs more at small t
+    mask_weights: tuple[float, float] = (1.0, 1.0)  # of masked and of other cells
+    times: str = "stratified"  # one of times.TIMES
+    drop_condition: float = 0.1  # share of the samples that are given the null condition
+
+
+def check_loss(settings: PriorLoss, prior: Prior) -> losses.Loss:
+    """The loss that the settings name, if they fit it and the prior's kernel.
+
+    Raises:
+        VqtoolError: an unknown name, or a setting that this loss or kernel has no use for.
+    """
+    kernel = prior.kernel
+    loss = losses.find(settings.name, kernel)
+    if settings.times not in TIMES:
+        raise VqtoolError(f"--times {settings.times}: unknown; known are {', '.join(TIMES)}")
+    with_bound = ", ".join(name for name, other in losses.LOSSES.items() if not other.of_masked)
+    for flag, used, fits, partner in (
+        ("--auxiliary-weight", bool(settings.auxiliary_weight), not loss.of_masked, f"--loss {with_bound}"),
+        ("--adaptive-auxiliary", settings.adaptive, not loss.of_masked, f"--loss {with_bound}"),
+        ("--adaptive-auxiliary", settings.adaptive, settings.auxiliary_weight != 0, "an --auxiliary-weight above 0"),
+        ("--mask-weights", settings.mask_weights != (1, 1), not loss.of_masked, f"--loss {with_bound}"),
+        ("--mask-weights", settings.mask_weights != (1, 1), kernel.has_mask, "--kernel mask-replace, absorbing"),
+        ("--times importance", settings.times == "importance", loss.noising != "share", "losses whose t is a step"),
+        ("--rule plug-in", prior.rule == "plug-in", replaces(kernel), "--kernel mask-replace, uniform"),
+    ):
+        if used and not fits:
+            raise VqtoolError(f"{flag} goes with {partner}, not with --loss {settings.name} and --kernel {kernel.name}")
+    return loss
+
+
+class Noised(NamedTuple):
+    """Grids as the denoiser sees them."""
+
+    x_t: Tensor  # (b, H, W) int64
+    t: Tensor  # (b,) int64, or float32 in continuous time
+    weights: Tensor  # (b,) float64: what the loss of each is multiplied by
+
+
+class PriorObjective:
+    """The objective of the training loop.
+
+    Attributes:
+        history: what importance sampling of t has seen, else None; the loop saves and resumes it.
+    """
+
+    def __init__(
+        self, prior: Prior, data: GridData, settings: PriorLoss, run: LoopConfig, held_out: GridData | None = None
+    ) -> None:
+        self._prior, self._data, self._settings, self._run, self._held_out = prior, data, settings, run, held_out
+        self._loss = check_loss(settings, prior)
+        given = settings.auxiliary_weight
+        self._auxiliary_weight = 0.0 if self._loss.of_masked else AUXILIARY_WEIGHT if given is None else given
+        self._masks_only = not replaces(prior.kernel)
+        if self._loss.weights is not None:
+            self._weights = (
+                masked_weights(self._loss, prior.kernel) if self._masks_only else self._loss.weights(prior.kernel)
+            )
+        self.history = History(prior.kernel.num_steps) if settings.times == "importance" else None
+
+    def __call__(
+        self, model: nn.Module, indices: Indices, samples: Indices, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step and what is logged of it."""
+        x_0, condition = self._data.rows(indices)
+        noise = rng.uniform(self._run.seed, samples, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING)
+        dropped = (noise[:, 0] < self._settings.drop_condition).view(-1, *[1] * (condition.ndim - 1))
+        condition = torch.where(dropped, self._prior.conditioner.null(len(x_0)), condition)
+        noised, importance = self._add_noise(x_0, samples, noise[:, 1:].view_as(x_0))
+        measure = self._measure_masked if self._masks_only else self._measure_all
+        main, extra, metrics = measure(model, x_0, noised, condition)
+        importance = importance.to(main.device)
+        if self.history is not None:
+            # As published: the loss of a grid at its step, which T times is what is minimised.
+            seen = torch.stack([noised.t.to(main), main.detach() / self._prior.kernel.num_steps], dim=1)
+            t, seen_losses = distributed.gather(seen).cpu().unbind(1)
+            self.history.update(t.long(), seen_losses)
+        total = ((main + extra) * importance).sum() / x_0.numel()
+        logged = {name: (value * importance).sum().detach() / x_0.numel() for name, value in metrics.items()}
+        if self._held_out is not None and (step + 1) % VALIDATION_STEPS == 0:
+            logged["validation_bound"] = validate(model, self._prior, self._held_out, self._run.seed)
+        return total.float(), logged
+
+    def _add_noise(self, x_0: Tensor, samples: Indices, noise: Tensor) -> tuple[Noised, Tensor]:
+        """Grids with noise, and what their loss is multiplied by for how t was drawn: (b,) float64."""
+        kernel = self._prior.kernel
+        places = draw_places(samples, self._run.batch_size, self._run.seed, spread=self._settings.times != "uniform")
+        importance = torch.ones_like(places)
+        if self._loss.noising == "share":
+            share = 1.0 - places  # (0, 1]
+            x_t = torch.where(noise < share.view(-1, 1, 1), kernel.mask_id, x_0)
+            return Noised(x_t, find_times(share, kernel), 1 / share), importance
+        if self.history is not None:
+            t, importance = self.history.draw(places)
+        else:
+            t = place_times(places, kernel.num_steps)
+        if self._loss.noising == "count":
+            return _mask_count(x_0, t, noise, prior=self._prior), importance
+        return Noised(kernel.sample(x_0, t, noise), t, self._weights[t]), importance
+
+    def _measure_masked(
+        self, model: nn.Module, x_0: Tensor, noised: Noised, condition: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Main and auxiliary term of each grid, (b,) float64 nats, and metrics, for a kernel that only masks."""
+        x_t, t, weights = noised
+        halves = not self._run.compile and distributed.world_size() == 1  # the wrapper of several wants one call a step
+        entropy = masked_entropies(model, self._prior, x_0, x_t, t, condition, halves=halves)
+        factor = torch.where(t == 1, 1.0, self._settings.mask_weights[0])
+        main = (weights * factor).to(entropy.device) * entropy
+        extra = (self._auxiliary_weights(t) * factor).to(entropy.device) * entropy
+        metrics = {"cross_entropy": entropy}
+        if self._loss.noising == "share":
+            metrics["bound"] = main
+        elif self._loss.noising == "steps":
+            opening = masked_weights(losses.LOSSES["bound"], self._prior.kernel)
+            metrics["bound"] = opening[t].to(entropy.device) * entropy
+        return main, extra, metrics
+
+    def _measure_all(
+        self, model: nn.Module, x_0: Tensor, noised: Noised, condition: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same for any kernel, from the logits of all cells."""
+        x_t, t, weights = noised
+        bound, entropy = cell_losses(model, self._prior, x_0, x_t, t, condition)
+        metrics = {"bound": self._prior.kernel.num_steps * bound.sum((1, 2)), "cross_entropy": entropy.sum((1, 2))}
+        if self._settings.mask_weights != (1, 1):
+            factors = cell_weights(x_t, t, self._prior.kernel, *self._settings.mask_weights).to(bound)
+            bound, entropy = factors * bound, factors * entropy
+        main = weights.to(bound.device) * bound.sum((1, 2))
+        return main, self._auxiliary_weights(t).to(bound.device) * entropy.sum((1, 2)), metrics
+
+    def _auxiliary_weights(self, t: Tensor) -> Tensor:
+        """(b,) float64: of the cross-entropy."""
+        num_steps = self._prior.kernel.num_steps
+        weight = self._auxiliary_weight * (num_steps if self._loss.summed else 1)
+        return weight * (adaptive_factor(t, num_steps) if self._settings.adaptive else torch.ones_like(t).double())
+
+
+def _mask_count(x_0: Tensor, t: Tensor, noise: Tensor, *, prior: Prior) -> Noised:
+    """Grids of which as many cells are masked as the kernel masks on average at t, but one at least."""
+    num_cells = x_0[0].numel()
+    counts = (prior.kernel.gamma_bar[t] * num_cells).round().clamp(min=1)  # (b,)
+    ranks = noise.flatten(1).argsort(dim=1).argsort(dim=1).view_as(x_0)
+    x_t = torch.where(ranks < counts.view(-1, 1, 1), prior.kernel.mask_id, x_0)
+    return Noised(x_t, t, num_cells / counts)
+
+
+def masked_entropies(
+    model: nn.Module, prior: Prior, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, *, halves: bool = True
+) -> Tensor:
+    """Cross-entropy of the masked cells of each grid, with logits computed for those alone.
+
+    The denoiser wants as many cells of each grid: the grids with fewer masks and those with more go apart, or the
+    one that is all mask would decide for all.
+
+    Args:
+        model: the denoiser, or what accelerate made of it.
+        prior: of whose kernel the grids are.
+        x_0: (b, H, W) int64 tokens.
+        x_t: (b, H, W) int64 tokens or mask_id.
+        t: (b,) int64 or float32.
+        condition: (b, ...) int64.
+        halves: whether to call the denoiser for half of the grids at a time; else once, and for all cells: the same
+            shapes every time, for torch.compile.
+
+    Returns:
+        (b,) float64 nats on the model's device.
+    """
+    masked = (x_t == prior.kernel.mask_id).flatten(1)
+    device = next(model.parameters()).device
+    order = masked.sum(1).argsort()
+    sums = []
+    for rows in order.chunk(2 if halves else 1):
+        most = max(1, int(masked[rows].sum(1).max())) if halves else masked.shape[1]
+        cells = masked[rows].byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # (rows, n), masked first
+        wanted, clean = masked[rows].gather(1, cells), x_0[rows].flatten(1).gather(1, cells)
+        given = (tensor.to(device, non_blocking=True) for tensor in (x_t[rows], t[rows], condition[rows], cells))
+        logits = model(*given)  # (rows, n, K)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        entropy = F.cross_entropy(logits.flatten(0, 1), clean.flatten().to(device), reduction="none")
+        sums.append((entropy.view(len(rows), most) * wanted.to(device)).sum(1, dtype=torch.float64))
+    return torch.cat(sums)[order.argsort().to(device)]
+
+
+def cell_losses(
+    model: nn.Module, prior: Prior, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The bound of step t, and the cross-entropy: (b, H, W) nats each, on the model's device.
+
+    Args:
+        model: the denoiser, or what accelerate made of it.
+        prior: kernel, rule and parameterisation.
+        x_0: (b, H, W) int64 tokens.
+        x_t: (b, H, W) int64 tokens or mask_id.
+        t: (b,) int64 in [1, T].
+        condition: (b, ...) int64.
+    """
+    kernel, device = prior.kernel, next(model.parameters()).device
+    x_0, x_t, t, condition = (tensor.to(device, non_blocking=True) for tensor in (x_0, x_t, t, condition))
+    log_x0 = log_probabilities(model(x_t, t, condition), x_t, t, kernel, prior.parameterisation)
+    return variational_bound(log_x0, x_0, x_t, t, kernel, prior.rule), auxiliary(log_x0, x_0)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tensor:
+    """The bound of held-out grids, nats a cell, at a few t each; the same noise every time."""
+    kernel = prior.kernel
+    total = torch.zeros((), device=next(model.parameters()).device, dtype=torch.float64)
+    x_0, condition = data.rows(np.arange(len(data)))
+    for look in range(_VALIDATION_TIMES):
+        samples = np.arange(len(data)) * _VALIDATION_TIMES + look
+        t = draw_times(samples, _VALIDATION_TIMES, kernel.num_steps, seed)  # spread evenly for each grid
+        noise = rng.uniform(seed, samples, 2, tuple(x_0.shape[1:]), stream=rng.TRAINING)
+        x_t = kernel.sample(x_0, t, noise)
+        for first in range(0, len(data), _VALIDATION_BATCH):
+            rows = slice(first, first + _VALIDATION_BATCH)
+            bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], condition[rows])
+            total += bound.sum()
+    stationary = float(stationary_term(x_0[:1, :1, :1], kernel))
+    return total * kernel.num_steps / (x_0.numel() * _VALIDATION_TIMES) + stationary
