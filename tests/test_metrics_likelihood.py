@@ -247,6 +247,14 @@ def test_a_network_of_no_knowledge_needs_log2_K_bits_a_token(tmp_path):
     assert abs(scores(report)["bits-per-token"] - math.log2(11)) < 4.9 * error
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_measures_what_a_cpu_does(classes):
+    prior, path = classes
+    expected = scores(measure_likelihood(prior, [path], times=5))
+    assert scores(measure_likelihood(prior.to("cuda"), [path], times=5)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_grids_without_labels_get_the_null_condition_and_a_warning(classes, tmp_path):
     prior, _ = classes
     tokens = np.zeros((3, 4, 6))
