@@ -40,9 +40,10 @@ def usage(
     from vqtool.artifacts import refuse_existing
     from vqtool.cli.console import progress, say, warn
     from vqtool.codebooks.usage import count_grids, describe, few_tokens
-    from vqtool.metrics.plots import check_matplotlib, plot_usage
 
     if plot is not None:
+        from vqtool.metrics.plots import check_matplotlib, plot_usage
+
         check_matplotlib()
         refuse_existing(plot, force=force)
     found = count_grids(grids or ["-"], progress=lambda text, total: progress(text, total, "grids"))
