@@ -9,7 +9,7 @@ Equation: bits = (KL(q(x_T | x_0) || stationary) + sum_t E KL(q(x_{t-1} | x_t, x
 the term of t = 1 being E[-log p(x_0 | x_1)], with p by the prior's own rule.
 Standard error: the deviation of the grids' estimates / sqrt(number of grids). The estimates are independent, each with
 its own t and its own noise, so what they differ by holds all three: the grids drawn, the t drawn and the noise. Grid i
-has the same t and noise under every prior of as many steps, so two priors differ by far less by chance than each is off.
+has the same t and noise under every prior of the same T and kernel, so two priors differ by less chance than each has.
 Cost: one denoiser call a look; memory does not grow with the number of grids.
 Source: Austin et al. 2021 (arXiv:2107.03006), equation 1; Gu et al. 2022 (arXiv:2111.14822), equation 9.
 """
