@@ -156,6 +156,8 @@ class UNet(Denoiser):
         nn.init.zeros_(self.head.bias)
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)
+        # A fifth faster at dim 128 on a CPU.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone: (B,) class numbers, or (B, 0) nothing."""
