@@ -41,7 +41,6 @@ from vqtool.denoisers._blocks import (
     normalise,
     sinusoids,
 )
-from vqtool.errors import VqtoolError
 
 _CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -215,7 +214,7 @@ class VqDiffusion(Denoiser):
                 for none; or (B, 0) nothing.
 
         Raises:
-            VqtoolError: it is not what the network was made for: the prior lacks its text encoder.
+            ValueError: it is not what the network was made for.
         """
         if self.config.num_classes:
             norms = (block.mlp_norm for block in self.blocks)
@@ -224,10 +223,7 @@ class VqDiffusion(Denoiser):
         if not self.config.text_width:
             return EncodedCondition()
         if condition.ndim != 3 or condition.shape[-1] != self.config.text_width:
-            raise VqtoolError(
-                f"the denoiser needs features of texts, (B, L, {self.config.text_width}), is given "
-                f"{tuple(condition.shape)}: import the prior with its text encoder"
-            )
+            raise ValueError(f"features (B, L, {self.config.text_width}) are needed, not {tuple(condition.shape)}")
         condition = condition.to(self.head.weight.dtype)
         if self.null_text is not None:
             absent = (condition == 0).flatten(1).all(1)
