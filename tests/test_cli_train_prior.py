@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import leaf_commands
 from conftest import error_lines, start
 from PIL import Image
 
-from vqtool import artifacts
+from vqtool import artifacts, denoisers
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.losses import LOSSES
+from vqtool.posterior import RULES
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer
+from vqtool.training.times import TIMES
 
 SHORT = ("--steps", 3, "--batch-size", 4, "--size", "tiny")
 
@@ -176,6 +181,15 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(folder, vqtool, 
     assert len(error_lines(result.err)) == 1
     assert message in error_lines(result.err)[0]
     assert sorted(path.name for path in folder.iterdir()) == ["tok.h5"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"), [("--loss", LOSSES), ("--denoiser", denoisers.NAMES), ("--times", TIMES), ("--rule", RULES)]
+)
+def test_the_help_of_a_flag_says_every_name_that_it_takes(flag, names):
+    (parameter,) = [option for option in leaf_commands()["train-prior"].params if flag in option.opts]
+    for name in names:
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", parameter.help)
 
 
 def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):

@@ -132,14 +132,16 @@ def test_a_fresh_prior_predicts_each_token_as_often_as_it_is_found():
     torch.testing.assert_close(found, torch.tensor([3.5, 2.5, 5.5, 0.5]) / 12)
 
 
-def test_sizes_and_lengths_follow_data_and_machine():
-    assert training.choose_size("transformer", 300, 64, gpu=False) == "tiny"
-    assert training.choose_size("transformer", 5000, 64, gpu=False) == "small"
-    assert training.choose_size("transformer", 100_000, 256, gpu=True) == "large"
-    assert training.choose_size("vq-diffusion", 100_000, 256, gpu=True) == "small"  # the largest of these names
-    assert training.choose_num_steps(100, 50, 0.1, gpu=False) == 600
-    assert training.choose_num_steps(1_000_000, 50, 0.1, gpu=False) == 6000
-    assert training.choose_num_steps(10, 1000, 1e-3, gpu=True) == 3
+def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.choose_size("transformer", 300, 64) == "tiny"
+    assert training.choose_size("transformer", 5000, 64) == "small"
+    assert training.choose_num_steps(100, 50, 0.1) == 600
+    assert training.choose_num_steps(1_000_000, 50, 0.1) == 6000
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.choose_size("transformer", 100_000, 256) == "large"
+    assert training.choose_size("vq-diffusion", 100_000, 256) == "small"  # the largest of these names
+    assert training.choose_num_steps(10, 1000, 1e-3) == 3
 
 
 def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):

@@ -15,69 +15,89 @@ from vqtool.errors import VqtoolError
 if TYPE_CHECKING:
     from vqtool.conditions import Conditioner
     from vqtool.grids import GridBatch, GridHeader
+    from vqtool.kernels import Kernel as ForwardProcess
     from vqtool.priors import Origin, Prior
+    from vqtool.training.data import GridData
+    from vqtool.training.loop import LoopConfig
+
+
+Kernel = Annotated[str, typer.Option("--kernel", help="mask-replace, absorbing or uniform.")]
+Schedule = Annotated[
+    str | None, typer.Option("--schedule", help="How fast tokens are lost. Default: the kernel's own.")
+]
+DiffusionSteps = Annotated[int, typer.Option("--diffusion-steps", "-T", min=1, help="T, of the kernel.")]
+DenoiserName = Annotated[
+    str,
+    typer.Option(
+        "--denoiser", help="transformer, or as published: vq-diffusion, unet (VQ-DDM's), guided-unet (its variant)."
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="tiny (1.5 M parameters), small (4.5), base (10), large (58) or huge (308); other denoisers have "
+        "others. Default: suits data and machine.",
+    ),
+]
+DropCondition = Annotated[
+    float, typer.Option("--drop-condition", min=0, max=1, help="Share trained without condition, for guidance.")
+]
+LossName = Annotated[
+    str,
+    typer.Option(
+        "--loss",
+        help="reweighted: for samples. bound: for likelihood. For absorbing kernels also elbo, reweighted-elbo, "
+        "reweighted-elbo-fixed, mlm, mdlm.",
+    ),
+]
+AuxiliaryWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--auxiliary-weight", min=0, help="Of the cross-entropy beside reweighted and bound. Default: 0.0005."
+    ),
+]
+AdaptiveAuxiliary = Annotated[
+    bool, typer.Option("--adaptive-auxiliary", help="Weigh it more at small t: 2 at t = 1, 1 + 1 / T at T.")
+]
+MaskWeights = Annotated[
+    str, typer.Option("--mask-weights", metavar="A,B", help="Of masked and other cells, in reweighted and bound.")
+]
+Times = Annotated[
+    str, typer.Option("--times", help="How t is drawn: stratified, uniform, or importance (where the loss is large).")
+]
+Rule = Annotated[
+    str, typer.Option("--rule", help="How x_0 is averaged in the bound: mixture, or plug-in as in VQ-DDM.")
+]
+Fast = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--no-fast",
+        help="On GPUs: bfloat16 and torch.compile; or neither. Default: bfloat16.",
+        show_default=False,
+    ),
+]
 
 
 @command
 def train_prior(
     grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("tok.h5"),
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
-    kernel: Annotated[str, typer.Option("--kernel", help="mask-replace, absorbing or uniform.")] = "mask-replace",
-    schedule: Annotated[
-        str | None, typer.Option("--schedule", help="How fast tokens are lost. Default: the kernel's own.")
-    ] = None,
-    diffusion_steps: Annotated[int, typer.Option("--diffusion-steps", "-T", min=1, help="T, of the kernel.")] = 100,
-    denoiser: Annotated[
-        str, typer.Option("--denoiser", help="transformer, or as published: vq-diffusion, unet (VQ-DDM).")
-    ] = "transformer",
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            help="tiny (1.5 M parameters), small (4.5), base (10), large (58) or huge (308); other denoisers have "
-            "others. Default: suits data and machine.",
-        ),
-    ] = None,
+    kernel: Kernel = "mask-replace",
+    schedule: Schedule = None,
+    diffusion_steps: DiffusionSteps = 100,
+    denoiser: DenoiserName = "transformer",
+    size: Size = None,
     condition: Annotated[str, typer.Option("--condition", help="auto, none, class or caption.")] = "auto",
     vocabulary: Annotated[str, typer.Option("--vocabulary", help="Of captions: bpe or sentencepiece.")] = "bpe",
-    drop_condition: Annotated[
-        float, typer.Option("--drop-condition", min=0, max=1, help="Share trained without condition, for guidance.")
-    ] = 0.1,
-    loss: Annotated[
-        str,
-        typer.Option(
-            "--loss",
-            help="reweighted: for samples. bound: for likelihood. For absorbing kernels also elbo, reweighted-elbo, "
-            "reweighted-elbo-fixed, mlm, mdlm.",
-        ),
-    ] = "reweighted",
-    auxiliary_weight: Annotated[
-        float | None,
-        typer.Option(
-            "--auxiliary-weight", min=0, help="Of the cross-entropy beside reweighted and bound. Default: 0.0005."
-        ),
-    ] = None,
-    adaptive_auxiliary: Annotated[
-        bool, typer.Option("--adaptive-auxiliary", help="Weigh it more at small t: by 1 + 1 / T to 2.")
-    ] = False,
-    mask_weights: Annotated[
-        str, typer.Option("--mask-weights", metavar="A,B", help="Of masked and other cells, in reweighted and bound.")
-    ] = "1,1",
-    times: Annotated[
-        str,
-        typer.Option("--times", help="How t is drawn: stratified, uniform, or importance (where the loss is large)."),
-    ] = "stratified",
-    rule: Annotated[
-        str, typer.Option("--rule", help="How x_0 is averaged in the bound: mixture, or plug-in as in VQ-DDM.")
-    ] = "mixture",
-    fast: Annotated[
-        bool | None,
-        typer.Option(
-            "--fast/--no-fast",
-            help="On GPUs: bfloat16 and torch.compile; or neither. Default: bfloat16.",
-            show_default=False,
-        ),
-    ] = None,
+    drop_condition: DropCondition = 0.1,
+    loss: LossName = "reweighted",
+    auxiliary_weight: AuxiliaryWeight = None,
+    adaptive_auxiliary: AdaptiveAuxiliary = False,
+    mask_weights: MaskWeights = "1,1",
+    times: Times = "stratified",
+    rule: Rule = "mixture",
+    fast: Fast = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Grids a step.")] = 64,
@@ -102,54 +122,38 @@ def train_prior(
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
     """
-    from dataclasses import replace
-
-    import torch
-
-    from vqtool import denoisers, distributed, kernels, posterior
-    from vqtool.artifacts import history_record
-    from vqtool.training import loop, objectives
+    from vqtool import kernels
+    from vqtool.training import objectives
     from vqtool.training import prior as training
     from vqtool.training.data import build_data
 
-    one_of("--rule", rule, posterior.RULES)
-    target = objectives.PriorLoss(
-        loss, auxiliary_weight, adaptive_auxiliary, _two_weights(mask_weights), times, drop_condition
-    )
-    run_files, gpu = RunFiles(output), torch.cuda.is_available()
+    weights = _two_weights(mask_weights)
+    target = objectives.PriorLoss(loss, auxiliary_weight, adaptive_auxiliary, weights, times, drop_condition)
+    run_files = RunFiles(output)
     run_files.check(resume=resume, force=force)
     header, batch = _read(grids)
     conditioner = _build_conditioner(batch, condition, vocabulary, denoiser)
     forward = kernels.build(kernel, schedule=schedule, codebook_size=header.codebook_size, num_steps=diffusion_steps)
     data, held_out = build_data(batch, conditioner, _origin(header)).split(seed)
-    size = size or training.choose_size(denoiser, len(data), batch.tokens[0].size, gpu=gpu)
-    file = denoisers.module(denoiser)
-    one_of("--size", size, file.SIZES)
-    prior = training.build_prior(
-        forward, conditioner, data.origin, size, seed=seed, tokens=data.tokens, denoiser=denoiser, rule=rule
-    )
+    prior, rate = _build_prior(forward, conditioner, data, denoiser, size, rule, seed)
     objectives.check_loss(target, prior)
-    _announce(prior, size, len(data), len(held_out or ()))
+    _announce(prior, len(data), len(held_out or ()))
+    sheet = _sheet(prior, grids, tokenizer, run_files.sheet)
 
-    def plan(num_steps: int) -> loop.LoopConfig:
-        rate = learning_rate or file.LEARNING_RATES[size]
-        return training.choose_run(num_steps, batch_size, rate, seed=seed, sheet_steps=sheet_every, fast=fast)
-
-    def measure() -> float:
-        objective = objectives.PriorObjective(prior, data, target, plan(1))
-        seconds = loop.measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=plan(1))
-        return distributed.broadcast(seconds)
+    def plan(num_steps: int) -> "LoopConfig":
+        rate_given = learning_rate or rate
+        return training.choose_run(num_steps, batch_size, rate_given, seed=seed, sheet_steps=sheet_every, fast=fast)
 
     num_steps = choose_steps(
         steps,
         minutes,
         resume_from=run_files.state if resume else None,
-        default=lambda seconds: training.choose_num_steps(len(data), batch_size, seconds, gpu=gpu),
-        step_seconds=measure,
+        default=lambda seconds: training.choose_num_steps(len(data), batch_size, seconds),
+        step_seconds=lambda: training.measure_step_seconds(prior, data, target, plan(1)),
     )
-    done, sheet = run_files.steps_done(resume=resume), _sheet(prior, grids, tokenizer, run_files.sheet)
+    done = run_files.steps_done(resume=resume)
     with reporting(num_steps, ("loss", "bound", "validation_bound"), done=done) as report:
-        prior = training.train_prior(
+        trained = training.train_prior(
             prior,
             data,
             loss=target,
@@ -162,13 +166,7 @@ def train_prior(
             sheet=sheet,
             report=report,
         )
-    if distributed.is_main_process():
-        inputs = {"grids": data.digest(), "tokenizer": header.tokenizer_fingerprint}
-        record = history_record("train-prior", inputs=inputs, seed=seed)
-        prior = replace(prior, history=(*header.history, record)).save(output, force=True)
-        sheet(prior, num_steps)
-        drawn = f"sheet {run_files.sheet}, " if run_files.sheet.exists() else ""
-        say(f"wrote {output}: prior {prior.fingerprint}; {drawn}log {run_files.log}")
+    _finish(trained, run_files, header, data.digest(), seed, lambda: sheet(trained, num_steps))
 
 
 def _two_weights(text: str) -> tuple[float, float]:
@@ -227,14 +225,56 @@ def _origin(header: "GridHeader") -> "Origin":
     )
 
 
-def _announce(prior: "Prior", size: str, num_grids: int, num_held_out: int) -> None:
+def _build_prior(
+    kernel: "ForwardProcess",
+    conditioner: "Conditioner",
+    data: "GridData",
+    name: str,
+    size: str | None,
+    rule: str,
+    seed: int,
+) -> "tuple[Prior, float]":
+    """A fresh prior and the highest learning rate that suits it."""
+    from vqtool import denoisers, posterior
+    from vqtool.training import prior as training
+
+    one_of("--rule", rule, posterior.RULES)
+    file = denoisers.module(name)
+    chosen = size or training.choose_size(name, len(data), data.tokens[0].size)
+    one_of("--size", chosen, file.SIZES)
+    prior = training.build_prior(
+        kernel, conditioner, data.origin, chosen, seed=seed, tokens=data.tokens, denoiser=name, rule=rule
+    )
+    parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
+    say(f"denoiser {name} {chosen}: {parameters / 1e6:.2f} M parameters")
+    return prior, file.LEARNING_RATES[chosen]
+
+
+def _announce(prior: "Prior", num_grids: int, num_held_out: int) -> None:
     kernel, conditioner = prior.kernel, prior.conditioner
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
     held_out = f" ({num_held_out} more held out)" if num_held_out else ""
-    parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
     say(f"{num_grids} grids of {shape(prior.origin.grid_size)}{held_out}; {texts[conditioner.kind]}")
     say(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
-    say(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
+
+
+def _finish(
+    prior: "Prior", files: RunFiles, header: "GridHeader", digest: str, seed: int, draw: Callable[[], None]
+) -> None:
+    """Write the prior with its history, and its sheet."""
+    from dataclasses import replace
+
+    from vqtool import distributed
+    from vqtool.artifacts import history_record
+
+    if not distributed.is_main_process():
+        return
+    inputs = {"grids": digest, "tokenizer": header.tokenizer_fingerprint}
+    record = history_record("train-prior", inputs=inputs, seed=seed)
+    saved = replace(prior, history=(*header.history, record)).save(files.output, force=True)
+    draw()
+    drawn = f"sheet {files.sheet}, " if files.sheet.exists() else ""
+    say(f"wrote {files.output}: prior {saved.fingerprint}; {drawn}log {files.log}")
 
 
 def _sheet(prior: "Prior", grids: Path, given: str | None, path: Path) -> "Callable[[Prior, int], None]":

@@ -30,13 +30,13 @@ SHEET_SAMPLES = 16
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
 
 
-def choose_size(denoiser: str, num_grids: int, num_cells: int, *, gpu: bool) -> str:
+def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
     """The name of a size that suits data and machine; where the denoiser lacks it, the next smaller one it has.
 
     On a CPU the steps that a network can take in ten minutes matter most: 380 grids of 8x8 a second pass the tiny
     transformer in training, 150 the small one (two cores). On a GPU, how much there is to learn.
     """
-    if gpu:
+    if torch.cuda.is_available():
         num_tokens = num_grids * num_cells
         wanted = "small" if num_tokens < 200_000 else "base" if num_tokens < 5_000_000 else "large"
     else:
@@ -139,10 +139,16 @@ def choose_run(
     )
 
 
-def choose_num_steps(num_grids: int, batch_size: int, step_seconds: float, *, gpu: bool) -> int:
+def choose_num_steps(num_grids: int, batch_size: int, step_seconds: float) -> int:
     """Steps of a run when nobody says: 300 passes through the grids, but no longer than 10 minutes (GPU: 30)."""
-    in_time = (1800 if gpu else 600) / step_seconds
+    in_time = (1800 if torch.cuda.is_available() else 600) / step_seconds
     return max(1, int(min(MAX_PASSES * num_grids / batch_size, in_time)))
+
+
+def measure_step_seconds(prior: Prior, data: GridData, loss: PriorLoss, run: LoopConfig) -> float:
+    """Seconds that one step of such a run takes here."""
+    objective = PriorObjective(prior, data, loss, run)
+    return loop.measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=run)
 
 
 def train_prior(
