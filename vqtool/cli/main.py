@@ -38,6 +38,7 @@ COMMANDS = (
     "decode",
     "eval",
     "import",
+    "export",
     "show",
     "info",
     "head",

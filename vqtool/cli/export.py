@@ -1,0 +1,38 @@
+"""`vqtool export`: artifacts -> other projects' files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqtool.cli.console import say
+from vqtool.cli.main import command
+from vqtool.cli.options import Force, TokenizerOption
+
+
+@command
+def export(
+    file: Annotated[Path, typer.Argument(help="Prior or tokenizer.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("exported"),
+    name: Annotated[
+        str, typer.Option("--format", help="diffusers: text priors and VQGANs. taming: VQGANs.")
+    ] = "diffusers",
+    tokenizer: TokenizerOption = None,
+    force: Force = False,
+) -> None:
+    """Convert an artifact into the files of another project.
+
+    diffusers: a text prior with its tokenizer and text encoder becomes the folder of a VQDiffusionPipeline, a VQGAN
+    that of a VQModel. taming: a VQGAN becomes model.ckpt and model.yaml. What a format cannot hold is refused.
+
+    Examples:
+
+        vqtool export ithq.safetensors -o ithq/
+
+        vqtool export tokenizer.safetensors --format taming -o vqgan/
+    """
+    from vqtool.interop.exporting import export as export_artifact
+
+    for note in export_artifact(file, output, name, tokenizer=tokenizer, force=force):
+        say(note)
+    say(f"wrote {output}: {file} for {name}")

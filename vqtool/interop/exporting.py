@@ -1,0 +1,47 @@
+"""Artifacts as other projects' files."""
+
+from pathlib import Path
+
+from vqtool.artifacts import read_header
+from vqtool.errors import VqtoolError
+from vqtool.interop import diffusers, diffusers_vqmodel, taming
+from vqtool.priors import load_prior
+from vqtool.tokenizers import find_named_tokenizer, load_tokenizer
+
+EXPORTS = {"prior": ("diffusers",), "tokenizer": ("diffusers", "taming")}  # kind of artifact -> formats
+
+
+def export(path: Path, folder: Path, name: str, *, tokenizer: str | None = None, force: bool = False) -> list[str]:
+    """Write an artifact as another project reads it.
+
+    Args:
+        path: of a prior or tokenizer.
+        folder: made if it is not there; files of the same names are replaced.
+        name: of the format, one of EXPORTS.
+        tokenizer: of a prior, where it is not found by the prior's own account.
+        force: write into a folder that is not empty.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        VqtoolError: the format cannot hold it, says why; or the folder is not empty.
+    """
+    kind = read_header(path).kind
+    if name not in EXPORTS.get(kind, ()):
+        known = ", ".join(f"{known} to {' or '.join(names)}" for known, names in EXPORTS.items())
+        raise VqtoolError(f"{path}: a {kind} cannot be exported to {name!r}; what can be is {known}")
+    if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
+        raise VqtoolError(f"{folder}: exists and is not an empty folder; --force replaces files of the same names")
+    if kind == "prior":
+        prior = load_prior(path)
+        origin = prior.origin
+        named = find_named_tokenizer(
+            origin.tokenizer_fingerprint, origin.tokenizer_location, given=tokenizer, near=path.parent
+        )
+        return diffusers.export(prior, named, folder)
+    if tokenizer is not None:
+        raise VqtoolError(f"--tokenizer goes with a prior, but {path} is a tokenizer itself")
+    module = {"diffusers": diffusers_vqmodel, "taming": taming}[name]
+    module.export(load_tokenizer(path), folder)
+    return []
