@@ -16,7 +16,8 @@ from vqtool.interop._stacking import Names, fill_stacked
 from vqtool.priors import Origin, Prior
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
-IGNORED = ("start_tok",)
+PREFIX = "_denoise_fn."
+IGNORED = (r"_denoise_fn\.start_tok", "Lt_history", "Lt_count", "loss_history")
 
 
 def recognise(source: Source) -> bool:
@@ -31,10 +32,11 @@ def load(source: Source, options: Options) -> Imported:
     Raises:
         FormatError: tensors are missing, left over or do not fit, or the number of heads is not known.
     """
-    tensors = without("_denoise_fn.", tensors_in(source.content))
-    missing = [name for name in ("pos_emb", "tok_emb.weight", "blocks.0.mlp.0.weight") if name not in tensors]
+    tensors = without(PREFIX, tensors_in(source.content))
+    sizes = {"pos_emb": 3, "tok_emb.weight": 2, "blocks.0.mlp.0.weight": 2}
+    missing = [PREFIX + name for name, ndim in sizes.items() if name not in tensors or tensors[name].ndim != ndim]
     if missing:
-        raise FormatError(f"{source.path}: tensors are missing: {', '.join(f'_denoise_fn.{name}' for name in missing)}")
+        raise FormatError(f"{source.path}: tensors are missing: {', '.join(missing)}")
     notes: list[str] = []
     codebook_size = len(tensors["tok_emb.weight"]) - 1
     num_cells, width = tensors["pos_emb"].shape[1:]
@@ -56,7 +58,8 @@ def load(source: Source, options: Options) -> Imported:
     except ValueError as error:
         raise FormatError(f"{source.path}: {error}") from error
     denoiser = vq_diffusion.build(config)
-    fill_stacked(denoiser, names_of(config), tensors | {"pos_emb": tensors["pos_emb"][0]}, source, ignored=IGNORED)
+    found = tensors_in(source.content) | {f"{PREFIX}pos_emb": tensors["pos_emb"][0]}
+    fill_stacked(denoiser, names_of(config), found, source, ignored=IGNORED)
     prior = Prior(
         kernel=kernels.build("absorbing", schedule="linear", codebook_size=codebook_size, num_steps=num_steps),
         denoiser=denoiser.eval().requires_grad_(False),
@@ -112,4 +115,4 @@ def names_of(config: vq_diffusion.Config) -> Names:
         for ours, theirs in block.items():
             for part in ("weight", "bias"):
                 names[f"blocks.{number}.{ours}.{part}"] = tuple(f"blocks.{number}.{name}.{part}" for name in theirs)
-    return names
+    return {ours: tuple(PREFIX + name for name in theirs) for ours, theirs in names.items()}
