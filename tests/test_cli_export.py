@@ -12,9 +12,8 @@ from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
 @pytest.mark.parametrize(
     ("source", "name", "written"),
-    [("taming-vqgan/last.ckpt", "taming", "model.ckpt"), ("df-vqmodel/vqvae", "diffusers", ""),
-     ("df-vqmodel/vqvae", "taming", "model.ckpt")],
-)  # fmt: skip
+    [("taming-vqgan/last.ckpt", "taming", "model.ckpt"), ("df-vqmodel/vqvae", "diffusers", "")],
+)
 def test_an_imported_vqgan_is_exported_imported_again_and_the_same(tmp_path, vqtool, source, name, written):
     first, folder, again = tmp_path / "first.safetensors", tmp_path / "out", tmp_path / "again.safetensors"
     for arguments in (
