@@ -140,6 +140,17 @@ def test_another_kind_of_artifact_is_refused(tmp_path):
         vqtool.load_prior(tmp_path / "t.safetensors")
 
 
+def test_the_residual_adds_one_to_the_logit_of_a_token_that_is_seen_and_nothing_to_a_mask():
+    """VQ-DDM's x_0 = mu(x_t, t) + x_t, with x_t as a row of K numbers: a one at its token, zeros for the mask."""
+    kernel = kernels.build("mask-replace", codebook_size=3, num_steps=10)
+    logits, x_t = torch.randn(1, 1, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[[0, 2, 1, 3]]])
+    rows = torch.eye(4)[x_t][..., :3]
+    ours = log_probabilities(logits, x_t, torch.tensor([4]), kernel, "residual")
+    torch.testing.assert_close(ours, (logits + rows).log_softmax(-1))
+    plain = log_probabilities(logits, x_t, torch.tensor([4]), kernel, "direct")
+    torch.testing.assert_close(plain, logits.log_softmax(-1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
