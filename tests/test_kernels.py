@@ -154,3 +154,42 @@ def test_steps_out_of_order_or_range_are_refused():
     for s, t in ((3, 2), (-1, 2), (2, 6)):
         with pytest.raises(ValueError, match="steps must be 0 <= s <= t <= 5"):
             kernel.transition(torch.tensor([s]), torch.tensor([t]))
+
+
+def rounded(kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    """Its cumulative rates as a checkpoint has them: float32 logarithms."""
+    return tuple(rate.log().float().exp() for rate in (kernel.alpha_bar, kernel.beta_bar, kernel.gamma_bar))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("built", BUILT, ids=str)
+def test_rates_of_a_named_schedule_become_that_kernel_in_full_digits(built):
+    found = kernels.from_rates(*rounded(built), built.codebook_size)
+    assert torch.equal(found.alpha_bar, built.alpha_bar)
+    assert torch.equal(found.gamma_bar, built.gamma_bar)
+
+
+def test_other_rates_keep_the_digits_that_float32_has_and_lose_beta_only_where_it_is_zero():
+    alpha = torch.linspace(1, 0.2, 11, dtype=torch.float64)
+    for replaced in (0.0, 1e-6, 0.1):
+        share = replaced * torch.linspace(0, 1, 11, dtype=torch.float64)
+        rates = [rate.log().float().exp() for rate in (alpha - share, share / 7, 1 - alpha)]
+        found = kernels.from_rates(*rates, 7)
+        assert (found.name, found.schedule) == ("mask-replace" if replaced else "absorbing", "checkpoint")
+        torch.testing.assert_close(found.beta_bar, share / 7, atol=0, rtol=1e-5)
+        torch.testing.assert_close(found.gamma_bar, 1 - alpha, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        ([1.0, 0.5, 0.6], [0.0, 0.0, 0.0], [0.0, 0.5, 0.4]),
+        ([1.0, 0.5, 0.2], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]),
+        ([0.9, 0.5, 0.2], [0.0, 0.0, 0.0], [0.1, 0.5, 0.8]),
+        ([1.0, 0.5, -0.1], [0.0, 0.0, 0.0], [0.0, 0.5, 1.1]),
+        ([1.0, 0.5, float("nan")], [0.0, 0.0, 0.0], [0.0, 0.5, 0.8]),
+    ],
+    ids=["rises again", "sum", "start", "negative", "nan"],
+)
+def test_rates_that_are_no_diffusion_are_refused(rates):
+    with pytest.raises(VqtoolError, match="starts from x_0 and loses it step by step"):
+        kernels.from_rates(*map(torch.tensor, rates), 5)
