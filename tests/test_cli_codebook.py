@@ -1,15 +1,17 @@
 """`vqtool codebook refit`: the same tokenizer with codes where one's own images are."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_tokenizer, error_lines, write_pictures
+from conftest import TINY, build_tokenizer, error_lines, write_pictures
 
 from vqtool import artifacts
+from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.grids import read_grids
-from vqtool.tokenizers import load_tokenizer, save_tokenizer
+from vqtool.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 
 
 @pytest.fixture
@@ -75,6 +77,82 @@ def test_the_codebook_can_change_its_size_and_its_seeding(refit, work):
     assert artifacts.read_header("new").summary["after"]["usage"] == 1
 
 
+def test_vectors_beyond_the_memory_lie_in_a_file_and_are_the_same(refit, work):
+    """In a file k-means goes by mini-batches; with a seed the vectors, and so the codes, are those of memory."""
+    common = ["imgs", "-K", "8", "--seeding", "afk-mc2", "--seed", "3"]
+    assert refit(*common, "--k-means", "mini-batch", "-o", "memory").code == 0
+    result = refit(*common, "--memory", "0", "-o", "file")
+    assert result.code == 0
+    folder = re.search(r"GiB of vectors go to (\S+/vqtool-\w+), then k-means in mini-batches", result.err)
+    assert not Path(folder[1]).exists()
+    one, other = load_tokenizer("memory"), load_tokenizer("file")
+    assert torch.equal(one.codebook, other.codebook)
+    assert artifacts.read_header("file").summary == artifacts.read_header("memory").summary
+
+
+def test_the_images_of_a_grid_file_are_found_by_their_names(refit, vqtool, work):
+    """The other 20 pictures leave no trace: the result is that of a folder of the ten alone."""
+    write_pictures(work / "ten", 10)
+    assert vqtool("encode", "ten", "--size", "16", "-t", "old.safetensors", "-o", "ten.h5").code == 0
+    line = ["-K", "8", "-o"]
+    assert refit("ten", *line, "alone").code == 0
+    result = vqtool("codebook", "refit", "imgs", "--grids", "ten.h5", *line, "named")
+    assert result.code == 0
+    assert "vectors from 10 images with tokenizer" in result.err
+    assert "--size 16x16" in result.err
+    assert torch.equal(load_tokenizer("named").codebook, load_tokenizer("alone").codebook)
+
+
+def test_images_that_are_not_those_of_the_grids_are_refused(refit, vqtool, work):
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "old.safetensors").code == 0
+    write_pictures(work / "some", 29)
+    write_pictures(work / "others", 30, seed=1)
+    for folder, message in (
+        ("some", "1 of the 30 images that tok.h5 names are not among the 29 given, '29' for one"),
+        ("others", "they are other pictures"),
+    ):
+        result = vqtool("codebook", "refit", folder, "--grids", "tok.h5")
+        assert result.code == 1
+        assert message in error_lines(result.err)[0]
+    result = refit("imgs", "--grids", "tok.h5")
+    assert "--size is that of the images that --grids was made of" in error_lines(result.err)[0]
+    assert vqtool("head", "-n", "0", "tok.h5", "-o", "none.h5").code == 0
+    result = vqtool("codebook", "refit", "imgs", "--grids", "none.h5")
+    assert "none.h5: no token grids in it" in error_lines(result.err)[0]
+    save_tokenizer("new.safetensors", build_tokenizer(seed=1))
+    result = vqtool("codebook", "refit", "imgs", "--grids", "tok.h5", "-t", "new.safetensors")
+    assert "is not the tokenizer" in error_lines(result.err)[0]
+    assert not Path("tokenizer.safetensors").exists()
+
+
+def test_a_bad_image_among_those_of_the_grids_is_skipped(vqtool, work):
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "old.safetensors").code == 0
+    (work / "imgs" / "02.png").write_bytes(b"no image")
+    result = vqtool("codebook", "refit", "imgs", "--grids", "tok.h5")
+    assert result.code == 1
+    assert error_lines(result.err) == ["error: 1 bad input skipped; the rest is done"]
+    assert load_tokenizer("tokenizer.safetensors").codebook_size == 16
+
+
+def test_a_tokenizer_without_nearest_codes_is_refused(refit, work):
+    tokenizer = Tokenizer(TINY, lookup="projection")
+    save_tokenizer("old.safetensors", tokenizer, force=True)
+    result = refit("imgs")
+    assert result.code == 1
+    assert "looks tokens up by projection, not by the nearest code" in error_lines(result.err)[0]
+
+
+def test_one_code_is_no_codebook(refit, work):
+    result = refit("imgs", "-K", "1")
+    assert result.code == 2
+    assert "--codebook-size" in result.err
+    tokenizer = load_tokenizer("old.safetensors")
+    save_tokenizer("old.safetensors", with_codebook(tokenizer, tokenizer.codebook[:1]), force=True)
+    result = refit("imgs")
+    assert result.code == 1
+    assert "a codebook of 1 says nothing" in error_lines(result.err)[0]
+
+
 def test_a_half_precision_tokenizer_stays_one(refit, work):
     tokenizer = load_tokenizer("old.safetensors")
     tokenizer.half_precision = True
@@ -100,6 +178,8 @@ def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(refit, work):
     ("arguments", "message"),
     [
         (["imgs", "--seeding", "random"], "--seeding random: unknown; known are k-means++, afk-mc2"),
+        (["imgs", "--k-means", "soft"], "--k-means soft: unknown; known are lloyd, mini-batch"),
+        (["imgs", "--k-means", "lloyd", "--memory", "0"], "--k-means lloyd needs the vectors in memory"),
         (["imgs", "-K", "121"], "120 distinct vectors cannot make 121 codes: give more images, more --vectors"),
         (["imgs", "-o", "old.safetensors"], "old.safetensors: exists; use --force"),
         (["imgs", "-o", "-"], "does not go to standard output"),

@@ -12,10 +12,11 @@ codebooks: VQ-DDM with ReFiT.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 Vectors = NDArray[np.float32]
 
@@ -54,13 +55,18 @@ def afk_mc2(vectors: Vectors, size: int, noise: np.random.Generator, *, chain_le
     candidates = np.minimum(np.searchsorted(cumulative, draws, side="right"), len(vectors) - 1)  # (size - 1, m)
     chosen = np.full(size, first)
     seeds = np.zeros((size, vectors.shape[1]), np.float32)  # less the first: its neighbourhood is where distances are
-    with threadpool_limits(1, "blas"):  # products this small take longer with threads, on a busy machine ten times
+    with _threads().limit(limits=1, user_api="blas"):  # small products: threads only wait
         for k, rows in enumerate(candidates, start=1):
             points = vectors[rows] - vectors[first]  # (m, D)
             weights = _distance_to_seeds(points, seeds[:k]) / proposal[rows]
             picked = _walk(weights.tolist(), noise.random(chain_length).tolist())
             chosen[k], seeds[k] = rows[picked], points[picked]
     return np.asarray(vectors[chosen])
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, which takes milliseconds
 
 
 def _squared_distances(vectors: Vectors, centre: Vectors) -> NDArray[np.float64]:
