@@ -3,7 +3,7 @@
 What it does: residual blocks with group normalisation and swish at each resolution, halved by strided convolutions and
 doubled by nearest neighbours and a convolution; attention over all cells at chosen resolutions and in the middle.
 When to use it: for imported tokenizers, and for new ones where quality counts more than time on a CPU.
-Cost: at 256x256, factor 16 and the published widths 160 G multiply-adds to encode an image and 250 G to decode one.
+Cost: at 256x256, factor 16 and the published widths 69 G multiply-adds to encode an image and 113 G to decode one.
 Differs from the original: an upsampling and its convolution are one transposed convolution, which is the same map
 with 4 instead of 9 products an output.
 Source: Esser et al. 2021 (arXiv:2012.09841).
@@ -11,6 +11,7 @@ Source: Esser et al. 2021 (arXiv:2012.09841).
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -110,10 +111,14 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w)."""
         # doubling is a transposed convolution with a 2x2 kernel of ones: both together have one 4x4 kernel
-        kernel = functional.pad(self.conv.weight, (1, 1, 1, 1))
-        kernel = sum(kernel[..., i : i + 4, j : j + 4] for i in (0, 1) for j in (0, 1))  # type: ignore[assignment]
-        kernel = kernel.transpose(0, 1).flip(2, 3)  # (in, out, 4, 4)
-        return functional.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+        kernel = _widened(_widened(self.conv.weight.permute(2, 3, 1, 0), 0), 1)  # (4, 4, in, out), quickest on CPUs
+        return functional.conv_transpose2d(x, kernel.permute(2, 3, 0, 1), self.conv.bias, stride=2, padding=1)
+
+
+def _widened(kernel: Tensor, axis: int) -> Tensor:
+    """Three taps along an axis of a convolution's kernel -> the four of a transposed one that doubles first."""
+    first, second, third = kernel.unbind(axis)
+    return torch.stack((third, second + third, first + second, first), axis)
 
 
 class Level(nn.Module):
