@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_tokenizer_and_another_another(refit, work)
 
 
 def test_the_codebook_can_change_its_size_and_its_seeding(refit, work):
-    result = refit("imgs", "-K", "40", "--seeding", "afk-mc2", "-o", "new")
+    result = refit("imgs", "-K", "40", "--seeding", "afk-mc2", "--chain-length", "50", "-o", "new")
     assert result.code == 0
     assert load_tokenizer("new").codebook.shape == (40, 4)
     assert artifacts.read_header("new").summary["after"]["usage"] == 1
@@ -178,6 +178,7 @@ def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(refit, work):
     ("arguments", "message"),
     [
         (["imgs", "--seeding", "random"], "--seeding random: unknown; known are k-means++, afk-mc2"),
+        (["imgs", "--chain-length", "9"], "--chain-length is for --seeding afk-mc2, not for k-means++"),
         (["imgs", "--k-means", "soft"], "--k-means soft: unknown; known are lloyd, mini-batch"),
         (["imgs", "--k-means", "lloyd", "--memory", "0"], "--k-means lloyd needs the vectors in memory"),
         (["imgs", "-K", "121"], "120 distinct vectors cannot make 121 codes: give more images, more --vectors"),

@@ -2,17 +2,21 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_tokenizer, error_lines, shell, write_pictures
+from exact import random_prior
 
 from vqtool import artifacts
 from vqtool.codebooks.maps import load_map
 from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.coding import decode_batch
+from vqtool.errors import MismatchError
 from vqtool.grids import GridWriter, read_grids
+from vqtool.priors import Origin
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
 
@@ -166,6 +170,14 @@ def test_grids_that_are_of_the_new_tokenizer_already_are_left_alone(vqtool, work
     result = vqtool("codebook", "remap", "tok.h5", "-t", "old.safetensors", "-o", "new.h5")
     assert result.code == 1
     assert "are those of old.safetensors already" in error_lines(result.err)[0]
+
+
+def test_a_prior_that_grids_no_longer_fit_names_the_command_that_converts_them(work):
+    header = read_grids("tok.h5")[0]
+    origin = Origin(refitted().fingerprint, "new.safetensors", header.grid_size, header.image_size, "")
+    prior = replace(random_prior(grid_size=header.grid_size, codebook_size=12), origin=origin)
+    with pytest.raises(MismatchError, match=r"`vqtool codebook remap tok\.h5 -t new\.safetensors` does it"):
+        prior.check_grids(header, "tok.h5")
 
 
 # prune and apply-map

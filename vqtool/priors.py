@@ -157,7 +157,8 @@ class Prior:
                 "tokenizer",
                 mine.tokenizer_fingerprint or header.tokenizer_fingerprint,
                 header.tokenizer_fingerprint,
-                f"encode the images with {mine.tokenizer_location}, or train a prior on these grids",
+                f"encode the images with {mine.tokenizer_location}, or train a prior on these grids; if that is their "
+                f"tokenizer with other codes, `vqtool codebook remap {name} -t {mine.tokenizer_location}` does it",
             ),
             ("codebook size", self.kernel.codebook_size, header.codebook_size, "train a prior on these grids"),
             ("grid size", _shown(mine.grid_size), _shown(header.grid_size), "encode with the same --size"),

@@ -41,7 +41,13 @@ def measure_fit(vectors: Tensor, codebook: Tensor) -> CodebookFit:
 
 
 def fit_codebook(
-    vectors: Tensor, size: int, *, seeding: str, noise: np.random.Generator, k_means: str | None = None
+    vectors: Tensor,
+    size: int,
+    *,
+    seeding: str,
+    noise: np.random.Generator,
+    k_means: str | None = None,
+    chain_length: int | None = None,
 ) -> Tensor:
     """A codebook by seeding and k-means.
 
@@ -51,6 +57,7 @@ def fit_codebook(
         seeding: a name in `SEEDINGS`.
         noise: of the seeding and of the mini-batches.
         k_means: one of K_MEANS; None is Lloyd for fewer than MINI_BATCH_FROM vectors.
+        chain_length: of the seeding "afk-mc2", which alone takes it; None is its own.
 
     Returns:
         (size, D) float32.
@@ -60,7 +67,8 @@ def fit_codebook(
     """
     points = vectors.numpy()
     _check_vectors(points, size)
-    seeds = SEEDINGS[seeding](points, size, noise)
+    options = {} if chain_length is None else {"chain_length": chain_length}
+    seeds = SEEDINGS[seeding](points, size, noise, **options)
     method = k_means or ("lloyd" if len(points) < MINI_BATCH_FROM else "mini-batch")
     centres = _mini_batch(points, seeds, noise) if method == "mini-batch" else _lloyd(points, seeds)
     return torch.from_numpy(np.asarray(centres, dtype=np.float32))

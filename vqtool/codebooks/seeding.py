@@ -98,7 +98,7 @@ def _walk(weights: list[float], noise: list[float]) -> int:
     return current
 
 
-SEEDINGS: dict[str, Callable[[Vectors, int, np.random.Generator], Vectors]] = {
+SEEDINGS: dict[str, Callable[..., Vectors]] = {  # of (vectors, size, noise), and what else each may take
     "k-means++": k_means_plus_plus,
     "afk-mc2": afk_mc2,
 }

@@ -34,6 +34,9 @@ def refit(
     ] = None,
     vectors: Annotated[int, typer.Option("--vectors", min=2, help="Encoder vectors to fit to.")] = 20_000,
     seeding: Annotated[str, typer.Option("--seeding", help="k-means++ or afk-mc2 (for many vectors).")] = "k-means++",
+    chain_length: Annotated[
+        int | None, typer.Option("--chain-length", min=1, help="Candidates a seed of afk-mc2. Default: 200.")
+    ] = None,
     k_means: Annotated[
         str | None, typer.Option("--k-means", help="lloyd or mini-batch. Default: lloyd below 200,000 vectors.")
     ] = None,
@@ -75,6 +78,8 @@ def refit(
     one_of("--seeding", seeding, SEEDINGS)
     if k_means is not None:
         one_of("--k-means", k_means, K_MEANS)
+    if chain_length is not None and seeding != "afk-mc2":
+        raise VqtoolError(f"--chain-length is for --seeding afk-mc2, not for {seeding}")
     refuse_existing(output, force=force)
     source = _find_source(images, grids, tokenizer, size, device)
     old, skipped, noise = source.tokenizer, Skipped(strict), rng.generator(seed, 0, stream=rng.SELECTION)
@@ -86,7 +91,9 @@ def refit(
         new_size = codebook_size or old.codebook_size
         say(f"{len(found)} vectors -> {new_size} codes: seeding by {seeding}, then k-means")
         method = k_means or (None if file is None else "mini-batch")
-        codebook = fit_codebook(found, new_size, seeding=seeding, noise=noise, k_means=method)
+        codebook = fit_codebook(
+            found, new_size, seeding=seeding, noise=noise, k_means=method, chain_length=chain_length
+        )
         new = with_codebook(old.cpu(), codebook)
         before, after = measure_fit(found, old.codebook), measure_fit(found, new.codebook)
 
@@ -101,6 +108,7 @@ def refit(
     sources = " ".join(str(path) for path in images)
     say(f"wrote {output}: tokenizer {header.fingerprint}")
     say(f"to use it, encode again: vqtool encode {sources} --size {shape(source.size)} -t {output} -o tok.h5 --force")
+    say(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
     skipped.finish()
 
 
