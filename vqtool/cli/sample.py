@@ -109,12 +109,12 @@ def sample(
         shared_writer(output, _grid_header(model, record), force=force) as writer,
         progress("sample", len(own), "grids") as advance,
     ):
-        calls = 0
+        calls = 0.0
         for batch in samplers.sample_batches(model, len(own), batch_size=batch_size, **options):
             writer.write(_grid_batch(model.conditioner.kind, batch, texts))
-            calls = batch.num_calls
+            calls += batch.num_calls * len(batch.samples) / len(own)
             advance(len(batch.samples))
-    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls} network calls a grid")
+    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls:g} network calls a grid")
 
 
 def _choose_sampler(name: str | None, purity: bool) -> str:

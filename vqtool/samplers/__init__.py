@@ -38,7 +38,7 @@ class SampleBatch:
 
     samples: range  # their numbers
     grids: Tensor  # (B, H, W) int64, on the CPU
-    num_calls: int  # of the denoiser, a sample
+    num_calls: float  # of the denoiser, the mean of the samples
 
 
 def find(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ may ask for some cells only; how many a sample must not depend on the samples ei
 still matter.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,6 @@ class Walk:
         kernel: the prior's forward process.
         rule: the average over x_0 that the prior was trained with.
         grid_size: (H, W) of the samples.
-        num_calls: how often the denoiser has been asked, a sample; guidance asks twice.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Walk:
         self.kernel: Kernel = prior.kernel
         self.rule = prior.rule
         self.grid_size = grid_size
-        self.num_calls = 0
+        self._calls = torch.zeros(len(samples), dtype=torch.int64)  # of the denoiser, each sample
         self._prior = prior
         self._samples = samples
         self._seed = seed
@@ -79,6 +78,11 @@ class Walk:
     def num_cells(self) -> int:
         """H * W."""
         return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def num_calls(self) -> float:
+        """How often the denoiser has been asked, the mean of the samples; guidance asks twice."""
+        return float(self._calls.double().mean())
 
     def times(self, t: int) -> Tensor:
         """(B,) int64, all t."""
@@ -100,8 +104,7 @@ class Walk:
         Returns:
             (B, H, W, K) float32 log-probabilities, nats, or (B, n, K) with `cells`.
         """
-        rate = self._settings.truncation
-        return torch.cat([truncate(log_p, rate)[group.places] for group, log_p in self._ask(x_t, t, cells)])
+        return self.apply(lambda log_x0: (log_x0,), x_t, t, cells)[0]
 
     def draw_x0(self, x_t: Tensor, t: Tensor, noise: Tensor, cells: Tensor | None = None) -> Tensor:
         """Tokens drawn from ``log_x0``, in less time and memory than it takes.
@@ -116,16 +119,61 @@ class Walk:
             (B, H, W) int64, or (B, n) with `cells`.
         """
         noise = noise if cells is None else pick(noise, cells)
-        tokens = []
-        for group, log_p in self._ask(x_t, t, cells):
-            drawn = draw_truncated(log_p, self._fill(noise, group, 0), self._settings.truncation)
-            tokens.append(drawn[group.places])
-        return torch.cat(tokens)
+        rate = self._settings.truncation
+        return self._apply(lambda log_p, u: (draw_truncated(log_p, u, rate),), x_t, t, cells, noise)[0]
 
-    def _ask(self, x_t: Tensor, t: Tensor, cells: Tensor | None) -> Iterator[tuple[_Group, Tensor]]:
+    def apply(
+        self,
+        rule: Callable[..., tuple[Tensor, ...]],
+        x_t: Tensor,
+        t: Tensor,
+        cells: Tensor | None,
+        *rows: Tensor,
+        active: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What a rule makes of ``log_x0``, group by group: so its sums are the same in every batch, and memory is saved.
+
+        Args:
+            rule: from log p(x_0 | x_t) of a group and the other rows of it to tensors, a row a place.
+            x_t: (B, H, W) int64 tokens or mask_id.
+            t: (B,) int64 in [1, T].
+            cells: (B, n) int64 in [0, H * W): the only cells that are wanted; None for all.
+            rows: (B, ...) each, what else the rule needs; zeros at places that no sample fills.
+            active: (B,) bool, samples that need the denoiser, at least one; None for all.
+
+        Returns:
+            The rule's tensors, (B, ...) each; of no meaning for samples that are not active.
+        """
+        rate = self._settings.truncation
+        return self._apply(lambda log_p, *own: rule(truncate(log_p, rate), *own), x_t, t, cells, *rows, active=active)
+
+    def _apply(
+        self,
+        rule: Callable[..., tuple[Tensor, ...]],
+        x_t: Tensor,
+        t: Tensor,
+        cells: Tensor | None,
+        *rows: Tensor,
+        active: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """``apply`` before truncation."""
+        made: list[Tensor] = []
+        for group, log_p in self._ask(x_t, t, cells, active):
+            results = rule(log_p, *(self._fill(each, group, 0) for each in rows))
+            made = made or [result.new_zeros(len(self._samples), *result.shape[1:]) for result in results]
+            for whole, result in zip(made, results, strict=True):
+                whole[group.rows] = result[group.places]
+        return tuple(made)
+
+    def _ask(
+        self, x_t: Tensor, t: Tensor, cells: Tensor | None, active: Tensor | None
+    ) -> Iterator[tuple[_Group, Tensor]]:
         """Each group with log p(x_0 | x_t) at all its places, after guidance and temperature."""
-        self.num_calls += 2 if self._guided else 1
+        asking = torch.ones(len(self._samples), dtype=torch.bool) if active is None else active.cpu()
+        self._calls += asking * (2 if self._guided else 1)
         for group in self._groups:
+            if not bool(asking[group.rows].any()):
+                continue
             inputs = [self._fill(x_t, group, 0), self._fill(t, group, 1)]
             inputs += [] if cells is None else [self._fill(cells, group, 0)]
             if self._guided:
