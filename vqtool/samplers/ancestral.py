@@ -70,9 +70,11 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     """
     kernel, (choice, move) = walk.kernel, noise
     t, s = walk.times(time), walk.times(next_time)
-    may_change = move >= least_stay(x_t, t, s, kernel, rule)
+    token_stays, mask_stays = _least_stays(kernel, time, next_time, rule)
+    may_change = move >= torch.full_like(move, token_stays).masked_fill(x_t == kernel.mask_id, mask_stays)
+    changing = (1 - token_stays) + (token_stays - mask_stays) * float(kernel.gamma_bar[time])  # share of the cells
     x_s = x_t
-    for cells in _split(may_change, _expect(kernel, t[:1], s[:1], rule, walk.num_cells)):
+    for cells in _split(may_change, _expect(changing, walk.num_cells)):
         seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
         if rule == "mixture":
             x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
@@ -84,17 +86,21 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     return x_s
 
 
-def _expect(kernel: Kernel, t: Tensor, s: Tensor, rule: str, num_cells: int) -> int:
-    """How many cells of a sample to look at together: as many as may change, but for one step in a million.
+def _least_stays(kernel: Kernel, time: int, next_time: int, rule: str) -> tuple[float, float]:
+    """The least chances that a token, and that a mask, stays."""
+    states = torch.tensor([[[0, kernel.mask_id if kernel.has_mask else 0]]])
+    token, mask = least_stay(states, torch.tensor([time]), torch.tensor([next_time]), kernel, rule).flatten().tolist()
+    return token, mask
+
+
+def _expect(changing: float, num_cells: int) -> int:
+    """How many cells of a sample to look at together: as many as may change, but for about one step in a million.
 
     It depends on the step alone, never on what the samples look like: see `vqtool.samplers._walk`.
     """
-    states = torch.tensor([[[0, kernel.mask_id] if kernel.has_mask else [0]]], device=t.device)
-    stay = least_stay(states, t, s, kernel, rule).flatten()
-    masked = float(kernel.cumulative(t)[2])
-    mean = num_cells * (1 - float(stay[0] * (1 - masked) + stay[-1] * masked))
+    mean = num_cells * changing
     count = 8 * math.ceil((mean + 4 * math.sqrt(mean) + 2) / 8)
-    return count if count < num_cells else num_cells
+    return min(count, num_cells)
 
 
 def _split(wanted: Tensor, count: int) -> Iterator[Tensor]:
