@@ -159,13 +159,13 @@ def test_a_fresh_network_learns_a_chessboard_with_every_kernel(name, kernel):
         x_0 = (torch.randint(2, (12, 1, 1)) + board) % 2 * 7
         t = torch.randint(1, 11, (12,))
         x_t = forward.sample(x_0, t, torch.rand(x_0.shape, dtype=torch.float64))
-        log_x0 = log_probabilities(network(x_t, t), x_t, t, forward, denoisers.module(name).PARAMETERISATION)
+        log_x0 = log_probabilities(network(x_t, t), x_t, t, forward, "direct")
         loss = -log_x0.gather(-1, x_0[..., None]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[0] > 1.5  # log 13 less what the residual says
+    assert losses[0] > 2.4  # nearly log 13
     assert sum(losses[-10:]) / 10 < 0.35  # half of log 2
     bound = variational_bound(log_x0.detach(), x_0, x_t, t, forward, "plug-in")
     assert torch.isfinite(bound).all()

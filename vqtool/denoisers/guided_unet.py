@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATES = {"tiny": 1e-3, "small": 6e-4, "base": 4e-4, "large": 1e-4}
 CONDITIONS = ("none", "class")
-PARAMETERISATION = "residual"
+PARAMETERISATION = "evidence"
 NUM_GROUPS = 32
 CLASS_SCALE = 0.3  # std of the classes at the start, beside an embedded time of about 1
 

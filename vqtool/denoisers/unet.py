@@ -9,6 +9,8 @@ from. A level is two residual blocks and one linear attention,
 with softmax(keys) over the cells. Every level but the first hands what it made to its twin on the way up.
 Differs from the paper: fresh networks also know the mask, and a class where asked; and they softmax the queries over
 the channels (Shen et al.): without, attention squares its input, and a small run at learning rate 3e-3 ended in NaN.
+VQ-DDM adds x_t to the logits in its noise variant ("residual"), as imported priors do; fresh ones are told what x_t says
+in closed form: after 300 steps on 64 tokens their bound was 1.2 nats a cell, that of the residual 2.9.
 Cost: 1.1 billion multiplications a call on 16 x 16 cells at dim 128 (117.6 M weights at K = 1024).
 Source: Hu et al. 2022 (arXiv:2112.01799); Ho et al. 2020 (arXiv:2006.11239); Shen et al. 2021 (arXiv:1812.01243).
 """
@@ -32,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATES = {"tiny": 1e-3, "small": 8e-4, "base": 4e-4, "large": 1e-4}
 CONDITIONS = ("none", "class")
-PARAMETERISATION = "residual"
+PARAMETERISATION = "evidence"
 NUM_GROUPS = 8
 NUM_HEADS, HEAD_WIDTH = 4, 32
 TIME_SCALE = 4000.0  # (t - 1) / T times this is what the sinusoids see
