@@ -101,7 +101,9 @@ def build_prior(
         network = denoisers.build(denoiser, config)
     counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5
     network.set_frequencies(torch.from_numpy(counts / counts.sum()))
-    return Prior(kernel, network, denoiser, conditioner, origin, file.PARAMETERISATION, rule)
+    # The plug-in's own product tells what x_t says: evidence of it in p(x_0) would count twice.
+    parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
+    return Prior(kernel, network, denoiser, conditioner, origin, parameterisation, rule)
 
 
 def choose_run(
