@@ -8,6 +8,7 @@ import itertools
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from exact import origin
@@ -19,8 +20,9 @@ from vqtool import conditions, kernels
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.kernels import Kernel
 from vqtool.losses import variational_bound
-from vqtool.posterior import average_posterior
+from vqtool.posterior import RULES, average_posterior
 from vqtool.priors import Prior
+from vqtool.training.prior import build_prior
 
 LAW = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 T = 5
@@ -76,6 +78,24 @@ def bayes(kernel: Kernel) -> Tensor:
     return torch.stack(tables)
 
 
+class Table(Denoiser):
+    """Logits of one cell from a table (T + 1, states, K)."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(table)
+
+    def encode_condition(self, condition):
+        return EncodedCondition()
+
+    def set_frequencies(self, frequencies):
+        raise NotImplementedError
+
+    def forward(self, x_t, t, condition=None, cells=None):
+        logits = self.table[t[:, None, None], x_t]
+        return logits if cells is None else logits.flatten(1, 2)  # there is one cell
+
+
 UNIFORM = kernels.build("uniform", schedule="linear", codebook_size=3, num_steps=T)
 STRIDES = [[5, 4, 3, 2, 1, 0], [5, 3, 1, 0], [5, 2, 0], [5, 0]]
 
@@ -94,6 +114,18 @@ def test_the_least_mixture_bound_is_bayes_and_gives_the_law_by_the_mixture(steps
     torch.testing.assert_close(walk(UNIFORM, table, "mixture", steps), LAW, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fresh_prior_is_exact_for_one_cell_by_its_own_rule(rule):
+    tokens = np.repeat([0, 1, 2], [60, 30, 10]).reshape(-1, 1, 1)
+    prior = build_prior(UNIFORM, conditions.build("none"), origin((1, 1)), "tiny", seed=0, tokens=tokens, rule=rule)
+    table = torch.full((T + 1, 3, 3), torch.nan, dtype=torch.float64)
+    for t in range(1, T + 1):
+        table[t] = prior.log_x0(torch.arange(3).view(-1, 1, 1), torch.full((3,), t)).detach()[:, 0, 0]
+    wanted = torch.tensor([60.5, 30.5, 10.5], dtype=torch.float64) / 101.5
+    for steps in STRIDES:
+        torch.testing.assert_close(walk(UNIFORM, table, prior.rule, steps), wanted, atol=1e-6, rtol=0)
+
+
 def test_bayes_denoiser_misses_the_law_by_the_plug_in_rule():
     found = walk(UNIFORM, bayes(UNIFORM), "plug-in", STRIDES[0])
     assert float((found - LAW).abs().sum() / 2) > 0.05, "what x_t says is counted twice"
@@ -103,24 +135,6 @@ def test_the_sampler_draws_the_law_of_the_data_from_the_least_plug_in_bound():
     prior = Prior(UNIFORM, Table(minimise(UNIFORM, "plug-in")), "table", conditions.build("none"), origin((1, 1)))
     prior = replace(prior, parameterisation="direct", rule="plug-in")
     check_law(vqtool.sample(prior, 20000, steps=T, batch_size=20000), LAW)
-
-
-class Table(Denoiser):
-    """Logits of one cell from a table (T + 1, states, K)."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.table = torch.nn.Parameter(table)
-
-    def encode_condition(self, condition):
-        return EncodedCondition()
-
-    def set_frequencies(self, frequencies):
-        raise NotImplementedError
-
-    def forward(self, x_t, t, condition=None, cells=None):
-        logits = self.table[t[:, None, None], x_t]
-        return logits if cells is None else logits.flatten(1, 2)  # there is one cell
 
 
 @pytest.mark.parametrize(("name", "schedule"), CASES)
