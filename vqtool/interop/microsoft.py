@@ -57,9 +57,9 @@ def load(source: Source, options: Options) -> Imported:
     denoiser = vq_diffusion.build(config)
     fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
     tower = _text_encoder(shapes, tensors, source)
-    if tower is None and shapes.text_width and options.text_encoder is None:
-        notes.append("text tower: none in the file; without --text-encoder the prior cannot read captions")
     reader = tower or options.text_encoder if shapes.text_width else None
+    if reader is None and shapes.text_width:
+        notes.append("text tower: none in the file; without --text-encoder the prior cannot read captions")
     prior = Prior(
         kernel=kernel,
         denoiser=denoiser.eval().requires_grad_(False),
@@ -94,7 +94,8 @@ def _settings(source: Source, notes: list[str]) -> dict[str, Any]:
     """What the YAML file says of the prior, in one level."""
     try:
         diffusion = source.config["model"]["params"]["diffusion_config"]["params"] if source.config else {}
-        parts = [diffusion, *(diffusion.get(f"{part}_config", {}).get("params", {}) for part in _PARTS)]
+        names = ("transformer_config", "content_emb_config")
+        parts = [diffusion, *(diffusion.get(name, {}).get("params", {}) for name in names)]
         found = {name: value for part in parts for name, value in part.items()}
     except (KeyError, TypeError, AttributeError):
         notes.append("the settings say nothing of a diffusion model (model.params.diffusion_config): they are not used")
@@ -103,9 +104,6 @@ def _settings(source: Source, notes: list[str]) -> dict[str, Any]:
         if "adalayernorm" not in found.get(name, "adalayernorm"):
             raise FormatError(f"{source.path}: {name} {found[name]} is not understood: adalayernorm is")
     return found
-
-
-_PARTS = ("transformer", "content_emb")
 
 
 @dataclass(frozen=True)
