@@ -28,7 +28,19 @@ def batch(copies):
     return GridBatch(np.tile(PICTURES, (copies, 1, 1)), [str(i) for i in range(count)], LABELS * copies)
 
 
-def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=None, copies=4, diffusion=40, **changes):
+def train(
+    folder,
+    *,
+    kernel="mask-replace",
+    kind="class",
+    resume=False,
+    loss=None,
+    copies=4,
+    diffusion=40,
+    keep_best=False,
+    report=None,
+    **changes,
+):
     """Train a tiny prior on the pictures."""
     torch.set_num_threads(1)
     grids = batch(copies)
@@ -52,6 +64,8 @@ def train(folder, *, kernel="mask-replace", kind="class", resume=False, loss=Non
         identity={"grids": data.digest()},
         resume=resume,
         held_out=held_out,
+        keep_best=keep_best,
+        report=report,
     )
 
 

@@ -166,6 +166,11 @@ def test_minutes_become_steps(folder, vqtool):
         (("--loss", "mdlm"), "--loss mdlm counts masked cells alone, so it goes with kernels that do nothing but mask"),
         (("--kernel", "absorbing", "--loss", "mlm", "--adaptive-auxiliary"), "goes with --loss reweighted, bound"),
         (("--kernel", "absorbing", "--rule", "plug-in"), "--rule plug-in goes with --kernel mask-replace, uniform"),
+        (("--keep", "all"), "--keep all: unknown; known are last, best"),
+        (
+            ("--keep", "best"),
+            "--keep best goes with 200 grids or more, of which some are held out to tell; these are 8",
+        ),
         (("--fast",), "--fast goes with a CUDA GPU, and there is none"),
         (("--condition", "class"), "the grids have none: encode images in class folders"),
         (("--condition", "poem"), "--condition poem: unknown; known are auto, none, class, caption"),

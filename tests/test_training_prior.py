@@ -18,7 +18,7 @@ from vqtool.errors import VqtoolError
 from vqtool.training import prior as training
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
-from vqtool.training.objectives import PriorLoss
+from vqtool.training.objectives import PriorLoss, validate
 
 # "bound" and "elbo" are too noisy for so short a run; "reweighted-elbo" never learns from a grid that is all mask.
 LEARNT = [
@@ -91,6 +91,7 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
     forward = kernels.build("mask-replace", codebook_size=7, num_steps=20)
     prior = training.build_prior(forward, conditioner, data.origin, "tiny", seed=0, tokens=data.tokens, denoiser=name)
     assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
+    fresh = float(validate(prior.denoiser, prior, data, 1))
     trained = training.train_prior(
         prior,
         data,
@@ -101,8 +102,7 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
         identity={},
     )
     assert trained.denoiser_name == name
-    entropies = [line["cross_entropy"] for line in prior_run.read_log(tmp_path)]
-    assert np.mean(entropies[-5:]) < 0.8 * np.mean(entropies[:5])
+    assert float(validate(trained.denoiser, trained, data, 1)) < 0.9 * fresh
 
 
 def test_some_grids_are_held_out_where_there_are_enough_and_their_bound_is_logged(tmp_path):
@@ -112,6 +112,45 @@ def test_some_grids_are_held_out_where_there_are_enough_and_their_bound_is_logge
     log = prior_run.read_log(tmp_path)
     assert ["validation_bound" in line for line in log] == [False] * 199 + [True]
     assert math.isfinite(prior.summary["validation_bound"])
+
+
+def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "VALIDATION_STEPS", 10)
+    seen, bounds = [], iter([3.0, 1.0, 2.0, 1.0, 0.0])
+
+    def look(model, *given, **named):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return torch.tensor(next(bounds))
+
+    monkeypatch.setattr(training, "validate", look)
+    settings = {"copies": 60, "num_steps": 35, "keep_best": True}
+
+    def stop(step, metrics):
+        if step == 25:
+            raise RuntimeError
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = prior_run.train(tmp_path / "whole", **settings)  # its fifth look is the one at the end
+    bounds = iter([3.0, 1.0])
+    with pytest.raises(RuntimeError):
+        prior_run.train(tmp_path / "stopped", report=stop, **settings)
+    bounds = iter([2.0, 1.0, 0.0])
+    resumed = prior_run.train(tmp_path / "stopped", resume=True, **settings)
+    for trained in (whole, resumed):
+        assert trained.summary["kept_step"] == 20
+        for name, tensor in trained.denoiser.state_dict().items():
+            assert torch.equal(tensor, seen[1][name])
+    log = prior_run.read_log(tmp_path / "whole")
+    lines = {line["step"]: line["validation_bound"] for line in log if "validation_bound" in line}
+    assert lines == {10: 3.0, 20: 1.0, 30: 2.0, 35: 1.0}
+
+
+def test_the_best_can_be_kept_only_where_grids_are_held_out(tmp_path):
+    with pytest.raises(
+        VqtoolError, match="--keep best goes with 200 grids or more, of which some are held out to tell; "
+    ):
+        prior_run.train(tmp_path, keep_best=True)
 
 
 def test_a_split_is_a_partition_and_the_same_every_time():

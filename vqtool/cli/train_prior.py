@@ -69,6 +69,9 @@ Times = Annotated[
 Rule = Annotated[
     str, typer.Option("--rule", help="How x_0 is averaged in the bound: mixture, or plug-in as in VQ-DDM.")
 ]
+Keep = Annotated[
+    str, typer.Option("--keep", help="Averaged weights to write: the last, or the best for the grids held out.")
+]
 Fast = Annotated[
     bool | None,
     typer.Option(
@@ -97,6 +100,7 @@ def train_prior(
     mask_weights: MaskWeights = "1,1",
     times: Times = "stratified",
     rule: Rule = "mixture",
+    keep: Keep = "last",
     fast: Fast = None,
     steps: Steps = None,
     minutes: Minutes = None,
@@ -127,6 +131,7 @@ def train_prior(
     from vqtool.training import prior as training
     from vqtool.training.data import build_data
 
+    one_of("--keep", keep, ("last", "best"))
     weights = _two_weights(mask_weights)
     target = objectives.PriorLoss(loss, auxiliary_weight, adaptive_auxiliary, weights, times, drop_condition)
     run_files = RunFiles(output)
@@ -163,6 +168,7 @@ def train_prior(
             identity={"grids": data.digest()},
             resume=resume,
             held_out=held_out,
+            keep_best=keep == "best",
             sheet=sheet,
             report=report,
         )

@@ -53,11 +53,21 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """A look at the EMA model now and then."""
+
+    name: str  # in the log
+    measure: Callable[[nn.Module], Tensor]  # the lower the better; the same in all processes
+    every: int  # steps between two looks
+    keep_best: bool = False  # whether the run leaves the EMA weights of the best look, and not the last ones
+
+
+@dataclass(frozen=True)
 class LoopResult:
     """What a run leaves."""
 
     model: nn.Module  # EMA weights, on the CPU, in eval mode
-    summary: dict[str, Any]  # steps, seconds, last losses
+    summary: dict[str, Any]  # steps, seconds, last losses; kept_step where the best weights are kept
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -103,13 +113,22 @@ def _update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> No
 class _Run:
     """Model, EMA and optimiser of a run, and their way to and from the state file."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig, memory: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: LoopConfig,
+        memory: nn.Module | None = None,
+        validation: Validation | None = None,
+    ) -> None:
         self.config = config
         self.memory = memory or nn.Module()
+        self.validation = validation
         distributed.join_group()
         self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision=config.mixed_precision)
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
+        self.best = copy.deepcopy(self.ema) if validation is not None and validation.keep_best else nn.Module()
+        self.best_step, self.best_value = 0, math.inf
         self.bare.train()
         self.optimizer = _optimizer(self.bare, config)
         fast = torch.compile(self.bare) if config.compile else self.bare
@@ -125,9 +144,12 @@ class _Run:
         tensors = {f"model.{name}": tensor for name, tensor in self.bare.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
         tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         summary = {"step": self.step, "seconds": self.seconds, "values": self.values}
+        if self.best_step:
+            summary["best"] = [self.best_step, self.best_value]
         artifacts.save(path, kind=STATE_KIND, config=identity, tensors=tensors, summary=summary, force=True)
 
     def load(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -153,6 +175,8 @@ class _Run:
         self.bare.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
         self.memory.load_state_dict(part("memory."))
+        self.best.load_state_dict(part("best."))
+        self.best_step, self.best_value = header.summary.get("best", (0, math.inf))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("optimizer.").items():
             index, _, key = name.partition(".")
@@ -181,7 +205,23 @@ class _Run:
         shared = {"loss": loss.detach(), **metrics}
         if distributed.world_size() > 1:
             shared = {name: self.accelerator.reduce(value.float(), "mean") for name, value in shared.items()}
-        return {**shared, "gradient_norm": norm}
+        return {**shared, "gradient_norm": norm, **self._validate()}
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Tensor]:
+        """A look at the EMA model, where it is time for one; the best is kept."""
+        validation = self.validation
+        if validation is None:
+            return {}
+        last = validation.keep_best and self.step == self.config.num_steps
+        if self.step % validation.every and not last:
+            return {}
+        with self.accelerator.autocast():
+            value = validation.measure(self.ema)
+        if validation.keep_best and float(value) < self.best_value:
+            self.best_step, self.best_value = self.step, float(value)
+            self.best.load_state_dict(self.ema.state_dict())
+        return {validation.name: value}
 
 
 def run(
@@ -195,6 +235,7 @@ def run(
     identity: Mapping[str, Any],
     resume: bool = False,
     memory: nn.Module | None = None,
+    validation: Validation | None = None,
     sheet: Callable[[nn.Module, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> LoopResult:
@@ -212,6 +253,7 @@ def run(
         identity: what must be equal for a resume to make sense: data digest, model config.
         resume: go on from `state_path`.
         memory: what the objective remembers from step to step: buffers, saved and resumed with the model.
+        validation: what is measured of the EMA model now and then.
         sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps, in the main
             process.
         report: is told (step, metrics) after each step.
@@ -226,7 +268,7 @@ def run(
         raise VqtoolError(
             f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes"
         )
-    training = _Run(model, config, memory)
+    training = _Run(model, config, memory, validation)
     identity = {**identity, **{f"loop.{name}": value for name, value in asdict(config).items() if name in _FIXED}}
     if resume:
         training.load(state_path, identity)
@@ -263,6 +305,8 @@ def run(
     finally:
         log.close()
     summary = {"steps": training.step, "seconds": round(training.seconds, 1), **training.values}
+    if training.best_step:
+        return LoopResult(training.best.cpu().eval(), {**summary, "kept_step": training.best_step})
     return LoopResult(training.ema.cpu().eval(), summary)
 
 

@@ -28,7 +28,6 @@ from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.times import TIMES, History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4
-VALIDATION_STEPS = 200  # between two looks at the grids held out
 _VALIDATION_TIMES = 8  # values of t at which each of them is looked at
 _VALIDATION_BATCH = 32
 
@@ -85,10 +84,8 @@ class PriorObjective:
         history: what importance sampling of t has seen, else None; the loop saves and resumes it.
     """
 
-    def __init__(
-        self, prior: Prior, data: GridData, settings: PriorLoss, run: LoopConfig, held_out: GridData | None = None
-    ) -> None:
-        self._prior, self._data, self._settings, self._run, self._held_out = prior, data, settings, run, held_out
+    def __init__(self, prior: Prior, data: GridData, settings: PriorLoss, run: LoopConfig) -> None:
+        self._prior, self._data, self._settings, self._run = prior, data, settings, run
         self._loss = check_loss(settings, prior)
         given = settings.auxiliary_weight
         self._auxiliary_weight = 0.0 if self._loss.of_masked else AUXILIARY_WEIGHT if given is None else given
@@ -118,8 +115,6 @@ class PriorObjective:
             self.history.update(t.long(), seen_losses)
         total = ((main + extra) * importance).sum() / x_0.numel()
         logged = {name: (value * importance).sum().detach() / x_0.numel() for name, value in metrics.items()}
-        if self._held_out is not None and (step + 1) % VALIDATION_STEPS == 0:
-            logged["validation_bound"] = validate(model, self._prior, self._held_out, self._run.seed)
         return total.float(), logged
 
     def _add_noise(self, x_0: Tensor, samples: Indices, noise: Tensor) -> tuple[Noised, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from vqtool.samplers import sample
 from vqtool.sheets import contact_sheet, save_image
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
-from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
+from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
+from vqtool.training.loop import LoopConfig, Validation
 from vqtool.training.objectives import PriorLoss, PriorObjective, validate
 
 MAX_PASSES = 300
+VALIDATION_STEPS = 200  # between two looks at the grids held out
 SHEET_SAMPLES = 16
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
 
@@ -125,8 +127,8 @@ def choose_run(
     gpu = torch.cuda.is_available()
     if fast and not gpu:
         raise VqtoolError(
-            "--fast goes with a CUDA GPU, and there is none: on a CPU bfloat16 is slower than float32, and compiling "
-            "takes longer than it saves"
+            "--fast goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small networks and a "
+            "fifth at best for large ones, and not every machine can compile; leave it out"
         )
     return LoopConfig(
         num_steps,
@@ -164,6 +166,7 @@ def train_prior(
     identity: Mapping[str, Any],
     resume: bool = False,
     held_out: GridData | None = None,
+    keep_best: bool = False,
     sheet: Callable[[Prior, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> Prior:
@@ -178,15 +181,29 @@ def train_prior(
         log_path: JSON-lines log.
         identity: what must be equal for a resume, besides config and loss.
         resume: go on from `state_path`.
-        held_out: grids whose bound is logged now and then.
+        held_out: grids whose bound under the averaged weights is logged now and then.
+        keep_best: keep the averaged weights with the lowest such bound, and not the last ones.
         sheet: draws samples of the prior as it is, every `run.sheet_steps` steps.
         report: is told (step, metrics).
 
     Returns:
         The prior with the averaged weights, and a summary of the run.
+
+    Raises:
+        VqtoolError: the best is to be kept, and no grids are held out to tell.
     """
-    objective = PriorObjective(prior, data, loss, run, held_out)
+    if keep_best and held_out is None:
+        raise VqtoolError(
+            f"--keep best goes with {MIN_GRIDS_TO_HOLD_OUT} grids or more, of which some are held out to tell; "
+            f"these are {len(data)}"
+        )
+    objective = PriorObjective(prior, data, loss, run)
+    validation = None
+    if held_out is not None:
+        measure = partial(validate, prior=prior, data=held_out, seed=run.seed)
+        validation = Validation("validation_bound", measure, VALIDATION_STEPS, keep_best)
     config = {
+        "keep_best": keep_best,
         "kernel": prior.kernel.config,
         "denoiser": {"name": prior.denoiser_name, **asdict(prior.denoiser.config)},
         "rule": prior.rule,
@@ -203,6 +220,7 @@ def train_prior(
         identity={**identity, **config},
         resume=resume,
         memory=objective.history,
+        validation=validation,
         sheet=None if sheet is None else lambda model, step: sheet(_with_denoiser(prior, model), step),
         report=report,
     )
