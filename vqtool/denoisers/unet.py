@@ -38,7 +38,6 @@ PARAMETERISATION = "evidence"
 NUM_GROUPS = 8
 NUM_HEADS, HEAD_WIDTH = 4, 32
 TIME_SCALE = 4000.0  # (t - 1) / T times this is what the sinusoids see
-HEAD_SCALE = 0.02  # std at the start; from 0 on a small task took three times the steps
 CLASS_SCALE = 0.3  # std of the classes at the start, beside an embedded time of about 1
 
 
@@ -154,8 +153,7 @@ class UNet(Denoiser):
         )
         self.last = _Convolution(widths[1], dim)
         self.head = nn.Linear(dim, config.codebook_size)
-        nn.init.normal_(self.head.weight, std=HEAD_SCALE)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.head.bias)  # but not the weight: with a small one the first steps teach the rest little
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)
         # A fifth faster at dim 128 on a CPU.
