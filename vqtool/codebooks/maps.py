@@ -70,7 +70,7 @@ def nearest_codes(old: Tokenizer, new: Tokenizer, *, unrelated: bool = False) ->
         raise MismatchError(
             f"{new.location} ({new.fingerprint}) is not {old.location} ({old.fingerprint}) with other codes: their "
             "encoders differ, so that distances between their codes mean nothing; encode the images again with "
-            f"`vqtool encode -t {new.location}`"
+            f"`vqtool encode -t {new.location}`, or insist with --unrelated"
         )
     return nearest(old.codebook, new.codebook).cpu().numpy()
 
