@@ -132,7 +132,7 @@ def test_guidance_without_a_condition_is_warned_about_and_sampling_goes_on(folde
     ("arguments", "message"),
     [
         (["none.safetensors"], "no such file: train a prior with `vqtool train-prior`"),
-        (["--sampler", "magic"], "unknown sampler 'magic': known are ancestral, purity"),
+        (["--sampler", "magic"], "unknown sampler 'magic': known are ancestral, fewer, purity"),
         (["--sampler", "ancestral", "--purity"], "leave one out"),
         (["-n", "0"], "--num 0: at least 1"),
         (["--start", "-1"], "--start -1"),

@@ -31,6 +31,11 @@ def chi_square(samples, law):
     return stats.chisquare(observed[kept].numpy(), expected[kept].numpy()).pvalue
 
 
+def called(sampler, steps):
+    """The arguments of a sampler with so many steps, if it can be told how many."""
+    return {"sampler": sampler, **({"steps": steps} if "steps" in samplers.options(sampler) else {})}
+
+
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_ancestral_sampling_of_one_cell_has_the_law_of_the_data_for_any_number_of_steps(name, steps):
@@ -94,36 +99,12 @@ def test_purity_sharpens_by_one_plus_weight_times_score():
     assert chi_square(drawn, law**2 / (law**2).sum()) > FALSE_ALARM
 
 
-@pytest.mark.parametrize(("steps", "delta"), [(1, 24), (5, 5), (7, 4), (24, 1), (None, 1)])
-def test_purity_reveals_the_same_number_a_call_changes_nothing_revealed_and_tells_the_right_time(steps, delta):
-    prior = random_prior("mask-replace")
-    inputs = []
-    forward = prior.denoiser.forward
-
-    def watch(x_t, t, condition=None, cells=None):
-        inputs.append((x_t[:4].clone(), int(t[0])))
-        return forward(x_t, t, condition, cells)
-
-    prior.denoiser.forward = watch
-    chosen = {} if steps is None else {"steps": steps}
-    final = vqtool.sample(prior, 4, sampler="purity", **chosen)
-    assert len(inputs) == -(-24 // delta)
-    for call, (x_t, t) in enumerate(inputs):
-        shown = x_t != 11
-        hidden = 24 - call * delta
-        assert (~shown).flatten(1).sum(1).tolist() == [hidden] * 4
-        assert torch.equal(x_t[shown], final[shown])
-        distance = (prior.kernel.gamma_bar - hidden / 24).abs()
-        assert float(distance[t]) == float(distance[1:].min())
-    assert int(final.max()) < 11
-
-
 @pytest.mark.parametrize("sampler", samplers.NAMES)
 @pytest.mark.parametrize("kind", ["none", "class", "caption"])
 def test_a_sample_depends_on_seed_and_number_only(sampler, kind):
     prior = random_prior(kind=kind)
     texts = None if kind == "none" else [prior.conditioner.examples[i % 3] for i in range(9)]
-    chosen = {"sampler": sampler, "steps": 4, "seed": 5, "truncation": 0.95, "temperature": 0.9}
+    chosen = {**called(sampler, 4), "seed": 5, "truncation": 0.95, "temperature": 0.9}
     if texts is not None:
         chosen |= {"condition": prior.conditioner.encode(texts), "cfg_scale": 2.0}
     whole = vqtool.sample(prior, 9, batch_size=7, **chosen)
@@ -235,19 +216,19 @@ def test_cells_that_do_not_fit_are_looked_at_in_further_parts():
     wanted = torch.zeros(3, 2, 5, dtype=torch.bool)
     wanted[0] = True
     wanted[1, 1, 1:4] = True
-    parts = list(ancestral._split(wanted, 4))
+    parts = list(ancestral.split(wanted, 4))
     assert [tuple(part.shape) for part in parts] == [(3, 4)] * 3
     for row in range(3):
         cells = [part[row].tolist() for part in parts]
         marked = wanted[row].flatten().nonzero().flatten().tolist()
         assert list(itertools.chain(*cells))[: len(marked)] == marked
-    assert len(list(ancestral._split(wanted[2:], 4))) == 1
+    assert len(list(ancestral.split(wanted[2:], 4))) == 1
 
 
 def test_samples_do_not_change_when_cells_come_in_parts(monkeypatch):
     prior = exact_prior(torch.arange(1, 513).double(), (3, 3), kernels.build("absorbing", codebook_size=2, num_steps=9))
     whole = vqtool.sample(prior, 30, steps=3)
-    monkeypatch.setattr(ancestral, "_expect", lambda changing, num_cells: 2)
+    monkeypatch.setattr(ancestral, "expect", lambda changing, num_cells: 2)
     assert torch.equal(vqtool.sample(prior, 30, steps=3), whole)
 
 
@@ -272,14 +253,10 @@ def test_ancestral_sampling_by_the_plug_in_rule_has_the_law_of_its_averages(name
 def test_settings_of_one_do_nothing_bit_for_bit(sampler):
     prior = random_prior(kind="class")
     condition = prior.conditioner.encode(["bee"])
-    plain = vqtool.sample(prior, 6, sampler=sampler, steps=5, condition=condition)
-    assert torch.equal(
-        vqtool.sample(
-            prior, 6, sampler=sampler, steps=5, condition=condition, cfg_scale=1.0, temperature=1.0, truncation=1.0
-        ),
-        plain,
-    )
-    assert not torch.equal(vqtool.sample(prior, 6, sampler=sampler, steps=5, condition=condition, cfg_scale=4.0), plain)
+    chosen = {**called(sampler, 5), "condition": condition}
+    plain = vqtool.sample(prior, 6, **chosen)
+    assert torch.equal(vqtool.sample(prior, 6, **chosen, cfg_scale=1.0, temperature=1.0, truncation=1.0), plain)
+    assert not torch.equal(vqtool.sample(prior, 6, **chosen, cfg_scale=4.0), plain)
 
 
 def test_guidance_of_zero_is_sampling_without_a_condition():
@@ -340,7 +317,7 @@ def test_guidance_without_a_condition_is_warned_about_and_left_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "magic"}, "unknown sampler 'magic': known are ancestral, purity"),
+        ({"sampler": "magic"}, "unknown sampler 'magic': known are ancestral, fewer, purity"),
         ({"steps": 0}, "takes 1 to 20 steps"),
         ({"steps": 21}, "takes 1 to 20 steps"),
         ({"sampler": "purity", "steps": 0}, "1 to 24 steps here"),

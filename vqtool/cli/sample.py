@@ -31,10 +31,19 @@ def sample(
     num: Annotated[
         int | None, typer.Option("--num", "-n", help="How many. Default: 64, or one a line of --captions.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="ancestral (the default) or purity.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler", help="ancestral (the default), fewer, purity, confidence, halton, entropy or moment."
+        ),
+    ] = None,
     purity: Annotated[bool, typer.Option("--purity", help="Short for --sampler purity.")] = False,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Denoiser calls. Default: up to 100 (ancestral) or 64 (purity).")
+        int | None,
+        typer.Option(
+            "--steps",
+            help="Denoiser calls. Default: up to 100 (ancestral), 64 (fewer, purity), 32 (halton) or 16.",
+        ),
     ] = None,
     rule: Annotated[
         str | None,
@@ -42,6 +51,19 @@ def sample(
     ] = None,
     purity_weight: Annotated[
         float | None, typer.Option("--purity-weight", help="purity: sharpening; 0 is none. Default: 1.")
+    ] = None,
+    purity_form: Annotated[
+        str | None, typer.Option("--purity-form", help="purity: sharpening by the code or the paper. Default: code.")
+    ] = None,
+    choice_temperature: Annotated[
+        float | None,
+        typer.Option("--choice-temperature", help="confidence, moment: of the choice of cells. Default: 4.5."),
+    ] = None,
+    roll: Annotated[
+        bool | None, typer.Option("--roll", help="halton: start each sample elsewhere in the order.")
+    ] = None,
+    entropy_budget: Annotated[
+        float | None, typer.Option("--entropy-budget", help="entropy: nats to reveal a call. Default: 16.")
     ] = None,
     cfg_scale: Annotated[float, typer.Option("--cfg-scale", help="Guidance by the condition; 1 is off.")] = 1.0,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the tokens; 1 is off.")] = 1.0,
@@ -89,7 +111,15 @@ def sample(
 
     check_output(output, force=force)
     name = _choose_sampler(sampler, purity)
-    asked = {"steps": steps, "rule": rule, "purity_weight": purity_weight}
+    asked = {
+        "steps": steps,
+        "rule": rule,
+        "purity_weight": purity_weight,
+        "purity_form": purity_form,
+        "choice_temperature": choice_temperature,
+        "roll": roll,
+        "entropy_budget": entropy_budget,
+    }
     options: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     model = load_prior(prior).to(choose_device(device))
     samplers.check(model, name, options)

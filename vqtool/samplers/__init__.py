@@ -23,7 +23,7 @@ from vqtool.errors import VqtoolError
 from vqtool.priors import Prior
 from vqtool.samplers._walk import Settings, Walk
 
-NAMES = ("ancestral", "purity")
+NAMES = ("ancestral", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
 DEFAULT_BATCH_SIZE = 64
 

@@ -1,0 +1,158 @@
+"""What the samplers share that reveal masked cells, call by call: how many, at what time, which cells.
+
+A cell that is revealed stays as it is. A plan says how many: it yields, after each call, how many cells are still
+masked for every number of cells that were masked at the start, 0 to H * W; so each sample of a batch may start with
+another number of them. What a call looks at is a bound over all these numbers, and never depends on the samples.
+
+The denoiser is told the time at which about as many cells are masked as are: argmin_t |masked share - gamma_bar_t|.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vqtool.errors import VqtoolError
+from vqtool.kernels import Kernel
+from vqtool.samplers._walk import Walk, pick, place_first, put
+
+Plan = Iterable[Tensor]  # of (H * W + 1,) int64
+Rule = Callable[..., tuple[Tensor, Tensor]]
+
+
+def choose_steps(steps: int | None, default: int, num_cells: int, sampler: str) -> int:
+    """The number of calls: what was asked for, or the default, or one a cell if that is less.
+
+    Raises:
+        VqtoolError: fewer than 1, or more than cells.
+    """
+    steps = min(default, num_cells) if steps is None else steps
+    if not 1 <= steps <= num_cells:
+        raise VqtoolError(
+            f"--steps {steps}: {sampler} sampling reveals cells in every step: 1 to {num_cells} steps here"
+        )
+    return steps
+
+
+def check_choice_temperature(temperature: float, *, least: float) -> None:
+    """Raise unless the temperature of the choice of cells is possible.
+
+    Raises:
+        VqtoolError: it is below the least one, or no number.
+    """
+    if not least <= temperature < float("inf"):
+        raise VqtoolError(f"--choice-temperature {temperature}: must be {'0 or more' if not least else 'above 0'}")
+
+
+def even(num_cells: int, steps: int) -> Iterator[Tensor]:
+    """The plan of the same number of cells a call, but for 1."""
+    start = torch.arange(num_cells + 1)
+    return (start * (steps - call) // steps for call in range(1, steps + 1))
+
+
+def cosine(num_cells: int, steps: int) -> Iterator[Tensor]:
+    """MaskGIT's plan: few at first; max(1, min(masked - 1, floor(cells * cos(pi / 2 * call / steps)))) stay masked."""
+    start = torch.arange(num_cells + 1)
+    masked = start
+    for call in range(1, steps):
+        share = torch.tensor(torch.pi / 2 * call / steps, dtype=torch.float64).cos()
+        masked = torch.minimum(masked - 1, (start * share).floor().long()).clamp(min=1).minimum(start)
+        yield masked
+    yield torch.zeros_like(start)
+
+
+def begin(walk: Walk) -> Tensor:
+    """(B, H, W) int64: what a batch starts from."""
+    return walk.begin(hide=True)
+
+
+def find_times(x_t: Tensor, kernel: Kernel) -> Tensor:
+    """(B,) int64 in [1, T]: when about as many cells are masked as are in x_t (B, H, W)."""
+    share = (x_t == kernel.mask_id).flatten(1).double().mean(1, keepdim=True)
+    return 1 + (kernel.gamma_bar[1:].to(share.device) - share).abs().argmin(1)
+
+
+def gumbel(noise: Tensor) -> Tensor:
+    """Gumbel noise: added to log-weights, the n largest are a draw of n without replacement.
+
+    Args:
+        noise: float64, uniform in [0, 1).
+    """
+    return -torch.log(-torch.log1p(-noise))
+
+
+def find_largest(keys: Tensor, masked: Tensor, count: int) -> Tensor:
+    """(G, count) int64: the places of the largest keys (G, n) among masked cells (G, n), then others; ties in order."""
+    return keys.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def reveal_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
+    """Reveal cells in an order that is known before; the denoiser's head looks at those of the call only.
+
+    Args:
+        walk: the batch; its kernel has a mask.
+        rank: (B, H, W), the least first.
+        plan: how many.
+
+    Returns:
+        (B, H, W) int64 tokens.
+    """
+    x_t = begin(walk)
+    for call, _, count, most in _count(walk, x_t, plan):
+        cells = find_largest(-rank.flatten(1), (x_t == walk.kernel.mask_id).flatten(1), most)
+        tokens = walk.draw_x0(x_t, find_times(x_t, walk.kernel), walk.noise(call, 1)[0], cells)
+        x_t = show(x_t, cells, tokens, count)
+    return x_t
+
+
+def reveal_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
+    """Reveal cells that a rule chooses when it sees what the denoiser predicts for all masked ones.
+
+    Args:
+        walk: the batch; its kernel has a mask.
+        rule: rule(call, count, log_x0, choice, order, masked) of a group: the call from 1 on, how many places are
+            wanted, log p(x_0 | x_t) at some cells (G, n, K), two kinds of noise (G, n) float64, uniform in [0, 1), and
+            which cells are masked (G, n); it returns places among the n (G, count), best first, and their tokens.
+        plan: how many.
+
+    Returns:
+        (B, H, W) int64 tokens.
+    """
+    x_t = begin(walk)
+    for call, hidden, count, most in _count(walk, x_t, plan):
+        places, tokens, cells = ask(walk, x_t, call, hidden, partial(rule, call, most))
+        x_t = show(x_t, cells.gather(1, places), tokens, count)
+    return x_t
+
+
+def ask(
+    walk: Walk,
+    x_t: Tensor,
+    call: int,
+    hidden: int,
+    rule: Callable[..., tuple[Tensor, ...]],
+    active: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """What a rule makes of log_x0, choice, order, masked at up to `hidden` masked cells a sample, and these cells."""
+    cells = place_first(x_t == walk.kernel.mask_id)[:, :hidden]  # (B, n)
+    choice, order = (pick(noise, cells) for noise in walk.noise(call, 2))
+    masked = pick(x_t, cells) == walk.kernel.mask_id
+    times = find_times(x_t, walk.kernel)
+    return *walk.apply(rule, x_t, times, cells, choice, order, masked, active=active), cells
+
+
+def show(x_t: Tensor, cells: Tensor, tokens: Tensor, count: Tensor) -> Tensor:
+    """A grid (B, H, W) with tokens at the first `count` (B,) of some cells (B, n)."""
+    counted = torch.arange(cells.shape[1], device=cells.device) < count[:, None]
+    return put(x_t, cells, torch.where(counted, tokens, pick(x_t, cells)))
+
+
+def _count(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[tuple[int, int, Tensor, int]]:
+    """Each call, from 1 on: the most cells that may be masked, how many to reveal (B,), and the most of that."""
+    start = (x_t == walk.kernel.mask_id).flatten(1).sum(1)  # (B,)
+    before = torch.arange(walk.num_cells + 1)
+    for call, after in enumerate(plan, start=1):
+        opened = before - after
+        yield call, int(before.max()), opened.to(start.device)[start], int(opened.max())
+        before = after
