@@ -9,9 +9,10 @@ whose keyword-only parameters are the options it understands, and a name in NAME
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -20,16 +21,19 @@ import torch
 from torch import Tensor
 
 from vqtool.errors import VqtoolError
+from vqtool.kernels import Kernel
 from vqtool.priors import Prior
-from vqtool.samplers._walk import Settings, Walk
+from vqtool.samplers._edit import Edit
+from vqtool.samplers._settings import ALWAYS, Settings
+from vqtool.samplers._walk import Observer, Walk
 
 NAMES = ("ancestral", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
 DEFAULT_BATCH_SIZE = 64
 
-Conditions = Tensor | Callable[[range], Tensor]  # a row a sample, or sample numbers -> rows
+Rows = Tensor | Callable[[range], Tensor]  # one a sample, or sample numbers -> rows
 
-__all__ = ["DEFAULT", "NAMES", "Conditions", "SampleBatch", "Settings", "Walk", "sample", "sample_batches"]
+__all__ = ["DEFAULT", "NAMES", "Rows", "SampleBatch", "Settings", "Walk", "sample", "sample_batches"]
 
 
 @dataclass(frozen=True)
@@ -80,39 +84,73 @@ def sample_batches(
     num: int,
     *,
     sampler: str = DEFAULT,
-    cfg_scale: float = 1.0,
-    temperature: float = 1.0,
-    truncation: float = 1.0,
-    condition: Conditions | None = None,
+    condition: Rows | None = None,
+    given: Rows | None = None,
+    source: Rows | None = None,
+    strength: float = 1.0,
     seed: int = 0,
     start: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
     grid_size: tuple[int, int] | None = None,
+    overlap: int | None = None,
+    observe: Observer | None = None,
     **chosen: Any,
 ) -> Iterator[SampleBatch]:
     """Draw samples batch by batch, as they are asked for; the arguments are those of `sample`, `num` may be 0."""
+    names = [field.name for field in fields(Settings) if field.name in chosen]
+    settings = Settings(**{name: chosen.pop(name) for name in names})
+    settings.check(prior)
     check(prior, sampler, chosen)
     if num < 0 or start < 0 or batch_size < 1:
         raise VqtoolError(f"cannot draw {num} samples from number {start} on in batches of {batch_size}")
-    if isinstance(condition, Tensor) and len(condition) not in (1, num):
-        raise ValueError(f"{len(condition)} conditions for {num} samples: 1 or {num} are needed")
-    if cfg_scale != 1.0 and (condition is None or prior.conditioner.kind == "none"):
-        warnings.warn(f"nothing to guide without a condition: cfg_scale {cfg_scale} is left out", stacklevel=2)
-        cfg_scale = 1.0
-    settings = Settings(cfg_scale, temperature, truncation)
+    for name, tensor in (("conditions", condition), ("given grids", given), ("sources", source)):
+        if isinstance(tensor, Tensor) and len(tensor) not in (1, num):
+            raise ValueError(f"{len(tensor)} {name} for {num} samples: 1 or {num} are needed")
+    first = find_start(prior.kernel, strength)
+    if source is None and first < prior.kernel.num_steps:
+        raise ValueError(f"strength {strength} without a source to start from")
+    if settings.guided and settings.guide_with is None and (condition is None or prior.conditioner.kind == "none"):
+        warnings.warn(f"nothing to guide without a condition: cfg_scale {settings.cfg_scale} is left out", stacklevel=2)
+        settings = replace(settings, cfg_scale=1.0, cfg_schedule="constant", cfg_interval=ALWAYS, null=None)
     size = prior.origin.grid_size if grid_size is None else grid_size
 
     def draw(samples: range) -> SampleBatch:
-        rows = _rows(condition, samples, start)
+        rows, known, near = (_rows(each, samples, start) for each in (condition, given, source))
+        if first == 0 and near is not None:
+            return SampleBatch(samples, near.cpu(), 0.0)
+        edit = Edit(known, near, first)
         with torch.no_grad():
-            walk = Walk(prior, samples, rows, seed=seed, grid_size=size, settings=settings)
+            walk = Walk(
+                prior,
+                samples,
+                rows,
+                seed=seed,
+                grid_size=size,
+                settings=settings,
+                edit=edit,
+                overlap=overlap,
+                observe=observe,
+            )
             grids = find(sampler).sample(walk, **chosen).cpu()
+        if observe is not None:
+            observe(samples, grids)
         return SampleBatch(samples, grids, walk.num_calls)
 
     return (draw(range(begin, min(begin + batch_size, start + num))) for begin in range(start, start + num, batch_size))
 
 
-def _rows(condition: Conditions | None, samples: range, start: int) -> Tensor | None:
+def find_start(kernel: Kernel, strength: float) -> int:
+    """The t in [0, T] that a strength stands for.
+
+    Raises:
+        VqtoolError: it does not lie in [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise VqtoolError(f"--strength {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
+    return math.floor(strength * kernel.num_steps + 0.5)
+
+
+def _rows(condition: Rows | None, samples: range, start: int) -> Tensor | None:
     if condition is None or callable(condition):
         return None if condition is None else condition(samples)
     if len(condition) == 1:
@@ -131,14 +169,25 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         sampler: one of NAMES.
         steps: denoiser calls; None is the sampler's default. Further options are in the samplers' files.
         cfg_scale: 1.0 is off. Without a condition there is nothing to guide: a warning says so.
+        cfg_schedule, cfg_interval: how the scale depends on the share of time; see `guidance.scales`.
+        null: what guidance compares with, "learned" or "zero-shot"; None for learned where the prior has it.
+        guide_with: a second prior to compare with instead, under the same condition or without any.
         temperature: of the tokens; 1.0 is off.
         truncation: draw from the smallest set of tokens with this mass; 1.0 is off.
+        top_k: draw from as many of the likeliest tokens; None is off.
         condition: (num, ...) or (1, ...) int64 from `prior.conditioner.encode`, or a function from a range of sample
             numbers to rows; None is the null condition.
+        given: (num, H, W) or (1, H, W) int64 tokens that are kept, mask_id where unknown; or a function, as above.
+        source: (num, H, W) or (1, H, W) int64 tokens to start from: x_t ~ q(x_t | source); or a function, as above.
+        strength: that t is this share of T: 0 gives the source itself, 1 leaves nothing of it.
         seed: of all noise.
         start: number of the first sample.
         batch_size: how many are drawn at once.
-        grid_size: (H, W) cells; None for that of the training grids.
+        grid_size: (H, W) cells; None for that of the training grids. On larger grids the denoiser looks through
+            overlapping windows of the training grid.
+        overlap: how many cells neighbouring windows share at least; None for half a window.
+        observe: told of the numbers of a batch's samples and their x_t (B, H, W) before each call of the denoiser, and
+            at the end.
 
     Returns:
         (num, H, W) int64 tokens, on the CPU.

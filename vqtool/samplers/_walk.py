@@ -15,22 +15,19 @@ import torch
 from torch import Tensor
 
 from vqtool import rng
-from vqtool.denoisers import EncodedCondition, join_conditions
+from vqtool.denoisers import EncodedCondition
 from vqtool.guidance import draw_truncated, guide, temper, truncate
 from vqtool.kernels import Kernel
 from vqtool.priors import Prior
+from vqtool.samplers import _edit
+from vqtool.samplers._edit import Edit
+from vqtool.samplers._settings import Settings, encode_null
+from vqtool.samplers._windows import Windows
 
 CPU_GROUP_CELLS = 512  # in a group: from here on the network is no faster a grid
 GPU_GROUP_CELLS = 16384
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What is done to the denoiser's log p(x_0 | x_t), in this order; 1.0 is off."""
-
-    cfg_scale: float = 1.0
-    temperature: float = 1.0
-    truncation: float = 1.0
+Observer = Callable[[range, Tensor], None]  # of the numbers of a batch's samples and their x_t
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,8 @@ class _Group:
 
     rows: slice  # of the batch
     places: slice  # where they are among the group's places
-    condition: EncodedCondition  # a row a place; with guidance the null condition once more
+    condition: EncodedCondition  # a row a place
+    reference: EncodedCondition | None  # what guidance compares with; None without guidance
 
 
 class Walk:
@@ -60,6 +58,9 @@ class Walk:
         seed: int,
         grid_size: tuple[int, int],
         settings: Settings,
+        edit: Edit | None = None,
+        overlap: int | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.kernel: Kernel = prior.kernel
         self.rule = prior.rule
@@ -69,9 +70,11 @@ class Walk:
         self._samples = samples
         self._seed = seed
         self._settings = settings
-        self._guided = settings.cfg_scale != 1.0
+        self._edit = (edit or Edit()).to(prior.device)
+        self._observe = observe
         cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
-        self._group_size = max(1, cells // (grid_size[0] * grid_size[1]))
+        self._windows = Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
+        self._group_size = self._windows.group_size
         self._groups = list(self._make_groups(condition))
 
     @property
@@ -87,6 +90,32 @@ class Walk:
     def times(self, t: int) -> Tensor:
         """(B,) int64, all t."""
         return torch.full((len(self._samples),), t, device=self._prior.device)
+
+    @property
+    def start(self) -> int:
+        """The t in [1, T] of the first x_t."""
+        return self.kernel.num_steps if self._edit.start is None else self._edit.start
+
+    @property
+    def given(self) -> Tensor | None:
+        """(B, H, W) bool, cells whose tokens are given; None if there are none."""
+        return None if self._edit.given is None else self._edit.given < self.kernel.mask_id
+
+    def begin(self, *, hide: bool = False) -> Tensor:
+        """The first x_t, (B, H, W) int64: from the noise of step 0, and from what is known of the batch.
+
+        Args:
+            hide: mask all that the process has lost, tokens that it has replaced too: for samplers that never revise.
+        """
+        return _edit.begin(self._edit, self.kernel, self.noise(0, 1)[0], hide=hide)
+
+    def keep(self, x_s: Tensor) -> Tensor:
+        """X_s (B, H, W) with given tokens where they have to be: for samplers that change cells which are not masked.
+
+        Under a kernel without a mask nothing has to be done: ``log_x0`` is sure of given tokens, and so their cells
+        end as they should, after any step that draws x_s from a posterior of x_0.
+        """
+        return _edit.keep(self._edit, self.kernel, x_s)
 
     def noise(self, step: int, count: int) -> Tensor:
         """The noise of one step: (count, B, H, W) float64, uniform in [0, 1)."""
@@ -106,7 +135,9 @@ class Walk:
         """
         return self.apply(lambda log_x0: (log_x0,), x_t, t, cells)[0]
 
-    def draw_x0(self, x_t: Tensor, t: Tensor, noise: Tensor, cells: Tensor | None = None) -> Tensor:
+    def draw_x0(
+        self, x_t: Tensor, t: Tensor, noise: Tensor, cells: Tensor | None = None, *, active: Tensor | None = None
+    ) -> Tensor:
         """Tokens drawn from ``log_x0``, in less time and memory than it takes.
 
         Args:
@@ -114,13 +145,14 @@ class Walk:
             t: (B,) int64 in [1, T].
             noise: (B, H, W) float64, uniform in [0, 1).
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted.
+            active: (B,) bool, samples that need the denoiser, at least one; None for all.
 
         Returns:
-            (B, H, W) int64, or (B, n) with `cells`.
+            (B, H, W) int64, or (B, n) with `cells`; of no meaning for samples that are not active.
         """
         noise = noise if cells is None else pick(noise, cells)
-        rate = self._settings.truncation
-        return self._apply(lambda log_p, u: (draw_truncated(log_p, u, rate),), x_t, t, cells, noise)[0]
+        cut = self._settings.truncation, self._settings.top_k
+        return self._apply(lambda log_p, u: (draw_truncated(log_p, u, *cut),), x_t, t, cells, noise, active=active)[0]
 
     def apply(
         self,
@@ -131,7 +163,7 @@ class Walk:
         *rows: Tensor,
         active: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """What a rule makes of ``log_x0``, group by group: so its sums are the same in every batch, and memory is saved.
+        """What a rule makes of ``log_x0``, group by group: so its sums are those of every batch, and memory is saved.
 
         Args:
             rule: from log p(x_0 | x_t) of a group and the other rows of it to tensors, a row a place.
@@ -144,8 +176,8 @@ class Walk:
         Returns:
             The rule's tensors, (B, ...) each; of no meaning for samples that are not active.
         """
-        rate = self._settings.truncation
-        return self._apply(lambda log_p, *own: rule(truncate(log_p, rate), *own), x_t, t, cells, *rows, active=active)
+        cut = self._settings.truncation, self._settings.top_k
+        return self._apply(lambda log_p, *own: rule(truncate(log_p, *cut), *own), x_t, t, cells, *rows, active=active)
 
     def _apply(
         self,
@@ -158,7 +190,9 @@ class Walk:
     ) -> tuple[Tensor, ...]:
         """``apply`` before truncation."""
         made: list[Tensor] = []
-        for group, log_p in self._ask(x_t, t, cells, active):
+        given = self._edit.given if cells is None or self._edit.given is None else pick(self._edit.given, cells)
+        for group, said in self._ask(x_t, t, cells, active):
+            log_p = said if given is None else _edit.know(said, self._fill(given, group, self.kernel.mask_id))
             results = rule(log_p, *(self._fill(each, group, 0) for each in rows))
             made = made or [result.new_zeros(len(self._samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
@@ -168,21 +202,32 @@ class Walk:
     def _ask(
         self, x_t: Tensor, t: Tensor, cells: Tensor | None, active: Tensor | None
     ) -> Iterator[tuple[_Group, Tensor]]:
-        """Each group with log p(x_0 | x_t) at all its places, after guidance and temperature."""
+        """Each group with log p(x_0 | x_t) at all its places, after guidance and temperature.
+
+        The denoiser is asked once with the condition, unless the scale is 0, and once without it, unless it is 1; in
+        two groups of the one size, so that what the first says is the same with and without guidance.
+        """
+        if self._observe is not None:
+            self._observe(self._samples, x_t)
         asking = torch.ones(len(self._samples), dtype=torch.bool) if active is None else active.cpu()
-        self._calls += asking * (2 if self._guided else 1)
+        scales = self._settings.scales(t, self.kernel.num_steps)
+        self._calls += asking * ((scales != 0).long() + (scales != 1).long())
+        second = self._settings.guide_with or self._prior
         for group in self._groups:
-            if not bool(asking[group.rows].any()):
+            own = scales[group.rows][asking[group.rows]]
+            if not len(own):
                 continue
-            inputs = [self._fill(x_t, group, 0), self._fill(t, group, 1)]
-            inputs += [] if cells is None else [self._fill(cells, group, 0)]
-            if self._guided:
-                inputs = [torch.cat([each, each]) for each in inputs]
-            log_p = self._prior.log_x0(inputs[0], inputs[1], group.condition, *inputs[2:])
-            if self._guided:
-                log_c, log_u = log_p.chunk(2)
-                log_p = guide(log_c, log_u, self._settings.cfg_scale)
-            yield group, temper(log_p, self._settings.temperature)
+            inputs = self._fill(x_t, group, 0), self._fill(t, group, 1)
+            wanted = None if cells is None else self._fill(cells, group, 0)
+            log_p = None
+            if bool((own != 0).any()):
+                log_p = self._windows.log_x0(self._prior, *inputs, group.condition, wanted)
+            if bool((own != 1).any()):
+                log_u = self._windows.log_x0(second, *inputs, group.reference, wanted)
+                scale = self._fill(scales, group, 1)
+                log_p = log_u if log_p is None else guide(log_p, log_u, scale)
+            if log_p is not None:
+                yield group, temper(log_p, self._settings.temperature)
 
     def _fill(self, values: Tensor, group: _Group, value: int) -> Tensor:
         """The rows of a group at their places, (size, ...), and a value at those that are empty."""
@@ -191,19 +236,20 @@ class Walk:
         return filled
 
     def _make_groups(self, condition: Tensor | None) -> Iterator[_Group]:
-        size, first, stop = self._group_size, self._samples.start, self._samples.stop
+        size, first, stop, settings = self._group_size, self._samples.start, self._samples.stop, self._settings
+        second = settings.guide_with
+        compare = settings.guided and (second is None or second.conditioner.kind == "none")
+        reference = encode_null(second or self._prior, size, settings.null) if compare else None
         null = self._prior.conditioner.null(size)
-        encoded_null = self._prior.encode_condition(null, size) if self._guided else None
         for begin in range(first - first % size, stop, size):
             low, high = max(begin, first), min(begin + size, stop)
             rows, places = slice(low - first, high - first), slice(low - begin, high - begin)
             filled = null.clone()
             if condition is not None:
                 filled[places] = condition[rows]
-            encoded = self._prior.encode_condition(filled, size)
-            if encoded_null is not None:
-                encoded = join_conditions(encoded, encoded_null)
-            yield _Group(rows, places, encoded)
+            if second is not None and not compare:
+                reference = second.encode_condition(filled, size)
+            yield _Group(rows, places, self._prior.encode_condition(filled, size), reference)
 
 
 def pick(grid: Tensor, cells: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ancestral sampling: from x_T to x_0 along evenly spaced steps, each an exact draw of q(x_s | x_t, x_0).
+"""Ancestral sampling: from x_T to x_0 along evenly spaced or listed steps, each an exact draw of q(x_s | x_t, x_0).
 
 When to use it: for every kernel; the reference that other samplers are measured by. Tokens may be revised on the way
 where the kernel replaces tokens.
@@ -11,7 +11,7 @@ one-step posterior over several steps and so leaves a quarter and more of the to
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,38 +20,49 @@ from torch import Tensor
 from vqtool.errors import VqtoolError
 from vqtool.kernels import Kernel
 from vqtool.posterior import RULES, average_cells, average_posterior, draw, least_stay, sample_posterior
+from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, place_first, put
 
 NEEDS_MASK = False
 DEFAULT_STEPS = 100
 
 
-def sample(walk: Walk, *, steps: int | None = None, rule: str | None = None) -> Tensor:
+def sample(
+    walk: Walk, *, steps: int | None = None, times: Sequence[int] | None = None, rule: str | None = None
+) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch.
-        steps: denoiser calls, in [1, T]; None for DEFAULT_STEPS or T, whichever is less.
+        steps: denoiser calls, in [1, t] of the first x_t; None for DEFAULT_STEPS or T, whichever is less, and for as
+            dense ones where the walk begins later.
+        times: instead: falling times in [1, t] at which the denoiser is called. The first t goes without saying.
         rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
 
     Returns:
         (B, H, W) int64 tokens.
 
     Raises:
-        VqtoolError: the number of steps or the rule is not possible.
+        VqtoolError: the steps or the rule are not possible.
     """
-    kernel = walk.kernel
-    steps = min(DEFAULT_STEPS, kernel.num_steps) if steps is None else steps
-    if not 1 <= steps <= kernel.num_steps:
-        raise VqtoolError(f"--steps {steps}: ancestral sampling of this prior takes 1 to {kernel.num_steps} steps")
+    stops = choose_times(walk, "ancestral", steps, times, default=DEFAULT_STEPS)
+    rule = choose_rule(walk, rule)
+    x_t = walk.begin()
+    for call, (time, next_time) in enumerate(pairwise(stops), start=1):
+        x_t = step(walk, x_t, time, next_time, rule, walk.noise(call, 2))
+    return x_t
+
+
+def choose_rule(walk: Walk, rule: str | None) -> str:
+    """The rule that is asked for, or the prior's own.
+
+    Raises:
+        VqtoolError: it is unknown.
+    """
     rule = walk.rule if rule is None else rule
     if rule not in RULES:
         raise VqtoolError(f"--rule {rule}: unknown; known are {', '.join(RULES)}")
-    times = torch.linspace(kernel.num_steps, 0, steps + 1).round().long().tolist()
-    x_t = kernel.sample_stationary(walk.noise(0, 1)[0])
-    for call, (time, next_time) in enumerate(pairwise(times), start=1):
-        x_t = step(walk, x_t, time, next_time, rule, walk.noise(call, 2))
-    return x_t
+    return rule
 
 
 def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: Tensor) -> Tensor:
@@ -70,11 +81,11 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     """
     kernel, (choice, move) = walk.kernel, noise
     t, s = walk.times(time), walk.times(next_time)
-    token_stays, mask_stays = _least_stays(kernel, time, next_time, rule)
+    token_stays, mask_stays = least_stays(kernel, time, next_time, rule)
     may_change = move >= torch.full_like(move, token_stays).masked_fill(x_t == kernel.mask_id, mask_stays)
     changing = (1 - token_stays) + (token_stays - mask_stays) * float(kernel.gamma_bar[time])  # share of the cells
     x_s = x_t
-    for cells in _split(may_change, _expect(changing, walk.num_cells)):
+    for cells in split(may_change, expect(changing, walk.num_cells)):
         seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
         if rule == "mixture":
             x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
@@ -83,17 +94,17 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
             log_x0 = walk.log_x0(x_t, t, cells)[:, None]
             drawn = _draw_plug_in(log_x0, seen, t, s, kernel, pick(choice, cells)[:, None], moves)
         x_s = put(x_s, cells, drawn[:, 0])
-    return x_s
+    return walk.keep(x_s)
 
 
-def _least_stays(kernel: Kernel, time: int, next_time: int, rule: str) -> tuple[float, float]:
+def least_stays(kernel: Kernel, time: int, next_time: int, rule: str) -> tuple[float, float]:
     """The least chances that a token, and that a mask, stays."""
     states = torch.tensor([[[0, kernel.mask_id if kernel.has_mask else 0]]])
     token, mask = least_stay(states, torch.tensor([time]), torch.tensor([next_time]), kernel, rule).flatten().tolist()
     return token, mask
 
 
-def _expect(changing: float, num_cells: int) -> int:
+def expect(changing: float, num_cells: int) -> int:
     """How many cells of a sample to look at together: as many as may change, but for about one step in a million.
 
     It depends on the step alone, never on what the samples look like: see `vqtool.samplers._walk`.
@@ -103,7 +114,7 @@ def _expect(changing: float, num_cells: int) -> int:
     return min(count, num_cells)
 
 
-def _split(wanted: Tensor, count: int) -> Iterator[Tensor]:
+def split(wanted: Tensor, count: int) -> Iterator[Tensor]:
     """The cells that are wanted (B, H, W), `count` a sample at a time, filled up with others: (B, count) int64."""
     order = place_first(wanted)
     missing = -order.shape[1] % count
