@@ -1,21 +1,28 @@
-"""scripts/finish_tokenizer.py: what may go into the package, and what is added to it."""
+"""Scripts: what may go into the package, and what is added to it; that benchmarks compare like with like."""
 
 import importlib
 import json
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vqtool import artifacts
+from vqtool import artifacts, kernels
+from vqtool.denoisers import vq_diffusion
+from vqtool.losses import auxiliary, variational_bound
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.tokenizers.vqvae import VqVaeConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 finish_tokenizer = importlib.import_module("finish_tokenizer")
+benchmarks = importlib.import_module("benchmarks")
+benchmarks_dense = importlib.import_module("benchmarks.dense")
 
 
 @pytest.fixture
@@ -78,3 +85,38 @@ def test_a_tokenizer_too_large_for_the_package_is_refused_and_the_old_one_stays(
     assert "more than 1000: train it with --half" in capsys.readouterr().err
     assert (work / "built.safetensors").read_bytes() == b"old"
     assert not (work / "trained.scored.safetensors").exists()
+
+
+@pytest.mark.parametrize("schedule", ["release", "paper"])
+def test_the_dense_loss_of_the_benchmark_and_its_gradient_are_ours(schedule):
+    noise = torch.Generator().manual_seed(0)
+    kernel = kernels.build("mask-replace", schedule=schedule, codebook_size=7, num_steps=9)
+    logits = torch.randn(5, 3, 4, 7, generator=noise).requires_grad_()
+    x_0, t = torch.randint(0, 7, (5, 3, 4), generator=noise), torch.tensor([1, 2, 5, 8, 9])
+    x_t = kernel.sample(x_0, t, torch.rand(5, 3, 4, dtype=torch.float64, generator=noise))
+    log_x0 = logits.log_softmax(-1)
+    ours = 9 * (variational_bound(log_x0, x_0, x_t, t, kernel) + 0.1 * auxiliary(log_x0, x_0)).mean()
+    output = logits.flatten(1, 2).mT
+    theirs = benchmarks_dense.DenseDiffusion(kernel).loss(output, x_0.flatten(1), x_t.flatten(1), t, 0.1)
+    slopes = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+def test_the_dense_network_of_the_benchmark_is_ours():
+    torch.manual_seed(0)
+    config = vq_diffusion.Config(7, (3, 4), 9, 2, 32, 4, text_width=8, text_length=5, learned_null=False)
+    network = vq_diffusion.build(config).requires_grad_(False)
+    x_t, t, text = torch.randint(0, 8, (3, 3, 4)), torch.tensor([1, 5, 9]), torch.randn(3, 5, 8)
+    theirs = benchmarks_dense.dense_logits(network, x_t, t, text).view(3, 3, 4, 7)
+    torch.testing.assert_close(network(x_t, t, text), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_what_a_function_takes():
+    assert 32e6 < benchmarks.peak_memory(partial(partial, bytearray, 32 << 20)) < 40e6
+
+
+def test_a_race_gives_each_function_its_least_time():
+    fast, slow = benchmarks.race(lambda: None, lambda: time.sleep(0.01), repeats=2)
+    assert fast < 0.01 <= slow
