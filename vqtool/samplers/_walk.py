@@ -96,11 +96,6 @@ class Walk:
         """The t in [1, T] of the first x_t."""
         return self.kernel.num_steps if self._edit.start is None else self._edit.start
 
-    @property
-    def given(self) -> Tensor | None:
-        """(B, H, W) bool, cells whose tokens are given; None if there are none."""
-        return None if self._edit.given is None else self._edit.given < self.kernel.mask_id
-
     def begin(self, *, hide: bool = False) -> Tensor:
         """The first x_t, (B, H, W) int64: from the noise of step 0, and from what is known of the batch.
 
@@ -110,11 +105,7 @@ class Walk:
         return _edit.begin(self._edit, self.kernel, self.noise(0, 1)[0], hide=hide)
 
     def keep(self, x_s: Tensor) -> Tensor:
-        """X_s (B, H, W) with given tokens where they have to be: for samplers that change cells which are not masked.
-
-        Under a kernel without a mask nothing has to be done: ``log_x0`` is sure of given tokens, and so their cells
-        end as they should, after any step that draws x_s from a posterior of x_0.
-        """
+        """X_s (B, H, W) with given tokens in their cells: for samplers that change cells which are not masked."""
         return _edit.keep(self._edit, self.kernel, x_s)
 
     def noise(self, step: int, count: int) -> Tensor:
@@ -190,9 +181,7 @@ class Walk:
     ) -> tuple[Tensor, ...]:
         """``apply`` before truncation."""
         made: list[Tensor] = []
-        given = self._edit.given if cells is None or self._edit.given is None else pick(self._edit.given, cells)
-        for group, said in self._ask(x_t, t, cells, active):
-            log_p = said if given is None else _edit.know(said, self._fill(given, group, self.kernel.mask_id))
+        for group, log_p in self._ask(x_t, t, cells, active):
             results = rule(log_p, *(self._fill(each, group, 0) for each in rows))
             made = made or [result.new_zeros(len(self._samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
