@@ -160,6 +160,11 @@ def test_minutes_become_steps(folder, vqtool):
         (("--size", "enormous"), "--size enormous: unknown; known are tiny, small, base, large, huge"),
         (("--denoiser", "cnn"), "unknown denoiser 'cnn': known are transformer"),
         (("--rule", "median"), "--rule median: unknown; known are mixture, plug-in"),
+        (("--parameterisation", "free"), "--parameterisation free: unknown; known are evidence, direct, residual"),
+        (
+            ("--kernel", "uniform", "--rule", "plug-in", "--parameterisation", "evidence"),
+            "--parameterisation evidence does not go with --rule plug-in",
+        ),
         (("--mask-weights", "1"), "--mask-weights 1: two numbers of 0 or more are expected, such as 1,0.5"),
         (("--mask-weights", "0,0"), "--mask-weights 0,0: two numbers of 0 or more are expected"),
         (("--times", "often"), "--times often: unknown; known are stratified, uniform, importance"),
@@ -208,7 +213,21 @@ def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
     [
         (("--loss", "bound", "--auxiliary-weight", 0.001, "--adaptive-auxiliary", "--mask-weights", "1,0.5"), None),
         (("--times", "importance", "--no-fast"), None),
-        (("--denoiser", "unet", "--kernel", "uniform", "--rule", "plug-in", "-T", 10), "denoiser unet tiny:"),
+        (
+            (
+                "--denoiser",
+                "unet",
+                "--kernel",
+                "uniform",
+                "--rule",
+                "plug-in",
+                "--parameterisation",
+                "residual",
+                "-T",
+                10,
+            ),
+            "denoiser unet tiny:",
+        ),
         (("--denoiser", "vq-diffusion"), "denoiser vq-diffusion tiny:"),
     ],
 )
@@ -219,6 +238,7 @@ def test_losses_rules_and_denoisers_can_be_named(folder, vqtool, options, words)
     prior = load_prior("prior.safetensors")
     assert prior.rule == ("plug-in" if "plug-in" in options else "mixture")
     assert prior.denoiser_name in result.err
+    assert (prior.parameterisation == "residual") == ("residual" in options)
 
 
 def test_a_condition_that_the_denoiser_does_not_take_is_refused_if_named_and_passed_over_if_not(

@@ -69,6 +69,14 @@ Times = Annotated[
 Rule = Annotated[
     str, typer.Option("--rule", help="How x_0 is averaged in the bound: mixture, or plug-in as in VQ-DDM.")
 ]
+Parameterisation = Annotated[
+    str | None,
+    typer.Option(
+        "--parameterisation",
+        help="What logits stand for: evidence (of the other cells), direct, or residual (VQ-DDM's x_0 = mu + x_t). "
+        "Default: suits denoiser and rule.",
+    ),
+]
 Keep = Annotated[
     str, typer.Option("--keep", help="Averaged weights to write: the last, or the best for the grids held out.")
 ]
@@ -100,6 +108,7 @@ def train_prior(
     mask_weights: MaskWeights = "1,1",
     times: Times = "stratified",
     rule: Rule = "mixture",
+    parameterisation: Parameterisation = None,
     keep: Keep = "last",
     fast: Fast = None,
     steps: Steps = None,
@@ -141,6 +150,7 @@ def train_prior(
     forward = kernels.build(kernel, schedule=schedule, codebook_size=header.codebook_size, num_steps=diffusion_steps)
     data, held_out = build_data(batch, conditioner, _origin(header)).split(seed)
     prior, rate = _build_prior(forward, conditioner, data, denoiser, size, rule, seed)
+    prior = training.reparameterise(prior, parameterisation) if parameterisation else prior
     objectives.check_loss(target, prior)
     _announce(prior, len(data), len(held_out or ()))
     sheet = _sheet(prior, grids, tokenizer, run_files.sheet)

@@ -17,7 +17,7 @@ from vqtool.denoisers import Denoiser
 from vqtool.errors import VqtoolError
 from vqtool.images import to_uint8
 from vqtool.kernels import Kernel
-from vqtool.priors import Origin, Prior
+from vqtool.priors import PARAMETERISATIONS, Origin, Prior
 from vqtool.samplers import sample
 from vqtool.sheets import contact_sheet, save_image
 from vqtool.tokenizers import Tokenizer
@@ -106,6 +106,26 @@ def build_prior(
     # The plug-in's own product tells what x_t says: evidence of it in p(x_0) would count twice.
     parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
     return Prior(kernel, network, denoiser, conditioner, origin, parameterisation, rule)
+
+
+def reparameterise(prior: Prior, parameterisation: str) -> Prior:
+    """A fresh prior whose logits stand for something else.
+
+    Args:
+        prior: from `build_prior`.
+        parameterisation: one of priors.PARAMETERISATIONS.
+
+    Raises:
+        VqtoolError: it is unknown, or counts x_t twice under the prior's rule.
+    """
+    if parameterisation not in PARAMETERISATIONS:
+        known = ", ".join(PARAMETERISATIONS)
+        raise VqtoolError(f"--parameterisation {parameterisation}: unknown; known are {known}")
+    if parameterisation == "evidence" and prior.rule == "plug-in":
+        raise VqtoolError(
+            "--parameterisation evidence does not go with --rule plug-in, which adds what x_t says itself"
+        )
+    return replace(prior, parameterisation=parameterisation)
 
 
 def choose_run(
@@ -207,6 +227,7 @@ def train_prior(
         "kernel": prior.kernel.config,
         "denoiser": {"name": prior.denoiser_name, **asdict(prior.denoiser.config)},
         "rule": prior.rule,
+        "parameterisation": prior.parameterisation,
         "condition": prior.conditioner.config(),
         "loss": asdict(loss),
     }
