@@ -3,6 +3,7 @@
 A sampler is a file `vqtool/samplers/NAME.py` with
 
     NEEDS_MASK                       whether it is for kernels with a mask only
+    NEEDS_ABSORBING                  and these kernels may not replace tokens either (may be missing)
     sample(walk, *, steps, ...) -> (B, H, W) int64
 
 whose keyword-only parameters are the options it understands, and a name in NAMES: that is the registration.
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from vqtool.errors import VqtoolError
 from vqtool.kernels import Kernel
+from vqtool.posterior import replaces
 from vqtool.priors import Prior
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import ALWAYS, Settings
 from vqtool.samplers._walk import Observer, Walk
 
-NAMES = ("ancestral", "fewer", "purity", "confidence", "halton", "entropy", "moment")
+NAMES = ("ancestral", "first-hitting", "psi", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
 DEFAULT_BATCH_SIZE = 64
 
@@ -53,7 +55,7 @@ def find(name: str) -> ModuleType:
     """
     if name not in NAMES:
         raise VqtoolError(f"unknown sampler {name!r}: known are {', '.join(NAMES)}")
-    return import_module(f"vqtool.samplers.{name}")
+    return import_module(f"vqtool.samplers.{name.replace('-', '_')}")
 
 
 def options(name: str) -> list[str]:
@@ -68,15 +70,22 @@ def check(prior: Prior, sampler: str, chosen: dict[str, Any]) -> None:
     Raises:
         VqtoolError: it does not; says which samplers do.
     """
-    if find(sampler).NEEDS_MASK and not prior.kernel.has_mask:
-        others = ", ".join(name for name in NAMES if not find(name).NEEDS_MASK)
-        raise VqtoolError(
-            f"sampler {sampler} needs a kernel with a mask, but this prior's is {prior.kernel.name}: use {others}"
-        )
+    lacking = _find_lacking(sampler, prior.kernel)
+    if lacking:
+        others = ", ".join(name for name in NAMES if not _find_lacking(name, prior.kernel))
+        raise VqtoolError(f"sampler {sampler} needs {lacking}, but this prior's is {prior.kernel.name}: use {others}")
     for option in chosen:
         if option not in options(sampler):
             others = ", ".join(name for name in NAMES if option in options(name)) or "no sampler"
             raise VqtoolError(f"--{option.replace('_', '-')} is not an option of sampler {sampler}; of {others} it is")
+
+
+def _find_lacking(sampler: str, kernel: Kernel) -> str:
+    """What a sampler needs and a kernel is not; empty if it is all that."""
+    file = find(sampler)
+    if getattr(file, "NEEDS_ABSORBING", False) and (replaces(kernel) or not kernel.has_mask):
+        return "an absorbing kernel"
+    return "a kernel with a mask" if file.NEEDS_MASK and not kernel.has_mask else ""
 
 
 def sample_batches(

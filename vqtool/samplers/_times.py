@@ -43,4 +43,4 @@ def choose_times(
         raise VqtoolError(f"--steps {steps}: {sampler} sampling of this prior takes 1 to {start} steps here")
     if steps > start:
         return [-(-start * (steps - step) // steps) for step in range(steps + 1)]
-    return torch.linspace(start, 0, steps + 1).round().long().tolist()  # type: ignore[no-any-return]
+    return torch.linspace(start, 0, steps + 1).round().long().tolist()

@@ -1,0 +1,126 @@
+"""Psi sampling: ancestral sampling in which some cells are noised anew in each step, so that mistakes can be mended.
+
+When to use it: for every kernel, with many steps: where ancestral sampling with an absorbing kernel keeps each token
+that it has drawn, and gains nothing from more steps than cells, this goes on gaining. With few steps use others.
+Equation: x_0 ~ p(x_0 | x_t), x_s ~ kappa q(x_s | x_t, x_0) + (1 - kappa) q(x_s | x_0), each cell for itself. Both
+parts have the marginal q(x_s) of each cell, so any kappa has; 1 is ancestral sampling. With s = t it is a corrector
+alone: a cell stays with kappa. Under an absorbing kernel a token is its own x_0, and the second part masks it again
+with gamma_bar_s: remasking.
+Cost: one denoiser call a step, whose head looks at the cells that may change. There may be more steps than T.
+Source: Deschenaux et al. 2026, Psi-samplers (arXiv:2602.21185); Wang et al. 2025, ReMDM (arXiv:2503.00307).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vqtool.errors import VqtoolError
+from vqtool.kernels import Kernel
+from vqtool.posterior import draw, replaces, sample_posterior
+from vqtool.samplers import ancestral
+from vqtool.samplers._times import choose_times
+from vqtool.samplers._walk import Walk, pick, put
+
+NEEDS_MASK = False
+DEFAULT_STEPS = 100
+DEFAULT_KAPPA = 0.95
+ALWAYS = (0.0, 1.0)
+
+
+def sample(
+    walk: Walk,
+    *,
+    steps: int | None = None,
+    times: Sequence[int] | None = None,
+    rule: str | None = None,
+    kappa: float = DEFAULT_KAPPA,
+    kappa_interval: tuple[float, float] = ALWAYS,
+) -> Tensor:
+    """Draw a batch of grids.
+
+    Args:
+        walk: the batch.
+        steps: denoiser calls, at least 1; above T, times repeat. None for DEFAULT_STEPS or T, whichever is less.
+        times: instead: falling times in [1, T] at which the denoiser is called. The first t goes without saying.
+        rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
+        kappa: share of the cells, in each step, that follow the posterior; 1 is ancestral sampling, bit for bit.
+        kappa_interval: the least and the largest share of time, 1 - t / T, with this kappa; elsewhere it is 1.
+
+    Returns:
+        (B, H, W) int64 tokens.
+
+    Raises:
+        VqtoolError: the steps, the rule, kappa or its interval are not possible.
+    """
+    if not 0 <= kappa <= 1:
+        raise VqtoolError(f"--kappa {kappa:g}: must lie in 0 (all cells noised anew) to 1 (ancestral sampling)")
+    low, high = kappa_interval
+    if not 0 <= low < high <= 1:
+        raise VqtoolError(f"--kappa-interval {low:g},{high:g}: two rising shares of time are expected, as in 0.4,0.9")
+    always = kappa_interval == ALWAYS and kappa < 1
+    stops = choose_times(walk, "psi", steps, times, default=DEFAULT_STEPS, repeat=always)
+    rule, num_steps = ancestral.choose_rule(walk, rule), walk.kernel.num_steps
+    x_t = walk.begin()
+    for call, (t, s) in enumerate(pairwise(stops), start=1):
+        if kappa == 1 or not low <= (num_steps - t) / num_steps <= high:
+            x_t = ancestral.step(walk, x_t, t, s, rule, walk.noise(call, 2))
+        else:
+            x_t = step(walk, x_t, t, s, rule, kappa, walk.noise(call, 3))
+    return x_t
+
+
+def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, kappa: float, noise: Tensor) -> Tensor:
+    """One step of a batch.
+
+    Args:
+        walk: the batch.
+        x_t: (B, H, W) int64 tokens or mask_id.
+        time: t in [1, T].
+        next_time: s in [0, t].
+        rule: "mixture" or "plug-in".
+        kappa: share of the cells that follow the posterior.
+        noise: (3, B, H, W) float64, uniform in [0, 1): what x_0 is, what becomes of it, and which part a cell follows.
+
+    Returns:
+        (B, H, W) int64 tokens or mask_id.
+    """
+    kernel, (choice, move, part) = walk.kernel, noise
+    t, s, masked = walk.times(time), walk.times(next_time), x_t == kernel.mask_id
+    back, anew = part < kappa, move >= float(kernel.gamma_bar[next_time])  # what becomes a token if it is not back
+    moves = time > next_time
+    stays = ancestral.least_stays(kernel, time, next_time, "mixture") if moves else (1.0, 1.0)
+    unsure = masked if not replaces(kernel) else torch.ones_like(masked)  # cells whose x_0 is asked for
+    may_change = move >= torch.full_like(move, stays[0]).masked_fill(masked, stays[1])
+    wanted = torch.where(back, may_change, anew & unsure)
+    x_s = torch.where(back | anew, x_t, kernel.mask_id)
+    for cells in ancestral.split(wanted, _expect(kernel, time, next_time, kappa, stays, walk.num_cells)):
+        seen, rest = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
+        x_0 = _draw_x0(walk, x_t, t, cells, rule, choice)[:, None]
+        drawn = kernel.sample(x_0, s, rest)
+        followed = sample_posterior(x_0, seen, t, s, kernel, rest) if moves else seen
+        drawn = torch.where(pick(back, cells)[:, None], followed, drawn)[:, 0]
+        x_s = put(x_s, cells, torch.where(pick(wanted, cells), drawn, pick(x_s, cells)))
+    return walk.keep(x_s)
+
+
+def _expect(kernel: Kernel, t: int, s: int, kappa: float, stays: tuple[float, float], num_cells: int) -> int:
+    """How many cells of a sample to look at together."""
+    gamma_t, gamma_s = float(kernel.gamma_bar[t]), float(kernel.gamma_bar[s])
+    changing = (1 - stays[0]) * (1 - gamma_t) + (1 - stays[1]) * gamma_t
+    unsure = 1.0 if replaces(kernel) else gamma_t
+    return ancestral.expect(kappa * changing + (1 - kappa) * (1 - gamma_s) * unsure, num_cells)
+
+
+def _draw_x0(walk: Walk, x_t: Tensor, t: Tensor, cells: Tensor, rule: str, choice: Tensor) -> Tensor:
+    """X_0 given x_t, (B, n): the plug-in rule's denoiser speaks of the other cells, and x_t is added by Bayes' rule."""
+    if rule == "mixture":
+        return walk.draw_x0(x_t, t, choice, cells)
+    log_x0, seen = walk.log_x0(x_t, t, cells), pick(x_t, cells)  # (B, n, K), (B, n)
+    alpha_bar, beta_bar, _ = walk.kernel.cumulative(t)
+    evidence = torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).to(log_x0)[:, None]
+    known = seen < walk.kernel.mask_id
+    added = torch.where(known, evidence, 0.0)
+    log_x0 = log_x0.scatter_add(-1, torch.where(known, seen, 0)[..., None], added[..., None])
+    return draw(log_x0 - log_x0.amax(-1, keepdim=True), pick(choice, cells))
