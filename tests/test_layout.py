@@ -21,7 +21,7 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 LAYERS = (
     "errors", "version", "rng", "distributed", "artifacts", "naming",
     "pixels", "sources", "images", "streams", "sheets", "gallery",
-    "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "inspection",
+    "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "partials", "inspection",
     "conditions", "text_encoders", "tokenizers", "codebooks", "coding",
     "schedules", "kernels", "posterior", "denoisers", "losses", "priors", "guidance", "samplers",
     "interop",

@@ -78,7 +78,7 @@ class GridWriter:
         Raises:
             ValueError: shapes, lengths or tokens do not fit the header.
         """
-        batch = self._checked(batch)
+        batch = checked_batch(self.header, batch)
         for start in range(0, len(batch), MEMBER_GRIDS):
             part = batch[start : start + MEMBER_GRIDS]
             self._digest.update(part)
@@ -101,21 +101,6 @@ class GridWriter:
             else:
                 self._send(join_batches(self.header, []), last=True)
 
-    def _checked(self, batch: GridBatch) -> GridBatch:
-        size, tokens = self.header.codebook_size, batch.tokens
-        if tokens.shape[1:] != self.header.grid_size or tokens.dtype.kind not in "iu":
-            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {self.header.grid_size})")
-        for name, column in batch.texts.items():
-            if column is not None and len(column) != len(tokens):
-                raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
-            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
-        texts = [
-            None if column is None else [_checked_text(text, name) for text in column]
-            for name, column in batch.texts.items()
-        ]
-        return GridBatch(tokens.astype(self.header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
-
     def _place(self, *, last: bool) -> dict[str, Any]:
         return {"member": self._members, "last": last, "total": self.num_grids, "digest": self._digest.value()}
 
@@ -125,6 +110,28 @@ class GridWriter:
         self._pipe.write(member_image(self.header, batch, **self._place(last=last)))
         self._pipe.flush()
         self._members += 1
+
+
+def checked_batch(header: GridHeader, batch: GridBatch) -> GridBatch:
+    """A batch as it is written: tokens of the header's type, texts that HDF5 can hold.
+
+    Raises:
+        ValueError: shapes, lengths or tokens do not fit the header.
+        VqtoolError: a text is too long.
+    """
+    size, tokens = header.codebook_size, batch.tokens
+    if tokens.shape[1:] != header.grid_size or tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {header.grid_size})")
+    for name, column in batch.texts.items():
+        if column is not None and len(column) != len(tokens):
+            raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
+        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
+    texts = [
+        None if column is None else [_checked_text(text, name) for text in column]
+        for name, column in batch.texts.items()
+    ]
+    return GridBatch(tokens.astype(header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
 
 
 def _checked_text(text: str, name: str) -> str:

@@ -306,6 +306,11 @@ def file_digest(path: str | Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def text_digest(texts: Sequence[str]) -> str:
+    """Digest of some texts in order, "sha256:" and 64 hexadecimal digits."""
+    return f"sha256:{hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}"
+
+
 def _program() -> str:
     name = Path(sys.argv[0]).name
     return "vqtool" if name == "__main__.py" else name  # python -m vqtool

@@ -86,6 +86,9 @@ def sample(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout: a stream if that is a pipe.")
     ] = Path("-"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings, to the same file.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Draw token grids from a prior.
@@ -100,16 +103,17 @@ def sample(
         vqtool sample -n 16 --label 7 --steps 50 --seed 1 -o sevens.h5
 
         cat prompts.txt | vqtool sample --captions - | vqtool decode -o sheet.png
+
+        vqtool sample -n 50000 -o many.h5 --resume
     """
     from vqtool import samplers
-    from vqtool.artifacts import history_record
+    from vqtool.artifacts import history_record, text_digest
     from vqtool.cli.console import progress
     from vqtool.cli.inputs import choose_device
-    from vqtool.grids import check_output
+    from vqtool.partials import check_resumable, resumable_writer
     from vqtool.priors import load_prior
-    from vqtool.shares import shared_writer
 
-    check_output(output, force=force)
+    check_resumable(output, resume=resume, force=force)
     name = _choose_sampler(sampler, purity)
     asked = {
         "steps": steps,
@@ -128,21 +132,25 @@ def sample(
     cfg_scale = _check_scale(model, cfg_scale, texts)
     say(f"prior {model.fingerprint} ({prior}): {num} grids by {name} sampling, seed {seed}")
     options |= {"sampler": name, "cfg_scale": cfg_scale, "temperature": temperature, "truncation": truncation}
-    record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, num=num, start=start, **options)
+    conditions = {_PLURALS[model.conditioner.kind]: text_digest(texts)} if texts else {}
+    record = history_record(
+        "sample", inputs={"prior": model.fingerprint}, seed=seed, num=num, start=start, **options, **conditions
+    )
     own = own_range(num)
 
     def condition(samples: range) -> "Tensor":
         return model.conditioner.encode([texts[number % len(texts)] for number in samples])
 
-    options |= {"seed": seed, "start": start + own.start, "condition": condition if texts else None}
+    options |= {"seed": seed, "condition": condition if texts else None}
     with (
-        shared_writer(output, _grid_header(model, record), force=force) as writer,
-        progress("sample", len(own), "grids") as advance,
+        resumable_writer(output, _grid_header(model, record), resume=resume, force=force) as writer,
+        progress("sample", len(own), "grids", done=writer.num_grids) as advance,
     ):
-        calls = 0.0
-        for batch in samplers.sample_batches(model, len(own), batch_size=batch_size, **options):
+        calls, left = 0.0, own[writer.num_grids :]
+        options["start"] = start + left.start
+        for batch in samplers.sample_batches(model, len(left), batch_size=batch_size, **options):
             writer.write(_grid_batch(model.conditioner.kind, batch, texts))
-            calls += batch.num_calls * len(batch.samples) / len(own)
+            calls += batch.num_calls * len(batch.samples) / len(left)
             advance(len(batch.samples))
     say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls:g} network calls a grid")
 
