@@ -107,6 +107,8 @@ def resumable_writer(
             for path in filter(Path.exists, paths):
                 for _, batch, _ in _read(path):
                     whole.write(batch)
+        with Path(output).open("rb") as file:
+            os.fsync(file.fileno())  # a power cut may come between this and the next
         for path in paths:
             path.unlink(missing_ok=True)
 
