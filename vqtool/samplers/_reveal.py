@@ -62,11 +62,6 @@ def cosine(num_cells: int, steps: int) -> Iterator[Tensor]:
     yield torch.zeros_like(start)
 
 
-def begin(walk: Walk) -> Tensor:
-    """(B, H, W) int64: what a batch starts from."""
-    return walk.begin(hide=True)
-
-
 def find_times(x_t: Tensor, kernel: Kernel) -> Tensor:
     """(B,) int64 in [1, T]: when about as many cells are masked as are in x_t (B, H, W)."""
     share = (x_t == kernel.mask_id).flatten(1).double().mean(1, keepdim=True)
@@ -98,10 +93,11 @@ def reveal_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
     Returns:
         (B, H, W) int64 tokens.
     """
-    x_t = begin(walk)
+    x_t = walk.begin(hide=True)
     for call, _, count, most in _count(walk, x_t, plan):
         cells = find_largest(-rank.flatten(1), (x_t == walk.kernel.mask_id).flatten(1), most)
-        tokens = walk.draw_x0(x_t, find_times(x_t, walk.kernel), walk.noise(call, 1)[0], cells)
+        times = find_times(x_t, walk.kernel)
+        tokens = walk.draw_x0(x_t, times, walk.noise(call, 1)[0], cells, active=count > 0)
         x_t = show(x_t, cells, tokens, count)
     return x_t
 
@@ -119,9 +115,9 @@ def reveal_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
     Returns:
         (B, H, W) int64 tokens.
     """
-    x_t = begin(walk)
+    x_t = walk.begin(hide=True)
     for call, hidden, count, most in _count(walk, x_t, plan):
-        places, tokens, cells = ask(walk, x_t, call, hidden, partial(rule, call, most))
+        places, tokens, cells = ask(walk, x_t, call, hidden, partial(rule, call, most), count > 0)
         x_t = show(x_t, cells.gather(1, places), tokens, count)
     return x_t
 
@@ -132,7 +128,7 @@ def ask(
     call: int,
     hidden: int,
     rule: Callable[..., tuple[Tensor, ...]],
-    active: Tensor | None = None,
+    active: Tensor,
 ) -> tuple[Tensor, ...]:
     """What a rule makes of log_x0, choice, order, masked at up to `hidden` masked cells a sample, and these cells."""
     cells = place_first(x_t == walk.kernel.mask_id)[:, :hidden]  # (B, n)
@@ -144,15 +140,19 @@ def ask(
 
 def show(x_t: Tensor, cells: Tensor, tokens: Tensor, count: Tensor) -> Tensor:
     """A grid (B, H, W) with tokens at the first `count` (B,) of some cells (B, n)."""
-    counted = torch.arange(cells.shape[1], device=cells.device) < count[:, None]
+    counted = torch.arange(cells.shape[1], device=cells.device) < count.to(cells.device)[:, None]
     return put(x_t, cells, torch.where(counted, tokens, pick(x_t, cells)))
 
 
 def _count(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[tuple[int, int, Tensor, int]]:
-    """Each call, from 1 on: the most cells that may be masked, how many to reveal (B,), and the most of that."""
-    start = (x_t == walk.kernel.mask_id).flatten(1).sum(1)  # (B,)
+    """Each call, from 1 on: the most cells that may be masked, how many to reveal (B,), and the most of that.
+
+    Calls in which no sample has anything to reveal are left out: there are fewer masked cells than calls.
+    """
+    start = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # (B,)
     before = torch.arange(walk.num_cells + 1)
     for call, after in enumerate(plan, start=1):
         opened = before - after
-        yield call, int(before.max()), opened.to(start.device)[start], int(opened.max())
+        if bool(opened[start].any()):
+            yield call, int(before.max()), opened[start], int(opened.max())
         before = after

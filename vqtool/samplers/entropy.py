@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqtool.errors import VqtoolError
 from vqtool.posterior import draw
-from vqtool.samplers._reveal import ask, begin, show
+from vqtool.samplers._reveal import ask, show
 from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = True
@@ -43,7 +43,7 @@ def sample(walk: Walk, *, entropy_budget: float = 16.0) -> Tensor:
         count = ((before <= entropy_budget) & masked.gather(1, places)).sum(1)
         return places, draw(log_x0, choice).gather(1, places), count
 
-    x_t = begin(walk)
+    x_t = walk.begin(hide=True)
     for call in range(1, walk.num_cells + 1):  # at least one cell a call: so many may still be masked
         active = (x_t == walk.kernel.mask_id).flatten(1).any(1)
         if not bool(active.any()):
