@@ -261,6 +261,27 @@ def test_a_rolled_halton_order_starts_anywhere_and_goes_round():
     )
 
 
+@pytest.mark.parametrize("name", COUNTED)
+def test_counts_are_of_the_cells_that_are_unknown_at_the_start_in_each_sample(name):
+    """Samples with 24, 12, 3, 1 and no unknown cells, in 6 calls: as many as cells where those are fewer."""
+    prior, unknown = random_prior(), (24, 12, 3, 1, 0)
+    given = torch.stack([torch.arange(24).view(4, 6).flip(1) % 11] * 5)
+    for row, number in zip(given, unknown, strict=True):
+        row.view(-1)[torch.randperm(24, generator=torch.Generator().manual_seed(number))[:number]] = 11
+    seen = watch(prior, 5)
+    (batch,) = samplers.sample_batches(prior, 5, sampler=name, steps=6, given=given)
+    assert torch.equal(torch.where(given < 11, batch.grids, 11), given)
+    assert len(seen) == 6
+    assert batch.num_calls == (6 + 6 + 3 + 1 + 0) / 5
+    counts = torch.tensor(count_masked(seen, 11)).T.tolist()
+    for sample, number in enumerate(unknown):
+        alone = watch(prior, 5)
+        same = vqtool.sample(prior, 1, sampler=name, steps=6, given=given[sample, None], start=sample)[0]
+        assert torch.equal(same, batch.grids[sample])
+        assert counts[sample][0] == number
+        assert len(alone) == min(number, 6)
+
+
 # ---------------------------------------------------------------------------- choices, recomputed
 
 
