@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import keyword
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -50,12 +52,21 @@ _state = {"debug": False}
 
 
 def command(function: F) -> F:
-    """Decorate a command: errors a user can mend become one line on stderr and an exit code."""
+    """Decorate a command: errors a user can mend become one line on stderr and an exit code.
+
+    A parameter whose type is a dataclass stands for one flag a field.
+    """
+    parameters = inspect.signature(function, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: part.annotation for name, part in parameters.items() if is_dataclass(part.annotation)
+    }
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(**values: Any) -> Any:
         try:
-            result = function(*args, **kwargs)
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+            result = function(**values)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not while Python exits
             return result
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -63,7 +74,21 @@ def command(function: F) -> F:
         except (Exception, KeyboardInterrupt) as error:
             _stop(error)
 
+    spread = [part for name in parameters for part in _flags(parameters[name], groups.get(name))]
+    wrapper.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
+
+
+def _flags(parameter: inspect.Parameter, group: Any) -> Iterator[inspect.Parameter]:
+    """The flags that a parameter of a command stands for: itself, or the fields of a group."""
+    if group is None:
+        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        return
+    hints = inspect.get_annotations(group, eval_str=True)
+    for field in fields(group):
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
 
 
 def _stop(error: BaseException) -> NoReturn:

@@ -9,6 +9,7 @@ import typer
 from vqtool.cli.console import say, warn
 from vqtool.cli.main import command
 from vqtool.cli.options import BatchSize, Device, Force, Seed
+from vqtool.cli.sampling import SamplingFlags, describe
 from vqtool.distributed import own_range, world_size
 from vqtool.errors import VqtoolError
 
@@ -27,49 +28,11 @@ _PLURALS = {"class": "labels", "caption": "captions"}
 
 @command
 def sample(
+    *,
     prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
     num: Annotated[
         int | None, typer.Option("--num", "-n", help="How many. Default: 64, or one a line of --captions.")
     ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(
-            "--sampler", help="ancestral (the default), fewer, purity, confidence, halton, entropy or moment."
-        ),
-    ] = None,
-    purity: Annotated[bool, typer.Option("--purity", help="Short for --sampler purity.")] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            help="Denoiser calls. Default: up to 100 (ancestral), 64 (fewer, purity), 32 (halton) or 16.",
-        ),
-    ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option("--rule", help="ancestral: mixture or plug-in average over x_0. Default: the prior's own."),
-    ] = None,
-    purity_weight: Annotated[
-        float | None, typer.Option("--purity-weight", help="purity: sharpening; 0 is none. Default: 1.")
-    ] = None,
-    purity_form: Annotated[
-        str | None, typer.Option("--purity-form", help="purity: sharpening by the code or the paper. Default: code.")
-    ] = None,
-    choice_temperature: Annotated[
-        float | None,
-        typer.Option("--choice-temperature", help="confidence, moment: of the choice of cells. Default: 4.5."),
-    ] = None,
-    roll: Annotated[
-        bool | None, typer.Option("--roll", help="halton: start each sample elsewhere in the order.")
-    ] = None,
-    entropy_budget: Annotated[
-        float | None, typer.Option("--entropy-budget", help="entropy: nats to reveal a call. Default: 16.")
-    ] = None,
-    cfg_scale: Annotated[float, typer.Option("--cfg-scale", help="Guidance by the condition; 1 is off.")] = 1.0,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the tokens; 1 is off.")] = 1.0,
-    truncation: Annotated[
-        float, typer.Option("--truncation", help="Draw from the likeliest tokens with this mass; 1 is off.")
-    ] = 1.0,
     label: Annotated[
         list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
     ] = None,
@@ -79,6 +42,7 @@ def sample(
     captions: Annotated[
         Path | None, typer.Option("--captions", help="File of captions or labels, one a line; - is stdin.")
     ] = None,
+    flags: SamplingFlags,
     seed: Seed = 0,
     start: Annotated[int, typer.Option("--start", help="Number of the first sample.")] = 0,
     batch_size: BatchSize = 64,
@@ -114,28 +78,14 @@ def sample(
     from vqtool.priors import load_prior
 
     check_resumable(output, resume=resume, force=force)
-    name = _choose_sampler(sampler, purity)
-    asked = {
-        "steps": steps,
-        "rule": rule,
-        "purity_weight": purity_weight,
-        "purity_form": purity_form,
-        "choice_temperature": choice_temperature,
-        "roll": roll,
-        "entropy_budget": entropy_budget,
-    }
-    options: dict[str, Any] = {option: value for option, value in asked.items() if value is not None}
     model = load_prior(prior).to(choose_device(device))
-    samplers.check(model, name, options)
     texts = _find_texts(model.conditioner, label, caption, captions)
     num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
-    cfg_scale = _check_scale(model, cfg_scale, texts)
-    say(f"prior {model.fingerprint} ({prior}): {num} grids by {name} sampling, seed {seed}")
-    options |= {"sampler": name, "cfg_scale": cfg_scale, "temperature": temperature, "truncation": truncation}
+    options = flags.choose(model, has_condition=bool(texts))
+    say(f"prior {model.fingerprint} ({prior}): {num} grids by {options['sampler']} sampling, seed {seed}")
     conditions = {_PLURALS[model.conditioner.kind]: text_digest(texts)} if texts else {}
-    record = history_record(
-        "sample", inputs={"prior": model.fingerprint}, seed=seed, num=num, start=start, **options, **conditions
-    )
+    details = {"num": num, "start": start, **describe(options), **conditions}
+    record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, **details)
     own = own_range(num)
 
     def condition(samples: range) -> "Tensor":
@@ -155,32 +105,12 @@ def sample(
     say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls:g} network calls a grid")
 
 
-def _choose_sampler(name: str | None, purity: bool) -> str:
-    from vqtool import samplers
-
-    if purity and name not in (None, "purity"):
-        raise VqtoolError(f"--purity is short for --sampler purity, but --sampler {name} is given too: leave one out")
-    name = "purity" if purity else name or samplers.DEFAULT
-    samplers.find(name)
-    return name
-
-
 def _check_range(num: int, start: int) -> int:
     if num < 1:
         raise VqtoolError(f"--num {num}: at least 1 grid has to be drawn")
     if not 0 <= start <= MAX_NUMBER - num:
         raise VqtoolError(f"--start {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
     return num
-
-
-def _check_scale(prior: "Prior", cfg_scale: float, texts: list[str]) -> float:
-    """The guidance scale, or 1.0 with a warning where there is nothing to guide."""
-    if cfg_scale != 1.0 and not texts:
-        untrained = prior.conditioner.kind == "none"
-        why = "the prior was trained without labels or captions" if untrained else "no condition is given"
-        warn(f"--cfg-scale {cfg_scale:g} has nothing to guide: {why}")
-        return 1.0
-    return cfg_scale
 
 
 def _find_texts(
