@@ -198,3 +198,29 @@ def test_an_observer_sees_every_call_and_the_end_and_changes_nothing():
     assert [numbers for numbers, _ in seen] == [range(3)] * 7 + [range(3, 5)] * 7
     assert [int((x_t[0] == 11).sum()) for _, x_t in seen[:7]] == [24, 20, 16, 12, 8, 4, 0]
     assert torch.equal(torch.cat([seen[6][1], seen[13][1]]), grids)
+
+
+def test_stretching_asks_the_network_for_the_whole_grid_at_once():
+    prior, t = random_prior("absorbing"), torch.tensor([9])
+    x_t = states(prior, (7, 12))
+    windows = samplers.cover(prior, (7, 12), mode="stretch")
+    assert torch.equal(windows.log_x0(prior, x_t, t, None), prior.log_x0(x_t, t))
+    assert vqtool.sample(prior, 2, steps=3, grid_size=(3, 9), grid_mode="stretch").shape == (2, 3, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grid_mode": "tiles"}, "--grid-mode tiles: unknown; known are windows, stretch"),
+        ({"grid_mode": "stretch", "overlap": 2}, "--overlap is about windows"),
+    ],
+)
+def test_modes_that_do_not_go_with_the_rest_are_refused(arguments, message):
+    with pytest.raises(VqtoolError, match=message):
+        vqtool.sample(random_prior(), 1, steps=2, grid_size=(8, 8), **arguments)
+
+
+def test_a_denoiser_of_fixed_positions_is_not_stretched():
+    prior = exact_prior(torch.ones(2**4), (2, 2), kernels.build("absorbing", codebook_size=2, num_steps=5))
+    with pytest.raises(VqtoolError, match="exact, knows the positions of its training grid only"):
+        vqtool.sample(prior, 1, grid_size=(3, 3), grid_mode="stretch")

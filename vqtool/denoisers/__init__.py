@@ -36,6 +36,7 @@ class Denoiser(nn.Module, ABC):
     """A network over token grids."""
 
     config: Any  # the frozen dataclass that it was built from
+    stretches: bool = False  # whether it takes grids of other sizes than it was built for, its positions spread out
 
     @property
     def has_learned_null(self) -> bool:

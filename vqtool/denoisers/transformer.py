@@ -170,6 +170,8 @@ class _TextEncoder(nn.Module):
 class Transformer(Denoiser):
     """The network."""
 
+    stretches = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

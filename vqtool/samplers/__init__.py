@@ -27,7 +27,7 @@ from vqtool.posterior import replaces
 from vqtool.priors import Prior
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import ALWAYS, Settings
-from vqtool.samplers._walk import Observer, Walk
+from vqtool.samplers._walk import Observer, Walk, cover
 
 NAMES = ("ancestral", "first-hitting", "psi", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
@@ -102,6 +102,7 @@ def sample_batches(
     batch_size: int = DEFAULT_BATCH_SIZE,
     grid_size: tuple[int, int] | None = None,
     overlap: int | None = None,
+    grid_mode: str = "windows",
     observe: Observer | None = None,
     **chosen: Any,
 ) -> Iterator[SampleBatch]:
@@ -122,6 +123,9 @@ def sample_batches(
         warnings.warn(f"nothing to guide without a condition: cfg_scale {settings.cfg_scale} is left out", stacklevel=2)
         settings = replace(settings, cfg_scale=1.0, cfg_schedule="constant", cfg_interval=ALWAYS, null=None)
     size = prior.origin.grid_size if grid_size is None else grid_size
+    windows = cover(prior, size, overlap=overlap, mode=grid_mode)
+    if settings.guide_with is not None:
+        cover(settings.guide_with, size, overlap=overlap, mode=grid_mode)
 
     def draw(samples: range) -> SampleBatch:
         rows, known, near = (_rows(each, samples, start) for each in (condition, given, source))
@@ -137,7 +141,7 @@ def sample_batches(
                 grid_size=size,
                 settings=settings,
                 edit=edit,
-                overlap=overlap,
+                windows=windows,
                 observe=observe,
             )
             grids = find(sampler).sample(walk, **chosen).cpu()
@@ -195,6 +199,8 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         grid_size: (H, W) cells; None for that of the training grids. On larger grids the denoiser looks through
             overlapping windows of the training grid.
         overlap: how many cells neighbouring windows share at least; None for half a window.
+        grid_mode: "stretch" spreads the denoiser's positions over the grid instead: one large layout, coarser to look
+            at, where windows each make a picture; not every denoiser can.
         observe: told of the numbers of a batch's samples and their x_t (B, H, W) before each call of the denoiser, and
             at the end.
 

@@ -16,16 +16,19 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.denoisers import EncodedCondition
+from vqtool.errors import VqtoolError
 from vqtool.guidance import draw_truncated, guide, temper, truncate
 from vqtool.kernels import Kernel
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import Settings, encode_null
-from vqtool.samplers._windows import Windows
+from vqtool.samplers._windows import Size, Windows
 
 CPU_GROUP_CELLS = 512  # in a group: from here on the network is no faster a grid
 GPU_GROUP_CELLS = 16384
+
+GRID_MODES = ("windows", "stretch")
 
 Observer = Callable[[range, Tensor], None]  # of the numbers of a batch's samples and their x_t
 
@@ -59,7 +62,7 @@ class Walk:
         grid_size: tuple[int, int],
         settings: Settings,
         edit: Edit | None = None,
-        overlap: int | None = None,
+        windows: Windows | None = None,
         observe: Observer | None = None,
     ) -> None:
         self.kernel: Kernel = prior.kernel
@@ -72,8 +75,7 @@ class Walk:
         self._settings = settings
         self._edit = (edit or Edit()).to(prior.device)
         self._observe = observe
-        cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
-        self._windows = Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
+        self._windows = windows or cover(prior, grid_size)
         self._group_size = self._windows.group_size
         self._groups = list(self._make_groups(condition))
 
@@ -239,6 +241,33 @@ class Walk:
             if second is not None and not compare:
                 reference = second.encode_condition(filled, size)
             yield _Group(rows, places, self._prior.encode_condition(filled, size), reference)
+
+
+def cover(prior: Prior, grid_size: Size, *, overlap: int | None = None, mode: str = "windows") -> Windows:
+    """The windows through which a prior looks at grids.
+
+    Args:
+        prior: on the device to use.
+        grid_size: (H, W) cells.
+        overlap: how many cells neighbouring windows share at least; None for half a window.
+        mode: "windows" of the training grid, or "stretch": one window, over which the denoiser spreads its positions.
+
+    Raises:
+        VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
+    """
+    cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
+    if mode == "windows":
+        return Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
+    if mode != "stretch":
+        raise VqtoolError(f"--grid-mode {mode}: unknown; known are {', '.join(GRID_MODES)}")
+    if overlap is not None:
+        raise VqtoolError("--overlap is about windows, and --grid-mode stretch looks through none: leave one out")
+    if not prior.denoiser.stretches:
+        raise VqtoolError(
+            f"--grid-mode stretch: this prior's denoiser, {prior.denoiser_name}, knows the positions of its training "
+            "grid only: use --grid-mode windows"
+        )
+    return Windows(grid_size, grid_size, None, max_cells=cells)
 
 
 def pick(grid: Tensor, cells: Tensor) -> Tensor:
