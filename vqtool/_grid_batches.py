@@ -19,19 +19,25 @@ TEXTS = ("id", "label", "caption")
 class GridHeader:
     """What all grids of a file or stream have in common."""
 
-    codebook_size: int  # K: tokens are in [0, K)
+    codebook_size: int  # K: tokens are in [0, K), and K is the unknown token of a hole
     grid_size: tuple[int, int]  # (H, W) cells
     image_size: tuple[int, int]  # (height, width) pixels
     tokenizer_fingerprint: str
     tokenizer_location: str  # "builtin" or a path, where it was found when the grids were made
     preprocessing: str  # how images became (height, width): see images.PREPROCESSING
     history: tuple[dict[str, Any], ...] = ()  # one record a step, oldest first: see artifacts.history_record
+    holes: bool = False  # whether tokens may be unknown
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= 1 << 32:
             raise ValueError(f"codebook_size {self.codebook_size} is not in [1, 2**32]")
         if not (min(self.grid_size) >= 1 and self.grid_size[0] * self.grid_size[1] <= MAX_CELLS):
             raise ValueError(f"grid_size {self.grid_size} is not at least 1 x 1 and at most {MAX_CELLS} cells")
+
+    @property
+    def num_states(self) -> int:
+        """How many values a cell can have: K tokens, and K itself for a hole where there are holes."""
+        return self.codebook_size + self.holes
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -52,6 +58,7 @@ class GridHeader:
             ("tokenizer_fingerprint", "tokenizer"),
             ("codebook_size", "codebook size"),
             ("grid_size", "grid size"),
+            ("holes", "holes"),
         ):
             mine, theirs = _shown(getattr(self, field)), _shown(getattr(other, field))
             if mine != theirs:
@@ -70,6 +77,8 @@ def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "in it" if value else "none"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -77,7 +86,7 @@ def _shown(value: Any) -> str:
 class GridBatch:
     """Some grids with what is known about each. An unknown label or caption is None for all, or "" for one."""
 
-    tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K)
+    tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K); K where unknown
     ids: list[str]
     labels: list[str] | None = None  # names of classes
     captions: list[str] | None = None
@@ -112,7 +121,8 @@ class GridDigest:
     """SHA-256 over tokens, ids, labels and captions in row order; how rows are batched does not matter."""
 
     def __init__(self, header: GridHeader) -> None:
-        self._start = f"{FORMAT} {header.codebook_size} {header.grid_size[0]} {header.grid_size[1]}\n".encode()
+        holes = " holes" if header.holes else ""
+        self._start = f"{FORMAT} {header.codebook_size} {header.grid_size[0]} {header.grid_size[1]}{holes}\n".encode()
         self._dtype = header.dtype.newbyteorder("<")
         self._tokens = hashlib.sha256()
         self._texts = {name: hashlib.sha256() for name in TEXTS}

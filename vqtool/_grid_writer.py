@@ -119,7 +119,7 @@ def checked_batch(header: GridHeader, batch: GridBatch) -> GridBatch:
         ValueError: shapes, lengths or tokens do not fit the header.
         VqtoolError: a text is too long.
     """
-    size, tokens = header.codebook_size, batch.tokens
+    size, tokens = header.num_states, batch.tokens
     if tokens.shape[1:] != header.grid_size or tokens.dtype.kind not in "iu":
         raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {header.grid_size})")
     for name, column in batch.texts.items():

@@ -124,23 +124,30 @@ class GridReader:
 
 
 @contextmanager
-def open_grids(source: Path | str) -> Iterator[GridReader]:
+def open_grids(source: Path | str, *, holes: bool = False) -> Iterator[GridReader]:
     """Open token grids for reading: a file, a file that holds a stream, a pipe, or standard input ("-").
+
+    Args:
+        source: what to read.
+        holes: take grids with unknown tokens too.
 
     Yields:
         A reader whose header is already there.
 
     Raises:
-        FormatError: not token grids, or cut short.
+        FormatError: not token grids, or cut short, or with holes where none are taken.
         VqtoolError: cannot be read.
     """
     with open_input(source) as (stream, name), ExitStack() as stack:
         ordinary = is_one_file(stream, name)
         if ordinary:
             file = stack.enter_context(open_hdf5(Path(source), name))
-            yield GridReader(iter([file]), name, ordinary=True)
+            reader = GridReader(iter([file]), name, ordinary=True)
         else:
-            yield GridReader(stack.enter_context(closing(read_members(stream, name))), name, ordinary=False)
+            reader = GridReader(stack.enter_context(closing(read_members(stream, name))), name, ordinary=False)
+        if reader.header.holes and not holes:
+            raise FormatError(f"{name}: partial grids, with holes: fill them first with `vqtool complete {source}`")
+        yield reader
 
 
 def read_grids(source: Path | str) -> tuple[GridHeader, GridBatch]:
@@ -181,13 +188,13 @@ class JoinedGrids:
         if source in self._streams:
             yield self._streams[source]
         else:
-            with open_grids(source) as reader:
+            with open_grids(source, holes=True) as reader:
                 yield reader
 
 
 @contextmanager
 def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
-    """Open several sources of token grids as one; their headers are compared before anything is read.
+    """Open several sources of token grids, all or none with holes, as one; headers are compared before all is read.
 
     Files on disk are open one at a time, pipes all along.
 
@@ -200,5 +207,5 @@ def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
         if pipes.count(source) > 1:
             raise VqtoolError(f"{source}: named twice, but a pipe can be read only once")
     with ExitStack() as stack:
-        streams = {source: stack.enter_context(open_grids(source)) for source in pipes}
+        streams = {source: stack.enter_context(open_grids(source, holes=True)) for source in pipes}
         yield JoinedGrids(sources, streams)

@@ -28,7 +28,7 @@ def head(
     from vqtool.grids import GridWriter, check_output, open_grids
 
     check_output(output, force=force)
-    with open_grids(file) as reader:
+    with open_grids(file, holes=True) as reader:
         inputs = {file: reader.digest} if reader.digest else {}
         header = reader.header.with_step(history_record("head", inputs=inputs))
         with GridWriter(output, header, force=force) as writer:
