@@ -128,18 +128,63 @@ def test_guidance_without_a_condition_is_warned_about_and_sampling_goes_on(folde
     assert len(read_grids("x.h5")[1]) == 2
 
 
+def test_settings_go_from_the_flags_to_the_library_and_into_the_history(class_folder):
+    weak = random_prior(kind="class", scale=0.2).save("weak.safetensors")
+    run(
+        *("-n", 3, "--label", "bee", "--sampler", "psi", "--times", "15,10,5", "--kappa", 0.7),
+        *("--kappa-interval", "0.2,0.8", "--cfg-scale", 2, "--cfg-schedule", "cosine", "--cfg-interval", "0.4,1"),
+        *("--guide-with", "weak.safetensors", "--top-k", 5, "-o", "x.h5"),
+    )
+    header, batch = read_grids("x.h5")
+    settings = {"sampler": "psi", "times": (15, 10, 5), "kappa": 0.7, "kappa_interval": (0.2, 0.8), "top_k": 5}
+    settings |= {"cfg_scale": 2.0, "cfg_schedule": "cosine", "cfg_interval": (0.4, 1.0)}
+    prior = random_prior(kind="class")
+    drawn = vqtool.sample(prior, 3, condition=prior.conditioner.encode(["bee"]), guide_with=weak, **settings)
+    assert np.array_equal(batch.tokens, drawn.numpy())
+    record = header.history[-1]
+    assert {name: record[name] for name in settings} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
+    }
+    assert record["guide_with"] == weak.fingerprint
+
+
+def test_the_calls_of_a_guidance_interval_are_counted(class_folder):
+    result = run("-n", 2, "--steps", 10, "--cfg-scale", 3, "--cfg-interval", "0.2,0.5", "-o", "x.h5")
+    assert "14 network calls a grid" in result.stderr  # 10, and once more at the shares 0.2, 0.3, 0.4 and 0.5
+
+
+def test_a_second_prior_guides_a_prior_without_condition_without_a_warning(folder):
+    random_prior(scale=0.2).save("weak.safetensors")
+    result = run("-n", 2, "--steps", 3, "--cfg-scale", 2, "--guide-with", "weak.safetensors", "-o", "x.h5")
+    assert "warning" not in result.stderr
+    assert "6 network calls a grid" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["none.safetensors"], "no such file: train a prior with `vqtool train-prior`"),
-        (["--sampler", "magic"], "unknown sampler 'magic': known are ancestral, fewer, purity"),
+        (["--sampler", "magic"], "unknown sampler 'magic': known are ancestral, first-hitting, psi, fewer"),
         (["--sampler", "ancestral", "--purity"], "leave one out"),
         (["-n", "0"], "--num 0: at least 1"),
         (["--start", "-1"], "--start -1"),
         (["--steps", "0"], "takes 1 to 20 steps"),
         (["--steps", "21"], "takes 1 to 20 steps"),
         (["--purity", "--steps", "25"], "1 to 24 steps"),
-        (["--purity", "--rule", "mixture"], "--rule is not an option of sampler purity; of ancestral it is"),
+        (["--purity", "--rule", "mixture"], "--rule is not an option of sampler purity; of ancestral, psi it is"),
+        (
+            ["--sampler", "first-hitting"],
+            "needs an absorbing kernel, but this prior's is mask-replace",
+        ),
+        (["--times", "9,x"], "--times 9,x: numbers with commas"),
+        (["--times", "9,9"], "--times 9,9: times that fall"),
+        (["--kappa", "0.5"], "--kappa is not an option of sampler ancestral; of psi it is"),
+        (["--top-k", "0"], "top-k keeps at least 1 token"),
+        (["--cfg-interval", "0.2,0.8"], "--cfg-interval is about guidance, and there is none: give --cfg-scale"),
+        (["--cfg-scale", "2", "--cfg-interval", "0.8,0.2"], "--cfg-interval 0.8,0.2: two rising shares"),
+        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: known are constant, linear, cosine"),
+        (["--cfg-scale", "2", "--null", "empty"], "--null empty: known are learned, zero-shot"),
+        (["--cfg-scale", "2", "--guide-with", "none.safetensors"], "none.safetensors: no such file"),
         (["--purity-weight", "1"], "--purity-weight is not an option of sampler ancestral; of purity it is"),
         (["--label", "ant"], "--label does not go with this prior, which takes no condition"),
         (["--label", "a", "--caption", "b"], "--label and --caption are given"),
