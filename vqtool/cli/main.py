@@ -39,6 +39,7 @@ COMMANDS = (
     "sample",
     "decode",
     "eval",
+    "compare",
     "import",
     "export",
     "show",

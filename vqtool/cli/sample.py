@@ -8,7 +8,8 @@ import typer
 
 from vqtool.cli.console import say, warn
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Seed
+from vqtool.cli.options import Device, Force, Seed, TokenizerOption
+from vqtool.cli.runs import Run, RunFlags, filmed, image_size, read_grid_size
 from vqtool.cli.sampling import SamplingFlags, describe
 from vqtool.distributed import own_range, world_size
 from vqtool.errors import VqtoolError
@@ -45,7 +46,11 @@ def sample(
     flags: SamplingFlags,
     seed: Seed = 0,
     start: Annotated[int, typer.Option("--start", help="Number of the first sample.")] = 0,
-    batch_size: BatchSize = 64,
+    grid: Annotated[
+        str | None, typer.Option("--grid", help="Cells of larger pictures, e.g. 32x48. Default: the training grid.")
+    ] = None,
+    run_flags: RunFlags,
+    tokenizer: TokenizerOption = None,
     device: Device = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout: a stream if that is a pipe.")
@@ -69,19 +74,21 @@ def sample(
         cat prompts.txt | vqtool sample --captions - | vqtool decode -o sheet.png
 
         vqtool sample -n 50000 -o many.h5 --resume
+
+        vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
-    from vqtool import samplers
     from vqtool.artifacts import history_record, text_digest
-    from vqtool.cli.console import progress
     from vqtool.cli.inputs import choose_device
     from vqtool.partials import check_resumable, resumable_writer
     from vqtool.priors import load_prior
 
-    check_resumable(output, resume=resume, force=force)
+    if not run_flags.dry_run:
+        check_resumable(output, resume=resume, force=force)
     model = load_prior(prior).to(choose_device(device))
-    texts = _find_texts(model.conditioner, label, caption, captions)
+    texts = find_texts(model.conditioner, label, caption, captions)
     num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
-    options = flags.choose(model, has_condition=bool(texts))
+    options = flags.choose(model, has_condition=bool(texts)) | run_flags.choose()
+    options |= {} if grid is None else {"grid_size": read_grid_size(grid)}
     say(f"prior {model.fingerprint} ({prior}): {num} grids by {options['sampler']} sampling, seed {seed}")
     conditions = {_PLURALS[model.conditioner.kind]: text_digest(texts)} if texts else {}
     details = {"num": num, "start": start, **describe(options), **conditions}
@@ -92,17 +99,19 @@ def sample(
         return model.conditioner.encode([texts[number % len(texts)] for number in samples])
 
     options |= {"seed": seed, "condition": condition if texts else None}
+    run = Run(model, range(start + own.start, start + own.stop), options, run_flags)
+    run.say_cost()
+    if run_flags.dry_run:
+        run.rehearse()
+        return
+    header = _grid_header(model, run.windows.grid_size, record)
     with (
-        resumable_writer(output, _grid_header(model, record), resume=resume, force=force) as writer,
-        progress("sample", len(own), "grids", done=writer.num_grids) as advance,
+        filmed(run_flags, run.samples, header, prior, tokenizer=tokenizer, texts=texts, force=force) as observe,
+        resumable_writer(output, header, resume=resume, force=force) as writer,
     ):
-        calls, left = 0.0, own[writer.num_grids :]
-        options["start"] = start + left.start
-        for batch in samplers.sample_batches(model, len(left), batch_size=batch_size, **options):
+        for batch in run.batches(observe, done=writer.num_grids):
             writer.write(_grid_batch(model.conditioner.kind, batch, texts))
-            calls += batch.num_calls * len(batch.samples) / len(left)
-            advance(len(batch.samples))
-    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}; {calls:g} network calls a grid")
+    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {run.summary}")
 
 
 def _check_range(num: int, start: int) -> int:
@@ -113,7 +122,7 @@ def _check_range(num: int, start: int) -> int:
     return num
 
 
-def _find_texts(
+def find_texts(
     conditioner: "Conditioner", labels: list[str] | None, captions: list[str] | None, file: Path | None
 ) -> list[str]:
     """The labels or captions to draw, in turn: those given, or the prior's own examples.
@@ -163,13 +172,13 @@ def _read_lines(path: Path) -> list[str]:
     return texts
 
 
-def _grid_header(prior: "Prior", record: dict[str, Any]) -> "GridHeader":
+def _grid_header(prior: "Prior", grid_size: tuple[int, int], record: dict[str, Any]) -> "GridHeader":
     from vqtool.grids import GridHeader
 
     return GridHeader(
         codebook_size=prior.kernel.codebook_size,
-        grid_size=prior.origin.grid_size,
-        image_size=prior.origin.image_size,
+        grid_size=grid_size,
+        image_size=image_size(prior, grid_size),
         tokenizer_fingerprint=prior.origin.tokenizer_fingerprint,
         tokenizer_location=prior.origin.tokenizer_location,
         preprocessing=prior.origin.preprocessing,

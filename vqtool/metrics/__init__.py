@@ -18,13 +18,16 @@ from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
 from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
+from vqtool.metrics.sweep import Cell, ImageScores, measure_cell, plan
 from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
 
 __all__ = [
     "DEFAULT_TIMES",
     "FEATURE_METRICS",
+    "Cell",
     "EfficientNetLite0",
     "FeatureNetwork",
+    "ImageScores",
     "KernelDistance",
     "Likelihood",
     "NeighbourScores",
@@ -40,12 +43,14 @@ __all__ = [
     "kernel_distance",
     "kernel_distances",
     "mean_squared_errors",
+    "measure_cell",
     "measure_features",
     "measure_grids",
     "measure_likelihood",
     "measure_reconstruction",
     "neighbour_scores",
     "perplexity",
+    "plan",
     "psnr",
     "statistics",
     "total_variation",

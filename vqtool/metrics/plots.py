@@ -3,7 +3,7 @@
 The same numbers give the same bytes: no date and no version is written, and no global setting of matplotlib is touched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,24 @@ from numpy.typing import NDArray
 
 from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
+from vqtool.metrics.sweep import Cell, find_front
 
 MAX_BARS = 64
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch
+_PANEL = (5.2, 4.2)  # inches
+_COLOURS = (
+    "#204a73",
+    "#c8553d",
+    "#3a7d44",
+    "#8e5ea2",
+    "#b8860b",
+    "#2a9d8f",
+    "#7f7f7f",
+    "#d47fa6",
+    "#111111",
+    "#88a035",
+)
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def check_matplotlib() -> None:
@@ -109,3 +124,57 @@ def plot_usage(counts: NDArray[np.int64], path: str | Path, *, force: bool = Fal
     axes.set_title(f"{used} of {len(counts)} codes in use ({used / len(counts):.1%})", size=10)
     with atomic_path(path, force=force) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def plot_front(
+    rows: Sequence[Mapping[str, Any]], scores: Sequence[str], path: str | Path, *, force: bool = False
+) -> None:
+    """Write a PNG file of scores against network calls, with two standard errors, and the front of the best.
+
+    Args:
+        rows: from `sweep.measure_cell`.
+        scores: names of values, a panel each; lower is better.
+        path: the file.
+        force: overwrite what is there.
+
+    Raises:
+        VqtoolError: the file exists and `force` is off, or matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["values"]["calls"]):
+        series.setdefault(Cell(row["sampler"], None, row["options"]).series, []).append(row)
+    figure = Figure(figsize=(_PANEL[0] * len(scores), _PANEL[1]), dpi=_DOTS, layout="constrained")
+    for place, score in enumerate(scores, start=1):
+        axes = figure.add_subplot(1, len(scores), place)
+        for number, name in enumerate(sorted(series)):
+            _plot_series(axes, series[name], score, name, number)
+        points = [(row["values"]["calls"], row["values"][score]) for row in rows]
+        front = [points[index] for index in find_front(points)]
+        axes.plot(*zip(*front, strict=True), color="#dddddd", linewidth=7, zorder=0, label="best for its calls")
+        _label_calls(axes, sorted({round(calls) for calls, _ in points}))
+        axes.set(ylabel=f"{score} (lower is better)")
+        axes.grid(axis="y", color="#eeeeee")
+        if place == 1:
+            axes.legend(frameon=False, fontsize=8)
+            axes.set_title("bars: two standard errors", size=8, loc="left")
+    with atomic_path(path, force=force) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _plot_series(axes: Any, rows: Sequence[Mapping[str, Any]], score: str, name: str, number: int) -> None:
+    calls, values = ([row["values"][key] for row in rows] for key in ("calls", score))
+    errors = [2 * row["standard_errors"].get(score, 0.0) for row in rows]
+    style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+    axes.errorbar(calls, values, errors, label=name, markersize=5, linewidth=1.2, elinewidth=1, capsize=2, **style)
+
+
+def _label_calls(axes: Any, calls: Sequence[int]) -> None:
+    """An axis of network calls on a logarithmic scale, with ticks at powers of two."""
+    low, high = (int(np.floor(np.log2(max(1, calls[0])))), int(np.ceil(np.log2(max(1, calls[-1])))))
+    ticks = [2**power for power in range(low, high + 1)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="network calls a picture")
