@@ -156,7 +156,7 @@ def test_the_training_grid_by_name_changes_nothing(name):
     options, chosen = runnable(name)
     prior = random_prior("absorbing", **options)
     plain = vqtool.sample(prior, 3, sampler=name, **chosen)
-    assert torch.equal(plain, vqtool.sample(prior, 3, sampler=name, grid_size=WINDOW, overlap=1, **chosen))
+    assert torch.equal(plain, vqtool.sample(prior, 3, sampler=name, grid_size=WINDOW, **chosen))
 
 
 def test_one_window_is_the_priors_own_prediction_bit_for_bit():
@@ -192,7 +192,7 @@ def test_grids_that_windows_cannot_cover_are_refused(arguments, message):
 def test_an_observer_sees_every_call_and_the_end_and_changes_nothing():
     prior, seen = random_prior("absorbing"), []
     grids = vqtool.sample(
-        prior, 5, steps=6, batch_size=3, sampler="purity", observe=lambda numbers, x_t: seen.append((numbers, x_t))
+        prior, 5, steps=6, batch_size=3, sampler="purity", observe=lambda walk, x_t: seen.append((walk.samples, x_t))
     )
     assert torch.equal(grids, vqtool.sample(prior, 5, steps=6, batch_size=3, sampler="purity"))
     assert [numbers for numbers, _ in seen] == [range(3)] * 7 + [range(3, 5)] * 7
@@ -213,11 +213,13 @@ def test_stretching_asks_the_network_for_the_whole_grid_at_once():
     [
         ({"grid_mode": "tiles"}, "--grid-mode tiles: unknown; known are windows, stretch"),
         ({"grid_mode": "stretch", "overlap": 2}, "--overlap is about windows"),
+        ({"grid_size": WINDOW, "overlap": 2}, "--overlap is about grids larger than those of training"),
+        ({"grid_size": WINDOW, "grid_mode": "stretch"}, "--grid-mode is about grids larger than those of training"),
     ],
 )
 def test_modes_that_do_not_go_with_the_rest_are_refused(arguments, message):
     with pytest.raises(VqtoolError, match=message):
-        vqtool.sample(random_prior(), 1, steps=2, grid_size=(8, 8), **arguments)
+        vqtool.sample(random_prior(), 1, steps=2, **{"grid_size": (8, 8), **arguments})
 
 
 def test_a_denoiser_of_fixed_positions_is_not_stretched():

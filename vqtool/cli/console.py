@@ -28,7 +28,12 @@ def shape(sides: Sequence[int]) -> str:
 
 @contextmanager
 def progress(
-    description: str, total: int | None, unit: str = "images", *, done: int = 0
+    description: str,
+    total: int | None,
+    unit: str = "images",
+    *,
+    done: int = 0,
+    detail: Callable[[], str] = str,
 ) -> Iterator[Callable[[int], None]]:
     """Show how far a loop is, with its rate and the time left: a bar on a terminal, plain lines elsewhere.
 
@@ -37,6 +42,7 @@ def progress(
         total: how many units there are; None if unknown.
         unit: the plural of what is counted.
         done: how many of them were done before.
+        detail: what else there is to say, each time.
 
     Yields:
         advance(n): say that n more units are done.
@@ -44,15 +50,17 @@ def progress(
     if not is_main_process():
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _bar(description, total, unit, done) as advance:
+        with _bar(description, total, unit, done, detail) as advance:
             yield advance
     else:
-        with _lines(description, total, unit, done) as advance:
+        with _lines(description, total, unit, done, detail) as advance:
             yield advance
 
 
 @contextmanager
-def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(
+    description: str, total: int | None, unit: str, done: int, detail: Callable[[], str]
+) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -78,23 +86,29 @@ def _bar(description: str, total: int | None, unit: str, done: int) -> Iterator[
         def advance(n: int) -> None:
             bar.advance(task, n)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.1f} {unit}/s" if speed else "")
+            bar.update(task, rate=" ".join([f"{speed:.1f} {unit}/s" if speed else "", detail()]).strip())
 
         yield advance
 
 
 @contextmanager
-def _lines(description: str, total: int | None, unit: str, before: int) -> Iterator[Callable[[int], None]]:
+def _lines(
+    description: str, total: int | None, unit: str, before: int, detail: Callable[[], str]
+) -> Iterator[Callable[[int], None]]:
     start = last = time.monotonic()
     done = 0
+
+    def more() -> str:
+        return f", {detail()}" if detail() else ""
 
     def line(now: float) -> str:
         rate = done / max(now - start, 1e-9)
         reached = before + done
         if total is None:
-            return f"{description}: {reached} {unit}, {rate:.1f} {unit}/s"
+            return f"{description}: {reached} {unit}, {rate:.1f} {unit}/s" + more()
         left = (total - reached) / max(rate, 1e-9)
-        return f"{description}: {reached}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left"
+        known = f", {left:.0f} s left" if done else ""
+        return f"{description}: {reached}/{total} {unit}, {rate:.1f} {unit}/s{more()}{known}"
 
     def advance(n: int) -> None:
         nonlocal done, last
@@ -106,4 +120,4 @@ def _lines(description: str, total: int | None, unit: str, before: int) -> Itera
 
     yield advance
     seconds = time.monotonic() - start
-    say(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s)")
+    say(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s{more()})")

@@ -35,7 +35,18 @@ DEFAULT_BATCH_SIZE = 64
 
 Rows = Tensor | Callable[[range], Tensor]  # one a sample, or sample numbers -> rows
 
-__all__ = ["DEFAULT", "NAMES", "Rows", "SampleBatch", "Settings", "Walk", "sample", "sample_batches"]
+__all__ = [
+    "DEFAULT",
+    "NAMES",
+    "Observer",
+    "Rows",
+    "SampleBatch",
+    "Settings",
+    "Walk",
+    "cover",
+    "sample",
+    "sample_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ def sample_batches(
             )
             grids = find(sampler).sample(walk, **chosen).cpu()
         if observe is not None:
-            observe(samples, grids)
+            observe(walk, grids)
         return SampleBatch(samples, grids, walk.num_calls)
 
     return (draw(range(begin, min(begin + batch_size, start + num))) for begin in range(start, start + num, batch_size))
@@ -201,8 +212,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         overlap: how many cells neighbouring windows share at least; None for half a window.
         grid_mode: "stretch" spreads the denoiser's positions over the grid instead: one large layout, coarser to look
             at, where windows each make a picture; not every denoiser can.
-        observe: told of the numbers of a batch's samples and their x_t (B, H, W) before each call of the denoiser, and
-            at the end.
+        observe: shown a batch (a `Walk`) and its x_t (B, H, W) before each call of the denoiser, and at the end.
 
     Returns:
         (num, H, W) int64 tokens, on the CPU.

@@ -30,7 +30,7 @@ GPU_GROUP_CELLS = 16384
 
 GRID_MODES = ("windows", "stretch")
 
-Observer = Callable[[range, Tensor], None]  # of the numbers of a batch's samples and their x_t
+Observer = Callable[["Walk", Tensor], None]  # of a batch and its x_t
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Walk:
         kernel: the prior's forward process.
         rule: the average over x_0 that the prior was trained with.
         grid_size: (H, W) of the samples.
+        samples: their numbers.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Walk:
         self.grid_size = grid_size
         self._calls = torch.zeros(len(samples), dtype=torch.int64)  # of the denoiser, each sample
         self._prior = prior
-        self._samples = samples
+        self.samples = samples
         self._seed = seed
         self._settings = settings
         self._edit = (edit or Edit()).to(prior.device)
@@ -91,7 +92,7 @@ class Walk:
 
     def times(self, t: int) -> Tensor:
         """(B,) int64, all t."""
-        return torch.full((len(self._samples),), t, device=self._prior.device)
+        return torch.full((len(self.samples),), t, device=self._prior.device)
 
     @property
     def start(self) -> int:
@@ -112,7 +113,7 @@ class Walk:
 
     def noise(self, step: int, count: int) -> Tensor:
         """The noise of one step: (count, B, H, W) float64, uniform in [0, 1)."""
-        noise = rng.uniform(self._seed, self._samples, step, (count, *self.grid_size), stream=rng.SAMPLING)
+        noise = rng.uniform(self._seed, self.samples, step, (count, *self.grid_size), stream=rng.SAMPLING)
         return noise.to(self._prior.device).transpose(0, 1)
 
     def log_x0(self, x_t: Tensor, t: Tensor, cells: Tensor | None = None) -> Tensor:
@@ -185,7 +186,7 @@ class Walk:
         made: list[Tensor] = []
         for group, log_p in self._ask(x_t, t, cells, active):
             results = rule(log_p, *(self._fill(each, group, 0) for each in rows))
-            made = made or [result.new_zeros(len(self._samples), *result.shape[1:]) for result in results]
+            made = made or [result.new_zeros(len(self.samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
                 whole[group.rows] = result[group.places]
         return tuple(made)
@@ -199,8 +200,8 @@ class Walk:
         two groups of the one size, so that what the first says is the same with and without guidance.
         """
         if self._observe is not None:
-            self._observe(self._samples, x_t)
-        asking = torch.ones(len(self._samples), dtype=torch.bool) if active is None else active.cpu()
+            self._observe(self, x_t)
+        asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active.cpu()
         scales = self._settings.scales(t, self.kernel.num_steps)
         self._calls += asking * ((scales != 0).long() + (scales != 1).long())
         second = self._settings.guide_with or self._prior
@@ -227,7 +228,7 @@ class Walk:
         return filled
 
     def _make_groups(self, condition: Tensor | None) -> Iterator[_Group]:
-        size, first, stop, settings = self._group_size, self._samples.start, self._samples.stop, self._settings
+        size, first, stop, settings = self._group_size, self.samples.start, self.samples.stop, self._settings
         second = settings.guide_with
         compare = settings.guided and (second is None or second.conditioner.kind == "none")
         reference = encode_null(second or self._prior, size, settings.null) if compare else None
@@ -256,6 +257,9 @@ def cover(prior: Prior, grid_size: Size, *, overlap: int | None = None, mode: st
         VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
     """
     cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
+    if grid_size == prior.origin.grid_size and (overlap is not None or mode != "windows"):
+        option = "--overlap" if overlap is not None else "--grid-mode"
+        raise VqtoolError(f"{option} is about grids larger than those of training: give --grid, or leave it out")
     if mode == "windows":
         return Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
     if mode != "stretch":

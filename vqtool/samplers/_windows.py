@@ -67,6 +67,11 @@ class Windows:
         self.group_size = max(1, self.at_once // len(self))
         self._shares = self._weigh()  # (windows, H, W)
 
+    @property
+    def num_cells(self) -> int:
+        """H * W."""
+        return self.grid_size[0] * self.grid_size[1]
+
     def __len__(self) -> int:
         return len(self.corners)
 

@@ -1,0 +1,225 @@
+"""How commands that sample go about it: batches, progress, what it takes, and the animation of how it went."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqtool.cli.console import progress, say, shape, warn
+from vqtool.distributed import is_main_process
+from vqtool.errors import VqtoolError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqtool.grids import GridHeader
+    from vqtool.priors import Prior
+    from vqtool.samplers import Observer, SampleBatch, Walk
+
+_GB = 1e9
+_FRAME = 120  # milliseconds, of an animation of few frames
+_FILM = 5000  # milliseconds, of one of many
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """How a run goes."""
+
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", help="Cells that windows of a larger grid share at least. Default: half a window."),
+    ] = None
+    grid_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--grid-mode", help="Larger grids: windows of the training grid (the default), or stretch its layout."
+        ),
+    ] = None
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", help="How many are drawn at once; auto looks at the free memory.")
+    ] = "auto"
+    trajectory: Annotated[
+        Path | None,
+        typer.Option("--trajectory", help="Animation of the first samples: a .webp, .gif or .png file."),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take (calls, memory, time) and write nothing.")
+    ] = False
+
+    def choose(self) -> dict[str, Any]:
+        """The arguments of `vqtool.sample` that these flags stand for; only those that are given."""
+        given = {"overlap": self.overlap, "grid_mode": self.grid_mode}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Run:
+    """A run of some samples; what it draws does not depend on how it goes."""
+
+    def __init__(self, prior: "Prior", samples: range, options: dict[str, Any], flags: RunFlags) -> None:
+        """Check the flags.
+
+        Args:
+            prior: on the device to use.
+            samples: the numbers of this process's samples.
+            options: further arguments of `vqtool.sample`; what differs between samples as functions of their numbers.
+            flags: how it goes.
+
+        Raises:
+            VqtoolError: a flag that cannot be.
+        """
+        from vqtool import samplers
+
+        self.prior, self.samples, self.options = prior, samples, options
+        names = {"overlap": "overlap", "grid_mode": "mode"}
+        how = {name: options[option] for option, name in names.items() if option in options}
+        self.windows = samplers.cover(prior, options.get("grid_size") or prior.origin.grid_size, **how)
+        self.batch_size = self._choose_batch_size(flags.batch_size)
+        self._drawn = 0
+        self._calls = self._under_way = self._seconds = 0.0
+
+    def _choose_batch_size(self, text: str) -> int:
+        from vqtool import costs
+
+        if text != "auto":
+            if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+                raise VqtoolError(f"--batch-size {text}: auto, or a number from 1 on, is expected")
+            return int(text)
+        free = costs.find_free_memory(self.prior.device)
+        return costs.find_batch_size(self.prior, self.windows, max(1, len(self.samples)), free)
+
+    def say_cost(self) -> None:
+        """Say what passes the network at once, and what memory that takes."""
+        from vqtool import costs
+
+        windows = self.windows
+        if len(windows) > 1:
+            at_once = min(windows.at_once, len(windows) * windows.group_size)
+            say(
+                f"grids of {shape(windows.grid_size)}: {len(windows)} windows of {shape(windows.size)} a call, "
+                f"{at_once} of them in the network at once"
+            )
+        memory = costs.estimate_memory(self.prior, windows, self.batch_size) / _GB
+        free = costs.find_free_memory(self.prior.device) / _GB
+        say(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
+
+    def rehearse(self) -> None:
+        """Say how many calls and how much time it would take."""
+        from vqtool import costs
+
+        least, most = costs.count_calls(self.prior, self.samples, **self.options)
+        seconds = costs.time_call(self.prior, self.windows)
+        group = min(self.windows.group_size, len(self.samples))
+        whole = seconds * -(-len(self.samples) // self.windows.group_size)
+        say(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {group} grids at once")
+        say(f"about {_between(least * whole, most * whole)} s for {len(self.samples)} grids; nothing is written")
+
+    def batches(self, observe: "Observer | None" = None, *, done: int = 0) -> Iterator["SampleBatch"]:
+        """Draw, and show how far it is.
+
+        Args:
+            observe: is told of every call.
+            done: how many of the samples have been drawn before.
+        """
+        from vqtool import samplers
+
+        left = self.samples[done:]
+        begun = time.monotonic()
+
+        def rate() -> str:
+            return f"{(self._calls + self._under_way) / max(time.monotonic() - begun, 1e-9):.1f} calls/s"
+
+        with progress("sample", len(self.samples), "grids", done=done, detail=rate) as advance:
+
+            def notice(walk: "Walk", x_t: "Tensor") -> None:
+                self._under_way = walk.num_calls * len(walk.samples)
+                advance(0)
+                if observe is not None:
+                    observe(walk, x_t)
+
+            options = {**self.options, "start": left.start, "batch_size": self.batch_size, "observe": notice}
+            for batch in samplers.sample_batches(self.prior, len(left), **options):
+                self._calls, self._under_way = self._calls + batch.num_calls * len(batch.samples), 0.0
+                self._drawn += len(batch.samples)
+                yield batch
+                advance(len(batch.samples))
+        self._seconds = time.monotonic() - begun
+
+    @property
+    def summary(self) -> str:
+        """Calls a grid, seconds, grids a second: what was drawn by this process."""
+        calls, rate = self._calls / max(1, self._drawn), self._drawn / max(self._seconds, 1e-9)
+        return f"{calls:g} network calls a grid, {self._seconds:.1f} s, {rate:.2g} grids/s"
+
+
+@contextmanager
+def filmed(
+    flags: RunFlags,
+    samples: range,
+    header: "GridHeader",
+    source: Path,
+    *,
+    tokenizer: str | None = None,
+    texts: Sequence[str] = (),
+    force: bool = False,
+) -> Iterator["Observer | None"]:
+    """What watches a run, and at its end writes the animation that --trajectory asks for; None if it does not.
+
+    Args:
+        flags: how the run goes.
+        samples: the numbers of this process's samples.
+        header: of the grids; names the tokenizer.
+        source: the prior file, near which the tokenizer is looked for.
+        tokenizer: what the user names instead.
+        texts: captions of the samples, in turn.
+        force: overwrite the file.
+
+    Raises:
+        VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
+    """
+    if flags.trajectory is None or not is_main_process():
+        yield None
+        return
+    from vqtool.animations import check_animation, save_animation
+    from vqtool.cli.inputs import tokenizer_of
+    from vqtool.trajectories import Trajectory, draw_frames
+
+    check_animation(flags.trajectory, force=force)
+    model = tokenizer_of(header, source, tokenizer)
+    trajectory = Trajectory(samples)
+    yield trajectory.observe
+    grids = trajectory.grids()
+    if not len(grids):
+        warn(f"{flags.trajectory}: not written; the first samples were drawn before")
+        return
+    captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
+    frames = draw_frames(grids, model, captions)
+    save_animation(frames, flags.trajectory, milliseconds=min(_FRAME, _FILM // len(frames)), force=force)
+    say(f"wrote {flags.trajectory}: {len(frames)} frames of {len(trajectory.seen)} grids")
+
+
+def read_grid_size(text: str) -> tuple[int, int]:
+    """(H, W) from a flag such as 32x48, or one number for both.
+
+    Raises:
+        VqtoolError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,4})(?:[xX×]([0-9]{1,4}))?", text.strip())
+    if not match or not int(match[1]) or not int(match[2] or 1):
+        raise VqtoolError(f"--grid {text}: HEIGHTxWIDTH in cells is expected, for example 32x48")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def image_size(prior: "Prior", grid_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) pixels of what grids of a size decode to, by those that the prior was trained on."""
+    cells, pixels = prior.origin.grid_size, prior.origin.image_size
+    return grid_size[0] * pixels[0] // cells[0], grid_size[1] * pixels[1] // cells[1]
+
+
+def _between(least: float, most: float) -> str:
+    low, high = f"{least:.3g}", f"{most:.3g}"
+    return low if low == high else f"{low} to {high}"

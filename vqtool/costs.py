@@ -1,0 +1,135 @@
+"""What sampling takes: calls of the denoiser, memory, time; and how many samples to draw at once.
+
+The calls are counted by a rehearsal: the sampler runs with a denoiser that does nothing, once one that knows nothing
+and once one that is sure, between which every other lies. Time is that of one call, measured. Memory is a model of the
+tensors that a walk holds, good to a factor of two.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, nn
+
+from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.priors import Prior
+from vqtool.samplers import Settings, Walk, sample_batches
+from vqtool.samplers._windows import Windows
+
+USEFUL_CELLS = 16384  # of a batch: what is done once a step is small beside the rest from here on
+SHARE_OF_MEMORY = 0.5  # of what is free, that a run may take
+_REHEARSED = 4  # samples: some samplers call as often as chance has it
+_CELL_BYTES = 160  # a cell of a sample: noise, tokens, orders of cells
+_LOGIT_BYTES = 24  # a logit of a call: log-probabilities, with guidance, sorted
+_ACTIVATIONS = 24  # floats a cell and unit of width that a layer of a denoiser holds at once
+_SURE = 1e4  # nats
+
+
+class _Blank(Denoiser):
+    """Says the same of every cell, at once."""
+
+    stretches = True
+
+    def __init__(self, denoiser: Denoiser, codebook_size: int, nats: float) -> None:
+        super().__init__()
+        self.config = denoiser.config
+        self.logits = nn.Parameter(torch.zeros(codebook_size), requires_grad=False)
+        self.logits[0] = nats
+
+    def encode_condition(self, condition: Tensor) -> EncodedCondition:
+        """Nothing."""
+        return EncodedCondition()
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Nothing is trained here."""
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """The same logits everywhere."""
+        shape = x_t.shape if cells is None else cells.shape
+        return self.logits.expand(*shape, -1)
+
+
+def count_calls(prior: Prior, samples: range, **arguments: Any) -> tuple[float, float]:
+    """The fewest and the most calls of the denoiser a sample, means over the first few samples.
+
+    Args:
+        prior: what would be sampled.
+        samples: numbers of the samples.
+        arguments: of `vqtool.sample`; what differs between samples is a function of their numbers.
+    """
+    first, counts = samples[:_REHEARSED], []
+    options = {**arguments, "start": first.start}
+    for nats in (0.0, _SURE):
+        if arguments.get("guide_with") is not None:
+            options["guide_with"] = _blank(arguments["guide_with"], nats)
+        batches = sample_batches(_blank(prior, nats), len(first), **options)
+        counts.append(sum(batch.num_calls * len(batch.samples) for batch in batches) / len(first))
+    return min(counts), max(counts)
+
+
+def _blank(prior: Prior, nats: float) -> Prior:
+    denoiser = _Blank(prior.denoiser, prior.kernel.codebook_size, nats).to(prior.device)
+    return replace(prior, denoiser=denoiser, parameterisation="direct")
+
+
+@torch.no_grad()
+def time_call(prior: Prior, windows: Windows) -> float:
+    """Seconds of one call of the denoiser for as many samples as pass it together, after one to warm up."""
+    samples = range(windows.group_size)
+    size = windows.grid_size
+    walk = Walk(prior, samples, None, seed=0, grid_size=size, settings=Settings(), windows=windows)
+    x_t, t = walk.begin(), walk.times(prior.kernel.num_steps)
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        walk.log_x0(x_t, t)
+        if prior.device.type == "cuda":
+            torch.cuda.synchronize(prior.device)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def find_free_memory(device: torch.device) -> int:
+    """Bytes that are free where a prior is."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def estimate_memory(prior: Prior, windows: Windows, batch_size: int) -> int:
+    """Bytes that drawing so many samples at once takes, beside the prior itself."""
+    cells, size = windows.size[0] * windows.size[1], prior.kernel.codebook_size
+    width = int(getattr(prior.denoiser.config, "width", 0))
+    call = windows.at_once * cells * (size * _LOGIT_BYTES + width * 4 * _ACTIVATIONS)
+    if len(windows) > 1:
+        call += windows.group_size * windows.num_cells * size * _LOGIT_BYTES
+    return call + batch_size * _sample_bytes(prior, windows)
+
+
+def find_batch_size(prior: Prior, windows: Windows, num: int, free: int) -> int:
+    """How many samples to draw at once: as many as are useful, and as memory allows, in whole groups.
+
+    Args:
+        prior: what is sampled.
+        windows: through which it looks.
+        num: of samples that are wanted, 1 or more.
+        free: bytes of memory.
+    """
+    room = free * SHARE_OF_MEMORY - estimate_memory(prior, windows, 0)
+    useful = max(windows.group_size, USEFUL_CELLS // windows.num_cells)
+    groups = min(useful, int(max(0, room)) // _sample_bytes(prior, windows)) // windows.group_size
+    return min(num, max(1, groups) * windows.group_size)
+
+
+@torch.no_grad()
+def _sample_bytes(prior: Prior, windows: Windows) -> int:
+    """Bytes of what a walk holds of a sample; the plug-in rule makes the whole law of its cells."""
+    parts = [part for part in prior.encode_condition(None, 1) if part is not None]
+    encoded = sum(part.numel() * part.element_size() for part in parts)
+    law = prior.kernel.codebook_size * _LOGIT_BYTES if prior.rule == "plug-in" else 0
+    return encoded + windows.num_cells * (_CELL_BYTES + law)
