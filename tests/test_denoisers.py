@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqtool import conditions, denoisers
-from vqtool.denoisers import EncodedCondition, join_conditions, transformer
+from vqtool.denoisers import transformer
 from vqtool.errors import VqtoolError
 
 
@@ -96,9 +96,8 @@ def test_a_condition_encoded_once_gives_what_the_condition_itself_gives(changes)
     network = shaken(**changes)
     x_t, t = inputs(2)
     rows = torch.tensor([1, 3]) if "num_classes" in changes else torch.tensor([[9, 8, 2], [1, 0, 0]])
-    encoded = join_conditions(network.encode_condition(rows[:1]), network.encode_condition(rows[1:]))
+    encoded = network.encode_condition(rows)
     torch.testing.assert_close(network(x_t, t, encoded), network(x_t, t, rows), atol=1e-5, rtol=1e-4)
-    assert join_conditions(EncodedCondition(), EncodedCondition()) == EncodedCondition()
 
 
 def test_logits_at_wanted_cells_are_those_of_the_whole_grid():

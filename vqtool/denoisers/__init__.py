@@ -10,7 +10,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
@@ -24,12 +23,6 @@ class EncodedCondition(NamedTuple):
     vector: Tensor | None = None  # (B, D), as the denoiser uses it: one that steers its norms
     keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
     mask: Tensor | None = None  # (B, L) bool, True where there is text
-
-
-def join_conditions(first: EncodedCondition, second: EncodedCondition) -> EncodedCondition:
-    """The rows of both, one after the other: the two halves of guidance in one batch."""
-    pairs = zip(first, second, strict=True)
-    return EncodedCondition(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))
 
 
 class Denoiser(nn.Module, ABC):
