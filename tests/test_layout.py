@@ -20,15 +20,17 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 # Data flows from top to bottom; a module imports only what stands above it.
 LAYERS = (
     "errors", "version", "rng", "distributed", "artifacts", "naming",
-    "pixels", "sources", "images", "streams", "sheets", "animations", "gallery",
+    "pixels", "masks", "sources", "images", "streams", "sheets", "animations", "gallery",
     "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "partials", "inspection",
     "conditions", "text_encoders", "tokenizers", "codebooks", "coding",
-    "schedules", "kernels", "posterior", "denoisers", "losses", "priors", "guidance", "samplers", "trajectories", "costs",
-    "interop",
+    "schedules", "kernels", "posterior", "denoisers", "losses", "priors", "guidance", "samplers", "editing",
+    "trajectories", "costs", "interop",
     "metrics", "training", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
-NOT_COMMANDS = {"__init__", "main", "options", "console", "inputs", "training", "sampling", "runs"}  # in cli/
+NOT_COMMANDS = {  # in cli/
+    "__init__", "main", "options", "console", "inputs", "training", "sampling", "runs", "editing",
+}  # fmt: skip
 MAX_LINES = 400  # of a module: past that, look for the second idea
 
 

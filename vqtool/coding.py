@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.images import PREPROCESSING, ImageItem, read_batches, to_float, to_uint8
+from vqtool.images import PREPROCESSING, ImageBatch, ImageItem, read_batches, to_float, to_uint8
 from vqtool.tokenizers import Tokenizer
 
 
@@ -61,9 +61,14 @@ def encode_images(
         on_error: told of a bad image, which is left out; None raises.
     """
     for batch in read_batches(items, image_size, batch_size, on_error=on_error):
-        tokens = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
-        labels, captions = known_texts(batch.items)
-        yield GridBatch(tokens.cpu().numpy().astype(np.uint32), [item.id for item in batch.items], labels, captions)
+        yield encode_batch(batch, tokenizer)
+
+
+def encode_batch(batch: ImageBatch, tokenizer: Tokenizer) -> GridBatch:
+    """Token grids of images, with what is known of them."""
+    tokens = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
+    labels, captions = known_texts(batch.items)
+    return GridBatch(tokens.cpu().numpy().astype(np.uint32), [item.id for item in batch.items], labels, captions)
 
 
 def decode_batch(batch: GridBatch, tokenizer: Tokenizer) -> NDArray[np.uint8]:

@@ -163,14 +163,19 @@ def sample_batches(
     return (draw(range(begin, min(begin + batch_size, start + num))) for begin in range(start, start + num, batch_size))
 
 
+def check_strength(strength: float) -> None:
+    """Raise VqtoolError unless a strength lies in [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise VqtoolError(f"--strength {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
+
+
 def find_start(kernel: Kernel, strength: float) -> int:
     """The t in [0, T] that a strength stands for.
 
     Raises:
         VqtoolError: it does not lie in [0, 1].
     """
-    if not 0 <= strength <= 1:
-        raise VqtoolError(f"--strength {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
+    check_strength(strength)
     return math.floor(strength * kernel.num_steps + 0.5)
 
 

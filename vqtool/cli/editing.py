@@ -1,0 +1,275 @@
+"""What the commands that edit pictures share: their flags, where pictures come from, and where they go."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from vqtool.cli.console import progress, say, shape
+from vqtool.cli.inputs import Skipped, choose_device, tokenizer_of
+from vqtool.cli.options import Device, Force, Seed, Strict, TokenizerOption
+from vqtool.cli.sample import find_texts
+from vqtool.cli.sampling import SamplingFlags, describe
+from vqtool.errors import VqtoolError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vqtool.grids import GridBatch, GridHeader
+    from vqtool.priors import Prior
+    from vqtool.tokenizers import Tokenizer
+
+    Images = NDArray[np.uint8]  # (B, 3, height, width)
+
+GRID_FILES = (".h5", ".hdf5")
+
+Sources = Annotated[
+    list[Path],
+    typer.Argument(help="A grid file (- is stdin), or images as for `encode`.", show_default=False),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditFlags:
+    """What to edit with, how often, and where to."""
+
+    prior: Annotated[Path, typer.Option("--prior", "-p", help="Prior file.")] = Path("prior.safetensors")
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many variants of each picture.")] = 1
+    label: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
+    caption: Annotated[str | None, typer.Option("--caption", help="Caption. Default: each picture's own.")] = None
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Pixels that images are brought to. Default: those of the prior's training."),
+    ] = None
+    tokenizer: TokenizerOption = None
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", help="Cells that windows of a larger grid share at least. Default: half a window."),
+    ] = None
+    seed: Seed = 0
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many are drawn at once.")] = 64
+    device: Device = "auto"
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Grid file (x.h5; - is stdout), or pictures as of `decode`: folder/, x.png, x.tar."
+        ),
+    ] = Path("-")
+    strict: Strict = False
+    force: Force = False
+
+    @property
+    def writes_grids(self) -> bool:
+        """Whether the output is token grids."""
+        return str(self.output) == "-" or self.output.suffix.lower() in GRID_FILES
+
+
+class Change(Protocol):
+    """What a command does to pictures before the prior fills the holes."""
+
+    @property
+    def header(self) -> "GridHeader":
+        """Of the grids that are made."""
+
+    def open(self, batch: "GridBatch", number: int) -> "GridBatch":
+        """The grids with holes; `number` is that of the first in the run."""
+
+    def finish(self, made: "Images", originals: "Images", number: int) -> "Images":
+        """Made pictures (B * variants, 3, height, width) with what is kept of the originals (B, 3, h, w)."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Grids as they are."""
+
+    header: "GridHeader"
+
+    def open(self, batch: "GridBatch", number: int) -> "GridBatch":
+        """The batch."""
+        return batch
+
+    def finish(self, made: "Images", originals: "Images", number: int) -> "Images":
+        """What was made."""
+        return made
+
+
+def edit(
+    name: str,
+    sources: Sequence[Path],
+    flags: EditFlags,
+    sampling: SamplingFlags,
+    change: "Callable[[GridHeader], Change]",
+    *,
+    strength: float | None = None,
+    fill: bool = True,
+    details: dict[str, Any],
+) -> None:
+    """Read pictures, change them, and write what the prior makes of them.
+
+    Args:
+        name: of the command.
+        sources: grids, or images.
+        flags: what with, how often, where to.
+        sampling: how.
+        change: what is done to grids under a header; fails where they do not fit.
+        strength: None to fill holes; else how far pictures are varied.
+        fill: whether the prior fills the holes; if not they are written.
+        details: what the history says beyond the flags.
+    """
+    from vqtool.artifacts import history_record
+    from vqtool.distributed import is_main_process
+    from vqtool.editing import check_fits, make_variants
+    from vqtool.priors import load_prior
+
+    if not is_main_process():  # variants of a few pictures are one process's work
+        return
+    _check_output(flags)
+    model = load_prior(flags.prior).to(choose_device(flags.device))
+    skipped = Skipped(flags.strict)
+    with _open_pictures(name, sources, model, flags, skipped) as pictures:
+        todo = change(pictures.header)
+        check_fits(model, todo.header, pictures.name)
+        text = _find_text(model, flags)
+        options = sampling.choose(model, has_condition=text is not None or model.conditioner.kind in pictures.columns)
+        options |= {} if flags.overlap is None else {"overlap": flags.overlap}
+        say(f"prior {model.fingerprint} ({flags.prior}): {name} by {options['sampler']} sampling, seed {flags.seed}")
+        inputs = {"prior": model.fingerprint, **pictures.digests}
+        record = history_record(name, inputs=inputs, seed=flags.seed, num=flags.num, **details, **describe(options))
+        options |= {"seed": flags.seed, "batch_size": flags.batch_size, "strength": strength}
+        with _open_output(todo, flags, pictures, record) as write, progress(name, pictures.total) as advance:
+            number, calls = 0, 0.0
+            for batch, originals in pictures.batches:
+                texts = [text] * len(batch) if text else model.conditioner.select(batch.labels, batch.captions)
+                holed = todo.open(batch, number)
+                made, cost = holed, 0.0
+                if fill:
+                    made, cost = make_variants(model, holed, texts, number=number, variants=flags.num, **options)
+                write(made, originals, number)
+                number, calls = number + len(batch), calls + cost * len(batch)
+                advance(len(batch))
+    say(f"wrote {number * flags.num} pictures to {flags.output}; {calls / max(1, number):g} network calls a picture")
+    skipped.finish()
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    name: str
+    header: "GridHeader"
+    columns: set[str]  # of label (as "class") and caption, those that are known
+    total: int | None
+    digests: dict[str, str]
+    batches: "Iterator[tuple[GridBatch, Images | None]]"
+    tokenizer: "Callable[[], Tokenizer]"
+
+
+@contextmanager
+def _open_pictures(
+    name: str, sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped
+) -> Iterator[_Pictures]:
+    """Grids, or images as grids by the prior's tokenizer together with their pixels."""
+    from vqtool.grids import open_grids
+    from vqtool.metrics.tokens import holds_grids
+
+    count = max(1, flags.batch_size // flags.num)
+    if not holds_grids(sources[0]):
+        yield _open_images(sources, prior, flags, skipped, count)
+        return
+    source = sources[0]
+    if len(sources) > 1:
+        raise VqtoolError(f"one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool {name} -` joins several")
+    if flags.size is not None:
+        raise VqtoolError(f"--size is for images, but {source} holds token grids")
+    with open_grids(source, holes=name == "complete") as reader:
+        columns = {{"label": "class"}.get(column, column) for column in reader.columns}
+        yield _Pictures(
+            name=reader.name,
+            header=reader.header,
+            columns=columns,
+            total=reader.num_grids,
+            digests={reader.name: reader.digest} if reader.digest else {},
+            batches=((batch, None) for batch in reader.batches(count)),
+            tokenizer=lambda: tokenizer_of(reader.header, source, flags.tokenizer).to(prior.device),
+        )
+
+
+def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped, count: int) -> _Pictures:
+    from vqtool.coding import encode_batch, grid_header
+    from vqtool.images import find_images, parse_size, read_batches
+
+    model = _tokenizer_of(prior, flags).to(prior.device)
+    size = prior.origin.image_size if flags.size is None else parse_size(flags.size)
+    header = replace(grid_header(model, size, {}), history=())
+    items = find_images(sources)
+    say(f"{len(items)} images at {shape(size)} -> grids of {shape(header.grid_size)} tokens")
+    read = read_batches(items, size, count, on_error=skipped.on_error)
+    known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
+    return _Pictures(
+        name=str(sources[0]),
+        header=header,
+        columns={kind for kind, is_known in known.items() if is_known},
+        total=len(items),
+        digests={"tokenizer": model.fingerprint},
+        batches=((encode_batch(found, model), found.images) for found in read),
+        tokenizer=lambda: model,
+    )
+
+
+def _tokenizer_of(prior: "Prior", flags: EditFlags) -> "Tokenizer":
+    """The tokenizer whose tokens a prior models."""
+    from vqtool.tokenizers import find_named_tokenizer, load_tokenizer
+
+    origin = prior.origin
+    if origin.tokenizer_fingerprint:
+        place = origin.tokenizer_fingerprint, origin.tokenizer_location
+        return find_named_tokenizer(*place, given=flags.tokenizer, near=flags.prior.parent)
+    if flags.tokenizer is None:
+        raise VqtoolError(f"{flags.prior} does not say which tokenizer its tokens are of: name it with --tokenizer")
+    return load_tokenizer(flags.tokenizer)
+
+
+def _find_text(prior: "Prior", flags: EditFlags) -> str | None:
+    """The label or caption that all pictures are made by; None for their own."""
+    labels, captions = ([each] if each is not None else None for each in (flags.label, flags.caption))
+    return find_texts(prior.conditioner, labels, captions, None)[0] if labels or captions else None
+
+
+def _check_output(flags: EditFlags) -> None:
+    """Refuse an output early."""
+    from vqtool.gallery import gallery_type
+    from vqtool.grids import check_output
+
+    if flags.writes_grids:
+        check_output(flags.output, force=flags.force)
+    else:
+        gallery_type(flags.output)(flags.output, force=flags.force)
+
+
+@contextmanager
+def _open_output(
+    todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
+) -> "Iterator[Callable[[GridBatch, Images | None, int], None]]":
+    """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
+    from vqtool.coding import decode_batch
+    from vqtool.gallery import gallery_type
+    from vqtool.grids import GridWriter
+
+    with ExitStack() as stack:
+        if flags.writes_grids:
+            header = todo.header.with_step(record)
+            writer = stack.enter_context(GridWriter(flags.output, header, force=flags.force))
+            yield lambda made, originals, number: writer.write(made)
+            return
+        tokenizer = pictures.tokenizer()
+        gallery = stack.enter_context(gallery_type(flags.output)(flags.output, force=flags.force))
+
+        def write(made: "GridBatch", originals: "Images | None", number: int) -> None:
+            images = decode_batch(made, tokenizer)
+            if originals is not None:
+                images = todo.finish(images, originals, number)
+            gallery.write(images, made.ids, made.labels, made.captions)
+
+        yield write
