@@ -1,17 +1,21 @@
 """`vqtool sample`: files, streams, conditions, processes and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from exact import random_prior
+from PIL import Image
 from typer.testing import CliRunner
 
 import vqtool
 from vqtool.cli.main import register
 from vqtool.grids import read_grids
+from vqtool.tokenizers import load_tokenizer
 
 APP = register()
 
@@ -243,3 +247,87 @@ def test_a_reader_that_goes_away_ends_it_quietly_with_141(folder):
     process.stderr.close()
     assert process.wait() == 141
     assert "Traceback" not in errors
+
+
+def test_larger_grids_say_their_own_size_and_what_they_take(folder):
+    result = run("--grid", "7x13", "-n", 2, "--steps", 2, "--overlap", 1, "-o", "x.h5")
+    header, batch = read_grids("x.h5")
+    assert (header.grid_size, header.image_size) == ((7, 13), (56, 104))
+    assert np.array_equal(batch.tokens, vqtool.sample(random_prior(), 2, grid_size=(7, 13), overlap=1, steps=2).numpy())
+    assert (header.history[-1]["grid_size"], header.history[-1]["overlap"]) == ([7, 13], 1)
+    assert "grids of 7x13: 6 windows of 4x6 a call" in result.stderr
+    assert "GB of memory" in result.stderr
+    run("--grid", "7x13", "-n", 2, "--steps", 2, "--grid-mode", "stretch", "-o", "y.h5")
+    assert not np.array_equal(read_grids("y.h5")[1].tokens, batch.tokens)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "3x6"], "--grid 3x6: smaller than the 4x6 cells"),
+        (["--grid", "0"], "--grid 0: HEIGHTxWIDTH in cells is expected"),
+        (["--grid", "3x6x9"], "--grid 3x6x9: HEIGHTxWIDTH in cells is expected"),
+        (["--overlap", "2"], "--overlap is about grids larger than those of training"),
+        (["--grid", "8x8", "--overlap", "4"], "share 0 to 3 cells"),
+        (["--grid", "8x8", "--grid-mode", "tiles"], "known are windows, stretch"),
+        (["--batch-size", "0"], "--batch-size 0: auto, or a number from 1 on, is expected"),
+        (["--batch-size", "all"], "--batch-size all"),
+        (["--trajectory", "x.mp4"], "x.mp4: an animation is a .webp, .gif, .png file"),
+        (["--trajectory", "there.gif"], "there.gif: exists"),
+        (["--trajectory", "x.webp", "-t", "none.safetensors"], "none.safetensors"),
+    ],
+)
+def test_runs_that_cannot_be_are_one_line_and_leave_nothing(folder, arguments, message):
+    (folder / "there.gif").write_bytes(b"precious")
+    before = sorted(path.name for path in folder.iterdir())
+    result = run(*arguments, "-n", 1, "-o", "x.h5", code=1)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert (folder / "there.gif").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "x"])
+def test_seeds_out_of_range_are_wrong_usage(folder, seed):
+    assert "seed" in run("--seed", seed, "-o", "x.h5", code=2).stderr
+    assert not (folder / "x.h5").exists()
+
+
+def test_a_dry_run_says_calls_memory_and_time_and_writes_nothing(folder):
+    (folder / "x.h5").write_bytes(b"precious")
+    result = run("-n", 5, "--steps", 4, "--grid", 8, "--trajectory", "x.webp", "--dry-run", "-o", "x.h5")
+    assert "4 network calls a grid" in result.stderr
+    assert "GB of memory" in result.stderr
+    assert "s for 5 grids; nothing is written" in result.stderr
+    assert result.stdout == ""
+    assert (folder / "x.h5").read_bytes() == b"precious"
+    assert sorted(path.name for path in folder.iterdir()) == ["prior.safetensors", "x.h5"]
+
+
+def test_progress_and_the_last_line_tell_calls_seconds_and_rates(folder):
+    result = run("-n", 5, "--steps", 4, "-o", "x.h5")
+    assert re.search(r"sample: 5 grids in [0-9.]+ s \([0-9.]+ grids/s, [0-9.]+ calls/s\)", result.stderr)
+    assert re.search(r"wrote 5 grids to x.h5: 4 network calls a grid, [0-9.]+ s, [0-9.e+]+ grids/s", result.stderr)
+    assert "batches of 5: about" in result.stderr
+
+
+@pytest.fixture
+def filmed_folder(folder, tokenizer_path):
+    """A prior whose tokenizer is there."""
+    prior, tokenizer = random_prior(codebook_size=16), load_tokenizer(tokenizer_path)
+    origin = replace(prior.origin, tokenizer_fingerprint=tokenizer.fingerprint, tokenizer_location=str(tokenizer_path))
+    replace(prior, origin=origin).save("prior.safetensors", force=True)
+    return folder
+
+
+def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_them(filmed_folder):
+    arguments = ["-n", 3, "--purity", "--steps", 6]
+    run(*arguments, "-o", "x.h5")
+    result = run(*arguments, "--trajectory", "x.webp", "-o", "y.h5")
+    assert "wrote x.webp: 7 frames of 3 grids" in result.stderr
+    with Image.open("x.webp") as image:
+        assert image.n_frames == 7
+    assert np.array_equal(read_grids("x.h5")[1].tokens, read_grids("y.h5")[1].tokens)
+    run(*arguments, "--trajectory", "z.webp", "-b", 1, "-o", "z.h5")
+    assert (filmed_folder / "z.webp").read_bytes() == (filmed_folder / "x.webp").read_bytes()

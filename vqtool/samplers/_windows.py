@@ -101,7 +101,8 @@ class Windows:
         if len(self) == 1:
             return prior.log_x0(x_t, t, condition, cells)
         self._shares = self._shares.to(x_t.device)
-        count = max(1, self.at_once // len(x_t))  # windows a call, of all samples each
+        calls = ceil(len(self) * len(x_t) / max(self.at_once, len(x_t)))
+        count = ceil(len(self) / calls)  # windows at once, of all samples each
         parts = [range(first, min(first + count, len(self))) for first in range(0, len(self), count)]
         few = cells is not None and cells.shape[1] < self.size[0] * self.size[1]
         shape = cells.shape if cells is not None and few else x_t.shape
