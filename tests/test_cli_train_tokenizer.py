@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from vqtool import artifacts
 from vqtool.cli import training
-from vqtool.tokenizers import load_tokenizer, vqvae
+from vqtool.tokenizers import SIZES, load_tokenizer
 
 SETTINGS = ("--size", "16", "-b", "4", "-K", "32")
 
@@ -29,8 +30,7 @@ def work(tmp_path, monkeypatch):
 def train(vqtool, work, monkeypatch):
     """Run `vqtool train-tokenizer imgs` with a narrow network."""
     small = {"channels": (16, 16, 16), "encoder_blocks": (0, 0, 1), "decoder_blocks": (1, 0, 0)}
-    wide = vqvae.VqVaeConfig
-    monkeypatch.setattr(vqvae, "VqVaeConfig", lambda **given: wide(**small, **given))
+    monkeypatch.setitem(SIZES, "vqvae-f8", replace(SIZES["vqvae-f8"], **small))
 
     def run(*arguments, images="imgs"):
         return vqtool("train-tokenizer", images, *SETTINGS, *arguments)

@@ -12,6 +12,7 @@ from command_lines import commands_in, examples, leaf_commands, parse, root_comm
 import vqtool
 from vqtool import denoisers, kernels, samplers
 from vqtool.cli.main import COMMANDS
+from vqtool.tokenizers import quantizers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vqtool"
@@ -30,6 +31,7 @@ LAYERS = (
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
 NOT_COMMANDS = {  # in cli/
     "__init__", "main", "options", "console", "inputs", "training", "sampling", "runs", "editing",
+    "tokenizer_training",
 }  # fmt: skip
 MAX_LINES = 400  # of a module: past that, look for the second idea
 
@@ -91,7 +93,12 @@ def test_modules_are_documented_short_and_without_assert(path):
 
 @pytest.mark.parametrize(
     ("package", "names"),
-    [("samplers", samplers.NAMES), ("denoisers", denoisers.NAMES), ("kernels", tuple(kernels.KERNELS))],
+    [
+        ("samplers", samplers.NAMES),
+        ("denoisers", denoisers.NAMES),
+        ("kernels", tuple(kernels.KERNELS)),
+        ("tokenizers/quantizers", tuple(quantizers.QUANTIZERS)),
+    ],
 )
 def test_registered_names_are_those_of_the_files(package, names):
     files = {path.stem for path in (PACKAGE / package).glob("*.py") if not path.stem.startswith("_")}

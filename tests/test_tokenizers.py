@@ -14,7 +14,7 @@ from vqtool.tokenizers import BUILTIN, Tokenizer, find_named_tokenizer, load_tok
 from vqtool.tokenizers.losses import edges, reconstruction
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training.loop import LoopConfig
-from vqtool.training.tokenizer import TokenizerLoss, train_tokenizer
+from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -191,13 +191,13 @@ def test_a_trained_tokenizer_rebuilds_better_than_any_constant_picture(tmp_path)
     images = np.empty((64, 3, 16, 16), np.uint8)
     for image in images:
         image[..., :8], image[..., 8:] = draw.choice([0, 255], (2, 3, 1, 1))
+    config = VqVaeConfig(
+        codebook_size=64, code_dim=8, channels=(16, 24, 32), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 0)
+    )
+    model, run = build_model(config, seed=0), LoopConfig(120, 16, 4e-3, warmup_steps=10, ema_decay=0.9)
     trained, summary = train_tokenizer(
-        images,
-        config=VqVaeConfig(
-            codebook_size=64, code_dim=8, channels=(16, 24, 32), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 0)
-        ),
-        loss=TokenizerLoss("l2", quantize_from=0.4),
-        run=LoopConfig(120, 16, 4e-3, warmup_steps=10, ema_decay=0.9),
+        model,
+        TokenizerObjective(images, model, TokenizerLoss("l2", quantize_from=0.4), run),
         state_path=tmp_path / "state.safetensors",
         log_path=tmp_path / "log.jsonl",
         identity={},

@@ -11,7 +11,7 @@ import torch
 
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training.loop import LoopConfig
-from vqtool.training.tokenizer import TokenizerLoss, train_tokenizer
+from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
 CONFIG = VqVaeConfig(
     codebook_size=16, code_dim=4, channels=(16, 16), encoder_blocks=(0, 1), decoder_blocks=(1, 0)
@@ -23,11 +23,11 @@ def train(folder: Path, *, resume: bool = False, report: Any = None, sheet: Any 
     torch.set_num_threads(1)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8)).astype(np.uint8)
     settings = {"num_steps": 60, "batch_size": 4, "warmup_steps": 5, "save_seconds": 0.0, **changes}
+    config = LoopConfig(**settings)
+    model = build_model(CONFIG, config.seed)
     return train_tokenizer(
-        images,
-        config=CONFIG,
-        loss=TokenizerLoss(quantize_from=0.1),
-        run=LoopConfig(**settings),
+        model,
+        TokenizerObjective(images, model, TokenizerLoss(quantize_from=0.1), config),
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
         identity={"images": "noise"},

@@ -78,6 +78,15 @@ def gather(rows: "Tensor") -> "Tensor":
     return result
 
 
+def total(tensor: "Tensor") -> "Tensor":
+    """The sum of a tensor over all processes, in its place."""
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:

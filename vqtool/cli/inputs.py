@@ -64,9 +64,9 @@ def choose_device(name: str) -> str:
 
 
 def load_training_images(
-    sources: Sequence[Path], size: tuple[int, int], skipped: Skipped, *, factor: int
+    sources: Sequence[Path], size: tuple[int, int], skipped: Skipped, *, factor: int, room: float = 1.0
 ) -> "NDArray[np.uint8]":
-    """All images of some sources as one array (N, 3, h, w), read with progress.
+    """All images of some sources as one array (N, 3, h, w), read with progress; `room` times as large as `size`.
 
     Raises:
         VqtoolError: the size is no multiple of the tokenizer's factor, or no image could be read.
@@ -78,7 +78,8 @@ def load_training_images(
         raise VqtoolError(f"--size {size[0]}x{size[1]}: both sides must be multiples of the factor {factor}")
     items = find_images(sources)
     with progress("read", len(items)) as advance:
-        pixels = load_images(items, size, on_error=skipped.on_error, advance=advance)
+        larger = round(size[0] * room), round(size[1] * room)
+        pixels = load_images(items, larger, on_error=skipped.on_error, advance=advance)
     if not len(pixels):
         raise VqtoolError(f"none of the {len(items)} images could be read")
     return pixels

@@ -1,40 +1,128 @@
 """`vqtool train-tokenizer`: learn a tokenizer from images."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.cli import tokenizer_training as shared
+from vqtool.cli.console import say
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, Images, Seed, Strict, one_of
-from vqtool.cli.training import LearningRate, Minutes, Resume, RunFiles, SheetEvery, Steps, choose_steps, reporting
+from vqtool.cli.training import Minutes, Resume, RunFiles, SheetEvery, Steps
+from vqtool.errors import VqtoolError
 
-RECONSTRUCTIONS = ("l1", "l2")
-DEFAULT_EPOCHS = 20
-MIN_STEPS = 2000
+if TYPE_CHECKING:
+    from vqtool.tokenizers import NetworkConfig
+
+_CODES = "Codes"  # a group of flags in --help
+COSINE_DIM = 8  # the fewer the better codes stay in use
+LEVELS = (8, 5, 5, 5)  # 1,000 codes
+K_MEANS_STEPS = 10
+
+Network = Annotated[
+    str,
+    typer.Option(
+        "--network",
+        help="vqvae-f4, -f8 or -f16 (pixels a token); vqgan-f4, -f8, -f16 as published, or with -small for CPUs.",
+    ),
+]
+QuantizerName = Annotated[
+    str,
+    typer.Option(
+        "--quantizer",
+        rich_help_panel=_CODES,
+        help="ema, vq (learned by gradients), cosine (of length 1), simvq (moved together); fsq, lfq (fixed).",
+    ),
+]
+CodebookSize = Annotated[
+    int | None,
+    typer.Option("--codebook-size", "-K", min=2, rich_help_panel=_CODES, help="How many. Default: the network's."),
+]
+CodeDim = Annotated[
+    int | None,
+    typer.Option("--code-dim", min=1, rich_help_panel=_CODES, help="Numbers in a code. Default: suits the quantizer."),
+]
+Levels = Annotated[
+    str | None, typer.Option("--levels", rich_help_panel=_CODES, help="fsq: of each number. Default: 8x5x5x5.")
+]
+Gradient = Annotated[
+    str | None,
+    typer.Option("--gradient", rich_help_panel=_CODES, help="straight-through or rotation. Default: straight-through."),
+]
+KMeans = Annotated[
+    int | None,
+    typer.Option("--k-means", min=0, rich_help_panel=_CODES, help="Steps of it that codes start with. Default: 10."),
+]
+Revive = Annotated[
+    bool | None,
+    typer.Option(
+        "--revive/--no-revive",
+        rich_help_panel=_CODES,
+        show_default=False,
+        help="Move codes that nobody chooses. Default: yes.",
+    ),
+]
+Commitment = Annotated[
+    float | None,
+    typer.Option(
+        "--commitment", min=0, rich_help_panel=_CODES, help="Weight of the pull of latents to codes. Default: 0.25."
+    ),
+]
+CodebookWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--codebook-weight", min=0, rich_help_panel=_CODES, help="Weight of the pull of codes to latents. Default: 1."
+    ),
+]
+Entropy = Annotated[
+    float | None,
+    typer.Option("--entropy", min=0, rich_help_panel=_CODES, help="lfq: weight of its entropy term. Default: 0.1."),
+]
 
 
 @command
 def train_tokenizer(
     images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("tokenizer.safetensors"),
-    size: Annotated[str, typer.Option("--size", help="Pixels: 64, or 48x80 (height x width).")] = "64",
-    codebook_size: Annotated[int, typer.Option("--codebook-size", "-K", min=2, help="How many codes.")] = 1024,
-    code_dim: Annotated[int, typer.Option("--code-dim", min=1, help="Numbers in a code.")] = 16,
-    loss: Annotated[str, typer.Option("--loss", help="l1: sharper edges. l2: higher PSNR.")] = "l1",
+    size: shared.Size = "64",
+    network: Network = "vqvae-f8",
+    quantizer: QuantizerName = "ema",
+    codebook_size: CodebookSize = None,
+    code_dim: CodeDim = None,
+    levels: Levels = None,
+    gradient: Gradient = None,
+    k_means: KMeans = None,
+    revive: Revive = None,
+    commitment: Commitment = None,
+    codebook_weight: CodebookWeight = None,
+    entropy: Entropy = None,
+    loss: shared.LossName = "l1",
+    edges: shared.Edges = 0.5,
+    perceptual: shared.PerceptualName = None,
+    perceptual_weight: shared.PerceptualWeight = None,
+    adversarial: shared.Adversarial = None,
+    adversarial_start: shared.AdversarialStart = None,
+    adversarial_max: shared.AdversarialMax = None,
+    adversarial_layers: shared.AdversarialLayers = None,
+    adversarial_width: shared.AdversarialWidth = None,
+    flip: shared.Flip = True,
+    crop: shared.Crop = 1.0,
+    jitter: shared.Jitter = 0.0,
     steps: Steps = None,
     minutes: Minutes = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a step.")] = 32,
-    learning_rate: LearningRate = 1e-3,
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = True,
-    half: Annotated[bool, typer.Option("--half", help="Store weights as float16: half the file.")] = False,
+    batch_size: shared.BatchSize = 32,
+    learning_rate: shared.LearningRate = None,
+    half: shared.Half = False,
     sheet_every: SheetEvery = 500,
     seed: Seed = 0,
     resume: Resume = False,
     strict: Strict = False,
     force: Force = False,
 ) -> None:
-    """Train a VQ-VAE tokenizer with an EMA codebook on images.
+    """Train a VQ-VAE or VQGAN tokenizer on images.
 
     Writes the tokenizer, and beside it a log (.log.jsonl), the state for --resume (.state.safetensors) and a sheet of
     originals over reconstructions (.sheet.png).
@@ -43,58 +131,122 @@ def train_tokenizer(
 
         vqtool train-tokenizer imgs/
 
-        vqtool train-tokenizer imgs/ --size 128 --minutes 60 -o mine.safetensors
+        vqtool train-tokenizer imgs/ --quantizer cosine -K 4096 --size 128 --minutes 60 -o mine.safetensors
+
+        vqtool train-tokenizer imgs/ --network vqgan-f8-small --perceptual efficientnet-lite0 --adversarial 0.8
     """
-    from dataclasses import replace
+    from vqtool.tokenizers import SIZES
+    from vqtool.tokenizers.quantizers import QUANTIZERS
+    from vqtool.tokenizers.vqvae import num_parameters
+    from vqtool.training.tokenizer import build_model
 
-    from vqtool.artifacts import history_record
-    from vqtool.cli.console import say
-    from vqtool.cli.inputs import Skipped, load_training_images
-    from vqtool.distributed import is_main_process
-    from vqtool.images import parse_size
-    from vqtool.tokenizers import save_tokenizer
-    from vqtool.tokenizers.vqvae import VqVaeConfig, num_parameters
-    from vqtool.training import data
-    from vqtool.training import tokenizer as training
-    from vqtool.training.loop import LoopConfig, measure_step_seconds
-
-    one_of("--loss", loss, RECONSTRUCTIONS)
-    run_files, skipped = RunFiles(output), Skipped(strict)
-    run_files.check(resume=resume, force=force)
-    config = VqVaeConfig(codebook_size=codebook_size, code_dim=code_dim)
-    pixels = load_training_images(images, parse_size(size), skipped, factor=config.factor)
-    model = training.build_model(config, seed)
-    say(f"{len(pixels)} images of {size} pixels; tokenizer of {num_parameters(model) / 1e6:.2f} M parameters")
-
-    target = training.TokenizerLoss(reconstruction=loss, flip=flip)
-    run = LoopConfig(1, batch_size, learning_rate, seed=seed, sheet_steps=sheet_every)
-    trial = training.build_objective(pixels, config, target, run)
-    num_steps = choose_steps(
-        steps,
-        minutes,
-        resume_from=run_files.state if resume else None,
-        default=max(MIN_STEPS, DEFAULT_EPOCHS * len(pixels) // batch_size),
-        step_seconds=lambda: measure_step_seconds(model, trial, num_items=len(pixels), config=run),
+    one_of("--network", network, SIZES)
+    one_of("--quantizer", quantizer, QUANTIZERS)
+    judges = shared.LossFlags(
+        loss, edges, perceptual, perceptual_weight, adversarial, adversarial_start, adversarial_max,
+        adversarial_layers, adversarial_width,
+    )  # fmt: skip
+    judges.check()
+    _check_terms(quantizer, {"commitment": commitment, "codebook": codebook_weight, "entropy": entropy})
+    options = _choose_options(quantizer, gradient, k_means, levels, revive)
+    config = _choose_codes(SIZES[network], quantizer, codebook_size, code_dim, options)
+    RunFiles(output).check(resume=resume, force=force)
+    model = build_model(config, seed, quantizer=quantizer, options=options, discriminator=judges.discriminator())
+    say(
+        f"{network}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, factor {config.factor}; "
+        f"{quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
     )
-    identity = {"images": data.digest(pixels)}
-    done = run_files.steps_done(resume=resume)
-    with reporting(num_steps, ("loss", "psnr", "usage", "perplexity"), done=done) as report:
-        tokenizer, summary = training.train_tokenizer(
-            pixels,
-            config=config,
-            loss=target,
-            run=replace(run, num_steps=num_steps),
-            state_path=run_files.state,
-            log_path=run_files.log,
-            identity=identity,
-            resume=resume,
-            sheet=lambda now, step: training.write_sheet(now, pixels, run_files.sheet),
-            report=report,
-        )
-    if is_main_process():
-        record = history_record("train-tokenizer", inputs=identity, seed=seed)
-        tokenizer.half_precision = half
-        header = save_tokenizer(output, tokenizer, history=[record], summary=summary, force=True)
-        training.write_sheet(tokenizer, pixels, run_files.sheet)
-        say(f"wrote {output}: tokenizer {header.fingerprint}; sheet {run_files.sheet}, log {run_files.log}")
-    skipped.finish()
+    rate = learning_rate or (1e-3 if network.startswith("vqvae") else 2e-4)
+    shared.train(
+        "train-tokenizer",
+        model,
+        judges.build(
+            commitment=commitment,
+            codebook=codebook_weight,
+            entropy=entropy,
+            revive_until=0.0 if revive is False else None,
+        ),
+        judges,
+        shared.PictureFlags(images, size, flip, crop, jitter, strict),
+        shared.RunFlags(output, steps, minutes, batch_size, rate, sheet_every, half, seed, resume),
+    )
+
+
+def _check_terms(quantizer: str, weights: Mapping[str, float | None]) -> None:
+    """Raise if a weight is given of a term that the quantizer does not have."""
+    from vqtool.tokenizers.quantizers import QUANTIZERS
+
+    flags = {"commitment": "--commitment", "codebook": "--codebook-weight", "entropy": "--entropy"}
+    for term, weight in weights.items():
+        if weight is not None and term not in QUANTIZERS[quantizer].terms:
+            raise _misplaced(
+                flags[term], quantizer, [name for name, known in QUANTIZERS.items() if term in known.terms]
+            )
+
+
+def _choose_options(
+    quantizer: str, gradient: str | None, k_means: int | None, levels: str | None, revive: bool | None
+) -> dict[str, Any]:
+    """The options of the quantizer.
+
+    Raises:
+        VqtoolError: one that it does not have is given, or it is not understood.
+    """
+    from vqtool.tokenizers.quantizers import GRADIENTS, QUANTIZERS
+
+    given: dict[str, tuple[str, Any]] = {
+        "gradient": ("--gradient", gradient),
+        "k_means_steps": ("--k-means", k_means),
+        "levels": ("--levels", levels),
+        "dead_share": ("--revive", revive),
+    }
+    for option, (flag, value) in given.items():
+        if value is not None and option not in QUANTIZERS[quantizer].options:
+            raise _misplaced(flag, quantizer, [name for name, known in QUANTIZERS.items() if option in known.options])
+    if quantizer == "fsq":
+        return {"levels": LEVELS if levels is None else _parse_levels(levels)}
+    if quantizer == "lfq":
+        return {}
+    one_of("--gradient", gradient or GRADIENTS[0], GRADIENTS)
+    return {"gradient": gradient or GRADIENTS[0], "k_means_steps": K_MEANS_STEPS if k_means is None else k_means}
+
+
+def _misplaced(flag: str, quantizer: str, others: list[str]) -> VqtoolError:
+    return VqtoolError(f"{flag} is for --quantizer {' or '.join(others)}, not for {quantizer}: leave it out")
+
+
+def _parse_levels(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if not all(part.isdecimal() and int(part) >= 2 for part in parts):
+        raise VqtoolError(f"--levels {text}: give 2 or more for each number of a code, such as 8x5x5x5")
+    return tuple(map(int, parts))
+
+
+def _choose_codes(
+    network: "NetworkConfig",
+    quantizer: str,
+    codebook_size: int | None,
+    code_dim: int | None,
+    options: Mapping[str, Any],
+) -> "NetworkConfig":
+    """The network with the codebook asked for.
+
+    Raises:
+        VqtoolError: the quantizer's codes cannot be of that number or size.
+    """
+    from math import prod
+
+    num, dim = codebook_size or network.codebook_size, code_dim or network.code_dim
+    if quantizer == "fsq":
+        if codebook_size or code_dim:
+            raise VqtoolError("--quantizer fsq has the codes that --levels make: leave out --codebook-size, --code-dim")
+        num, dim = prod(options["levels"]), len(options["levels"])
+    elif quantizer == "lfq":
+        if code_dim:
+            raise VqtoolError("--quantizer lfq has a number for each doubling of -K: leave out --code-dim")
+        dim = num.bit_length() - 1
+        if num != 2**dim:
+            raise VqtoolError(f"--codebook-size {num}: --quantizer lfq needs a power of two, such as {2**dim}")
+    elif quantizer == "cosine" and not code_dim:
+        dim = COSINE_DIM
+    return replace(network, codebook_size=num, code_dim=dim)

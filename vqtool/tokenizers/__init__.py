@@ -25,7 +25,7 @@ from vqtool.tokenizers.quantizers import highest, nearest
 from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig, channels_last
 
-__all__ = ["BUILTIN", "LOOKUPS", "NETWORKS", "NetworkConfig", "Tokenizer", "load_tokenizer", "save_tokenizer"]
+__all__ = ["BUILTIN", "LOOKUPS", "NETWORKS", "SIZES", "NetworkConfig", "Tokenizer", "load_tokenizer", "save_tokenizer"]
 
 KIND = "tokenizer"
 BUILTIN = "builtin"
@@ -33,9 +33,14 @@ NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit}
 LOOKUPS = (
     "nearest",  # the code at the smallest Euclidean distance
     "cosine",  # the same on the unit sphere: latents and codes have length 1
+    "bounded",  # the same in a cube: tanh of the latents
     "projection",  # the highest value of a learned linear map of the latent
 )
 NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig
+SIZES: dict[str, NetworkConfig] = {  # that new tokenizers are made in: "vqvae-f8", "vqgan-f16-small", ...
+    **{f"vqvae-{size}": config for size, config in vqvae.SIZES.items()},
+    **{f"vqgan-{size}": config for size, config in vqgan.SIZES.items()},
+}
 
 
 class Tokenizer(nn.Module):
@@ -120,11 +125,13 @@ class Tokenizer(nn.Module):
             images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
 
         Returns:
-            (B, H, W, D) float32; of length 1 with the lookup "cosine".
+            (B, H, W, D) float32; of length 1 with the lookup "cosine", in (-1, 1) with "bounded".
         """
         self.grid_size((images.shape[-2], images.shape[-1]))
         latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-        return functional.normalize(latents, dim=-1) if self.lookup == "cosine" else latents
+        if self.lookup == "cosine":
+            return functional.normalize(latents, dim=-1)
+        return latents.tanh() if self.lookup == "bounded" else latents
 
     def look_up(self, vectors: Tensor) -> Tensor:
         """Latents (N, D) to tokens (N,) int64; of equals the first code."""

@@ -1,8 +1,13 @@
-"""What a tokenizer is trained on: reconstruction, edges and commitment."""
+"""What a tokenizer is trained on: distances of pixels and edges, and what a discriminator thinks."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vqtool import distributed
 
 RECONSTRUCTIONS = ("l1", "l2")
+WEIGHT_EPSILON = 1e-4
 
 
 def reconstruction(images: Tensor, rebuilt: Tensor, kind: str) -> Tensor:
@@ -27,3 +32,39 @@ def edges(images: Tensor, rebuilt: Tensor) -> Tensor:
     vertical = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
     horizontal = (difference[..., 1:] - difference[..., :-1]).abs().mean()
     return vertical + horizontal
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """What a discriminator minimises: logits of originals above 1, of reconstructions below -1.
+
+    Source: Lim and Ye 2017 (arXiv:1705.02894), halved as in taming-transformers.
+    """
+    return (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()) / 2
+
+
+def adaptive_weight(rebuilt: Tensor, last_layer: Tensor, pull: Tensor, push: Tensor, *, largest: float) -> Tensor:
+    """The weight that makes the discriminator's gradient as strong as that of the distances, at the last layer.
+
+    Args:
+        rebuilt: (B, 3, h, w) with its graph.
+        last_layer: weight of the decoder's last convolution.
+        pull: (B, 3, h, w) gradient of the distances by `rebuilt`.
+        push: (B, 3, h, w) gradient of the generator's adversarial loss by `rebuilt`.
+        largest: the weight is no larger than this.
+
+    Returns:
+        () |gradient of the distances| / (|adversarial gradient| + 1e-4), the same in all processes; no gradient.
+
+    Source: Esser et al. 2021 (arXiv:2012.09841), equation 7.
+    """
+    norms = []
+    for gradient in (pull, push):
+        (found,) = torch.autograd.grad(rebuilt, last_layer, gradient, retain_graph=True)
+        norms.append(distributed.total(found.float().contiguous()).norm() / distributed.world_size())
+    weight: Tensor = norms[0] / (norms[1] + WEIGHT_EPSILON)
+    return weight.clamp(0.0, largest)
+
+
+def last_layer(decoder: nn.Module) -> Tensor:
+    """The weight of a decoder's last convolution."""
+    return [module.weight for module in decoder.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -10,6 +10,7 @@ Source: Esser et al. 2021 (arXiv:2012.09841).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +227,39 @@ class Decoder(nn.Module):
         return images if (low, high) == (-1.0, 1.0) else (images - low) * (2 / (high - low)) - 1
 
 
-Config = VqganConfig
+def _last_only(levels: int) -> tuple[bool, ...]:
+    return (*[False] * (levels - 1), True)
 
-__all__ = ["Config", "Decoder", "Encoder", "VqganConfig"]
+
+def _published(channels: tuple[int, ...], *, attention: bool = True, **rest: Any) -> VqganConfig:
+    where = _last_only(len(channels)) if attention else (False,) * len(channels)
+    return VqganConfig(channels=channels, encoder_attention=where, decoder_attention=where, **rest)
+
+
+def _small(channels: tuple[int, ...]) -> VqganConfig:
+    """For CPUs: a quarter of the widths, one block less, attention in the middle alone."""
+    nowhere = (False,) * len(channels)
+    return VqganConfig(
+        code_dim=16,
+        latent_channels=64,
+        stem_channels=32,
+        channels=channels,
+        encoder_blocks=1,
+        decoder_blocks=2,
+        encoder_attention=nowhere,
+        decoder_attention=nowhere,
+        num_groups=16,
+    )
+
+
+Config = VqganConfig
+SIZES = {
+    "f4": _published((128, 256, 512), attention=False, codebook_size=8192, code_dim=3, latent_channels=3),
+    "f8": _published((128, 128, 256, 512), codebook_size=8192),
+    "f16": VqganConfig(),
+    "f4-small": _small((32, 64, 128)),
+    "f8-small": _small((32, 64, 64, 128)),
+    "f16-small": _small((32, 32, 64, 64, 128)),
+}
+
+__all__ = ["SIZES", "Config", "Decoder", "Encoder", "VqganConfig"]

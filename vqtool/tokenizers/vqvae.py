@@ -91,6 +91,11 @@ class Decoder(nn.Module):
 
 
 Config = VqVaeConfig
+SIZES = {
+    "f4": VqVaeConfig(channels=(48, 96), encoder_blocks=(1, 2), decoder_blocks=(2, 3)),
+    "f8": VqVaeConfig(),
+    "f16": VqVaeConfig(channels=(48, 96, 160, 192), encoder_blocks=(1, 1, 2, 2), decoder_blocks=(1, 2, 3, 3)),
+}
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -1,11 +1,12 @@
-"""Training of a VQ-VAE with an EMA codebook.
+"""Training of tokenizers: a network, a quantizer and what is minimised; and fine-tuning behind a frozen encoder.
 
-Loss: reconstruction + `edge_weight` x edges + `commitment` x commitment; the codebook follows by moving averages.
-Source: van den Oord et al. 2017 (arXiv:1711.00937).
+Loss: reconstruction + `edge_weight` x edges [+ `perceptual_weight` x perceptual] [+ `adversarial_weight` x adaptive
+weight x adversarial] + the quantizer's terms, each with its weight.
+Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,96 +18,85 @@ from torch import Tensor, nn
 from vqtool import artifacts, rng
 from vqtool.images import to_float, to_uint8
 from vqtool.tokenizers import Tokenizer
-from vqtool.tokenizers.losses import edges, reconstruction
-from vqtool.tokenizers.quantizers import EmaQuantizer
-from vqtool.tokenizers.vqvae import VqVaeConfig
+from vqtool.tokenizers.perceptual import Perceptual
 from vqtool.training import loop
+from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss, build_model
+from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.loop import Indices, LoopConfig
 
-
-@dataclass(frozen=True)
-class TokenizerLoss:
-    """What is minimised."""
-
-    reconstruction: str = "l1"
-    edge_weight: float = 0.5
-    commitment: float = 0.25
-    flip: bool = True  # mirror half of the images left to right
-    quantize_from: float = 0.05  # share of the run before which latents pass unquantised: codes then start on data
-    revive_until: float = 0.8  # share of the run in which dead codes are revived
+__all__ = [
+    "Augmentation", "Autoencoder", "TokenizerLoss", "TokenizerObjective", "build_model", "train_tokenizer",
+    "write_sheet",
+]  # fmt: skip
 
 
-class VqVae(nn.Module):
-    """The tokenizer's networks with a codebook in training."""
+class TokenizerObjective:
+    """The objective of the training loop: which images a step sees, and what is minimised."""
 
-    def __init__(self, config: VqVaeConfig) -> None:
-        super().__init__()
-        self.tokenizer = Tokenizer(config)
-        del self.tokenizer.codebook  # the quantizer's takes its place: see `finished`
-        self.quantizer = EmaQuantizer(config.codebook_size, config.code_dim)
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        model: Autoencoder,
+        loss: TokenizerLoss,
+        run: LoopConfig,
+        *,
+        size: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        """An objective.
 
-    def forward(
-        self, images: Tensor, picks: Tensor, *, quantize: bool = True, revive: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, h, w) -> rebuilt (B, 3, h, w), commitment loss (), tokens (B, H, W)."""
-        latents = self.tokenizer.latents(images)
-        if not quantize:
-            tokens = torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device)
-            return self.tokenizer.decode_codes(latents), latents.new_zeros(()), tokens
-        codes, commitment, tokens = self.quantizer(latents, picks, revive=revive)
-        return self.tokenizer.decode_codes(codes), commitment, tokens
+        Args:
+            images: (N, 3, h, w), in memory or memory-mapped.
+            model: that is trained.
+            loss: what is minimised.
+            run: seed and length.
+            size: (h, w) of what is learned from, if the images are larger: pieces of them.
+            augmentation: how images change; None is as usual.
+            perceptual: a distance beside those of pixels.
+        """
+        self.images, self.loss, self.run, self.perceptual = images, loss, run, perceptual
+        self.size = size or (images.shape[2], images.shape[3])
+        self.augmentation = augmentation or Augmentation()
+        self.codebook_size = model.tokenizer.config.codebook_size
+        self.waits = model.quantizer is not None and not model.quantizer.is_ready()
 
-    def finished(self) -> Tokenizer:
-        """The tokenizer with the codebook as it is now."""
-        tokenizer = Tokenizer(self.tokenizer.config).to(self.quantizer.codebook.device)
-        tokenizer.load_state_dict({**self.tokenizer.state_dict(), "codebook": self.quantizer.codebook})
-        return tokenizer.eval()
-
-
-def build_objective(
-    images: NDArray[np.uint8], config: VqVaeConfig, loss: TokenizerLoss, run: LoopConfig
-) -> loop.Objective:
-    """The objective of the training loop.
-
-    Args:
-        images: (N, 3, h, w), in memory or memory-mapped.
-        config: of the network.
-        loss: what is minimised.
-        run: seed and length.
-    """
-
-    def objective(model: nn.Module, indices: Indices, samples: Indices, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, model: nn.Module, indices: Indices, samples: Indices, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and metrics of a step."""
         device = next(model.parameters()).device
-        batch = to_float(images[indices]).to(device, memory_format=torch.channels_last)
-        if loss.flip:
-            mirrored = rng.uniform(run.seed, samples, 0, (1, 1, 1), stream=rng.TRAINING).to(device) < 0.5
-            batch = torch.where(mirrored, batch.flip(-1), batch)
-        picks = rng.uniform(run.seed, [0], step, (config.codebook_size,), stream=rng.SELECTION)[0]
-        progress = step / run.num_steps
-        rebuilt, commitment, tokens = model(
-            batch, picks, quantize=progress >= loss.quantize_from, revive=progress < loss.revive_until
+        batch = augmented(self.images[indices], self.size, self.augmentation, seed=self.run.seed, samples=samples)
+        picks = rng.uniform(self.run.seed, [0], step, (self.codebook_size,), stream=rng.SELECTION)[0]
+        perceptual = None if self.perceptual is None else self.perceptual.to(device)
+        found: tuple[Tensor, dict[str, Tensor]] = model(
+            batch.to(device, memory_format=torch.channels_last),
+            picks.to(device),
+            loss=self.loss,
+            phase=self.phase(step),
+            perceptual=perceptual,
         )
-        distance = reconstruction(batch, rebuilt, loss.reconstruction)
-        outline = edges(batch, rebuilt)
-        total = distance + loss.edge_weight * outline + loss.commitment * commitment
-        with torch.no_grad():
-            error = (batch - rebuilt.clamp(-1, 1)).square().mean((1, 2, 3)).clamp(min=1e-10)
-            psnr = (10 * torch.log10(4.0 / error)).mean()
-            share = torch.bincount(tokens.flatten(), minlength=config.codebook_size) / tokens.numel()
-            perplexity = torch.exp(-torch.xlogy(share, share).sum())
-        metrics = {"reconstruction": distance, "edges": outline, "commitment": commitment}
-        metrics |= {"psnr": psnr, "perplexity": perplexity, "usage": (share > 0).float().mean()}
-        return total, {name: value.detach() for name, value in metrics.items()}
+        return found
 
-    return objective
+    def phase(self, step: int) -> Phase:
+        """What is done in a step."""
+        progress = step / self.run.num_steps
+        return Phase(
+            quantize=not self.waits or progress >= self.loss.quantize_from,
+            revive=progress < self.loss.revive_until,
+            adversarial=step >= self.loss.adversarial_start,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a resume."""
+        perceptual = None if self.perceptual is None else self.perceptual.name
+        return {"size": self.size, "perceptual": perceptual, **asdict(self.augmentation), **asdict(self.loss)}
 
 
 def train_tokenizer(
-    images: NDArray[np.uint8],
+    model: Autoencoder,
+    objective: TokenizerObjective,
     *,
-    config: VqVaeConfig,
-    loss: TokenizerLoss,
-    run: LoopConfig,
     state_path: Path,
     log_path: Path,
     identity: Mapping[str, Any],
@@ -117,10 +107,8 @@ def train_tokenizer(
     """Train a tokenizer on images.
 
     Args:
-        images: (N, 3, h, w).
-        config: of the network.
-        loss: what is minimised.
-        run: of the training loop.
+        model: from `build_model` or `finetuning.build_model`.
+        objective: what is minimised, on which images, for how long.
         state_path: file that the run can be resumed from.
         log_path: JSON-lines log.
         identity: of the data; a resume with another one is refused.
@@ -131,42 +119,41 @@ def train_tokenizer(
     Returns:
         The tokenizer and its training summary.
     """
-    model = build_model(config, run.seed)
-    identity = {**identity, **{f"network.{k}": v for k, v in asdict(config).items()}, **asdict(loss)}
     result = loop.run(
         model,
-        build_objective(images, config, loss, run),
-        num_items=len(images),
-        config=run,
+        objective,
+        num_items=len(objective.images),
+        config=objective.run,
         state_path=state_path,
         log_path=log_path,
-        identity=identity,
+        identity={**identity, **model.design, **objective.identity()},
         resume=resume,
         sheet=None if sheet is None else lambda ema, step: sheet(_finished(ema), step),
         report=report,
     )
-    return _finished(result.model), {**result.summary, "num_images": len(images)}
-
-
-def build_model(config: VqVaeConfig, seed: int) -> VqVae:
-    """A new model with weights drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return VqVae(config)
+    return _finished(result.model), {**result.summary, "num_images": len(objective.images)}
 
 
 def _finished(model: nn.Module) -> Tokenizer:
-    if not isinstance(model, VqVae):
-        raise ValueError(f"model is a {type(model).__name__}, not a VqVae")
+    if not isinstance(model, Autoencoder):
+        raise ValueError(f"model is a {type(model).__name__}, not an Autoencoder")
     return model.finished()
 
 
 @torch.inference_mode()
-def write_sheet(tokenizer: Tokenizer, images: NDArray[np.uint8], path: Path, *, num: int = 16) -> None:
+def write_sheet(
+    tokenizer: Tokenizer,
+    images: NDArray[np.uint8],
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    num: int = 16,
+) -> None:
     """Write a PNG of originals over reconstructions; the images are spread evenly over `images` (N, 3, h, w)."""
     from vqtool.sheets import comparison_sheet
 
     chosen = images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
+    chosen = middle(chosen, size or (images.shape[2], images.shape[3]))
     batch = to_float(chosen).to(tokenizer.device)
     rebuilt = to_uint8(tokenizer.decode(tokenizer.encode(batch)))
     with artifacts.atomic_path(path, force=True) as temporary:

@@ -6,12 +6,13 @@ A command is a file here with a function of its name, and its place in COMMANDS.
 import typer
 
 from vqtool.cli.codebook.apply_map import apply_map
+from vqtool.cli.codebook.finetune import finetune
 from vqtool.cli.codebook.prune import prune
 from vqtool.cli.codebook.refit import refit
 from vqtool.cli.codebook.remap import remap
 from vqtool.cli.codebook.usage import usage
 
-COMMANDS = (usage, refit, remap, prune, apply_map)
+COMMANDS = (usage, refit, finetune, remap, prune, apply_map)
 
 app = typer.Typer(help="Measure, rebuild and prune codebooks; convert token grids.", no_args_is_help=True)
 for _command in COMMANDS:

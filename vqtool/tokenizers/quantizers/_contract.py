@@ -1,0 +1,45 @@
+"""What a quantizer is while it learns."""
+
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of latents."""
+
+    codes: Tensor  # (B, H, W, D) what the decoder sees; its gradient goes to the latents
+    tokens: Tensor  # (B, H, W) int64
+    losses: dict[str, Tensor]  # name -> () of each term to be minimised, unweighted
+
+
+class Quantizer(nn.Module):
+    """Latents -> codes, with whatever of the codes is learned.
+
+    A subclass is made from (codebook_size, code_dim) and its options by name.
+    """
+
+    lookup: ClassVar[str] = "nearest"  # of the tokenizer that it ends in: says how latents are bounded, too
+    options: ClassVar[tuple[str, ...]] = ()  # that its constructor takes by name
+    terms: ClassVar[tuple[str, ...]] = ()  # of the loss
+
+    def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
+        """Quantise, and in training mode learn what is not learned by gradients.
+
+        Args:
+            latents: (B, H, W, D) as `Tokenizer.latents` makes them with this lookup.
+            picks: (K,) uniform noise in [0, 1), the same in all processes: which latents codes are placed on.
+            revive: whether codes that nobody chooses are moved onto latents of this batch.
+
+        Returns:
+            Codes, tokens and loss terms.
+        """
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Whether its codes mean something: False for those that are to be placed on data."""
+        return True
+
+    def effective_codebook(self) -> Tensor:
+        """(K, D): what tokens decode to now."""
+        raise NotImplementedError

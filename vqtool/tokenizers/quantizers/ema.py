@@ -1,0 +1,50 @@
+"""A codebook that learns by exponential moving averages.
+
+What it does: codes are running means of the latents that chose them; no gradient reaches them.
+When to use it: the default. Steady at any learning rate, since the codes do not have one.
+Equation: n_k <- d n_k + (1 - d) N_k, m_k <- d m_k + (1 - d) sum of the latents of k, code_k = m_k / n_k.
+Loss terms: commitment, mean (z - sg[c])^2.
+Source: van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count, even_use, pick
+
+
+class EmaQuantizer(PlacedQuantizer):
+    """Codes that are running means of the latents that chose them."""
+
+    terms: ClassVar[tuple[str, ...]] = ("commitment",)
+    codebook: Tensor  # (K, D)
+    sums: Tensor  # (K, D) running mean of the sum of the latents that chose each code
+
+    def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
+        """See PlacedQuantizer."""
+        super().__init__(codebook_size, code_dim, **options)
+        self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
+        self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
+
+    def effective_codebook(self) -> Tensor:
+        """(K, D)."""
+        return self.codebook
+
+    def place(self, codes: Tensor) -> None:
+        """Start on these codes (K, D)."""
+        self.codebook.copy_(codes)
+        self.sums.copy_(codes * self.counts[:, None])
+
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+        """Move the running means; dead codes go onto latents of this batch, as if they had their even use."""
+        counts, sums = count(flat, tokens, self.codebook_size)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        if revive:
+            even = even_use(flat, self.codebook_size)
+            dead = self.is_dead(even)
+            self.counts.masked_fill_(dead, even)
+            self.sums.copy_(torch.where(dead[:, None], pick(flat, picks) * even, self.sums))
+        self.codebook.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])

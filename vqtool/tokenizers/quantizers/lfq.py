@@ -1,0 +1,90 @@
+"""The signs of a latent's numbers: a codebook that is the corners of a cube.
+
+What it does: K = 2^D codes without a table to search; an entropy term asks for sure choices that differ from latent to
+latent, so that all codes are used.
+When to use it: for very large codebooks.
+Equation: code = sign(z), token = sum of 2^(D-1-d) [z_d > 0]. With p(c | z) proportional to exp(-|z - c|^2 / tau), tau
+the temperature, the loss terms are entropy = mean H(p(. | z)) - H(mean p(. | z)), nats, and commitment mean
+(z - sg[c])^2; the gradient passes straight through. The lookup is that of the nearest code.
+Differs from the paper: beyond 10 dimensions the second entropy is the sum of those of groups of at most 10, which is
+as large or larger.
+Source: Yu et al. 2023, MAGVIT-v2 (arXiv:2310.05737), section 3.1.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vqtool import distributed
+from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer
+from vqtool.tokenizers.quantizers._gradients import pass_gradient
+
+GROUP_DIMENSIONS = 10  # whose corners are enumerated together
+
+
+class LfqQuantizer(Quantizer):
+    """Codes that are corners of a cube."""
+
+    options: ClassVar[tuple[str, ...]] = ("temperature",)
+    terms: ClassVar[tuple[str, ...]] = ("commitment", "entropy")
+    strides: Tensor  # (D,) int64: what a positive number in each dimension adds to the token
+
+    def __init__(self, codebook_size: int, code_dim: int, *, temperature: float = 1.0) -> None:
+        """A cube.
+
+        Args:
+            codebook_size: K = 2^D.
+            code_dim: D.
+            temperature: of the probabilities in the entropy term; the smaller, the closer to 0 it looks.
+        """
+        super().__init__()
+        if codebook_size != 2**code_dim:
+            raise ValueError(f"{codebook_size} codes are not the {2**code_dim} corners of {code_dim} dimensions")
+        self.temperature = temperature
+        self.register_buffer("strides", 2 ** torch.arange(code_dim).flip(0), persistent=False)
+
+    def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
+        """See Quantizer; loss terms "commitment" and "entropy"."""
+        codes = torch.where(latents.detach() > 0, 1.0, -1.0)
+        tokens = ((codes > 0) * self.strides).sum(-1)
+        commitment = (latents - codes).square().mean()
+        losses = {"commitment": commitment, "entropy": self.entropy(latents.flatten(0, -2).float())}
+        return Quantized(pass_gradient(latents, codes, "straight-through"), tokens, losses)
+
+    def entropy(self, flat: Tensor) -> Tensor:
+        """Mean entropy of the codes of one latent, less that of the codes of all: flat (N, D) -> ()."""
+        logits = 4 * flat / self.temperature  # of a positive sign: (|z + 1|^2 - |z - 1|^2) / temperature
+        one: Tensor = functional.softplus(logits) - logits * torch.sigmoid(logits)  # (N, D), of each sign
+        # A code's probability is the product over its signs: entropies of one latent add up.
+        return one.sum(-1).mean() - sum(
+            (_entropy(_mean(_corners(group))) for group in torch.split(logits, GROUP_DIMENSIONS, dim=1)),
+            flat.new_zeros(()),
+        )
+
+    def effective_codebook(self) -> Tensor:
+        """(K, D)."""
+        tokens = torch.arange(2 ** len(self.strides), device=self.strides.device)
+        return torch.where(tokens[:, None] // self.strides % 2 > 0, 1.0, -1.0)
+
+
+def _corners(logits: Tensor) -> Tensor:
+    """Probabilities of all corners: (N, d) of a positive sign -> (N, 2^d)."""
+    found = torch.ones_like(logits[:, :1])
+    for column in torch.split(logits, 1, dim=1):
+        found = torch.stack((found * torch.sigmoid(-column), found * torch.sigmoid(column)), -1).flatten(1)
+    return found
+
+
+def _mean(probabilities: Tensor) -> Tensor:
+    """Mean over the latents of all processes (N, C) -> (C,); its gradient is that of the latents here.
+
+    Gradients are averaged over processes: each process that counts its own latents alone makes that the right one.
+    """
+    own = probabilities.mean(0)
+    return own + (distributed.total(own.detach().clone()) / distributed.world_size() - own.detach())
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -(probabilities * probabilities.clamp(min=1e-30).log()).sum()

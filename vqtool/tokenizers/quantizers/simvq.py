@@ -1,0 +1,41 @@
+"""A codebook that is a frozen basis times a learned linear map.
+
+What it does: a gradient that reaches one code moves the map, and so all codes: none is left behind.
+When to use it: for large codebooks in as many dimensions as the network likes; nothing has to be revived.
+Equation: codebook = basis W; the basis is placed on data, W starts as the identity. Loss terms as in VQ.
+Differs from the original: there the basis is Gaussian noise.
+Source: Zhu et al. 2024 (arXiv:2411.02038).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count
+
+
+class SimVqQuantizer(PlacedQuantizer):
+    """Codes that are moved all together."""
+
+    options: ClassVar[tuple[str, ...]] = ("gradient", "k_means_steps", "decay")
+    basis: Tensor  # (K, D), never changes once it is placed
+
+    def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
+        """See PlacedQuantizer."""
+        super().__init__(codebook_size, code_dim, **options)
+        self.register_buffer("basis", torch.zeros(codebook_size, code_dim))
+        self.map = nn.Parameter(torch.eye(code_dim))
+
+    def effective_codebook(self) -> Tensor:
+        """(K, D)."""
+        return self.basis @ self.map
+
+    def place(self, codes: Tensor) -> None:
+        """Start on these codes (K, D)."""
+        self.basis.copy_(codes)
+        self.map.copy_(torch.eye(self.code_dim))
+
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+        """Move the running means of use."""
+        self.counts.lerp_(count(flat, tokens, self.codebook_size)[0], 1 - self.decay)

@@ -1,0 +1,44 @@
+"""A codebook that learns by gradients.
+
+What it does: each code is pulled to the latents that chose it, with the optimiser of the networks.
+When to use it: to train or fine-tune as published VQGANs were.
+Equation: codebook mean (sg[z] - c)^2, commitment mean (z - sg[c])^2; beta weighs the commitment. taming-transformers
+and its heirs have beta on the codebook's term instead.
+Source: van den Oord et al. 2017 (arXiv:1711.00937), equation 3.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count, even_use, pick
+
+
+class VqQuantizer(PlacedQuantizer):
+    """Codes that are parameters."""
+
+    def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
+        """See PlacedQuantizer."""
+        super().__init__(codebook_size, code_dim, **options)
+        self.codebook = nn.Parameter(torch.zeros(codebook_size, code_dim))
+
+    def effective_codebook(self) -> Tensor:
+        """(K, D)."""
+        return self.codebook
+
+    def place(self, codes: Tensor) -> None:
+        """Start on these codes (K, D)."""
+        self.codebook.copy_(codes)
+
+    def prepare(self, flat: Tensor, picks: Tensor, *, revive: bool) -> None:
+        """Put dead codes onto latents of this batch, before any gradient depends on them."""
+        if revive:
+            even = even_use(flat, self.codebook_size)
+            dead = self.is_dead(even)
+            self.counts.masked_fill_(dead, even)
+            self.codebook.copy_(torch.where(dead[:, None], pick(flat, picks), self.codebook))
+
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+        """Move the running means of use."""
+        self.counts.lerp_(count(flat, tokens, self.codebook_size)[0], 1 - self.decay)

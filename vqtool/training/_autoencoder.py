@@ -1,0 +1,206 @@
+"""A tokenizer in training: its networks with a quantizer, and a discriminator if there is one."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqtool import distributed
+from vqtool.tokenizers import NetworkConfig, Tokenizer, quantizers
+from vqtool.tokenizers.discriminator import Discriminator, DiscriminatorConfig
+from vqtool.tokenizers.losses import adaptive_weight, edges, hinge, last_layer, reconstruction
+from vqtool.tokenizers.quantizers import Quantized, Quantizer
+
+Metrics = dict[str, Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]  # images and rebuilt ones (B, 3, h, w) -> ()
+
+
+@dataclass(frozen=True)
+class TokenizerLoss:
+    """What is minimised."""
+
+    reconstruction: str = "l1"
+    edge_weight: float = 0.5
+    perceptual_weight: float = 1.0  # where there is a perceptual network
+    adversarial_weight: float = 0.8  # times the adaptive weight, where there is a discriminator
+    adversarial_start: int = 0  # step from which there is one
+    adversarial_max: float = 1e4  # largest adaptive weight
+    commitment: float = 0.25
+    codebook: float = 1.0
+    entropy: float = 0.1
+    quantize_from: float = 0.05  # share of the run before which latents pass unquantised: codes then start on data
+    revive_until: float = 0.8  # share of the run in which dead codes are revived
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is done in a step."""
+
+    quantize: bool = True
+    revive: bool = True
+    adversarial: bool = True
+
+
+class Autoencoder(nn.Module):
+    """What is trained."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        quantizer: Quantizer | None,
+        discriminator: DiscriminatorConfig | None = None,
+        *,
+        design: dict[str, Any],
+    ) -> None:
+        """A tokenizer to train.
+
+        Args:
+            tokenizer: whose networks are trained; its encoder too, unless its parameters need no gradient.
+            quantizer: takes the place of the tokenizer's codebook; None keeps that one as it is.
+            discriminator: None is none.
+            design: what all this was made from; a resume needs the same.
+        """
+        super().__init__()
+        self.tokenizer = tokenizer
+        if quantizer is not None:
+            del tokenizer.codebook  # the quantizer's takes its place: see `finished`
+        self.quantizer = quantizer
+        self.discriminator = None if discriminator is None else Discriminator(discriminator)
+        self.design = design
+        self.learns_encoder = any(parameter.requires_grad for parameter in tokenizer.encoder.parameters())
+
+    def forward(
+        self, images: Tensor, picks: Tensor, *, loss: TokenizerLoss, phase: Phase, perceptual: Distance | None
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of a batch.
+
+        Args:
+            images: (B, 3, h, w) in [-1, 1].
+            picks: (K,) noise for the quantizer.
+            loss: what is minimised.
+            phase: of the run.
+            perceptual: a distance beside those of pixels and edges.
+
+        Returns:
+            () loss, and metrics by name.
+        """
+        with torch.set_grad_enabled(self.learns_encoder and torch.is_grad_enabled()):
+            latents = self.tokenizer.latents(images)
+        quantized = self._quantize(latents, picks, phase)
+        rebuilt = self.tokenizer.decode_codes(quantized.codes)
+        total, metrics = self._judge(images, rebuilt, loss, phase, perceptual)
+        for name, value in quantized.losses.items():
+            total = total + getattr(loss, name) * value
+        metrics |= quantized.losses
+        metrics |= _measure(images, rebuilt, quantized.tokens, len(picks))
+        return total + self._idle(phase), {name: value.detach() for name, value in metrics.items()}
+
+    def _quantize(self, latents: Tensor, picks: Tensor, phase: Phase) -> Quantized:
+        if self.quantizer is None:
+            tokens = self.tokenizer.look_up(latents.flatten(0, 2)).view(latents.shape[:-1])
+            return Quantized(self.tokenizer.codebook[tokens], tokens, {})
+        if phase.quantize:
+            found: Quantized = self.quantizer(latents, picks, revive=phase.revive)
+            return found
+        return Quantized(latents, torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device), {})
+
+    def _judge(
+        self, images: Tensor, rebuilt: Tensor, loss: TokenizerLoss, phase: Phase, perceptual: Distance | None
+    ) -> tuple[Tensor, Metrics]:
+        """Distances and, if there is one, what the discriminator thinks; it learns at the same time."""
+        if self.discriminator is None or not phase.adversarial:
+            return _distances(images, rebuilt, loss, perceptual)
+        # Both gradients by the picture are found first: their weight depends on them, and neither the perceptual
+        # network nor the discriminator has to be passed a second time.
+        picture = rebuilt.detach().requires_grad_()
+        with torch.enable_grad():
+            distance, metrics = _distances(images, picture, loss, perceptual)
+            (pull,) = torch.autograd.grad(distance, picture)
+            fake = self.discriminator(picture)
+            fooled = -fake.mean()
+            (push,) = torch.autograd.grad(fooled, picture, retain_graph=True)
+        weight = adaptive_weight(rebuilt, last_layer(self.tokenizer.decoder), pull, push, largest=loss.adversarial_max)
+        gradient = pull + loss.adversarial_weight * weight * push
+        carrier = (rebuilt * gradient).sum()  # its gradient by `rebuilt` is `gradient`
+        real = self.discriminator(images)
+        judged = hinge(real, fake)
+        metrics |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": judged}
+        metrics |= {"real_score": real.mean(), "fake_score": fake.mean()}
+        value = distance + loss.adversarial_weight * weight * fooled
+        return value.detach() + (carrier - carrier.detach()) + judged, metrics
+
+    def _idle(self, phase: Phase) -> Tensor | float:
+        """0, with gradients of 0 for what this step does not use: several processes wait for them."""
+        idle: list[Tensor] = []
+        if self.quantizer is not None and not phase.quantize:
+            idle += self.quantizer.parameters()
+        if self.discriminator is not None and not phase.adversarial:
+            idle += self.discriminator.parameters()
+        return 0.0 * sum((parameter.sum() for parameter in idle), start=torch.zeros(())) if idle else 0.0
+
+    def finished(self) -> Tokenizer:
+        """The tokenizer with the codebook as it is now."""
+        mine = self.tokenizer
+        result = Tokenizer(mine.config, lookup=mine.lookup, num_full_codes=mine.num_full_codes)
+        tensors = mine.state_dict()
+        if self.quantizer is not None:
+            tensors["codebook"] = self.quantizer.effective_codebook().detach()
+        result.to(next(iter(tensors.values())).device).load_state_dict(tensors)
+        return result.eval()
+
+
+def build_model(
+    config: NetworkConfig,
+    seed: int,
+    *,
+    quantizer: str = "ema",
+    options: dict[str, Any] | None = None,
+    discriminator: DiscriminatorConfig | None = None,
+) -> Autoencoder:
+    """A new model with weights drawn from the seed.
+
+    Args:
+        config: of the network.
+        seed: of the weights.
+        quantizer: one of quantizers.QUANTIZERS.
+        options: of the quantizer.
+        discriminator: None is none.
+    """
+    options = options or {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = Tokenizer(config, lookup=quantizers.QUANTIZERS[quantizer].lookup)
+        design = {
+            **{f"network.{name}": value for name, value in asdict(config).items()},
+            **{f"quantizer.{name}": value for name, value in {"name": quantizer, **options}.items()},
+            "discriminator": None if discriminator is None else asdict(discriminator),
+        }
+        built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options)
+        return Autoencoder(tokenizer, built, discriminator, design=design)
+
+
+def _distances(
+    images: Tensor, rebuilt: Tensor, loss: TokenizerLoss, perceptual: Distance | None
+) -> tuple[Tensor, Metrics]:
+    metrics = {"reconstruction": reconstruction(images, rebuilt, loss.reconstruction), "edges": edges(images, rebuilt)}
+    total = metrics["reconstruction"] + loss.edge_weight * metrics["edges"]
+    if perceptual is not None:
+        metrics["perceptual"] = perceptual(images, rebuilt)
+        total = total + loss.perceptual_weight * metrics["perceptual"]
+    return total, metrics
+
+
+@torch.no_grad()
+def _measure(images: Tensor, rebuilt: Tensor, tokens: Tensor, codebook_size: int) -> Metrics:
+    """How good the pictures are, and how the codes of all processes are used."""
+    error = (images - rebuilt.clamp(-1, 1)).square().mean((1, 2, 3)).clamp(min=1e-10)
+    counts = distributed.total(torch.bincount(tokens.flatten(), minlength=codebook_size).float())
+    share = counts / counts.sum()
+    perplexity = torch.exp(-torch.xlogy(share, share).sum())
+    return {
+        "psnr": (10 * torch.log10(4.0 / error)).mean(),
+        "perplexity": perplexity,
+        "usage": (share > 0).float().mean(),
+    }
