@@ -153,7 +153,8 @@ def plot_front(
             _plot_series(axes, series[name], score, name, number)
         points = [(row["values"]["calls"], row["values"][score]) for row in rows]
         front = [points[index] for index in find_front(points)]
-        axes.plot(*zip(*front, strict=True), color="#dddddd", linewidth=7, zorder=0, label="best for its calls")
+        style: dict[str, Any] = {"color": "#dddddd", "linewidth": 6, "zorder": 0, "drawstyle": "steps-post"}
+        axes.plot(*zip(*front, strict=True), **style, label="the best for so many calls")
         _label_calls(axes, sorted({round(calls) for calls, _ in points}))
         axes.set(ylabel=f"{score} (lower is better)")
         axes.grid(axis="y", color="#eeeeee")
