@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import vqtool
 from vqtool.cli.main import register
+from vqtool.cli.runs import RunFlags, filmed
 from vqtool.grids import read_grids
 from vqtool.tokenizers import load_tokenizer
 
@@ -272,6 +273,7 @@ def test_larger_grids_say_their_own_size_and_what_they_take(folder):
         (["--grid", "8x8", "--grid-mode", "tiles"], "known are windows, stretch"),
         (["--batch-size", "0"], "--batch-size 0: auto, or a number from 1 on, is expected"),
         (["--batch-size", "all"], "--batch-size all"),
+        (["--tokenizer", "builtin"], "--tokenizer is what --trajectory decodes with"),
         (["--trajectory", "x.mp4"], "x.mp4: an animation is a .webp, .gif, .png file"),
         (["--trajectory", "there.gif"], "there.gif: exists"),
         (["--trajectory", "x.webp", "-t", "none.safetensors"], "none.safetensors"),
@@ -331,3 +333,13 @@ def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_th
     assert np.array_equal(read_grids("x.h5")[1].tokens, read_grids("y.h5")[1].tokens)
     run(*arguments, "--trajectory", "z.webp", "-b", 1, "-o", "z.h5")
     assert (filmed_folder / "z.webp").read_bytes() == (filmed_folder / "x.webp").read_bytes()
+
+
+def test_a_film_of_samples_that_were_drawn_before_is_left_out_with_a_warning(filmed_folder, tokenizer_path, capsys):
+    run("-n", 1, "--steps", 1, "-o", "x.h5")
+    header, _ = read_grids("x.h5")
+    flags = RunFlags(trajectory=filmed_folder / "x.webp")
+    with filmed(flags, range(3), header, filmed_folder / "prior.safetensors") as observe:
+        assert observe is not None
+    assert "warning: " in capsys.readouterr().err
+    assert not (filmed_folder / "x.webp").exists()

@@ -181,6 +181,8 @@ def filmed(
     Raises:
         VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
     """
+    if flags.trajectory is None and tokenizer is not None:
+        raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")
     if flags.trajectory is None or not is_main_process():
         yield None
         return
