@@ -22,7 +22,7 @@ Times = Annotated[
 ]
 Kappa = Annotated[
     float | None,
-    typer.Option("--kappa", help="psi: share of the cells that are not noised anew in a step. Default: 0.95."),
+    typer.Option("--kappa", help="psi: share of the cells that are not noised anew in a step. Default: 0.9."),
 ]
 KappaInterval = Annotated[
     str | None, typer.Option("--kappa-interval", help="psi: shares of time with --kappa, as in 0.4,0.9; else it is 1.")
