@@ -14,10 +14,13 @@ from exact import exact_prior, random_prior
 from matrices import FALSE_ALARM, check_law
 from safetensors import safe_open
 from scipy import stats
+from typer.testing import CliRunner
 
 import vqtool
 from vqtool import kernels, rng, samplers
+from vqtool.cli.main import register
 from vqtool.errors import VqtoolError
+from vqtool.grids import read_grids
 from vqtool.samplers import _walk, halton
 
 REVEALING = ("fewer", "purity", "confidence", "halton", "entropy", "moment")
@@ -351,6 +354,32 @@ def test_samples_that_are_finished_cost_nothing(monkeypatch):
     (batch,) = samplers.sample_batches(prior, 40, sampler="entropy", entropy_budget=0.5)
     assert all(bool((x_t == 2).any()) for x_t, _ in seen)
     assert len(seen) == pytest.approx(40 * batch.num_calls)
+
+
+# ---------------------------------------------------------------------------- from the command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        (["--purity"], {"sampler": "purity"}),
+        (["--purity", "--purity-form", "paper"], {"sampler": "purity", "purity_form": "paper"}),
+        (["--sampler", "halton", "--roll"], {"sampler": "halton", "roll": True}),
+        (["--sampler", "entropy", "--entropy-budget", "3"], {"sampler": "entropy", "entropy_budget": 3.0}),
+        (["--sampler", "moment", "--choice-temperature", "2"], {"sampler": "moment", "choice_temperature": 2.0}),
+    ],
+    ids=str,
+)
+def test_flags_are_the_arguments_of_the_samplers(tmp_path, flags, arguments):
+    prior, output = random_prior(), tmp_path / "x.h5"
+    prior.save(tmp_path / "prior.safetensors")
+    result = CliRunner().invoke(
+        register(), ["sample", str(tmp_path / "prior.safetensors"), "-n", "3", *flags, "-o", str(output)]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert torch.equal(
+        torch.from_numpy(read_grids(output)[1].tokens.astype("int64")), vqtool.sample(prior, 3, **arguments)
+    )
 
 
 # ---------------------------------------------------------------------------- what cannot be done
