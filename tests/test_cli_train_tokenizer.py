@@ -192,6 +192,107 @@ def test_bad_inputs_and_outputs_are_named_before_anything_is_trained(train, work
     assert entries() == ["bad", "empty", "imgs"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shape", "lookup"),
+    [
+        (["--quantizer", "vq", "--gradient", "rotation", "--k-means", "0", "--no-revive"], (32, 16), "nearest"),
+        (["--quantizer", "cosine", "--commitment", "1", "--codebook-weight", "2"], (32, 8), "cosine"),
+        (["--quantizer", "simvq", "--code-dim", "5"], (32, 5), "nearest"),
+        (["--quantizer", "lfq", "--entropy", "0.2"], (32, 5), "nearest"),
+    ],
+)
+def test_every_quantizer_leaves_a_tokenizer_that_the_other_commands_take(train, vqtool, arguments, shape, lookup):
+    assert train("--steps", "4", *arguments).code == 0
+    tokenizer = load_tokenizer("tokenizer.safetensors")
+    assert (tuple(tokenizer.codebook.shape), tokenizer.lookup) == (shape, lookup)
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "tokenizer.safetensors").code == 0
+    assert vqtool("decode", "tok.h5", "-o", "back").code == 0
+    assert len(list(Path("back").iterdir())) == 6
+    assert vqtool("codebook", "usage", "tok.h5").code == 0
+
+
+def test_fsq_has_the_codes_that_its_levels_make(train, vqtool, work):
+    result = vqtool("train-tokenizer", "imgs", "--size", "16", "-b", "4", "--steps", "3", "--quantizer", "fsq")
+    assert result.code == 0
+    assert "fsq: 1000 codes of 4 numbers" in result.err
+    arguments = ["--size", "16", "-b", "4", "--steps", "3", "--quantizer", "fsq", "--levels", "4x3", "--force"]
+    assert vqtool("train-tokenizer", "imgs", *arguments).code == 0
+    tokenizer = load_tokenizer("tokenizer.safetensors")
+    assert (tuple(tokenizer.codebook.shape), tokenizer.lookup) == ((12, 2), "bounded")
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "tokenizer.safetensors").code == 0
+    assert vqtool("codebook", "prune", "tok.h5", "-o", "small").code == 0
+    assert load_tokenizer("small").lookup == "bounded"
+
+
+def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monkeypatch):
+    narrow = {"stem_channels": 16, "channels": (16,) * 5, "latent_channels": 16}
+    monkeypatch.setitem(SIZES, "vqgan-f16-small", replace(SIZES["vqgan-f16-small"], **narrow))
+    write_pictures(work / "large", 4, size=(40, 40))
+    arguments = ["large", "--size", "32", "-b", "2", "-K", "16", "--network", "vqgan-f16-small", "--steps", "4"]
+    arguments += [
+        "--perceptual",
+        "efficientnet-lite0",
+        "--perceptual-weight",
+        "0.1",
+        "--crop",
+        "1.25",
+        "--jitter",
+        "0.1",
+    ]
+    arguments += ["--adversarial", "0.8", "--adversarial-start", "2", "--adversarial-layers", "2"]
+    arguments += ["--adversarial-width", "8", "--adversarial-max", "5"]
+    result = vqtool("train-tokenizer", *arguments)
+    assert result.code == 0
+    log, first = read_log(), artifacts.read_header("tokenizer.safetensors")
+    assert first.config["network"] == "vqgan"
+    for line in log:
+        assert {"reconstruction", "edges", "perceptual", "usage", "perplexity"} <= line.keys()
+        assert ("adversarial_weight" in line) is (line["step"] > 2)
+    assert 0 < log[-1]["adversarial_weight"] <= 5
+    assert vqtool("train-tokenizer", *arguments, "--resume").code == 0
+    assert artifacts.read_header("tokenizer.safetensors").fingerprint == first.fingerprint
+    result = vqtool("train-tokenizer", *arguments, "--resume", "--no-flip")
+    assert "was trained with flip = True, now flip = False" in error_lines(result.err)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "vqgan"], "--network vqgan: unknown; known are vqvae-f4, vqvae-f8"),
+        (["--quantizer", "gumbel"], "--quantizer gumbel: unknown; known are ema, vq, cosine, simvq, fsq, lfq"),
+        (["--gradient", "none"], "--gradient none: unknown; known are straight-through, rotation"),
+        (["--quantizer", "fsq"], "--quantizer fsq has the codes that --levels make: leave out --codebook-size"),
+        (["--levels", "4x4"], "--levels is for --quantizer fsq, not for ema"),
+        (["--quantizer", "fsq", "--levels", "4x1"], "--levels 4x1: give 2 or more for each number of a code"),
+        (["--quantizer", "fsq", "--levels", "many"], "--levels many: give 2 or more"),
+        (["--quantizer", "fsq", "--commitment", "1"], "--commitment is for --quantizer ema or vq"),
+        (["--codebook-weight", "1"], "--codebook-weight is for --quantizer vq or cosine or simvq, not for ema"),
+        (["--entropy", "1"], "--entropy is for --quantizer lfq, not for ema"),
+        (["--quantizer", "simvq", "--no-revive"], "--revive is for --quantizer ema or vq or cosine, not for simvq"),
+        (["--quantizer", "lfq", "--k-means", "3"], "--k-means is for --quantizer ema or vq"),
+        (["--quantizer", "lfq", "--code-dim", "5"], "--quantizer lfq has a number for each doubling"),
+        (["--quantizer", "lfq", "-K", "33"], "--codebook-size 33: --quantizer lfq needs a power of two, such as 32"),
+        (["--perceptual-weight", "1"], "--perceptual-weight goes with --perceptual, which is not given"),
+        (["--adversarial-start", "1"], "--adversarial-start goes with --adversarial, which is not given"),
+        (["--perceptual", "gone.pth"], "--perceptual gone.pth: neither efficientnet-lite0 nor a file"),
+        (["--perceptual", "efficientnet-lite0"], "images of 16x16 are too small for a perceptual network"),
+        (["--adversarial", "1"], "images of 16x16 are too small for a discriminator of 3 layers"),
+        (["--size", "4"], "--size 4x4: both sides must be multiples of the factor 8"),
+    ],
+)
+def test_what_does_not_go_together_is_named_before_anything_is_trained(train, arguments, message):
+    result = train("--steps", "1", *arguments)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert entries() == ["imgs"]
+
+
+def test_one_code_is_no_codebook(train):
+    result = train("-K", "1")
+    assert result.code == 2
+    assert "--codebook-size" in result.err
+
+
 def test_steps_and_minutes_exclude_each_other(train):
     result = train("--steps", "1", "--minutes", "1")
     assert result.code == 2

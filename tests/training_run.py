@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vqtool.tokenizers.discriminator import DiscriminatorConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training.loop import LoopConfig
 from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
@@ -18,16 +19,28 @@ CONFIG = VqVaeConfig(
 )  # factor 4
 
 
-def train(folder: Path, *, resume: bool = False, report: Any = None, sheet: Any = None, **changes: Any) -> Any:
+def train(
+    folder: Path,
+    *,
+    quantizer: str = "ema",
+    adversarial: bool = False,
+    resume: bool = False,
+    report: Any = None,
+    sheet: Any = None,
+    **changes: Any,
+) -> Any:
     """Train a small tokenizer on 10 pictures of noise; returns (tokenizer, summary)."""
     torch.set_num_threads(1)
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8)).astype(np.uint8)
     settings = {"num_steps": 60, "batch_size": 4, "warmup_steps": 5, "save_seconds": 0.0, **changes}
     config = LoopConfig(**settings)
-    model = build_model(CONFIG, config.seed)
+    model = build_model(
+        CONFIG, config.seed, quantizer=quantizer, discriminator=DiscriminatorConfig(1, 8) if adversarial else None
+    )
+    loss = TokenizerLoss(quantize_from=0.1, adversarial_start=10)
     return train_tokenizer(
         model,
-        TokenizerObjective(images, model, TokenizerLoss(quantize_from=0.1), config),
+        TokenizerObjective(images, model, loss, config),
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
         identity={"images": "noise"},
