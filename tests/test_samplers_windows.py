@@ -46,7 +46,7 @@ def test_windows_are_combined_as_a_product_of_experts(max_cells):
     prior, t = random_prior(), torch.tensor([9])
     x_t = states(prior, (7, 12))
     windows = Windows((7, 12), WINDOW, None, max_cells=max_cells)
-    starts = [(top, left) for top in (0, 2, 3) for left in (0, 3, 6)]
+    starts = [(top, left) for top in (0, 1, 3) for left in (0, 3, 6)]
     assert windows.corners == starts
     law = windows.log_x0(prior, x_t, t, None)[0].double().exp()
     assert torch.allclose(law, brute_force(prior, x_t[0], t, starts), atol=1e-5)
@@ -128,6 +128,12 @@ def test_every_cell_is_covered_and_the_exponents_of_a_cell_add_up_to_1(size, ove
     assert torch.allclose(shares.sum(0), torch.ones(size), atol=1e-6)
     assert ((shares > 0).flatten(1).sum(1) == 24).all()
     assert len(set(windows.corners)) == len(windows)
+    for axis, length in enumerate(WINDOW):
+        starts = torch.tensor(sorted({corner[axis] for corner in windows.corners}))
+        steps = starts.diff()
+        assert (int(starts[0]), int(starts[-1]) + length) == (0, size[axis])
+        assert len(steps) == 0 or steps.max() - steps.min() <= 1
+        assert len(steps) == 0 or length - steps.max() >= (length // 2 if overlap is None else overlap)
 
 
 def runnable(name):

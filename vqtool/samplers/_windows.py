@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 class Windows:
-    """How a grid is covered by windows, the last of a row and of a column flush with the border.
+    """How a grid is covered by windows, evenly, the first and the last of a row and of a column flush with the border.
 
     Attributes:
         grid_size: (H, W) cells.
@@ -161,9 +161,9 @@ class Windows:
 
 
 def _starts(whole: int, part: int, overlap: int) -> list[int]:
-    """Where windows of `part` cells begin on an axis of `whole` cells."""
-    stride = part - overlap
-    return [min(number * stride, whole - part) for number in range(1 + ceil((whole - part) / stride))]
+    """Where windows of `part` cells begin on an axis of `whole` cells: as few as overlap so, spread evenly."""
+    last = ceil((whole - part) / (part - overlap))
+    return [number * (whole - part) // max(1, last) for number in range(last + 1)]
 
 
 def _hat(length: int) -> Tensor:
