@@ -1,0 +1,162 @@
+"""Compare quantizers: train a tokenizer with each for an equal time, and print what held-out pictures say.
+
+    python scripts/compare_quantizers.py train.h5 --held-out heldout.h5 --minutes 20 --seeds 0 1
+    python scripts/compare_quantizers.py imgs/ --minutes 0.1 --quantizers ema cosine   # seconds, to try it
+
+Each is trained for as many steps as take that long here, timed before; on a busy machine give --steps. Usage and
+perplexity are of the tokens of the held-out pictures, FD is the Frechet distance between them and their
+reconstructions on EfficientNet-Lite0 features (extra eval): compare it in one table only, never with another N.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqtool.codebooks.usage import perplexity, usage
+from vqtool.errors import VqtoolError
+from vqtool.images import find_images, parse_size, to_float, to_uint8
+from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
+from vqtool.metrics.frechet import frechet_distance
+from vqtool.metrics.reconstruction import mean_squared_errors, psnr
+from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer
+from vqtool.training.data import load_images
+from vqtool.training.loop import LoopConfig, measure_step_seconds
+from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
+
+Pictures = NDArray[np.uint8]
+HELD_OUT_EVERY = 10  # pictures, where none are given
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A quantizer with what it takes."""
+
+    quantizer: str
+    options: dict[str, Any]
+    code_dim: int | None = None  # None is the network's
+
+
+_STARTS: dict[str, Any] = {"k_means_steps": 10}
+VARIANTS = {
+    "ema": Variant("ema", _STARTS),
+    "ema, rotation": Variant("ema", {**_STARTS, "gradient": "rotation"}),
+    "vq": Variant("vq", _STARTS),
+    "vq, rotation": Variant("vq", {**_STARTS, "gradient": "rotation"}),
+    "vq, plain": Variant("vq", {}),  # codes start on single latents, dead ones stay dead
+    "cosine": Variant("cosine", _STARTS, 8),
+    "simvq": Variant("simvq", _STARTS),
+    "fsq": Variant("fsq", {"levels": (8, 5, 5, 5)}, 4),
+    "lfq": Variant("lfq", {}, 10),
+}
+
+
+def score(tokenizer: Tokenizer, pictures: Pictures, network: FeatureNetwork) -> dict[str, float]:
+    """Usage, perplexity, PSNR (dB) and Frechet distance of pictures (N, 3, h, w) encoded and decoded."""
+    counts, rebuilt = np.zeros(tokenizer.codebook_size, np.int64), []
+    for start in range(0, len(pictures), BATCH):
+        grid = tokenizer.encode(to_float(pictures[start : start + BATCH]).to(tokenizer.device))
+        counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
+        rebuilt.append(to_uint8(tokenizer.decode(grid)))
+    errors = mean_squared_errors(pictures, np.concatenate(rebuilt))
+    features = [extract(network, [some]) for some in (pictures, np.concatenate(rebuilt))]
+    return {
+        "usage": usage(counts),
+        "perplexity": perplexity(counts),
+        "PSNR": float(psnr(errors).mean()),
+        "FD": frechet_distance(*features),
+    }
+
+
+def train(
+    pictures: Pictures, network: NetworkConfig, variant: Variant, run: LoopConfig, seconds: float | None
+) -> tuple[Tokenizer, int]:
+    """A tokenizer after so many seconds, or the run's steps where they are None; and how many steps it took."""
+    model = build_model(network, run.seed, quantizer=variant.quantizer, options=variant.options)
+    plain = variant.quantizer == "vq" and not variant.options
+    loss = TokenizerLoss(revive_until=0.0 if plain else 0.8)
+
+    def objective(config: LoopConfig) -> TokenizerObjective:
+        return TokenizerObjective(pictures, model, loss, config)
+
+    if seconds is not None:
+        step = measure_step_seconds(model, objective(run), num_items=len(pictures), config=run)
+        run = replace(run, num_steps=max(1, int(seconds / step)))
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"state_path": Path(folder) / "state.safetensors", "log_path": Path(folder) / "log.jsonl"}
+        tokenizer, _ = train_tokenizer(model, objective(run), identity={}, **places)
+    return tokenizer, run.num_steps
+
+
+def read(sources: Sequence[Path], size: tuple[int, int], largest: int | None) -> Pictures:
+    """Pictures (N, 3, h, w), spread evenly over the sources if there are more than the largest number."""
+    items = find_images(sources)
+    if largest is not None and len(items) > largest:
+        items = [items[i] for i in np.linspace(0, len(items) - 1, largest).astype(int)]
+    return load_images(items, size)
+
+
+def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None = None) -> int:
+    """Train all and print a Markdown table."""
+    options = _parse(arguments)
+    size, base = parse_size(options.size), SIZES[options.network]
+    pictures = read(options.images, size, options.max_images)
+    if options.held_out:
+        held_out = read(options.held_out, size, options.max_held_out)
+    else:
+        kept = np.arange(len(pictures)) % HELD_OUT_EVERY == 0
+        pictures, held_out = pictures[~kept], pictures[kept]
+    network = network or EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
+    length = f"{options.steps} steps" if options.steps else f"{options.minutes:g} minutes"
+    print(f"{len(pictures)} pictures of {options.size} px, {length} each; N = {len(held_out)} held out\n")
+    print("| quantizer | seed | K | D | steps | usage | perplexity | PSNR, dB | FD |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in options.quantizers:
+        variant = VARIANTS[name]
+        num = {"fsq": 1000, "lfq": 1024}.get(variant.quantizer, options.codebook_size)
+        config = replace(base, codebook_size=num, code_dim=variant.code_dim or base.code_dim)
+        for seed in options.seeds:
+            run = LoopConfig(options.steps or 1, options.batch_size, options.learning_rate, seed=seed)
+            seconds = None if options.steps else 60 * options.minutes
+            tokenizer, steps = train(pictures, config, variant, run, seconds)
+            found = score(tokenizer.to("cuda" if torch.cuda.is_available() else "cpu"), held_out, network)
+            print(
+                f"| {name} | {seed} | {num} | {config.code_dim} | {steps} | {found['usage']:.1%} | "
+                f"{found['perplexity']:.0f} | {found['PSNR']:.2f} | {found['FD']:.2f} |",
+                flush=True,
+            )
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, nargs="+", help="folders, tar shards or HDF5 files of images")
+    parser.add_argument("--held-out", type=Path, nargs="+", help="others to score; default: every tenth image")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
+    parser.add_argument("--steps", type=int, help="of training, each, instead of --minutes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--quantizers", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--network", choices=SIZES, default="vqvae-f8")
+    parser.add_argument("--codebook-size", type=int, default=1024, help="of those that have a choice")
+    parser.add_argument("--size", default="64", help="pixels")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--max-images", type=int, help="to train on")
+    parser.add_argument("--max-held-out", type=int, help="to score")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except VqtoolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
