@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from torch import Tensor, nn
 
