@@ -6,7 +6,7 @@ When to use them: beside the distances of pixels, against blur. "efficientnet-li
 the quicker one; a file is one of ST-LPIPS, whose heads were fitted to what people see: vgg_shift_tolerant.pth or
 alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0).
 Equation: sum over layers of the mean over positions of |w (a - b)|^2, a and b of length 1, w learned in ST-LPIPS.
-Cost: of ST-LPIPS, on one core at 64 px, forward and backward: VGG 3-9 images/s.
+Cost: of ST-LPIPS with VGG, forward and backward at 64 px on two cores: 3-9 images/s.
 Source: Zhang et al. 2018 (arXiv:1801.03924); Ghildyal and Liu 2022, ST-LPIPS (arXiv:2207.13686).
 """
 

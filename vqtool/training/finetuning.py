@@ -3,7 +3,7 @@
 What it does: trains the decoder, its convolution after the codes included, and the codes if wanted. Tokens stay what
 they are where the codes are kept.
 When to use it: after `vqtool codebook refit`, or on pictures of a kind that the tokenizer has not been trained on.
-Source: Hu et al. 2022, ReFiT (arXiv:2112.01799), section 3.2. Differs from it: the encoder's vectors do not move, so
+Source: Hu et al. 2022, ReFiT (arXiv:2112.01799). Differs from it: the encoder's vectors do not move, so
 there is no commitment term.
 """
 

@@ -2,7 +2,7 @@
 
 - straight-through: the same vector. Source: van den Oord et al. 2017 (arXiv:1711.00937).
 - rotation: turned and scaled as the latent would have to be to become its code, so that angles to the code are kept.
-  Source: Fifty et al. 2024 (arXiv:2410.06424), equation 4.
+  Source: Fifty et al. 2024 (arXiv:2410.06424).
 """
 
 from torch import Tensor
