@@ -1,7 +1,7 @@
 """What the commands that edit pictures share: their flags, where pictures come from, and where they go."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vqtool.gallery import Gallery
     from vqtool.grids import GridBatch, GridHeader
     from vqtool.priors import Prior
     from vqtool.tokenizers import Tokenizer
@@ -127,10 +128,11 @@ def edit(
 
     if not is_main_process():  # variants of a few pictures are one process's work
         return
-    _check_output(flags)
-    model = load_prior(flags.prior).to(choose_device(flags.device))
     skipped = Skipped(flags.strict)
-    with _open_pictures(name, sources, model, flags, skipped) as pictures:
+    with ExitStack() as stack:
+        gallery = stack.enter_context(_open_gallery(flags))
+        model = load_prior(flags.prior).to(choose_device(flags.device))
+        pictures = stack.enter_context(_open_pictures(name, sources, model, flags, skipped))
         todo = change(pictures.header)
         check_fits(model, todo.header, pictures.name)
         text = _find_text(model, flags)
@@ -139,20 +141,36 @@ def edit(
         say(f"prior {model.fingerprint} ({flags.prior}): {name} by {options['sampler']} sampling, seed {flags.seed}")
         inputs = {"prior": model.fingerprint, **pictures.digests}
         record = history_record(name, inputs=inputs, seed=flags.seed, num=flags.num, **details, **describe(options))
-        options |= {"seed": flags.seed, "batch_size": flags.batch_size, "strength": strength}
-        with _open_output(todo, flags, pictures, record) as write, progress(name, pictures.total) as advance:
-            number, calls = 0, 0.0
-            for batch, originals in pictures.batches:
-                texts = [text] * len(batch) if text else model.conditioner.select(batch.labels, batch.captions)
-                holed = todo.open(batch, number)
-                made, cost = holed, 0.0
-                if fill:
-                    made, cost = make_variants(model, holed, texts, number=number, variants=flags.num, **options)
-                write(made, originals, number)
-                number, calls = number + len(batch), calls + cost * len(batch)
-                advance(len(batch))
-    say(f"wrote {number * flags.num} pictures to {flags.output}; {calls / max(1, number):g} network calls a picture")
+        options |= {"seed": flags.seed, "batch_size": flags.batch_size, "strength": strength, "variants": flags.num}
+
+        def make(batch: "GridBatch", number: int) -> "tuple[GridBatch, float]":
+            texts = [text] * len(batch) if text else model.conditioner.select(batch.labels, batch.captions)
+            holed = todo.open(batch, number)
+            return make_variants(model, holed, texts, number=number, **options) if fill else (holed, 0.0)
+
+        with _open_output(gallery, todo, flags, pictures, record) as write:
+            count, calls = _run(name, pictures, make, write)
+            if skipped.count and not count:
+                raise VqtoolError(f"none of the {skipped.count} images could be read")
+    say(f"wrote {count * flags.num} pictures to {flags.output}; {calls:g} network calls a picture")
     skipped.finish()
+
+
+def _run(
+    name: str,
+    pictures: "_Pictures",
+    make: "Callable[[GridBatch, int], tuple[GridBatch, float]]",
+    write: "Callable[[GridBatch, Images | None, int], None]",
+) -> tuple[int, float]:
+    """Make and write all; returns how many pictures were read, and the mean number of calls for a variant of one."""
+    number, calls = 0, 0.0
+    with progress(name, pictures.total) as advance:
+        for batch, originals in pictures.batches:
+            made, cost = make(batch, number)
+            write(made, originals, number)
+            number, calls = number + len(batch), calls + cost * len(batch)
+            advance(len(batch))
+    return number, calls / max(1, number)
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,8 @@ def _open_pictures(
     from vqtool.metrics.tokens import holds_grids
 
     count = max(1, flags.batch_size // flags.num)
-    if not holds_grids(sources[0]):
+    partial = name == "complete"
+    if not partial and not holds_grids(sources[0]):
         yield _open_images(sources, prior, flags, skipped, count)
         return
     source = sources[0]
@@ -183,7 +202,7 @@ def _open_pictures(
         raise VqtoolError(f"one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool {name} -` joins several")
     if flags.size is not None:
         raise VqtoolError(f"--size is for images, but {source} holds token grids")
-    with open_grids(source, holes=name == "complete") as reader:
+    with open_grids(source, holes=partial) as reader:
         columns = {{"label": "class"}.get(column, column) for column in reader.columns}
         yield _Pictures(
             name=reader.name,
@@ -237,39 +256,35 @@ def _find_text(prior: "Prior", flags: EditFlags) -> str | None:
     return find_texts(prior.conditioner, labels, captions, None)[0] if labels or captions else None
 
 
-def _check_output(flags: EditFlags) -> None:
-    """Refuse an output early."""
+def _open_gallery(flags: EditFlags) -> "AbstractContextManager[Gallery | None]":
+    """Where pictures go, None for token grids; refuses an output before any work is done."""
     from vqtool.gallery import gallery_type
     from vqtool.grids import check_output
 
     if flags.writes_grids:
         check_output(flags.output, force=flags.force)
-    else:
-        gallery_type(flags.output)(flags.output, force=flags.force)
+        return nullcontext()
+    return gallery_type(flags.output)(flags.output, force=flags.force)
 
 
 @contextmanager
 def _open_output(
-    todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
+    gallery: "Gallery | None", todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
 ) -> "Iterator[Callable[[GridBatch, Images | None, int], None]]":
     """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
     from vqtool.coding import decode_batch
-    from vqtool.gallery import gallery_type
     from vqtool.grids import GridWriter
 
-    with ExitStack() as stack:
-        if flags.writes_grids:
-            header = todo.header.with_step(record)
-            writer = stack.enter_context(GridWriter(flags.output, header, force=flags.force))
+    if gallery is None:
+        with GridWriter(flags.output, todo.header.with_step(record), force=flags.force) as writer:
             yield lambda made, originals, number: writer.write(made)
-            return
-        tokenizer = pictures.tokenizer()
-        gallery = stack.enter_context(gallery_type(flags.output)(flags.output, force=flags.force))
+        return
+    tokenizer = pictures.tokenizer()
 
-        def write(made: "GridBatch", originals: "Images | None", number: int) -> None:
-            images = decode_batch(made, tokenizer)
-            if originals is not None:
-                images = todo.finish(images, originals, number)
-            gallery.write(images, made.ids, made.labels, made.captions)
+    def write(made: "GridBatch", originals: "Images | None", number: int) -> None:
+        images = decode_batch(made, tokenizer)
+        if originals is not None:
+            images = todo.finish(images, originals, number)
+        gallery.write(images, made.ids, made.labels, made.captions)
 
-        yield write
+    yield write

@@ -111,6 +111,10 @@ class Walk:
         """X_s (B, H, W) with given tokens in their cells: for samplers that change cells which are not masked."""
         return _edit.keep(self._edit, self.kernel, x_s)
 
+    def leave_given(self, cells: Tensor) -> Tensor:
+        """Of cells (B, H, W) bool those whose tokens are not given: no others need be looked at."""
+        return cells if self._edit.given is None else cells & (self._edit.given == self.kernel.mask_id)
+
     def noise(self, step: int, count: int) -> Tensor:
         """The noise of one step: (count, B, H, W) float64, uniform in [0, 1)."""
         noise = rng.uniform(self._seed, self.samples, step, (count, *self.grid_size), stream=rng.SAMPLING)

@@ -85,7 +85,7 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     may_change = move >= torch.full_like(move, token_stays).masked_fill(x_t == kernel.mask_id, mask_stays)
     changing = (1 - token_stays) + (token_stays - mask_stays) * float(kernel.gamma_bar[time])  # share of the cells
     x_s = x_t
-    for cells in split(may_change, expect(changing, walk.num_cells)):
+    for cells in split(walk.leave_given(may_change), expect(changing, walk.num_cells)):
         seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
         if rule == "mixture":
             x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
