@@ -3,8 +3,8 @@
 Given tokens are shown from the start and never change. For an absorbing kernel, whose denoiser takes what is shown for
 clean, that draws the other cells from their law given these tokens, as T grows. Under kernels that replace tokens the
 denoiser takes what it sees for as noisy as t says, so the law is only near that, and the psi sampler's further steps
-bring it nearer (small laws, exact denoiser: off by .08 to .12, with 10 T steps of psi by .03 at most). Given tokens that
-walk the bridge q(x_s | x_t, x_0), as noisy as all others, would be farther off (.10 to .17).
+bring it nearer (small laws, exact denoiser: off by .08 to .12, with 10 T steps of psi by .03 at most). Given tokens
+that walk the bridge q(x_s | x_t, x_0), as noisy as all others, would be farther off (.10 to .17).
 """
 
 from dataclasses import dataclass
