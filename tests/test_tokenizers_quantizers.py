@@ -70,6 +70,7 @@ def quantizer(codes, counts, *, decay=0.75, **rest):
     codes = torch.tensor(codes)
     result = EmaQuantizer(*codes.shape, decay=decay, **rest)
     result.counts.copy_(torch.tensor(counts))
+    result.use.copy_(result.counts)
     result.codebook.copy_(codes)
     result.sums.copy_(codes * result.counts[:, None])
     result.ready.fill_(True)
@@ -181,7 +182,7 @@ def started(name, codes, **options):
     codes = torch.tensor(codes)
     result = build(name, *codes.shape, **options)
     with torch.no_grad():
-        result.place(codes)
+        result.place(codes, 1.0)
     result.ready.fill_(True)
     return result
 
@@ -275,16 +276,33 @@ def test_one_latent_moves_all_codes_of_simvq_and_the_basis_stays():
 
 def test_a_dead_gradient_code_is_moved_before_the_batch_is_quantised():
     """Code 100 has count 0.08 < 0.05 * (4 latents / 2 codes): it moves onto latent 0.6 * 4 = number 2 and is chosen."""
-    books = started("vq", [[0.0], [100.0]], decay=0.75)
-    books.counts.copy_(torch.tensor([2.0, 0.08]))
+    books = started("vq", [[0.0], [100.0]])
+    books.use.copy_(torch.tensor([2.0, 0.08]))
     latents = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
     _, tokens, _ = books(latents, torch.tensor([0.0, 0.6]))
     assert books.codebook.flatten().tolist() == [0.0, 3.0]
     assert tokens.flatten().tolist() == [0, 1, 1, 1]
-    assert books.counts.tolist() == [0.75 * 2 + 0.25 * 1, 0.75 * 2 + 0.25 * 3]
-    books.counts[1] = 0.08
+    decay = 0.05 ** (2 / 100)  # falls to the share of the dead while an even code gets 100 latents
+    assert books.use.tolist() == pytest.approx([decay * 2 + (1 - decay) * 1, decay * 2 + (1 - decay) * 3])
+    books.use[1] = 0.08
     books(latents + 50, torch.tensor([0.0, 0.6]), revive=False)
     assert books.codebook.flatten().tolist() == [0.0, 3.0]
+
+
+@pytest.mark.parametrize(("latents_a_batch", "steps"), [(4, 50), (20, 10), (400, 29)])
+@pytest.mark.parametrize("name", ["ema", "vq", "cosine"])
+def test_a_code_without_latents_is_dead_once_an_even_one_has_had_100_of_them(name, latents_a_batch, steps):
+    """2 codes: 50 batches of 2 each, 10 of 10; but no sooner than log(0.05) / log(0.9) = 28.4 batches."""
+    books = build(name, 2, 2)
+    with torch.no_grad():
+        books.place(torch.tensor([[0.0, 1.0], [0.0, -1.0]]), latents_a_batch / 2)
+    books.ready.fill_(True)
+    latents = torch.tensor([[0.0, 1.0]]).expand(latents_a_batch, 2).reshape(1, 1, -1, 2)
+    alive = 0
+    while books.effective_codebook()[1, 1] < 0:
+        books(latents, torch.zeros(2))
+        alive += 1
+    assert alive == pytest.approx(max(steps, 29), abs=2)
 
 
 def test_k_means_starts_codes_on_the_means_that_scikit_learn_finds():

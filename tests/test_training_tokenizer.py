@@ -61,7 +61,7 @@ def test_a_step_against_the_discriminator_has_the_gradients_of_its_definition():
     """Oracle: autograd through everything, with the weight a constant, each network's loss by its parameters alone."""
     model = build_model(SMALL, 0, quantizer="vq", discriminator=DiscriminatorConfig(1, 8))
     with torch.no_grad():
-        model.quantizer.place(torch.randn(16, 4))
+        model.quantizer.place(torch.randn(16, 4), 1.0)
     model.quantizer.ready.fill_(True)
     images, picks = floats(2), torch.rand(16)
     loss = TokenizerLoss("l2", adversarial_weight=0.7, commitment=0.3)

@@ -2,12 +2,12 @@
 
 Equation: at first codes are latents of the batch, far from each other (k-means++), moved to the means of those nearest
 to them a few times. Later the use of each code is followed by a running mean; a code below a share of an even use is
-put on a latent of the batch.
+put on a latent of the batch. How long the mean remembers depends on how many latents a batch has for each code.
 Source: revival as in Jukebox (Dhariwal et al. 2020, arXiv:2005.00341); k-means: Lancucki et al. 2020
 (arXiv:2005.08520); its seeding: Arthur and Vassilvitskii 2007.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,24 +17,19 @@ from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer
 from vqtool.tokenizers.quantizers._gradients import GRADIENTS, pass_gradient
 from vqtool.tokenizers.quantizers._lookup import nearest
 
+PATIENCE = 100  # latents that an even code gets before one that gets none is dead
+SHORTEST_MEMORY = 0.9  # decay of the running mean, however many latents there are
+
 
 class PlacedQuantizer(Quantizer):
     """The nearest code of a codebook that is placed on data; subclasses say what the codes are and how they learn."""
 
-    options: ClassVar[tuple[str, ...]] = ("gradient", "k_means_steps", "decay", "dead_share")
+    options: ClassVar[tuple[str, ...]] = ("gradient", "k_means_steps")
     terms: ClassVar[tuple[str, ...]] = ("commitment", "codebook")
-    counts: Tensor  # (K,) running mean of how many latents of a batch chose each code
     ready: Tensor  # () whether the codebook has been placed on data
 
     def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        *,
-        gradient: str = "straight-through",
-        k_means_steps: int = 0,
-        decay: float = 0.99,
-        dead_share: float = 0.05,
+        self, codebook_size: int, code_dim: int, *, gradient: str = "straight-through", k_means_steps: int = 0
     ) -> None:
         """A quantizer without content.
 
@@ -43,15 +38,12 @@ class PlacedQuantizer(Quantizer):
             code_dim: D.
             gradient: one of GRADIENTS.
             k_means_steps: of Lloyd's algorithm on the first batch; 0 leaves codes on single latents of it.
-            decay: of the running means, a step.
-            dead_share: a code with less than this share of an even use is dead.
         """
         super().__init__()
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}, known are {GRADIENTS}")
         self.codebook_size, self.code_dim = codebook_size, code_dim
-        self.gradient, self.k_means_steps, self.decay, self.dead_share = gradient, k_means_steps, decay, dead_share
-        self.register_buffer("counts", torch.ones(codebook_size))
+        self.gradient, self.k_means_steps = gradient, k_means_steps
         self.register_buffer("ready", torch.tensor(False))
 
     def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
@@ -60,8 +52,8 @@ class PlacedQuantizer(Quantizer):
         if self.training:
             with torch.no_grad():
                 if not self.ready:
-                    self.counts.fill_(even_use(flat, self.codebook_size))
-                    self.place(k_means(distributed.gather(flat), picks, self.k_means_steps))
+                    codes = k_means(distributed.gather(flat), picks, self.k_means_steps)
+                    self.place(codes, even_use(flat, self.codebook_size))
                     self.ready.fill_(True)
                 self.prepare(flat, picks, revive=revive)
         codebook = self.effective_codebook()
@@ -80,20 +72,47 @@ class PlacedQuantizer(Quantizer):
         """Whether the codebook has been placed on data."""
         return bool(self.ready)
 
-    def place(self, codes: Tensor) -> None:
-        """Start on these codes (K, D), each as often in use as `counts` says."""
+    def place(self, codes: Tensor, even: float) -> None:
+        """Start on these codes (K, D); an even use of them would be `even` latents a batch."""
         raise NotImplementedError
 
     def prepare(self, flat: Tensor, picks: Tensor, *, revive: bool) -> None:
         """What is done before latents (N, D) are quantised."""
 
     def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
-        """What is learned of latents (N, D) and their tokens (N,)."""
-        raise NotImplementedError
+        """What is learned of latents (N, D) and their tokens (N,) without gradients."""
 
-    def is_dead(self, even: float) -> Tensor:
-        """(K,) bool: which codes are used too little, where an even use would be `even` latents a batch."""
-        return self.counts < self.dead_share * even
+
+class RevivedQuantizer(PlacedQuantizer):
+    """One that knows which of its codes nobody chooses."""
+
+    options: ClassVar[tuple[str, ...]] = (*PlacedQuantizer.options, "dead_share")
+    use: Tensor  # (K,) running mean of how many latents of a batch chose each code
+
+    def __init__(self, codebook_size: int, code_dim: int, *, dead_share: float = 0.05, **options: Any) -> None:
+        """A quantizer without content.
+
+        Args:
+            codebook_size: K.
+            code_dim: D.
+            dead_share: a code with less than this share of an even use is dead.
+            **options: see PlacedQuantizer.
+        """
+        super().__init__(codebook_size, code_dim, **options)
+        self.dead_share = dead_share
+        self.register_buffer("use", torch.ones(codebook_size))
+
+    def watch(self, counts: Tensor, even: float) -> None:
+        """Take the counts (K,) of a batch into account."""
+        # A code that is not chosen any more falls to dead_share in the steps that give an even code PATIENCE latents.
+        decay = max(SHORTEST_MEMORY, self.dead_share ** (even / PATIENCE))
+        self.use.lerp_(counts, 1 - decay)
+
+    def bury(self, even: float) -> Tensor:
+        """(K,) bool: which codes are dead; they start anew with an even use."""
+        dead = self.use < self.dead_share * even
+        self.use.masked_fill_(dead, even)
+        return dead
 
 
 def even_use(flat: Tensor, codebook_size: int) -> float:

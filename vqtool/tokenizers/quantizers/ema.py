@@ -12,39 +12,53 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count, even_use, pick
+from vqtool.tokenizers.quantizers._placed import RevivedQuantizer, count, even_use, pick
 
 
-class EmaQuantizer(PlacedQuantizer):
+class EmaQuantizer(RevivedQuantizer):
     """Codes that are running means of the latents that chose them."""
 
+    options: ClassVar[tuple[str, ...]] = (*RevivedQuantizer.options, "decay")
     terms: ClassVar[tuple[str, ...]] = ("commitment",)
     codebook: Tensor  # (K, D)
-    sums: Tensor  # (K, D) running mean of the sum of the latents that chose each code
+    counts: Tensor  # (K,) running mean of how many latents of a batch chose each code
+    sums: Tensor  # (K, D) running mean of their sum
 
-    def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
-        """See PlacedQuantizer."""
+    def __init__(self, codebook_size: int, code_dim: int, *, decay: float = 0.99, **options: Any) -> None:
+        """A quantizer without content.
+
+        Args:
+            codebook_size: K.
+            code_dim: D.
+            decay: of the running means, a step.
+            **options: see RevivedQuantizer.
+        """
         super().__init__(codebook_size, code_dim, **options)
+        self.decay = decay
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
+        self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
 
     def effective_codebook(self) -> Tensor:
         """(K, D)."""
         return self.codebook
 
-    def place(self, codes: Tensor) -> None:
-        """Start on these codes (K, D)."""
+    def place(self, codes: Tensor, even: float) -> None:
+        """Start on these codes (K, D), as if each had its even use."""
         self.codebook.copy_(codes)
-        self.sums.copy_(codes * self.counts[:, None])
+        self.use.fill_(even)
+        self.counts.fill_(even)
+        self.sums.copy_(codes * even)
 
     def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
         """Move the running means; dead codes go onto latents of this batch, as if they had their even use."""
         counts, sums = count(flat, tokens, self.codebook_size)
+        even = even_use(flat, self.codebook_size)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
+        self.watch(counts, even)
         if revive:
-            even = even_use(flat, self.codebook_size)
-            dead = self.is_dead(even)
+            dead = self.bury(even)
             self.counts.masked_fill_(dead, even)
             self.sums.copy_(torch.where(dead[:, None], pick(flat, picks) * even, self.sums))
         self.codebook.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])

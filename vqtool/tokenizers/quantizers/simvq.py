@@ -7,18 +7,17 @@ Differs from the original: there the basis is Gaussian noise.
 Source: Zhu et al. 2024 (arXiv:2411.02038).
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count
+from vqtool.tokenizers.quantizers._placed import PlacedQuantizer
 
 
 class SimVqQuantizer(PlacedQuantizer):
     """Codes that are moved all together."""
 
-    options: ClassVar[tuple[str, ...]] = ("gradient", "k_means_steps", "decay")
     basis: Tensor  # (K, D), never changes once it is placed
 
     def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
@@ -31,11 +30,7 @@ class SimVqQuantizer(PlacedQuantizer):
         """(K, D)."""
         return self.basis @ self.map
 
-    def place(self, codes: Tensor) -> None:
+    def place(self, codes: Tensor, even: float) -> None:
         """Start on these codes (K, D)."""
         self.basis.copy_(codes)
         self.map.copy_(torch.eye(self.code_dim))
-
-    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
-        """Move the running means of use."""
-        self.counts.lerp_(count(flat, tokens, self.codebook_size)[0], 1 - self.decay)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqtool.tokenizers.quantizers._placed import PlacedQuantizer, count, even_use, pick
+from vqtool.tokenizers.quantizers._placed import RevivedQuantizer, count, even_use, pick
 
 
-class VqQuantizer(PlacedQuantizer):
+class VqQuantizer(RevivedQuantizer):
     """Codes that are parameters."""
 
     def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
-        """See PlacedQuantizer."""
+        """See RevivedQuantizer."""
         super().__init__(codebook_size, code_dim, **options)
         self.codebook = nn.Parameter(torch.zeros(codebook_size, code_dim))
 
@@ -27,18 +27,17 @@ class VqQuantizer(PlacedQuantizer):
         """(K, D)."""
         return self.codebook
 
-    def place(self, codes: Tensor) -> None:
+    def place(self, codes: Tensor, even: float) -> None:
         """Start on these codes (K, D)."""
         self.codebook.copy_(codes)
+        self.use.fill_(even)
 
     def prepare(self, flat: Tensor, picks: Tensor, *, revive: bool) -> None:
         """Put dead codes onto latents of this batch, before any gradient depends on them."""
         if revive:
-            even = even_use(flat, self.codebook_size)
-            dead = self.is_dead(even)
-            self.counts.masked_fill_(dead, even)
+            dead = self.bury(even_use(flat, self.codebook_size))
             self.codebook.copy_(torch.where(dead[:, None], pick(flat, picks), self.codebook))
 
     def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
-        """Move the running means of use."""
-        self.counts.lerp_(count(flat, tokens, self.codebook_size)[0], 1 - self.decay)
+        """Follow the use of the codes."""
+        self.watch(count(flat, tokens, self.codebook_size)[0], even_use(flat, self.codebook_size))
