@@ -139,7 +139,10 @@ def test_a_batch_of_one_and_grids_of_other_sizes_work(golden):
     t = numbers["t"] + 1
     alone = prior.log_x0(numbers["x_t"][:1], t[:1])
     torch.testing.assert_close(alone, prior.log_x0(numbers["x_t"], t)[:1], atol=1e-4, rtol=1e-4)
-    assert vqtool.sample(prior, 1, steps=2, grid_size=(3, 7)).shape == (1, 3, 7)
+    odd = torch.randint(prior.kernel.codebook_size, (1, 3, 7), generator=torch.Generator().manual_seed(0))
+    law = prior.log_x0(odd, t[:1]).exp()
+    torch.testing.assert_close(law.sum(-1), torch.ones(1, 3, 7))
+    assert vqtool.sample(prior, 1, steps=2, grid_size=(5, 7)).shape == (1, 5, 7)  # through windows
 
 
 def source(name, change=None, config=True):
