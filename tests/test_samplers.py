@@ -260,7 +260,8 @@ def test_settings_of_one_do_nothing_bit_for_bit(sampler):
     condition = prior.conditioner.encode(["bee"])
     chosen = {**called(sampler, 5), "condition": condition}
     plain = vqtool.sample(prior, 6, **chosen)
-    assert torch.equal(vqtool.sample(prior, 6, **chosen, cfg_scale=1.0, temperature=1.0, truncation=1.0, top_k=11), plain)
+    off = {"cfg_scale": 1.0, "temperature": 1.0, "truncation": 1.0, "top_k": 11}
+    assert torch.equal(vqtool.sample(prior, 6, **chosen, **off), plain)
     assert not torch.equal(vqtool.sample(prior, 6, **chosen, cfg_scale=4.0), plain)
 
 
@@ -329,7 +330,7 @@ def test_guidance_without_a_condition_is_warned_about_and_left_out():
         ({"sampler": "purity", "steps": 25}, "1 to 24 steps here"),
         ({"sampler": "purity", "purity_weight": -1.0}, "must be 0 or more"),
         ({"purity_weight": 1.0}, "--purity-weight is not an option of sampler ancestral; of purity it is"),
-        ({"sampler": "purity", "rule": "mixture"}, "--rule is not an option of sampler purity; of ancestral, psi it is"),
+        ({"sampler": "purity", "rule": "mixture"}, "is not an option of sampler purity; of ancestral, psi it is"),
         ({"flavour": 1}, "of no sampler it is"),
         ({"rule": "median"}, "known are mixture, plug-in"),
         ({"num": 0}, "cannot draw 0 samples"),
