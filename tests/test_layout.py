@@ -20,7 +20,7 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 
 # Data flows from top to bottom; a module imports only what stands above it.
 LAYERS = (
-    "errors", "version", "rng", "distributed", "artifacts", "naming",
+    "errors", "version", "registry", "rng", "distributed", "artifacts", "naming",
     "pixels", "masks", "sources", "images", "streams", "sheets", "animations", "gallery",
     "_hdf5_output", "_grid_batches", "_grid_files", "_grid_writer", "grids", "shares", "partials", "inspection",
     "conditions", "text_encoders", "tokenizers", "codebooks", "coding",

@@ -6,13 +6,12 @@ is the registration: a denoiser is a file of that name with `Config`, `build(con
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vqtool.errors import VqtoolError
+from vqtool.registry import find_module
 
 NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
 
@@ -71,9 +70,7 @@ def module(name: str) -> ModuleType:
     Raises:
         VqtoolError: an unknown name.
     """
-    if name not in NAMES:
-        raise VqtoolError(f"unknown denoiser {name!r}: known are {', '.join(NAMES)}")
-    return import_module(f"vqtool.denoisers.{name.replace('-', '_')}")
+    return find_module("vqtool.denoisers", "denoiser", name, NAMES)
 
 
 def build(name: str, config: Mapping[str, Any]) -> Denoiser:

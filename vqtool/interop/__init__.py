@@ -9,7 +9,6 @@ and its name in FORMATS. Importers run no code of a source (see `pickles`), neve
 silence: what they had to choose stands in `Imported.notes`.
 """
 
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +28,7 @@ from vqtool.interop._sources import (
     tensors_in,
     without,
 )
+from vqtool.registry import find_module
 
 FORMATS: tuple[str, ...] = (
     "microsoft",
@@ -54,9 +54,7 @@ def module(name: str) -> ModuleType:
     Raises:
         VqtoolError: an unknown name.
     """
-    if name not in FORMATS:
-        raise VqtoolError(f"unknown format {name!r}: known are {', '.join(FORMATS)}")
-    return import_module(f"vqtool.interop.{name.replace('-', '_')}")
+    return find_module("vqtool.interop", "format", name, FORMATS)
 
 
 def find_source(name: str) -> Path:

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +24,7 @@ from vqtool.errors import VqtoolError
 from vqtool.kernels import Kernel
 from vqtool.posterior import replaces
 from vqtool.priors import Prior
+from vqtool.registry import find_module
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import ALWAYS, Settings
 from vqtool.samplers._walk import Observer, Walk, cover
@@ -64,9 +64,7 @@ def find(name: str) -> ModuleType:
     Raises:
         VqtoolError: an unknown name.
     """
-    if name not in NAMES:
-        raise VqtoolError(f"unknown sampler {name!r}: known are {', '.join(NAMES)}")
-    return import_module(f"vqtool.samplers.{name.replace('-', '_')}")
+    return find_module("vqtool.samplers", "sampler", name, NAMES)
 
 
 def options(name: str) -> list[str]:
