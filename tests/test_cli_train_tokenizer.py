@@ -287,6 +287,52 @@ def test_what_does_not_go_together_is_named_before_anything_is_trained(train, ar
     assert entries() == ["imgs"]
 
 
+def test_training_begins_with_the_networks_and_codes_of_a_tokenizer(vqtool, work):
+    """At a learning rate of next to nothing it stays what it was, whatever has learned its codes before."""
+    settings = ("imgs", "--size", "16", "-b", "4", "--steps", "2", "--learning-rate", "1e-8", "--no-revive")
+    for name, quantizer in (("old", "vq"), ("cosine", "cosine"), ("fsq", "fsq")):
+        codes = ["--levels", "4x3"] if quantizer == "fsq" else ["-K", "32"]
+        first = ("train-tokenizer", "imgs", "--size", "16", "-b", "4", "--steps", "3", "--quantizer", quantizer)
+        assert vqtool(*first, *codes, "-o", name).code == 0
+    for begun, arguments in (("old", ["--quantizer", "simvq"]), ("old", ["--quantizer", "vq"]), ("cosine", [])):
+        quiet = settings if "simvq" not in arguments else settings[:-1]
+        assert vqtool("train-tokenizer", *quiet, "--from", begun, *arguments, "-o", "new", "--force").code == 0
+        old, new = load_tokenizer(begun), load_tokenizer("new")
+        images = torch.rand(4, 3, 16, 16) * 2 - 1
+        torch.testing.assert_close(new.codebook, old.codebook, atol=1e-5, rtol=0)
+        torch.testing.assert_close(new.decode(old.encode(images)), old.decode(old.encode(images)), atol=1e-3, rtol=0)
+        assert new.lookup == old.lookup
+        header = artifacts.verify("new")
+        assert header.parents == {"tokenizer": old.fingerprint}
+        assert [record["step"] for record in header.history] == ["train-tokenizer", "train-tokenizer"]
+    assert (
+        vqtool(
+            "train-tokenizer", *settings[:-1], "--from", "fsq", "--quantizer", "fsq", "--levels", "4x3", "-o", "f2"
+        ).code
+        == 0
+    )
+    assert torch.equal(load_tokenizer("f2").codebook, load_tokenizer("fsq").codebook)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "vqvae-f8"], "--network is for new networks and codes, --from begins with those of old"),
+        (["-K", "32"], "-K is for new networks and codes"),
+        (["--k-means", "3"], "--k-means is for new networks and codes"),
+        (["--quantizer", "cosine"], "old looks codes up by 'nearest', cosine by 'cosine': take another quantizer"),
+        (["--quantizer", "fsq"], "--quantizer fsq has 1000 codes of 4 numbers here, the tokenizer to begin with 32 of"),
+        (["--quantizer", "lfq"], "--quantizer lfq has 32 codes of 5 numbers here, the tokenizer to begin with 32 of"),
+    ],
+)
+def test_what_a_tokenizer_to_begin_with_has_cannot_be_asked_for(train, vqtool, arguments, message):
+    assert train("--steps", "1", "-o", "old").code == 0
+    result = vqtool("train-tokenizer", "imgs", "--size", "16", "--steps", "1", "--from", "old", *arguments, "-o", "new")
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert "new" not in entries()
+
+
 def test_one_code_is_no_codebook(train):
     result = train("-K", "1")
     assert result.code == 2

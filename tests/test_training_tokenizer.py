@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,20 @@ def test_two_processes_have_the_losses_of_one(tmp_path, quantizer, adversarial):
     for name in ("loss", "gradient_norm"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
     assert [line["usage"] for line in two] == [line["usage"] for line in one]
+
+
+def test_weight_decay_leaves_codes_alone(tmp_path):
+    """A code that no latent chooses stays exactly where it is."""
+    config = replace(build_tokenizer().config, codebook_size=64)
+    model = build_model(config, 0, quantizer="vq")
+    model.quantizer.begin(torch.randn(64, config.code_dim) * 100)
+    before = model.quantizer.effective_codebook().detach().clone()
+    run = LoopConfig(5, 4, 3e-3, warmup_steps=1, ema_decay=0.0, weight_decay=1.0)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(revive_until=0.0), run)
+    files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
+    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    moved = (new.codebook != before).any(1)
+    assert 0 < moved.sum() < 64
 
 
 def test_fine_tuning_leaves_the_encoder_and_moves_decoder_and_codes(tmp_path):

@@ -15,26 +15,35 @@ from vqtool.cli.training import Minutes, Resume, RunFiles, SheetEvery, Steps
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
-    from vqtool.tokenizers import NetworkConfig
+    from vqtool.tokenizers import NetworkConfig, Tokenizer
 
 _CODES = "Codes"  # a group of flags in --help
 COSINE_DIM = 8  # the fewer the better codes stay in use
 LEVELS = (8, 5, 5, 5)  # 1,000 codes
 K_MEANS_STEPS = 10
+NETWORK, QUANTIZER = "vqvae-f8", "ema"
 
 Network = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--network",
-        help="vqvae-f4, -f8 or -f16 (pixels a token); vqgan-f4, -f8, -f16 as published, or with -small for CPUs.",
+        show_default=False,
+        help="vqvae-f4, -f8 or -f16 (pixels a token); vqgan-f4, -f8, -f16 as published, or with -small for CPUs. "
+        "Default: vqvae-f8.",
     ),
 ]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", help="Begin with the networks and codes of a tokenizer: a file, or 'builtin'."),
+]
 QuantizerName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--quantizer",
         rich_help_panel=_CODES,
-        help="ema, vq (learned by gradients), cosine (of length 1), simvq (moved together); fsq, lfq (fixed).",
+        show_default=False,
+        help="ema, vq (learned by gradients), cosine (of length 1), simvq (moved together); fsq, lfq (fixed). "
+        "Default: ema.",
     ),
 ]
 CodebookSize = Annotated[
@@ -88,8 +97,9 @@ def train_tokenizer(
     images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("tokenizer.safetensors"),
     size: shared.Size = "64",
-    network: Network = "vqvae-f8",
-    quantizer: QuantizerName = "ema",
+    network: Network = None,
+    from_: Start = None,
+    quantizer: QuantizerName = None,
     codebook_size: CodebookSize = None,
     code_dim: CodeDim = None,
     levels: Levels = None,
@@ -134,12 +144,19 @@ def train_tokenizer(
         vqtool train-tokenizer imgs/ --quantizer cosine -K 4096 --size 128 --minutes 60 -o mine.safetensors
 
         vqtool train-tokenizer imgs/ --network vqgan-f8-small --perceptual efficientnet-lite0 --adversarial 0.8
+
+        vqtool train-tokenizer imgs/ --from builtin --minutes 30 -o mine.safetensors
     """
     from vqtool.tokenizers import SIZES
     from vqtool.tokenizers.quantizers import QUANTIZERS
     from vqtool.tokenizers.vqvae import num_parameters
     from vqtool.training.tokenizer import build_model
 
+    start = _load_start(
+        from_, {"--network": network, "-K": codebook_size, "--code-dim": code_dim, "--k-means": k_means}
+    )
+    network = network or NETWORK
+    quantizer = quantizer or ("cosine" if start is not None and start.lookup == "cosine" else QUANTIZER)
     one_of("--network", network, SIZES)
     one_of("--quantizer", quantizer, QUANTIZERS)
     judges = shared.LossFlags(
@@ -149,14 +166,17 @@ def train_tokenizer(
     judges.check()
     _check_terms(quantizer, {"commitment": commitment, "codebook": codebook_weight, "entropy": entropy})
     options = _choose_options(quantizer, gradient, k_means, levels, revive)
-    config = _choose_codes(SIZES[network], quantizer, codebook_size, code_dim, options)
+    base, dim = (SIZES[network], code_dim) if start is None else (start.config, start.config.code_dim)
+    config = _choose_codes(base, quantizer, codebook_size, dim, options, fixed=start is not None)
     RunFiles(output).check(resume=resume, force=force)
-    model = build_model(config, seed, quantizer=quantizer, options=options, discriminator=judges.discriminator())
-    say(
-        f"{network}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, factor {config.factor}; "
-        f"{quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
+    model = build_model(
+        config, seed, quantizer=quantizer, options=options, discriminator=judges.discriminator(), start=start
     )
-    rate = learning_rate or (1e-3 if network.startswith("vqvae") else 2e-4)
+    say(
+        f"{network if start is None else start.location}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, "
+        f"factor {config.factor}; {quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
+    )
+    rate = learning_rate or (1e-3 if model.tokenizer.network == "vqvae" else 2e-4)
     shared.train(
         "train-tokenizer",
         model,
@@ -169,7 +189,22 @@ def train_tokenizer(
         judges,
         shared.PictureFlags(images, size, flip, crop, jitter, strict),
         shared.RunFlags(output, steps, minutes, batch_size, rate, sheet_every, half, seed, resume),
+        parent=start,
     )
+
+
+def _load_start(name: str | None, others: Mapping[str, Any]) -> "Tokenizer | None":
+    """The tokenizer to begin with; raises if a flag (None where it is not given) asks for what that one has."""
+    from vqtool.tokenizers import load_tokenizer
+
+    if name is None:
+        return None
+    for flag, value in others.items():
+        if value is not None:
+            raise VqtoolError(
+                f"{flag} is for new networks and codes, --from begins with those of {name}: leave one out"
+            )
+    return load_tokenizer(name)
 
 
 def _check_terms(quantizer: str, weights: Mapping[str, float | None]) -> None:
@@ -228,8 +263,10 @@ def _choose_codes(
     codebook_size: int | None,
     code_dim: int | None,
     options: Mapping[str, Any],
+    *,
+    fixed: bool,
 ) -> "NetworkConfig":
-    """The network with the codebook asked for.
+    """The network with the codebook asked for, which is its own where that is fixed.
 
     Raises:
         VqtoolError: the quantizer's codes cannot be of that number or size.
@@ -238,15 +275,20 @@ def _choose_codes(
 
     num, dim = codebook_size or network.codebook_size, code_dim or network.code_dim
     if quantizer == "fsq":
-        if codebook_size or code_dim:
+        if codebook_size or (code_dim and not fixed):
             raise VqtoolError("--quantizer fsq has the codes that --levels make: leave out --codebook-size, --code-dim")
         num, dim = prod(options["levels"]), len(options["levels"])
     elif quantizer == "lfq":
-        if code_dim:
+        if code_dim and not fixed:
             raise VqtoolError("--quantizer lfq has a number for each doubling of -K: leave out --code-dim")
         dim = num.bit_length() - 1
         if num != 2**dim:
             raise VqtoolError(f"--codebook-size {num}: --quantizer lfq needs a power of two, such as {2**dim}")
     elif quantizer == "cosine" and not code_dim:
         dim = COSINE_DIM
+    if fixed and (num, dim) != (network.codebook_size, network.code_dim):
+        raise VqtoolError(
+            f"--quantizer {quantizer} has {num} codes of {dim} numbers here, the tokenizer to begin with "
+            f"{network.codebook_size} of {network.code_dim}: take another quantizer"
+        )
     return replace(network, codebook_size=num, code_dim=dim)

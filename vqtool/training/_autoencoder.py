@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtool import distributed
+from vqtool.errors import VqtoolError
 from vqtool.tokenizers import NetworkConfig, Tokenizer, quantizers
 from vqtool.tokenizers.discriminator import Discriminator, DiscriminatorConfig
 from vqtool.tokenizers.losses import adaptive_weight, edges, hinge, last_layer, reconstruction
@@ -158,8 +159,9 @@ def build_model(
     quantizer: str = "ema",
     options: dict[str, Any] | None = None,
     discriminator: DiscriminatorConfig | None = None,
+    start: Tokenizer | None = None,
 ) -> Autoencoder:
-    """A new model with weights drawn from the seed.
+    """A new model with weights drawn from the seed, or those of a tokenizer.
 
     Args:
         config: of the network.
@@ -167,6 +169,10 @@ def build_model(
         quantizer: one of quantizers.QUANTIZERS.
         options: of the quantizer.
         discriminator: None is none.
+        start: of this config, whose networks and codes training begins with.
+
+    Raises:
+        VqtoolError: its codes cannot learn, or not with this quantizer.
     """
     options = options or {}
     with torch.random.fork_rng(devices=[]):
@@ -177,8 +183,31 @@ def build_model(
             **{f"quantizer.{name}": value for name, value in {"name": quantizer, **options}.items()},
             "discriminator": None if discriminator is None else asdict(discriminator),
         }
+        if start is not None:
+            check_codes_learn(start)
+            if start.lookup != tokenizer.lookup:
+                raise VqtoolError(
+                    f"{start.location} looks codes up by {start.lookup!r}, {quantizer} by {tokenizer.lookup!r}: "
+                    "take another quantizer"
+                )
+            tokenizer.load_state_dict(start.state_dict())
         built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options)
+        if start is not None:
+            built.begin(start.codebook)
+            design["start"] = start.fingerprint
         return Autoencoder(tokenizer, built, discriminator, design=design)
+
+
+def check_codes_learn(tokenizer: Tokenizer) -> None:
+    """Raise VqtoolError if a tokenizer's codes are not what latents are compared with."""
+    obstacle = "a code map" if tokenizer.num_full_codes is not None else None
+    if tokenizer.lookup == "projection":
+        obstacle = "a lookup by projection"
+    if obstacle is not None:
+        raise VqtoolError(
+            f"{tokenizer.location or 'the tokenizer'} has {obstacle}: its codes cannot learn, only its decoder can: "
+            "vqtool codebook finetune --keep-codes"
+        )
 
 
 def _distances(

@@ -11,11 +11,10 @@ from dataclasses import asdict
 
 import torch
 
-from vqtool.errors import VqtoolError
 from vqtool.tokenizers import Tokenizer, quantizers
 from vqtool.tokenizers.discriminator import DiscriminatorConfig
 from vqtool.tokenizers.quantizers import Quantizer
-from vqtool.training._autoencoder import Autoencoder
+from vqtool.training._autoencoder import Autoencoder, check_codes_learn
 
 
 def build_model(
@@ -46,14 +45,8 @@ def build_model(
 
 def _quantizer_of(tokenizer: Tokenizer) -> Quantizer:
     """A quantizer that learns a tokenizer's codes by gradients and starts on them."""
-    obstacle = "a code map" if tokenizer.num_full_codes is not None else None
-    if tokenizer.lookup == "projection":
-        obstacle = "a lookup by projection"
-    if obstacle is not None:
-        raise VqtoolError(
-            f"{tokenizer.location or 'the tokenizer'} has {obstacle}: its codes cannot learn, keep them (--keep-codes)"
-        )
+    check_codes_learn(tokenizer)
     name = "cosine" if tokenizer.lookup == "cosine" else "vq"
     quantizer = quantizers.build(name, tokenizer.codebook_size, tokenizer.codebook.shape[1])
-    quantizer.load_state_dict({**quantizer.state_dict(), "codebook": tokenizer.codebook, "ready": torch.tensor(True)})
+    quantizer.begin(tokenizer.codebook)
     return quantizer

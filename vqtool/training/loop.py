@@ -40,7 +40,7 @@ class LoopConfig:
     batch_size: int  # items a step over all processes
     learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
     warmup_steps: int = 100
-    weight_decay: float = 0.01  # on matrices and kernels, not on biases and gains
+    weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
     betas: tuple[float, float] = (0.9, 0.96)
     ema_decay: float = 0.999  # of the weights, a step; rises to this over the first steps
     clip_norm: float = 1.0  # largest norm of the gradient
@@ -94,9 +94,11 @@ def _order(seed: int, epoch: int, num_items: int) -> Indices:
 
 
 def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    exempt = {parameter for module in model.modules() for parameter in getattr(module, "undecayed", ())}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learned if p.ndim >= 2 and p not in exempt]
+    others = [p for p in learned if p.ndim < 2 or p in exempt]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
 
 

@@ -2,7 +2,10 @@
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from vqtool.errors import VqtoolError
 
 
 class Quantized(NamedTuple):
@@ -39,6 +42,20 @@ class Quantizer(nn.Module):
     def is_ready(self) -> bool:
         """Whether its codes mean something: False for those that are to be placed on data."""
         return True
+
+    def begin(self, codebook: Tensor) -> None:
+        """Begin with the codes (K, D) of a tokenizer.
+
+        Raises:
+            VqtoolError: this quantizer's codes never change, and are others.
+        """
+        if not torch.equal(self.effective_codebook().cpu(), codebook.float().cpu()):
+            raise VqtoolError("the codes to begin with are not those of this quantizer, which never change")
+
+    @property
+    def undecayed(self) -> tuple[nn.Parameter, ...]:
+        """Parameters that weight decay would pull away from the latents: all of them."""
+        return tuple(self.parameters())
 
     def effective_codebook(self) -> Tensor:
         """(K, D): what tokens decode to now."""

@@ -72,6 +72,12 @@ class PlacedQuantizer(Quantizer):
         """Whether the codebook has been placed on data."""
         return bool(self.ready)
 
+    @torch.no_grad()
+    def begin(self, codebook: Tensor) -> None:
+        """Begin with the codes (K, D) of a tokenizer, as if each had been used."""
+        self.place(codebook, 1.0)
+        self.ready.fill_(True)
+
     def place(self, codes: Tensor, even: float) -> None:
         """Start on these codes (K, D); an even use of them would be `even` latents a batch."""
         raise NotImplementedError
