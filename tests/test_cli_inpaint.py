@@ -34,7 +34,7 @@ def test_tokens_outside_of_the_mask_stay_and_the_others_are_made_anew(vqtool, wo
     save_prior("prior.safetensors", tokenizer_path, kernel)
     result = vqtool("inpaint", "tok.h5", "--mask", "left-half", "-n", "3", "--steps", "5", "-o", "x.h5")
     assert (result.code, result.data) == (0, b"")
-    assert "wrote 9 pictures to x.h5; 5 network calls a picture" in result.err
+    assert "wrote 9 pictures to x.h5: 5 network calls a grid" in result.err
     old, new = np.repeat(tokens("tok.h5"), 3, axis=0), tokens("x.h5")
     assert np.array_equal(old[:, ~LEFT], new[:, ~LEFT])
     assert (old[:, LEFT] != new[:, LEFT]).mean() > 0.5

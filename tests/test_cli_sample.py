@@ -335,11 +335,9 @@ def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_th
     assert (filmed_folder / "z.webp").read_bytes() == (filmed_folder / "x.webp").read_bytes()
 
 
-def test_a_film_of_samples_that_were_drawn_before_is_left_out_with_a_warning(filmed_folder, tokenizer_path, capsys):
-    run("-n", 1, "--steps", 1, "-o", "x.h5")
-    header, _ = read_grids("x.h5")
-    flags = RunFlags(trajectory=filmed_folder / "x.webp")
-    with filmed(flags, range(3), header, filmed_folder / "prior.safetensors") as observe:
+def test_a_film_of_samples_that_were_drawn_before_is_left_out_with_a_warning(folder, tokenizer_path, capsys):
+    flags = RunFlags(trajectory=folder / "x.webp")
+    with filmed(flags, range(3), lambda: load_tokenizer(tokenizer_path)) as observe:
         assert observe is not None
     assert "warning: " in capsys.readouterr().err
-    assert not (filmed_folder / "x.webp").exists()
+    assert not (folder / "x.webp").exists()

@@ -20,7 +20,7 @@ from vqtool.samplers._windows import Windows
 
 USEFUL_CELLS = 16384  # of a batch: what is done once a step is small beside the rest from here on
 SHARE_OF_MEMORY = 0.5  # of what is free, that a run may take
-_REHEARSED = 4  # samples: some samplers call as often as chance has it
+NUM_REHEARSED = 4  # samples: some samplers call as often as chance has it
 _CELL_BYTES = 160  # a cell of a sample: noise, tokens, orders of cells
 _LOGIT_BYTES = 24  # a logit of a call: log-probabilities, with guidance, sorted
 _ACTIVATIONS = 24  # floats a cell and unit of width that a layer of a denoiser holds at once
@@ -61,7 +61,7 @@ def count_calls(prior: Prior, samples: range, **arguments: Any) -> tuple[float, 
         samples: numbers of the samples.
         arguments: of `vqtool.sample`; what differs between samples is a function of their numbers.
     """
-    first, counts = samples[:_REHEARSED], []
+    first, counts = samples[:NUM_REHEARSED], []
     options = {**arguments, "start": first.start}
     for nats in (0.0, _SURE):
         if arguments.get("guide_with") is not None:

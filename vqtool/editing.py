@@ -5,13 +5,14 @@ i * variants + v of the run, whatever the batches.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqtool import samplers
 from vqtool.errors import VqtoolError
@@ -127,6 +128,15 @@ def _pad(rows: Array, border: tuple[int, int, int, int], value: Any) -> Array:
     return np.pad(rows, widths, constant_values=value)
 
 
+@dataclass(frozen=True)
+class Variants:
+    """What was made of some pictures."""
+
+    batch: GridBatch  # those of one picture in a row
+    samples: range  # their numbers
+    num_calls: float  # of the denoiser, the mean of the samples
+
+
 def make_variants(
     prior: Prior,
     batch: GridBatch,
@@ -136,7 +146,7 @@ def make_variants(
     variants: int = 1,
     strength: float | None = None,
     **options: Any,
-) -> tuple[GridBatch, float]:
+) -> Variants:
     """Fill the holes of grids, or vary whole ones.
 
     Args:
@@ -148,21 +158,37 @@ def make_variants(
         strength: None keeps all tokens and fills the holes; else from q(x_t | x_0) at this share t / T, without holes.
         options: further arguments of `samplers.sample`.
 
-    Returns:
-        B * variants grids, those of one input in a row, and the mean number of denoiser calls a grid.
-
     Raises:
         VqtoolError: an option does not go with the prior.
     """
-    tokens = torch.from_numpy(batch.tokens.astype(np.int64)).repeat_interleave(variants, 0)
-    condition = None if texts is None else prior.conditioner.encode(texts).repeat_interleave(variants, 0)
-    kept: dict[str, Any] = {"given": tokens} if strength is None else {"source": tokens, "strength": strength}
-    num, size, first = len(tokens), (tokens.shape[1], tokens.shape[2]), number * variants
-    options |= {"condition": condition, "grid_size": size, **kept}
-    made = list(samplers.sample_batches(prior, num, start=first, **options))
+    samples = range(number * variants, (number + len(batch)) * variants)
+    known = known_rows(prior, batch, texts, number=number, variants=variants, strength=strength)
+    made = list(samplers.sample_batches(prior, len(samples), start=samples.start, **known, **options))
     grids = torch.cat([part.grids for part in made]).numpy().astype(batch.tokens.dtype)
-    calls = sum(part.num_calls * len(part.samples) for part in made) / max(1, num)
-    return _spread(batch, grids, variants), calls
+    calls = sum(part.num_calls * len(part.samples) for part in made) / max(1, len(samples))
+    return Variants(_spread(batch, grids, variants), samples, calls)
+
+
+def known_rows(
+    prior: Prior,
+    batch: GridBatch,
+    texts: Sequence[str | None] | None,
+    *,
+    number: int,
+    variants: int = 1,
+    strength: float | None = None,
+) -> dict[str, Any]:
+    """What `samplers.sample` is told of grids: the arguments are those of ``make_variants``."""
+
+    def of_samples(rows: Tensor) -> Callable[[range], Tensor]:
+        return lambda samples: rows[[sample // variants - number for sample in samples]]
+
+    tokens = of_samples(torch.from_numpy(batch.tokens.astype(np.int64)))
+    return {
+        "condition": None if texts is None else of_samples(prior.conditioner.encode(texts)),
+        "grid_size": batch.tokens.shape[1:],
+        **({"given": tokens} if strength is None else {"source": tokens, "strength": strength}),
+    }
 
 
 def _spread(batch: GridBatch, tokens: Array, variants: int) -> GridBatch:

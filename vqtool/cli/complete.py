@@ -8,6 +8,7 @@ import typer
 
 from vqtool.cli.editing import Change, EditFlags, Unchanged, edit
 from vqtool.cli.main import command
+from vqtool.cli.runs import RunFlags
 from vqtool.cli.sampling import SamplingFlags
 from vqtool.errors import VqtoolError
 
@@ -21,6 +22,7 @@ def complete(
     grids: Annotated[Path, typer.Argument(help="Partial grids (see docs/formats.md); - is stdin.")] = Path("-"),
     flags: EditFlags,
     sampling: SamplingFlags,
+    run_flags: RunFlags,
 ) -> None:
     """Fill the holes of partial grids.
 
@@ -38,4 +40,4 @@ def complete(
             raise VqtoolError(f"{grids}: has no holes to fill; `vqtool inpaint` makes parts of whole grids anew")
         return Unchanged(replace(header, holes=False))
 
-    edit("complete", [grids], flags, sampling, change, details={})
+    edit("complete", [grids], flags, run_flags, sampling, change, details={})

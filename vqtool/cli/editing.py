@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from vqtool.cli.console import progress, say, shape
+from vqtool.cli.console import say, shape
 from vqtool.cli.inputs import Skipped, choose_device, tokenizer_of
 from vqtool.cli.options import Device, Force, Seed, Strict, TokenizerOption
+from vqtool.cli.runs import Run, RunFlags, filmed
 from vqtool.cli.sample import find_texts
 from vqtool.cli.sampling import SamplingFlags, describe
 from vqtool.errors import VqtoolError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vqtool.editing import Variants
     from vqtool.gallery import Gallery
     from vqtool.grids import GridBatch, GridHeader
     from vqtool.priors import Prior
@@ -39,7 +42,9 @@ class EditFlags:
     """What to edit with, how often, and where to."""
 
     prior: Annotated[Path, typer.Option("--prior", "-p", help="Prior file.")] = Path("prior.safetensors")
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many variants of each picture.")] = 1
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, help="How many variants of each picture; one process makes them all.")
+    ] = 1
     label: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
     caption: Annotated[str | None, typer.Option("--caption", help="Caption. Default: each picture's own.")] = None
     size: Annotated[
@@ -47,12 +52,7 @@ class EditFlags:
         typer.Option("--size", help="Pixels that images are brought to. Default: those of the prior's training."),
     ] = None
     tokenizer: TokenizerOption = None
-    overlap: Annotated[
-        int | None,
-        typer.Option("--overlap", help="Cells that windows of a larger grid share at least. Default: half a window."),
-    ] = None
     seed: Seed = 0
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many are drawn at once.")] = 64
     device: Device = "auto"
     output: Annotated[
         Path,
@@ -102,75 +102,117 @@ def edit(
     name: str,
     sources: Sequence[Path],
     flags: EditFlags,
+    run_flags: RunFlags,
     sampling: SamplingFlags,
     change: "Callable[[GridHeader], Change]",
     *,
     strength: float | None = None,
-    fill: bool = True,
     details: dict[str, Any],
 ) -> None:
-    """Read pictures, change them, and write what the prior makes of them.
+    """Read pictures, change them, and write what the prior makes of them. One process does it, and others nothing.
 
     Args:
         name: of the command.
         sources: grids, or images.
         flags: what with, how often, where to.
+        run_flags: how the run goes.
         sampling: how.
-        change: what is done to grids under a header; fails where they do not fit.
+        change: what is done to grids under a header; fails where they do not fit. Holes that its header has stay.
         strength: None to fill holes; else how far pictures are varied.
-        fill: whether the prior fills the holes; if not they are written.
         details: what the history says beyond the flags.
     """
     from vqtool.artifacts import history_record
     from vqtool.distributed import is_main_process
-    from vqtool.editing import check_fits, make_variants
+    from vqtool.editing import check_fits
     from vqtool.priors import load_prior
+    from vqtool.trajectories import NUM_SAMPLES
 
     if not is_main_process():  # variants of a few pictures are one process's work
         return
     skipped = Skipped(flags.strict)
     with ExitStack() as stack:
-        gallery = stack.enter_context(_open_gallery(flags))
+        gallery = stack.enter_context(_open_gallery(flags, run_flags))
         model = load_prior(flags.prior).to(choose_device(flags.device))
         pictures = stack.enter_context(_open_pictures(name, sources, model, flags, skipped))
         todo = change(pictures.header)
         check_fits(model, todo.header, pictures.name)
         text = _find_text(model, flags)
         options = sampling.choose(model, has_condition=text is not None or model.conditioner.kind in pictures.columns)
-        options |= {} if flags.overlap is None else {"overlap": flags.overlap}
+        options |= run_flags.choose()
         say(f"prior {model.fingerprint} ({flags.prior}): {name} by {options['sampler']} sampling, seed {flags.seed}")
         inputs = {"prior": model.fingerprint, **pictures.digests}
         record = history_record(name, inputs=inputs, seed=flags.seed, num=flags.num, **details, **describe(options))
-        options |= {"seed": flags.seed, "batch_size": flags.batch_size, "strength": strength, "variants": flags.num}
-
-        def make(batch: "GridBatch", number: int) -> "tuple[GridBatch, float]":
-            texts = [text] * len(batch) if text else model.conditioner.select(batch.labels, batch.captions)
-            holed = todo.open(batch, number)
-            return make_variants(model, holed, texts, number=number, **options) if fill else (holed, 0.0)
-
+        work = _Work(pictures, todo, text, flags.num, strength, options | {"seed": flags.seed})
+        num = None if pictures.total is None else pictures.total * flags.num
+        run = Run(model, num, work.options | {"grid_size": todo.header.grid_size}, run_flags)
+        if not todo.header.holes:
+            run.say_cost()
+        if run_flags.dry_run:
+            work.rehearse(run)
+            return
+        texts = [text] if text else []
+        film = filmed(run_flags, range(NUM_SAMPLES), pictures.tokenizer, texts=texts, force=flags.force)
+        observe = stack.enter_context(film)
         with _open_output(gallery, todo, flags, pictures, record) as write:
-            count, calls = _run(name, pictures, make, write)
-            if skipped.count and not count:
+            for _ in run.batches(partial(work.make, model, write), observe, name=name):
+                pass
+            if skipped.count and not run.num_drawn:
                 raise VqtoolError(f"none of the {skipped.count} images could be read")
-    say(f"wrote {count * flags.num} pictures to {flags.output}; {calls:g} network calls a picture")
+    say(f"wrote {run.num_drawn} pictures to {'stdout' if str(flags.output) == '-' else flags.output}: {run.summary}")
     skipped.finish()
 
 
-def _run(
-    name: str,
-    pictures: "_Pictures",
-    make: "Callable[[GridBatch, int], tuple[GridBatch, float]]",
-    write: "Callable[[GridBatch, Images | None, int], None]",
-) -> tuple[int, float]:
-    """Make and write all; returns how many pictures were read, and the mean number of calls for a variant of one."""
-    number, calls = 0, 0.0
-    with progress(name, pictures.total) as advance:
-        for batch, originals in pictures.batches:
-            made, cost = make(batch, number)
-            write(made, originals, number)
-            number, calls = number + len(batch), calls + cost * len(batch)
-            advance(len(batch))
-    return number, calls / max(1, number)
+@dataclass(frozen=True)
+class _Work:
+    """Pictures, and what is to be made of them."""
+
+    pictures: "_Pictures"
+    todo: Change
+    text: str | None  # that all are made by; None for their own
+    variants: int
+    strength: float | None
+    options: dict[str, Any]  # of `vqtool.sample`
+
+    def _open(self, prior: "Prior", batch: "GridBatch", number: int) -> "tuple[GridBatch, Sequence[str | None] | None]":
+        """Grids with their holes, and the labels or captions that they are made by."""
+        own = prior.conditioner.select(batch.labels, batch.captions)
+        return self.todo.open(batch, number), [self.text] * len(batch) if self.text else own
+
+    def make(
+        self,
+        prior: "Prior",
+        write: "Callable[[GridBatch, Images | None, int], None]",
+        *,
+        batch_size: int,
+        **how: Any,
+    ) -> "Iterator[Variants]":
+        """Make and write all, as many pictures together as are `batch_size` variants."""
+        from vqtool.editing import Variants, make_variants
+
+        number = 0
+        for batch, originals in self.pictures.read(max(1, batch_size // self.variants)):
+            holed, texts = self._open(prior, batch, number)
+            if self.todo.header.holes:
+                made = Variants(holed, range(number, number + len(batch)), 0.0)
+            else:
+                which = {"number": number, "variants": self.variants, "strength": self.strength}
+                how |= {"batch_size": batch_size, **which, **self.options}
+                made = make_variants(prior, holed, texts, **how)
+            write(made.batch, originals, number)
+            number += len(batch)
+            yield made
+
+    def rehearse(self, run: Run) -> None:
+        """Say what it would take, by one variant of each of the first few pictures."""
+        from vqtool.costs import NUM_REHEARSED
+        from vqtool.editing import known_rows
+
+        for batch, _ in self.pictures.read(NUM_REHEARSED):
+            holed, texts = self._open(run.prior, batch, 0)
+            known = known_rows(run.prior, holed, texts, number=0, strength=self.strength)
+            run.rehearse(range(len(batch)), **known)
+            return
+        raise VqtoolError(f"{self.pictures.name}: no picture to rehearse with")
 
 
 @dataclass(frozen=True)
@@ -180,7 +222,7 @@ class _Pictures:
     columns: set[str]  # of label (as "class") and caption, those that are known
     total: int | None
     digests: dict[str, str]
-    batches: "Iterator[tuple[GridBatch, Images | None]]"
+    read: "Callable[[int], Iterator[tuple[GridBatch, Images | None]]]"  # so many at a time
     tokenizer: "Callable[[], Tokenizer]"
 
 
@@ -192,17 +234,16 @@ def _open_pictures(
     from vqtool.grids import open_grids
     from vqtool.metrics.tokens import holds_grids
 
-    count = max(1, flags.batch_size // flags.num)
-    partial = name == "complete"
-    if not partial and not holds_grids(sources[0]):
-        yield _open_images(sources, prior, flags, skipped, count)
+    has_holes = name == "complete"
+    if not has_holes and not holds_grids(sources[0]):
+        yield _open_images(sources, prior, flags, skipped)
         return
     source = sources[0]
     if len(sources) > 1:
         raise VqtoolError(f"one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool {name} -` joins several")
     if flags.size is not None:
         raise VqtoolError(f"--size is for images, but {source} holds token grids")
-    with open_grids(source, holes=partial) as reader:
+    with open_grids(source, holes=has_holes) as reader:
         columns = {{"label": "class"}.get(column, column) for column in reader.columns}
         yield _Pictures(
             name=reader.name,
@@ -210,12 +251,12 @@ def _open_pictures(
             columns=columns,
             total=reader.num_grids,
             digests={reader.name: reader.digest} if reader.digest else {},
-            batches=((batch, None) for batch in reader.batches(count)),
-            tokenizer=lambda: tokenizer_of(reader.header, source, flags.tokenizer).to(prior.device),
+            read=lambda count: ((batch, None) for batch in reader.batches(count)),
+            tokenizer=cache(lambda: tokenizer_of(reader.header, source, flags.tokenizer).to(prior.device)),
         )
 
 
-def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped, count: int) -> _Pictures:
+def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped) -> _Pictures:
     from vqtool.coding import encode_batch, grid_header
     from vqtool.images import find_images, parse_size, read_batches
 
@@ -224,7 +265,11 @@ def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skip
     header = replace(grid_header(model, size, {}), history=())
     items = find_images(sources)
     say(f"{len(items)} images at {shape(size)} -> grids of {shape(header.grid_size)} tokens")
-    read = read_batches(items, size, count, on_error=skipped.on_error)
+
+    def read(count: int) -> "Iterator[tuple[GridBatch, Images | None]]":
+        for found in read_batches(items, size, count, on_error=skipped.on_error):
+            yield encode_batch(found, model), found.images
+
     known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
     return _Pictures(
         name=str(sources[0]),
@@ -232,7 +277,7 @@ def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skip
         columns={kind for kind, is_known in known.items() if is_known},
         total=len(items),
         digests={"tokenizer": model.fingerprint},
-        batches=((encode_batch(found, model), found.images) for found in read),
+        read=read,
         tokenizer=lambda: model,
     )
 
@@ -256,11 +301,15 @@ def _find_text(prior: "Prior", flags: EditFlags) -> str | None:
     return find_texts(prior.conditioner, labels, captions, None)[0] if labels or captions else None
 
 
-def _open_gallery(flags: EditFlags) -> "AbstractContextManager[Gallery | None]":
-    """Where pictures go, None for token grids; refuses an output before any work is done."""
+def _open_gallery(flags: EditFlags, run_flags: RunFlags) -> "AbstractContextManager[Gallery | None]":
+    """Where pictures go, None for token grids or a dry run; refuses an output before any work is done."""
     from vqtool.gallery import gallery_type
     from vqtool.grids import check_output
 
+    if run_flags.dry_run:
+        return nullcontext()
+    if run_flags.trajectory == flags.output:
+        raise VqtoolError(f"--trajectory and -o both name {flags.output}: pictures and their animation are two files")
     if flags.writes_grids:
         check_output(flags.output, force=flags.force)
         return nullcontext()

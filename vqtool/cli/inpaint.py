@@ -7,6 +7,7 @@ import typer
 
 from vqtool.cli.editing import Change, EditFlags, Sources, edit
 from vqtool.cli.main import command
+from vqtool.cli.runs import RunFlags
 from vqtool.cli.sampling import SamplingFlags
 from vqtool.errors import VqtoolError
 
@@ -40,6 +41,7 @@ def inpaint(
         bool, typer.Option("--holes", help="Write partial grids, for `vqtool complete`, and make nothing.")
     ] = False,
     sampling: SamplingFlags,
+    run_flags: RunFlags,
 ) -> None:
     """Make a part of each picture anew.
 
@@ -64,9 +66,12 @@ def inpaint(
     if holes and (not flags.writes_grids or flags.num > 1):
         raise VqtoolError("--holes writes one partial grid a picture: it goes with -o x.h5, and without -n")
 
+    if holes and (run_flags.trajectory is not None or run_flags.dry_run):
+        raise VqtoolError("--holes makes nothing: there is nothing for --trajectory to film or --dry-run to count")
+
     def change(header: "GridHeader") -> Change:
         cut = Mask(mask, header.image_size, header.grid_size, seed=flags.seed)
         return Repainted(replace(header, holes=holes), cut, paste=paste, feather=feather)
 
     details = {"mask": mask, **({"feather": feather} if feather else {})}
-    edit("inpaint", sources, flags, sampling, change, fill=not holes, details=details)
+    edit("inpaint", sources, flags, run_flags, sampling, change, details=details)

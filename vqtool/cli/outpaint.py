@@ -6,6 +6,7 @@ import typer
 
 from vqtool.cli.editing import Change, EditFlags, Sources, edit
 from vqtool.cli.main import command
+from vqtool.cli.runs import RunFlags
 from vqtool.cli.sampling import SamplingFlags
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def outpaint(
         int, typer.Option("--feather", min=0, max=256, help="Images to pictures: width of the soft edge, pixels.")
     ] = 0,
     sampling: SamplingFlags,
+    run_flags: RunFlags,
 ) -> None:
     """Put each picture on a larger canvas and make what is around it.
 
@@ -47,4 +49,4 @@ def outpaint(
     def change(header: "GridHeader") -> Change:
         return enlarge(header, sides, feather=feather)
 
-    edit("outpaint", sources, flags, sampling, change, details=dict(sides))
+    edit("outpaint", sources, flags, run_flags, sampling, change, details=dict(sides))

@@ -2,11 +2,11 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
@@ -17,9 +17,11 @@ from vqtool.errors import VqtoolError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vqtool.grids import GridHeader
     from vqtool.priors import Prior
-    from vqtool.samplers import Observer, SampleBatch, Walk
+    from vqtool.samplers import Observer, Walk
+    from vqtool.tokenizers import Tokenizer
+
+T = TypeVar("T", bound="Drawn")
 
 _GB = 1e9
 _FRAME = 120  # milliseconds, of an animation of few frames
@@ -57,15 +59,27 @@ class RunFlags:
         return {name: value for name, value in given.items() if value is not None}
 
 
+class Drawn(Protocol):
+    """Samples that were drawn together, such as a `SampleBatch`."""
+
+    @property
+    def samples(self) -> range:
+        """Their numbers."""
+
+    @property
+    def num_calls(self) -> float:
+        """Of the denoiser, the mean of the samples."""
+
+
 class Run:
     """A run of some samples; what it draws does not depend on how it goes."""
 
-    def __init__(self, prior: "Prior", samples: range, options: dict[str, Any], flags: RunFlags) -> None:
+    def __init__(self, prior: "Prior", num: int | None, options: dict[str, Any], flags: RunFlags) -> None:
         """Check the flags.
 
         Args:
             prior: on the device to use.
-            samples: the numbers of this process's samples.
+            num: of this process's samples; None if unknown.
             options: further arguments of `vqtool.sample`; what differs between samples as functions of their numbers.
             flags: how it goes.
 
@@ -74,13 +88,14 @@ class Run:
         """
         from vqtool import samplers
 
-        self.prior, self.samples, self.options = prior, samples, options
+        self.prior, self.num, self.options = prior, num, options
+        self.num_drawn = 0
         names = {"overlap": "overlap", "grid_mode": "mode"}
         how = {name: options[option] for option, name in names.items() if option in options}
         self.windows = samplers.cover(prior, options.get("grid_size") or prior.origin.grid_size, **how)
         self.batch_size = self._choose_batch_size(flags.batch_size)
-        self._drawn = 0
-        self._calls = self._under_way = self._seconds = 0.0
+        self._calls = self._seconds = 0.0
+        self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
 
     def _choose_batch_size(self, text: str) -> int:
         from vqtool import costs
@@ -90,7 +105,8 @@ class Run:
                 raise VqtoolError(f"--batch-size {text}: auto, or a number from 1 on, is expected")
             return int(text)
         free = costs.find_free_memory(self.prior.device)
-        return costs.find_batch_size(self.prior, self.windows, max(1, len(self.samples)), free)
+        num = costs.USEFUL_CELLS if self.num is None else max(1, self.num)
+        return costs.find_batch_size(self.prior, self.windows, num, free)
 
     def say_cost(self) -> None:
         """Say what passes the network at once, and what memory that takes."""
@@ -107,44 +123,57 @@ class Run:
         free = costs.find_free_memory(self.prior.device) / _GB
         say(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
 
-    def rehearse(self) -> None:
-        """Say how many calls and how much time it would take."""
+    def rehearse(self, samples: range, **rows: Any) -> None:
+        """Say how many calls and how much time it would take.
+
+        Args:
+            samples: the numbers of some or all samples.
+            rows: further arguments of `vqtool.sample` for these.
+        """
         from vqtool import costs
 
-        least, most = costs.count_calls(self.prior, self.samples, **self.options)
-        seconds = costs.time_call(self.prior, self.windows)
-        group = min(self.windows.group_size, len(self.samples))
-        whole = seconds * -(-len(self.samples) // self.windows.group_size)
-        say(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {group} grids at once")
-        say(f"about {_between(least * whole, most * whole)} s for {len(self.samples)} grids; nothing is written")
+        least, most = costs.count_calls(self.prior, samples, **{**self.options, **rows})
+        seconds, size = costs.time_call(self.prior, self.windows), self.windows.group_size
+        num = size if self.num is None else self.num
+        whole = seconds * -(-num // size)
+        say(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {min(size, num)} grids at once")
+        every = "every " if self.num is None else ""
+        say(f"about {_between(least * whole, most * whole)} s for {every}{num} grids; nothing is written")
 
-    def batches(self, observe: "Observer | None" = None, *, done: int = 0) -> Iterator["SampleBatch"]:
+    def batches(
+        self,
+        draw: Callable[..., Iterator[T]],
+        observe: "Observer | None" = None,
+        *,
+        name: str = "sample",
+        done: int = 0,
+    ) -> Iterator[T]:
         """Draw, and show how far it is.
 
         Args:
+            draw: draw(batch_size=..., observe=...) draws what is left, as `sample_batches` does.
             observe: is told of every call.
+            name: of what is done.
             done: how many of the samples have been drawn before.
         """
-        from vqtool import samplers
-
-        left = self.samples[done:]
         begun = time.monotonic()
 
         def rate() -> str:
-            return f"{(self._calls + self._under_way) / max(time.monotonic() - begun, 1e-9):.1f} calls/s"
+            calls = self._calls + sum(self._under_way.values())
+            return f"{calls / max(time.monotonic() - begun, 1e-9):.1f} calls/s" if calls else ""
 
-        with progress("sample", len(self.samples), "grids", done=done, detail=rate) as advance:
+        with progress(name, self.num, "grids", done=done, detail=rate) as advance:
 
             def notice(walk: "Walk", x_t: "Tensor") -> None:
-                self._under_way = walk.num_calls * len(walk.samples)
+                self._under_way[walk.samples] = walk.num_calls * len(walk.samples)
                 advance(0)
                 if observe is not None:
                     observe(walk, x_t)
 
-            options = {**self.options, "start": left.start, "batch_size": self.batch_size, "observe": notice}
-            for batch in samplers.sample_batches(self.prior, len(left), **options):
-                self._calls, self._under_way = self._calls + batch.num_calls * len(batch.samples), 0.0
-                self._drawn += len(batch.samples)
+            for batch in draw(batch_size=self.batch_size, observe=notice):
+                self._calls += batch.num_calls * len(batch.samples)
+                self._under_way.clear()
+                self.num_drawn += len(batch.samples)
                 yield batch
                 advance(len(batch.samples))
         self._seconds = time.monotonic() - begun
@@ -152,7 +181,7 @@ class Run:
     @property
     def summary(self) -> str:
         """Calls a grid, seconds, grids a second: what was drawn by this process."""
-        calls, rate = self._calls / max(1, self._drawn), self._drawn / max(self._seconds, 1e-9)
+        calls, rate = self._calls / max(1, self.num_drawn), self.num_drawn / max(self._seconds, 1e-9)
         return f"{calls:g} network calls a grid, {self._seconds:.1f} s, {rate:.2g} grids/s"
 
 
@@ -160,10 +189,8 @@ class Run:
 def filmed(
     flags: RunFlags,
     samples: range,
-    header: "GridHeader",
-    source: Path,
+    find_tokenizer: "Callable[[], Tokenizer]",
     *,
-    tokenizer: str | None = None,
     texts: Sequence[str] = (),
     force: bool = False,
 ) -> Iterator["Observer | None"]:
@@ -172,31 +199,25 @@ def filmed(
     Args:
         flags: how the run goes.
         samples: the numbers of this process's samples.
-        header: of the grids; names the tokenizer.
-        source: the prior file, near which the tokenizer is looked for.
-        tokenizer: what the user names instead.
+        find_tokenizer: finds what the grids decode with.
         texts: captions of the samples, in turn.
         force: overwrite the file.
 
     Raises:
         VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
     """
-    if flags.trajectory is None and tokenizer is not None:
-        raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")
     if flags.trajectory is None or not is_main_process():
         yield None
         return
     from vqtool.animations import check_animation, save_animation
-    from vqtool.cli.inputs import tokenizer_of
     from vqtool.trajectories import Trajectory, draw_frames
 
     check_animation(flags.trajectory, force=force)
-    model = tokenizer_of(header, source, tokenizer)
-    trajectory = Trajectory(samples)
+    model, trajectory = find_tokenizer(), Trajectory(samples)
     yield trajectory.observe
     grids = trajectory.grids()
     if not len(grids):
-        warn(f"{flags.trajectory}: not written; the first samples were drawn before")
+        warn(f"{flags.trajectory}: not written; none of the first samples was drawn by this run")
         return
     captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
     frames = draw_frames(grids, model, captions)

@@ -1,6 +1,7 @@
 """`vqtool sample`: prior -> token grids."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,10 +79,13 @@ def sample(
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
     from vqtool.artifacts import history_record, text_digest
-    from vqtool.cli.inputs import choose_device
+    from vqtool.cli.inputs import choose_device, tokenizer_of
     from vqtool.partials import check_resumable, resumable_writer
     from vqtool.priors import load_prior
+    from vqtool.samplers import sample_batches
 
+    if tokenizer is not None and run_flags.trajectory is None:
+        raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")
     if not run_flags.dry_run:
         check_resumable(output, resume=resume, force=force)
     model = load_prior(prior).to(choose_device(device))
@@ -94,22 +98,25 @@ def sample(
     details = {"num": num, "start": start, **describe(options), **conditions}
     record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, **details)
     own = own_range(num)
+    samples = range(start + own.start, start + own.stop)
 
     def condition(samples: range) -> "Tensor":
         return model.conditioner.encode([texts[number % len(texts)] for number in samples])
 
     options |= {"seed": seed, "condition": condition if texts else None}
-    run = Run(model, range(start + own.start, start + own.stop), options, run_flags)
+    run = Run(model, len(samples), options, run_flags)
     run.say_cost()
     if run_flags.dry_run:
-        run.rehearse()
+        run.rehearse(samples)
         return
     header = _grid_header(model, run.windows.grid_size, record)
     with (
-        filmed(run_flags, run.samples, header, prior, tokenizer=tokenizer, texts=texts, force=force) as observe,
+        filmed(run_flags, samples, lambda: tokenizer_of(header, prior, tokenizer), texts=texts, force=force) as observe,
         resumable_writer(output, header, resume=resume, force=force) as writer,
     ):
-        for batch in run.batches(observe, done=writer.num_grids):
+        left = samples[writer.num_grids :]
+        draw = partial(sample_batches, model, len(left), start=left.start, **options)
+        for batch in run.batches(draw, observe, done=writer.num_grids):
             writer.write(_grid_batch(model.conditioner.kind, batch, texts))
     say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {run.summary}")
 

@@ -6,6 +6,7 @@ import typer
 
 from vqtool.cli.editing import EditFlags, Sources, Unchanged, edit
 from vqtool.cli.main import command
+from vqtool.cli.runs import RunFlags
 from vqtool.cli.sampling import SamplingFlags
 
 
@@ -18,6 +19,7 @@ def vary(
     ] = 0.4,
     flags: EditFlags,
     sampling: SamplingFlags,
+    run_flags: RunFlags,
 ) -> None:
     """Make pictures like those given.
 
@@ -33,4 +35,4 @@ def vary(
     from vqtool.samplers import check_strength
 
     check_strength(strength)
-    edit("vary", sources, flags, sampling, Unchanged, strength=strength, details={"strength": strength})
+    edit("vary", sources, flags, run_flags, sampling, Unchanged, strength=strength, details={"strength": strength})
