@@ -71,7 +71,9 @@ def test_a_command_line_in_scripts_and_documents_parses(args):
     parse(args)
 
 
-@pytest.mark.parametrize("name", ["recipes/quickstart", "recipes/class-conditional", "recipes/from-your-images"])
+@pytest.mark.parametrize(
+    "name", ["recipes/quickstart", "recipes/class-conditional", "recipes/from-your-images", "recipes/refit"]
+)
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["12abc"]])
 def test_a_wrong_argument_of_a_recipe_shows_its_usage_and_does_nothing(name, arguments):
     command = ["bash", ROOT / f"{name}.sh", *arguments]

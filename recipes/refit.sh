@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# ReFiT: a tokenizer trained plainly, whose codebook collapses; rebuilt by k-means and fine-tuned behind its encoder.
+#
+#   bash recipes/refit.sh                        # seed 0, 30 minutes on two cores
+#   bash recipes/refit.sh --seeds 0,1,2          # three seeds, one after the other
+#   bash recipes/refit.sh --steps 6000 --finetune-steps 2000
+#   bash recipes/refit.sh --pictures DIR         # train.h5, heldout-emoji.h5 and heldout-photos.h5 made before
+#   bash recipes/refit.sh --work DIR             # default runs/refit
+#
+# Plain is as first published: codes learn by gradients, start on single latents, and nothing is done against collapse.
+# It is fine-tuned as long as the rebuilt ones (the control), so that what they gain is not the longer training. Only
+# train.h5 is learned from; only the held-out files are scored. The loss, the network and the batches are those of all.
+#
+# Run again after an interruption, it goes on where it stopped; what is finished in DIR is not done again, with whatever
+# steps it was begun.
+# Hardware:  two cores, no GPU
+# Time:      an estimate of 30 minutes for one seed; 3 more for the pictures, the first time
+# Date:      2026-11-22
+# Expected:  the table of docs/codebooks.md
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+steps=2000         # of the plain training
+finetune_steps=800 # of each of the three fine-tunings
+batch=16
+seeds=0
+pictures=
+work="$root/runs/refit"
+while (($#)); do
+    case $1 in
+        --steps) steps=${2:?--steps needs a number} && shift 2 ;;
+        --finetune-steps) finetune_steps=${2:?--finetune-steps needs a number} && shift 2 ;;
+        --seeds) seeds=${2:?--seeds needs numbers, such as 0,1,2} && shift 2 ;;
+        --pictures) pictures=${2:?--pictures needs a folder} && shift 2 ;;
+        --work) work=${2:?--work needs a folder} && shift 2 ;;
+        *) sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+    esac
+done
+
+bash "$root/scripts/setup.sh"
+export PATH="$root/.venv/bin:$PATH"
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+pictures=$(cd "${pictures:-$work}" && pwd)
+
+run() {
+    echo "\$ $*" >&2
+    "$@"
+}
+
+# Runs a command that writes a file, unless the file is there; vqtool never leaves half a file.
+make() {
+    [[ -e $1 ]] || run "${@:2}"
+}
+
+# The same for a training, which goes on if it was interrupted: what it writes, its steps, the command.
+train() {
+    local length=(--steps "$2")
+    if [[ -e ${1%.safetensors}.state.safetensors ]]; then
+        length=(--resume)
+    fi
+    make "$1" "${@:3}" "${length[@]}" --batch-size "$batch" --seed "$seed" --sheet-every 0 -o "$1"
+}
+
+finetune() { # a tokenizer's name
+    train "$1-finetuned.safetensors" "$finetune_steps" vqtool codebook finetune "$1.safetensors" "$pictures/train.h5"
+}
+
+# Scores of a tokenizer: PSNR of each kind of held-out pictures; usage and Frechet distance of all of them.
+score() {
+    local kind held_out
+    for kind in emoji photos; do
+        held_out="$pictures/heldout-$kind.h5"
+        make "$1-$kind.json" vqtool eval "$held_out" --tokenizer "$1.safetensors" -o "$1-$kind.json"
+        make "$1-$kind.h5" vqtool encode "$held_out" -t "$1.safetensors" -o "$1-$kind.h5"
+        make "$1-$kind.tar" vqtool decode "$1-$kind.h5" -o "$1-$kind.tar"
+    done
+    make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.h5" \
+        --ref "$pictures/heldout-photos.h5" -o "$1-distance.json"
+    if [[ ! -e $1-usage.json ]]; then
+        run vqtool codebook usage "$1-emoji.h5" "$1-photos.h5" --json >"$1-usage.json.part"
+        mv "$1-usage.json.part" "$1-usage.json"
+    fi
+}
+
+if [[ ! -e $pictures/train.h5 ]]; then
+    run python "$root/scripts/prepare_pictures.py" --work "$pictures"
+fi
+for seed in ${seeds//,/ }; do
+    mkdir -p "$work/seed-$seed"
+    cd "$work/seed-$seed"
+    train plain.safetensors "$steps" vqtool train-tokenizer "$pictures/train.h5" \
+        --quantizer vq -K 1024 --k-means 0 --no-revive
+    make refit-1024.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 1024 \
+        --seed "$seed" -o refit-1024.safetensors
+    make refit-512.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 512 \
+        --seed "$seed" -o refit-512.safetensors
+    for name in plain refit-1024 refit-512; do
+        finetune "$name"
+        score "$name"
+        score "$name-finetuned"
+    done
+done
+run python "$root/scripts/refit_table.py" "$work" | tee "$work/table.md"
