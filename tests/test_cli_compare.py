@@ -16,7 +16,7 @@ from vqtool.images import find_images, read_batches, to_uint8
 from vqtool.metrics import frechet_distance, kernel_distance, sweep
 from vqtool.metrics.plots import plot_front
 from vqtool.priors import Origin, load_prior
-from vqtool.samplers import sample
+from vqtool.samplers import sample, sample_batches
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
 
@@ -117,6 +117,74 @@ def test_steps_that_a_sampler_cannot_take_are_named_and_the_rest_is_measured(fol
     )
 
 
+def test_labels_and_guidance_hold_for_all_and_are_those_of_sampling(folder, vqtool):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    guidance = ["--label", "bee", "--cfg-scale", 2, "--cfg-schedule", "linear", "--cfg-interval", "0.2,0.8"]
+    base = ["--sampler", "ancestral", "--sampler", "psi", "--steps", 5, "-n", 4, "--seeds", 3]
+    prior = load_prior("prior.safetensors")
+    condition, weak = prior.conditioner.encode(["bee"]), load_prior("weak.safetensors")
+    settings = {"condition": condition, "cfg_scale": 2.0, "cfg_schedule": "linear", "cfg_interval": (0.2, 0.8)}
+    for flags, second in (
+        (["--null", "zero-shot"], {"null": "zero-shot"}),
+        (["--guide-with", "weak.safetensors"], {"guide_with": weak}),
+    ):
+        record = json.loads(vqtool("compare", *base, *guidance, *flags).out)
+        assert record["cfg_interval"] == [0.2, 0.8]
+        assert record.get("guide_with") == (weak.fingerprint if "guide_with" in second else None)
+        for row in record["rows"]:
+            (batch,) = sample_batches(prior, 4, sampler=row["sampler"], steps=5, seed=3, **settings, **second)
+            assert row["values"]["usage"] == len(batch.grids.unique()) / 16
+            assert row["values"]["perplexity"] == pytest.approx(perplexity_of(batch.grids))
+            assert row["values"]["calls"] == batch.num_calls == 9  # 5, and once more at 0.2, 0.4, 0.6 and 0.8
+    alone = next(iter(sample_batches(prior, 4, steps=5, seed=3, **settings)))
+    assert perplexity_of(alone.grids) != pytest.approx(record["rows"][0]["values"]["perplexity"])
+
+
+def perplexity_of(grids):
+    shares = grids.flatten().bincount() / grids.numel()
+    return float(torch.special.entr(shares.double()).sum().exp())
+
+
+def test_the_seconds_of_a_second_prior_are_seconds_of_the_network(folder, vqtool, monkeypatch):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    timed, honest = [], sweep.time_network
+    monkeypatch.setattr(sweep, "time_network", lambda *networks: timed.append(networks) or honest(*networks))
+    base = ["--sampler", "fewer", "--steps", 2, "-n", 2, "--seeds", 0, "--cfg-scale", 2]
+    vqtool("compare", *base)
+    vqtool("compare", *base, "--guide-with", "weak.safetensors")
+    assert [len(set(networks)) for networks in timed] == [1, 2]
+
+
+def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out(folder, vqtool):
+    base = ["--sampler", "fewer", "--steps", 5, "-n", 2, "--seeds", 0, "--cfg-interval", "0.2,0.5"]
+    result = vqtool("compare", *base, "--option", "cfg-scale=1,3")
+    (row,) = json.loads(result.out)["rows"]
+    assert (row["options"], result.code) == ({"cfg_scale": 3}, 0)
+    assert 5 < row["values"]["calls"] < 10
+    assert "left out: fewer cfg_scale=1, 5 steps: --cfg-interval is about guidance" in result.err
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        (["--cfg-interval", "0.2,0.8"], ["--cfg-interval", "0.2,0.9"], "cfg interval"),
+        ([], ["--cfg-schedule", "cosine"], "cfg schedule"),
+        (["--null", "zero-shot"], [], "null"),
+        ([], ["--guide-with", "weak.safetensors"], "guide with"),
+        ([], ["--label", "bee"], "captions"),
+        ([], ["--cfg-scale", "3"], "cfg scale"),
+    ],
+)
+def test_a_comparison_is_not_gone_on_with_under_other_guidance(folder, vqtool, before, now, name):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    base = ["--sampler", "fewer", "-n", 2, "--seeds", 0, "--steps", 2, "--cfg-scale", 2, "-o", "c.json"]
+    assert vqtool("compare", *base, *before).code == 0
+    assert vqtool("compare", *base, *before, "--resume").code == 0
+    result = vqtool("compare", *base, *now, "--resume")
+    assert result.code == 1
+    assert f"c.json: a comparison with {name}" in error_lines(result.err)[0]
+
+
 def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(folder, vqtool, monkeypatch):
     measured, honest = [], sweep.measure_cell
 
@@ -166,7 +234,7 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["none.safetensors"], "no such file"),
         (["--sampler", "magic"], "unknown sampler 'magic'"),
         (["--sampler", "first-hitting"], "sampler first-hitting needs an absorbing kernel"),
-        (["--steps", "4,x"], "--steps 4,x: whole numbers"),
+        (["--steps", "4,x"], "--steps 4,x: numbers with commas between them"),
         (["--steps", "0"], "--steps 0: at most 64 numbers from 1 on"),
         (["--seeds", "-1"], "--seeds -1"),
         (["--option", "purity-weight"], "--option purity-weight: NAME=VALUE,VALUE"),
@@ -186,6 +254,19 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--ref", "wide.npy"], "wide.npy: 4 features an image, but MeanColour gives 3"),
         (["--ref", "imgs", "--tokenizer", "other.safetensors"], "other.safetensors"),
         (["--captions", "missing.txt"], "missing.txt"),
+        (["--label", "be"], "unknown label 'be': did you mean 'bee'?"),
+        (["--caption", "a bee"], "--caption does not go with this prior, which takes labels: use --label"),
+        (["--label", "bee", "--captions", "missing.txt"], "--label and --captions are given"),
+        (["--cfg-interval", "0.2,0.8"], "--cfg-interval is about guidance, and there is none: give --cfg-scale"),
+        (["--cfg-scale", "2", "--cfg-interval", "0.2,x"], "--cfg-interval 0.2,x: numbers with commas"),
+        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: known are"),
+        (["--cfg-scale", "2", "--null", "empty"], "--null empty: known are"),
+        (
+            ["--cfg-scale", "2", "--null", "learned", "--guide-with", "prior.safetensors"],
+            "--null and --guide-with both",
+        ),
+        (["--cfg-scale", "2", "--guide-with", "gone.safetensors"], "gone.safetensors: no such file"),
+        (["--cfg-scale", "2", "--option", "cfg-scale=1,3"], "--cfg-scale and --option cfg-scale both say it"),
     ],
 )
 def test_what_cannot_be_compared_is_one_clear_line(folder, vqtool, arguments, message):

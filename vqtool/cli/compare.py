@@ -10,13 +10,18 @@ import typer
 
 from vqtool.cli.main import command
 from vqtool.cli.options import Device, Force, Strict, TokenizerOption
+from vqtool.cli.sampling import GuidanceFlags, describe, numbers
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqtool.cli.inputs import Skipped
-    from vqtool.metrics.sweep import Cell, ImageScores
+    from vqtool.metrics.sweep import Cell
     from vqtool.metrics.sweep_file import SweepFile
+    from vqtool.metrics.sweep_scores import ImageScores
     from vqtool.priors import Prior
+    from vqtool.samplers import Rows
 
 LONGEST_LIST = 64  # steps or seeds
 WIDTH = 120  # characters, where there is no terminal
@@ -25,6 +30,7 @@ _COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "netw
 
 @command
 def compare(
+    *,
     prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
     sampler: Annotated[
         list[str] | None,
@@ -42,10 +48,16 @@ def compare(
     max_images: Annotated[int, typer.Option("--max-images", min=2, help="Of --ref, at most so many.")] = 2048,
     num: Annotated[int, typer.Option("--num", "-n", min=2, help="Pictures for each seed.")] = 256,
     seeds: Annotated[str, typer.Option("--seeds", help="Of all noise; several give error bars.")] = "0,1,2",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
+    ] = None,
     captions: Annotated[
         Path | None, typer.Option("--captions", help="File of captions or labels. Default: the prior's own examples.")
     ] = None,
-    cfg_scale: Annotated[float, typer.Option("--cfg-scale", help="Guidance by the condition; 1 is off.")] = 1.0,
+    guidance: GuidanceFlags,
     tokenizer: TokenizerOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures drawn at once.")] = 64,
     device: Device = "auto",
@@ -63,37 +75,45 @@ def compare(
 
     With --ref also KID and Fréchet distance on EfficientNet-Lite0 features, of pictures decoded in memory. A line of
     the table is in the JSON file as soon as it is measured; --resume goes on, with further samplers and steps too.
+    Guidance is the same for all lines, but for what --option varies.
 
     Examples:
 
         vqtool compare --ref imgs/ -o compare.json --plot front.png
 
         vqtool compare --sampler ancestral --sampler purity --steps 8,16 --option purity-weight=0,1,2 -n 64 --seeds 0
+
+        vqtool compare --ref imgs/ --label 7 --cfg-interval 0.2,0.8 --option cfg-scale=2,3,5 -o guidance.json
     """
+    from vqtool.cli.console import say
     from vqtool.cli.inputs import Skipped, choose_device
     from vqtool.cli.sample import find_texts
     from vqtool.distributed import is_main_process
+    from vqtool.metrics import sweep
     from vqtool.metrics.sweep_file import SweepFile
     from vqtool.priors import load_prior
 
     path = None if str(output) == "-" else output
-    told, numbers = parse_numbers("--steps", steps, least=1), parse_numbers("--seeds", seeds, least=0)
+    told, each = parse_numbers("--steps", steps, least=1), parse_numbers("--seeds", seeds, least=0)
     options = parse_options(option or [])
     _check_files(path, plot, ref, resume=resume, force=force)
     if not is_main_process():  # seconds are those of one process
         return
     skipped, where = Skipped(strict), choose_device(device)
     model = load_prior(prior).to(where)
-    cells = _plan(model, sampler, told, options)
-    arguments: dict[str, Any] = {"num": num, "seeds": numbers, "batch_size": batch_size}
-    texts = find_texts(model.conditioner, None, None, captions)
-    condition = _condition(model, texts, cfg_scale)
-    about = _describe(model, texts, ref, max_images) | arguments | {"cfg_scale": condition.get("cfg_scale", 1.0)}
+    cells, notes = sweep.plan(model, sampler or [sweep.ALL], told, options)
+    for note in notes:
+        say(note)
+    arguments: dict[str, Any] = {"num": num, "seeds": each, "batch_size": batch_size}
+    texts = find_texts(model.conditioner, label, caption, captions)
+    settings = _choose_settings(model, guidance, cells, options, has_condition=bool(texts))
+    about = _describe(model, texts, ref, max_images) | arguments | {"cfg_scale": 1.0, **describe(settings)}
+    arguments |= {"condition": _condition(model, texts), **settings}
     results = SweepFile(path, about, resume=resume, force=force)
     left = [cell for cell in cells if not any(cell.is_row(row) for row in results.rows)]
     if ref and left:
-        condition["score"] = _build_scores(model, prior, tokenizer, ref, max_images, skipped)
-    _measure(model, left, arguments | condition, results)
+        arguments["score"] = _build_scores(model, prior, tokenizer, ref, max_images, skipped)
+    _measure(model, left, arguments, results)
     _report(results, path, plot, force=force or resume)
     skipped.finish()
 
@@ -104,13 +124,10 @@ def parse_numbers(flag: str, text: str, *, least: int) -> list[int]:
     Raises:
         VqtoolError: it is none, or a number is too small.
     """
-    try:
-        numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise VqtoolError(f"{flag} {text}: whole numbers with commas between them are expected") from error
-    if not all(least <= number < 2**63 for number in numbers) or len(numbers) > LONGEST_LIST:
+    found = list(dict.fromkeys(numbers(flag, text, int)))
+    if not all(least <= number < 2**63 for number in found) or len(found) > LONGEST_LIST:
         raise VqtoolError(f"{flag} {text}: at most {LONGEST_LIST} numbers from {least} on are expected")
-    return numbers
+    return found
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -152,30 +169,37 @@ def _check_files(
         check_matplotlib()
 
 
-def _plan(
-    model: "Prior", names: Sequence[str] | None, steps: Sequence[int], options: Mapping[str, Sequence[Any]]
-) -> "list[Cell]":
-    from vqtool.cli.console import say
-    from vqtool.metrics import sweep
+def _choose_settings(
+    model: "Prior",
+    guidance: GuidanceFlags,
+    cells: "Sequence[Cell]",
+    options: Mapping[str, Sequence[Any]],
+    *,
+    has_condition: bool,
+) -> dict[str, Any]:
+    """What guides all cells alike.
 
-    cells, notes = sweep.plan(model, names or [sweep.ALL], steps, options)
-    for note in notes:
-        say(note)
-    return cells
+    Raises:
+        VqtoolError: a flag that --option varies too, or that goes with no cell.
+    """
+    from vqtool.metrics.sweep import check_settings
+
+    settings = guidance.choose(model, has_condition=has_condition)
+    if settings.get("cfg_scale") == 1.0:
+        del settings["cfg_scale"]  # the default, which --option may vary
+    for flag in (name.replace("_", "-") for name in options if name in settings):
+        raise VqtoolError(f"--{flag} and --option {flag} both say it: leave one out")
+    check_settings(model, cells, settings)
+    return settings
 
 
-def _condition(model: "Prior", texts: Sequence[str], cfg_scale: float) -> dict[str, Any]:
-    """The arguments of `vqtool.sample` that say what is drawn: captions or labels in turn, and how they guide."""
-    from vqtool.cli.console import warn
+def _condition(model: "Prior", texts: Sequence[str]) -> "Rows | None":
+    """What is drawn: labels or captions in turn."""
 
-    if not texts:
-        if cfg_scale != 1.0:
-            warn(f"--cfg-scale {cfg_scale:g} has nothing to guide: there are no labels and no captions")
-        return {}
-    return {
-        "condition": lambda samples: model.conditioner.encode([texts[number % len(texts)] for number in samples]),
-        "cfg_scale": cfg_scale,
-    }
+    def encode(samples: range) -> "Tensor":
+        return model.conditioner.encode([texts[number % len(texts)] for number in samples])
+
+    return encode if texts else None
 
 
 def _describe(model: "Prior", texts: Sequence[str], ref: Sequence[Path] | None, max_images: int) -> dict[str, Any]:
@@ -199,7 +223,7 @@ def _build_scores(
     from vqtool import metrics
     from vqtool.cli.console import progress
     from vqtool.images import find_images
-    from vqtool.metrics import sweep
+    from vqtool.metrics import sweep_scores
     from vqtool.tokenizers import find_named_tokenizer
 
     origin = model.origin
@@ -208,9 +232,9 @@ def _build_scores(
     )
     network = metrics.EfficientNetLite0(model.device)
     if [path.suffix for path in ref] == [".npy"]:
-        features = sweep.read_features(ref[0], network)
+        features = sweep_scores.read_features(ref[0], network)
     else:
-        features = sweep.reference_features(
+        features = sweep_scores.reference_features(
             find_images(ref),
             network,
             origin.image_size,
@@ -218,7 +242,7 @@ def _build_scores(
             on_error=skipped.on_error,
             progress=progress,
         )
-    return sweep.ImageScores(decoder.to(model.device), network, features)
+    return sweep_scores.ImageScores(decoder.to(model.device), network, features)
 
 
 def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, Any], results: "SweepFile") -> None:
@@ -260,8 +284,8 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
         column.justify, column.no_wrap = "right" if column is not table.columns[0] else "left", True
     for row in results.rows:
         name = Cell(row["sampler"], None, row["options"]).series
-        numbers = [f"{row['values'][column]:.4g}{_error(row, column, scores)}" for column in columns]
-        table.add_row(name, "" if row["steps"] is None else str(row["steps"]), *numbers)
+        values = [f"{row['values'][column]:.4g}{_error(row, column, scores)}" for column in columns]
+        table.add_row(name, "" if row["steps"] is None else str(row["steps"]), *values)
     Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH).print(table)
     if output is None:
         print(results.text(), flush=True)

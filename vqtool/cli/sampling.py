@@ -53,6 +53,39 @@ TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from as many of 
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidanceFlags:
+    """What guides the predictions: flags by the names of the arguments of `vqtool.sample`; None leaves one out."""
+
+    cfg_scale: CfgScale = 1.0
+    cfg_schedule: CfgSchedule = None
+    cfg_interval: CfgInterval = None
+    null: Null = None
+    guide_with: GuideWith = None
+
+    def choose(self, prior: "Prior", *, has_condition: bool) -> dict[str, Any]:
+        """The arguments of `vqtool.sample` that these flags stand for, together not yet checked; see `Settings`.
+
+        Args:
+            prior: the one to sample from.
+            has_condition: whether there is something that guidance could strengthen; if not, a warning says so.
+
+        Raises:
+            VqtoolError: a list of no numbers, or a second prior that cannot be loaded.
+        """
+        from vqtool.priors import load_prior
+
+        chosen = _given(self)
+        if self.cfg_scale != 1.0 and not has_condition and self.guide_with is None:
+            untrained = prior.conditioner.kind == "none"
+            why = "the prior was trained without labels or captions" if untrained else "no condition is given"
+            warn(f"--cfg-scale {self.cfg_scale:g} has nothing to guide: {why}")
+            return {}
+        if self.guide_with is not None:
+            chosen["guide_with"] = load_prior(self.guide_with).to(prior.device)
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """How to sample: flags by the names of the arguments of `vqtool.sample`; None leaves one out."""
 
@@ -115,25 +148,15 @@ class SamplingFlags:
                 does not fit.
         """
         from vqtool import samplers
-        from vqtool.priors import load_prior
         from vqtool.samplers import Settings
 
-        name = self._choose_sampler()
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen = {flag: value for flag, value in given.items() if value is not None}
-        for flag, kind in _LISTS.items():
-            if flag in chosen:
-                chosen[flag] = numbers(f"--{flag.replace('_', '-')}", chosen[flag], kind)
+        name, chosen = self._choose_sampler(), _given(self)
         settings = {field.name: chosen.pop(field.name) for field in fields(Settings) if field.name in chosen}
         options = {flag: value for flag, value in chosen.items() if flag not in ("sampler", "purity")}
         samplers.check(prior, name, options)
-        if self.cfg_scale != 1.0 and not has_condition and self.guide_with is None:
-            untrained = prior.conditioner.kind == "none"
-            why = "the prior was trained without labels or captions" if untrained else "no condition is given"
-            warn(f"--cfg-scale {self.cfg_scale:g} has nothing to guide: {why}")
-            settings = {flag: settings[flag] for flag in ("temperature", "truncation", "top_k") if flag in settings}
-        if self.guide_with is not None:
-            settings["guide_with"] = load_prior(self.guide_with).to(prior.device)
+        guidance = {field.name: getattr(self, field.name) for field in fields(GuidanceFlags)}
+        settings = {flag: value for flag, value in settings.items() if flag not in guidance}
+        settings |= GuidanceFlags(**guidance).choose(prior, has_condition=has_condition)
         Settings(**settings).check(prior)
         return {"sampler": name, **options, **settings}
 
@@ -147,6 +170,20 @@ class SamplingFlags:
         name = "purity" if self.purity else self.sampler or samplers.DEFAULT
         samplers.find(name)
         return name
+
+
+def _given(flags: GuidanceFlags | SamplingFlags) -> dict[str, Any]:
+    """The flags that are given, lists as numbers.
+
+    Raises:
+        VqtoolError: a list that is none.
+    """
+    values = {field.name: getattr(flags, field.name) for field in fields(flags)}
+    given = {flag: value for flag, value in values.items() if value is not None}
+    for flag, kind in _LISTS.items():
+        if flag in given:
+            given[flag] = numbers(f"--{flag.replace('_', '-')}", given[flag], kind)
+    return given
 
 
 def describe(options: dict[str, Any]) -> dict[str, Any]:

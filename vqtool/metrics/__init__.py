@@ -18,7 +18,8 @@ from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
 from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
-from vqtool.metrics.sweep import Cell, ImageScores, measure_cell, plan
+from vqtool.metrics.sweep import Cell, measure_cell, plan
+from vqtool.metrics.sweep_scores import ImageScores
 from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
 
 __all__ = [

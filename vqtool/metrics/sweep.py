@@ -13,28 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtool import samplers
-from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, read_batches, to_uint8
-from vqtool.metrics import frechet, kernel, tokens
-from vqtool.metrics.features import FeatureNetwork, extract
-from vqtool.metrics.report import READ_BATCH, Progress, choose, silent
+from vqtool.errors import VqtoolError
+from vqtool.metrics import tokens
 from vqtool.metrics.score import Score
 from vqtool.priors import Prior
 from vqtool.samplers import Settings
-from vqtool.tokenizers import Tokenizer
 
 ALL = "all"
-METRICS = (kernel, frechet)
-MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
 _SETTINGS = {each.name for each in fields(Settings)} - {"guide_with", "cfg_interval"}
 
 ScoreGrids = Callable[[Tensor], list[Score]]  # (num, H, W) int64 -> scores
@@ -102,6 +94,24 @@ def plan(
     return cells, notes
 
 
+def check_settings(prior: Prior, cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
+    """Raise unless some cell at least can be sampled with settings that all share.
+
+    Raises:
+        VqtoolError: none can; says what is wrong with the last.
+    """
+    wrong = None
+    for cell in cells:
+        try:
+            own = {name: value for name, value in cell.options.items() if name in _SETTINGS}
+            Settings(**{**settings, **own}).check(prior)
+            return
+        except VqtoolError as error:
+            wrong = error
+    if wrong is not None:
+        raise wrong
+
+
 def measure_cell(
     prior: Prior,
     cell: Cell,
@@ -118,7 +128,7 @@ def measure_cell(
         cell: how.
         num: pictures a seed.
         seeds: of the noise; several of them give error bars.
-        score: further scores of the grids of a seed; see `ImageScores`.
+        score: further scores of the grids of a seed; see `sweep_scores.ImageScores`.
         arguments: of `samplers.sample`, the same for all cells: condition, batch_size, cfg_scale, ...
 
     Returns:
@@ -152,7 +162,8 @@ def measure_cell(
 
 def _draw(prior: Prior, cell: Cell, num: int, **arguments: Any) -> tuple[Tensor, dict[str, float]]:
     """Grids (num, H, W), and the calls and seconds of one of them."""
-    with time_network(prior.denoiser) as network_seconds:
+    second = arguments.get("guide_with")
+    with time_network(prior.denoiser, *([] if second is None else [second.denoiser])) as network_seconds:
         begin = time.perf_counter()
         batches = list(samplers.sample_batches(prior, num, **{**arguments, **cell.arguments}))
         seconds = time.perf_counter() - begin
@@ -162,14 +173,14 @@ def _draw(prior: Prior, cell: Cell, num: int, **arguments: Any) -> tuple[Tensor,
 
 
 @contextmanager
-def time_network(network: nn.Module) -> Iterator[Callable[[], float]]:
-    """Measure the seconds that a network is busy while the block lasts; a GPU is not made to wait.
+def time_network(*networks: nn.Module) -> Iterator[Callable[[], float]]:
+    """Measure the seconds that networks are busy while the block lasts; a GPU is not made to wait.
 
     Yields:
         What says how many seconds it were; to be called after the block.
     """
     marks: list[Any] = []
-    on_gpu = next(network.parameters()).is_cuda
+    on_gpu = next(networks[0].parameters()).is_cuda
 
     def mark(*_: object) -> None:
         if on_gpu:
@@ -185,96 +196,13 @@ def time_network(network: nn.Module) -> Iterator[Callable[[], float]]:
             return float(sum(begin.elapsed_time(end) for begin, end in pairs) / 1000)
         return float(sum(end - begin for begin, end in pairs))
 
-    handles = network.register_forward_pre_hook(mark), network.register_forward_hook(mark)
+    handles = [network.register_forward_pre_hook(mark) for network in networks]
+    handles += [network.register_forward_hook(mark) for network in networks]
     try:
         yield total
     finally:
         for handle in handles:
             handle.remove()
-
-
-class ImageScores:
-    """KID and Fréchet distance of grids, decoded in memory, to reference features.
-
-    Args:
-        tokenizer: decodes the grids, on its device.
-        network: images -> features.
-        reference: (N, D) features of real images.
-        batch_size: pictures in the tokenizer at once.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        network: FeatureNetwork,
-        reference: NDArray[np.floating],
-        *,
-        batch_size: int = READ_BATCH,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._network = network
-        self._reference = reference
-        self._batch_size = batch_size
-
-    def __call__(self, grids: Tensor) -> list[Score]:
-        """The scores of grids (num, H, W) int64, num at least 2."""
-        batches = (grids[start : start + self._batch_size] for start in range(0, len(grids), self._batch_size))
-        features = extract(self._network, map(self._decode, batches))
-        return [
-            Score(f"{score.name}-{self._network.name}", score.value, score.better, score.unit, score.standard_error)
-            for metric in METRICS
-            for score in metric.measure(self._reference, features)
-        ]
-
-    @torch.no_grad()
-    def _decode(self, grids: Tensor) -> NDArray[np.uint8]:
-        return to_uint8(self._tokenizer.decode(grids.to(self._tokenizer.device)))
-
-
-def reference_features(
-    items: Sequence[ImageItem],
-    network: FeatureNetwork,
-    size: tuple[int, int],
-    *,
-    max_images: int = MAX_REFERENCE,
-    on_error: OnError | None = None,
-    progress: Progress = silent,
-) -> NDArray[np.float32]:
-    """Features (N, D) of at most so many images, brought to the size (height, width) of the prior's pictures.
-
-    Raises:
-        VqtoolError: fewer than two images.
-    """
-    chosen = [items[i] for i in choose(len(items), min(len(items), max_images), 0)]
-    with progress("features of reference", len(chosen)) as advance:
-        batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error))
-        features = extract(network, batches, advance=advance)
-    if len(features) < 2:
-        raise VqtoolError(f"{len(features)} images as reference: at least 2 are needed")
-    return features
-
-
-def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.floating]:
-    """Features (N, D) from a .npy file, such as `numpy.save` writes.
-
-    Raises:
-        FormatError: no such array is in it.
-        MismatchError: the features are of another network.
-    """
-    try:
-        features = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise VqtoolError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
-    if not isinstance(features, np.ndarray) or features.dtype.kind != "f" or features.ndim != 2 or len(features) < 2:
-        raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
-    if features.shape[1] != network.feature_dim:
-        raise MismatchError(
-            f"{path}: {features.shape[1]} features an image, but {network.name} gives {network.feature_dim}: "
-            "take features of that network, or name the images themselves"
-        )
-    return features
 
 
 def find_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,0 +1,104 @@
+"""What grids are worth: KID and Fréchet distance of the pictures they decode to, to features of reference images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.images import ImageItem, OnError, read_batches, to_uint8
+from vqtool.metrics import frechet, kernel
+from vqtool.metrics.features import FeatureNetwork, extract
+from vqtool.metrics.report import READ_BATCH, Progress, choose, silent
+from vqtool.metrics.score import Score
+from vqtool.tokenizers import Tokenizer
+
+METRICS = (kernel, frechet)
+MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
+
+
+class ImageScores:
+    """KID and Fréchet distance of grids, decoded in memory, to reference features.
+
+    Args:
+        tokenizer: decodes the grids, on its device.
+        network: images -> features.
+        reference: (N, D) features of real images.
+        batch_size: pictures in the tokenizer at once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        network: FeatureNetwork,
+        reference: NDArray[np.floating],
+        *,
+        batch_size: int = READ_BATCH,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._network = network
+        self._reference = reference
+        self._batch_size = batch_size
+
+    def __call__(self, grids: Tensor) -> list[Score]:
+        """The scores of grids (num, H, W) int64, num at least 2."""
+        batches = (grids[start : start + self._batch_size] for start in range(0, len(grids), self._batch_size))
+        features = extract(self._network, map(self._decode, batches))
+        return [
+            Score(f"{score.name}-{self._network.name}", score.value, score.better, score.unit, score.standard_error)
+            for metric in METRICS
+            for score in metric.measure(self._reference, features)
+        ]
+
+    @torch.no_grad()
+    def _decode(self, grids: Tensor) -> NDArray[np.uint8]:
+        return to_uint8(self._tokenizer.decode(grids.to(self._tokenizer.device)))
+
+
+def reference_features(
+    items: Sequence[ImageItem],
+    network: FeatureNetwork,
+    size: tuple[int, int],
+    *,
+    max_images: int = MAX_REFERENCE,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+) -> NDArray[np.float32]:
+    """Features (N, D) of at most so many images, brought to the size (height, width) of the prior's pictures.
+
+    Raises:
+        VqtoolError: fewer than two images.
+    """
+    chosen = [items[i] for i in choose(len(items), min(len(items), max_images), 0)]
+    with progress("features of reference", len(chosen)) as advance:
+        batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error))
+        features = extract(network, batches, advance=advance)
+    if len(features) < 2:
+        raise VqtoolError(f"{len(features)} images as reference: at least 2 are needed")
+    return features
+
+
+def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.floating]:
+    """Features (N, D) from a .npy file, such as `numpy.save` writes.
+
+    Raises:
+        FormatError: no such array is in it.
+        MismatchError: the features are of another network.
+    """
+    try:
+        features = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise VqtoolError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
+    if not isinstance(features, np.ndarray) or features.dtype.kind != "f" or features.ndim != 2 or len(features) < 2:
+        raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
+    if features.shape[1] != network.feature_dim:
+        raise MismatchError(
+            f"{path}: {features.shape[1]} features an image, but {network.name} gives {network.feature_dim}: "
+            "take features of that network, or name the images themselves"
+        )
+    return features
