@@ -314,6 +314,13 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(folder):
     assert "batches of 5: about" in result.stderr
 
 
+def test_a_file_that_can_be_resumed_is_written_in_batches_of_which_little_is_lost(folder):
+    arguments = ["-n", 2000, "--steps", 4, "--dry-run"]
+    assert "batches of 63: about" in run(*arguments, "-o", "x.h5").stderr  # 3 groups of 21
+    assert "batches of 672: about" in run(*arguments).stderr
+    assert "batches of 500: about" in run(*arguments, "-b", 500, "-o", "x.h5").stderr
+
+
 @pytest.fixture
 def filmed_folder(folder, tokenizer_path):
     """A prior whose tokenizer is there."""

@@ -49,6 +49,9 @@ def test_a_batch_is_as_large_as_useful_and_memory_allows_in_whole_groups():
     assert sizes == sorted(sizes)
     for size, free in zip(sizes, range(10**6, 10**7, 10**6), strict=True):
         assert size == 21 or costs.estimate_memory(prior, windows, size) <= free / 2
+    assert costs.find_batch_size(prior, windows, 10_000, 10**12, most=64) == 63
+    assert costs.find_batch_size(prior, windows, 10_000, 10**12, most=5) == 21
+    assert costs.find_batch_size(prior, windows, 50, 10**12, most=64) == 50
     large = samplers.cover(prior, (64, 96))
     assert costs.find_batch_size(prior, large, 100, 10**12) == 16384 // (64 * 96)
 

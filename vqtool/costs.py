@@ -111,7 +111,7 @@ def estimate_memory(prior: Prior, windows: Windows, batch_size: int) -> int:
     return call + batch_size * _sample_bytes(prior, windows)
 
 
-def find_batch_size(prior: Prior, windows: Windows, num: int, free: int) -> int:
+def find_batch_size(prior: Prior, windows: Windows, num: int, free: int, *, most: int | None = None) -> int:
     """How many samples to draw at once: as many as are useful, and as memory allows, in whole groups.
 
     Args:
@@ -119,9 +119,11 @@ def find_batch_size(prior: Prior, windows: Windows, num: int, free: int) -> int:
         windows: through which it looks.
         num: of samples that are wanted, 1 or more.
         free: bytes of memory.
+        most: not more than that, or than one group; None for no such bound.
     """
     room = free * SHARE_OF_MEMORY - estimate_memory(prior, windows, 0)
-    useful = max(windows.group_size, USEFUL_CELLS // windows.num_cells)
+    wanted = USEFUL_CELLS // windows.num_cells
+    useful = max(windows.group_size, wanted if most is None else min(wanted, most))
     groups = min(useful, int(max(0, room)) // _sample_bytes(prior, windows)) // windows.group_size
     return min(num, max(1, groups) * windows.group_size)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="Drawn")
 
+MOST_LOST = 64  # grids, or one group that passes the network together, that a killed run draws anew
 _GB = 1e9
 _FRAME = 120  # milliseconds, of an animation of few frames
 _FILM = 5000  # milliseconds, of one of many
@@ -74,7 +75,9 @@ class Drawn(Protocol):
 class Run:
     """A run of some samples; what it draws does not depend on how it goes."""
 
-    def __init__(self, prior: "Prior", num: int | None, options: dict[str, Any], flags: RunFlags) -> None:
+    def __init__(
+        self, prior: "Prior", num: int | None, options: dict[str, Any], flags: RunFlags, *, is_kept: bool = False
+    ) -> None:
         """Check the flags.
 
         Args:
@@ -82,6 +85,7 @@ class Run:
             num: of this process's samples; None if unknown.
             options: further arguments of `vqtool.sample`; what differs between samples as functions of their numbers.
             flags: how it goes.
+            is_kept: whether each batch is kept at once, so that small ones lose little when the run is killed.
 
         Raises:
             VqtoolError: a flag that cannot be.
@@ -93,11 +97,11 @@ class Run:
         names = {"overlap": "overlap", "grid_mode": "mode"}
         how = {name: options[option] for option, name in names.items() if option in options}
         self.windows = samplers.cover(prior, options.get("grid_size") or prior.origin.grid_size, **how)
-        self.batch_size = self._choose_batch_size(flags.batch_size)
+        self.batch_size = self._choose_batch_size(flags.batch_size, MOST_LOST if is_kept else None)
         self._calls = self._seconds = 0.0
         self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
 
-    def _choose_batch_size(self, text: str) -> int:
+    def _choose_batch_size(self, text: str, most: int | None) -> int:
         from vqtool import costs
 
         if text != "auto":
@@ -106,7 +110,7 @@ class Run:
             return int(text)
         free = costs.find_free_memory(self.prior.device)
         num = costs.USEFUL_CELLS if self.num is None else max(1, self.num)
-        return costs.find_batch_size(self.prior, self.windows, num, free)
+        return costs.find_batch_size(self.prior, self.windows, num, free, most=most)
 
     def say_cost(self) -> None:
         """Say what passes the network at once, and what memory that takes."""

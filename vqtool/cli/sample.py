@@ -83,6 +83,7 @@ def sample(
     from vqtool.partials import check_resumable, resumable_writer
     from vqtool.priors import load_prior
     from vqtool.samplers import sample_batches
+    from vqtool.streams import is_stream
 
     if tokenizer is not None and run_flags.trajectory is None:
         raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")
@@ -104,7 +105,7 @@ def sample(
         return model.conditioner.encode([texts[number % len(texts)] for number in samples])
 
     options |= {"seed": seed, "condition": condition if texts else None}
-    run = Run(model, len(samples), options, run_flags)
+    run = Run(model, len(samples), options, run_flags, is_kept=not is_stream(output))
     run.say_cost()
     if run_flags.dry_run:
         run.rehearse(samples)
