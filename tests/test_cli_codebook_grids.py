@@ -1,6 +1,7 @@
 """`vqtool codebook usage`, `remap`, `prune` and `apply-map`: what grids use, and grids in other codes."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -110,7 +111,10 @@ def test_usage_of_grids_of_two_tokenizers_or_of_none_is_refused(vqtool, work, ot
     assert vqtool("encode", "imgs", "--size", "16", "-t", other_tokenizer_path, "-o", "other.h5").code == 0
     result = vqtool("codebook", "usage", "tok.h5", "other.h5")
     assert (result.code, result.data) == (1, b"")
-    assert "tokens of different codebooks do not compare" in error_lines(result.err)[0]
+    assert (
+        "tokens of different codebooks do not compare; `vqtool encode` or `vqtool codebook remap`"
+        in error_lines(result.err)[0]
+    )
     assert vqtool("head", "-n", "0", "tok.h5", "-o", "none.h5").code == 0
     result = vqtool("codebook", "usage", "none.h5")
     assert error_lines(result.err) == ["error: none.h5: no token grids in it"]
@@ -170,6 +174,20 @@ def test_grids_that_are_of_the_new_tokenizer_already_are_left_alone(vqtool, work
     result = vqtool("codebook", "remap", "tok.h5", "-t", "old.safetensors", "-o", "new.h5")
     assert result.code == 1
     assert "are those of old.safetensors already" in error_lines(result.err)[0]
+
+
+@pytest.mark.parametrize(
+    "command", [["decode"], ["train-prior", "--steps", "1", "--size", "tiny"]], ids=lambda args: args[0]
+)
+def test_grids_of_the_old_codebook_are_refused_with_the_command_that_converts_them(vqtool, work, command):
+    refitted()
+    name, *options = command
+    result = vqtool(name, "tok.h5", *options, "-t", "new.safetensors")
+    assert result.code == 1
+    [said] = re.findall("`vqtool (codebook remap .*?)`", error_lines(result.err)[0])
+    assert said == "codebook remap GRIDS -t new.safetensors"
+    assert vqtool(*said.replace("GRIDS", "tok.h5").split(), "-o", "converted.h5").code == 0
+    assert vqtool(name, "converted.h5", *options, "-t", "new.safetensors").code == 0
 
 
 def test_a_prior_that_grids_no_longer_fit_names_the_command_that_converts_them(work):

@@ -143,7 +143,8 @@ def check_one_tokenizer(a: GridHeader, b: GridHeader, name_a: str, name_b: str) 
     if (a.tokenizer_fingerprint, a.codebook_size) != (b.tokenizer_fingerprint, b.codebook_size):
         raise MismatchError(
             f"{name_a} was made with tokenizer {a.tokenizer_fingerprint} (K = {a.codebook_size}), {name_b} with "
-            f"{b.tokenizer_fingerprint} (K = {b.codebook_size}): tokens of different codebooks do not compare"
+            f"{b.tokenizer_fingerprint} (K = {b.codebook_size}): tokens of different codebooks do not compare; "
+            "`vqtool encode` or `vqtool codebook remap` brings them to one"
         )
 
 
