@@ -237,8 +237,8 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
     if fingerprint is not None and header.fingerprint != fingerprint:
         raise MismatchError(
             f"{name}: tokenizer {header.fingerprint} is not the tokenizer {fingerprint} that this input was made with: "
-            f"name the right file with --tokenizer, encode the images again with `vqtool encode -t {name}`, or, if only "
-            f"the codes were rebuilt, convert the grids with `vqtool codebook remap GRIDS -t {name}`"
+            f"name the right file with --tokenizer, encode the images again with `vqtool encode -t {name}`, or, if "
+            f"only the codes were rebuilt, convert the grids with `vqtool codebook remap GRIDS -t {name}`"
         )
     config: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in header.config.items()
