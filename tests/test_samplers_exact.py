@@ -16,6 +16,7 @@ from vqtool.errors import VqtoolError
 from vqtool.posterior import average_posterior
 from vqtool.priors import Prior
 from vqtool.samplers import Settings, Walk, psi
+from vqtool.samplers._times import choose_times
 
 KERNELS = ("absorbing", "mask-replace", "uniform")
 
@@ -52,8 +53,8 @@ class Even(Hurried):
         return torch.zeros(*shape, self.codebook_size)
 
 
-def enumerate_law(prior, times, kappa=1.0):
-    """(K ** N,): the law of x_0 after steps along the times; cells change independently."""
+def enumerate_law(prior, times, kappa=1.0, interval=(0.0, 1.0)):
+    """(K ** N,): the law of x_0 after steps along the times; cells change independently. A time may come twice."""
     kernel, size = prior.kernel, prior.origin.grid_size
     states = all_states(kernel, size[0] * size[1])
     law = stationary_law(kernel, states.shape[1])
@@ -61,13 +62,18 @@ def enumerate_law(prior, times, kappa=1.0):
     for time, next_time in pairwise(times):
         t, s = (torch.full((len(states),), step) for step in (time, next_time))
         log_x0 = prior.log_x0(x_t, t).double()
-        cells = kappa * average_posterior(log_x0, x_t, t, s, kernel).exp().flatten(1, 2)
+        if time > next_time:
+            cells = average_posterior(log_x0, x_t, t, s, kernel).exp().flatten(1, 2)
+        else:
+            cells = torch.nn.functional.one_hot(states, kernel.codebook_size + 1).double()
+        share = kappa if interval[0] <= 1 - time / kernel.num_steps <= interval[1] else 1.0
+        cells = share * cells
         forward = between(kernel, 0, next_time)[: kernel.codebook_size]
         anew = log_x0.exp().flatten(1, 2) @ forward
         if kernel.name == "absorbing":  # a token is its own x_0
             known = torch.nn.functional.one_hot(states.clamp(max=kernel.codebook_size - 1), kernel.codebook_size)
             anew = torch.where((states < kernel.mask_id)[..., None], known.double() @ forward, anew)
-        cells[..., : anew.shape[-1]] += (1 - kappa) * anew
+        cells[..., : anew.shape[-1]] += (1 - share) * anew
         whole = torch.ones(len(states), len(states), dtype=torch.float64)
         for cell in range(states.shape[1]):
             whole *= cells[:, cell][:, states[:, cell]]
@@ -214,6 +220,44 @@ def test_psi_of_one_cell_has_the_law_of_the_data_with_more_steps_than_times(name
     assert prior.denoiser.calls >= 2048 // 512 * 50
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_psi_with_more_steps_than_times_repeats_those_of_its_interval_in_the_enumerated_law(name):
+    """T = 8, shares 0.25 to 0.5 are t = 6, 5 and 4: 6 further steps go to these alone."""
+    interval, times = (0.25, 0.5), [8, 7, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 2, 1, 0]
+    prior = exact_prior(FOUR_CELLS, (2, 2), build(name, None, 2, 8))
+    options = {"sampler": "psi", "steps": 14, "kappa": 0.6, "kappa_interval": interval}
+    (batch,) = samplers.sample_batches(prior, 4096, batch_size=4096, **options)
+    assert batch.num_calls == 14
+    assert list(dict.fromkeys(t for t, _ in prior.denoiser.seen)) == list(range(8, 0, -1))
+    law = enumerate_law(prior, times, 0.6, interval)
+    check_law(numbers(batch.grids, 2), law)
+    without = enumerate_law(prior, range(8, -1, -1), 0.6, interval)
+    assert float((law - FOUR_CELLS).abs().sum()) < 0.9 * float((without - FOUR_CELLS).abs().sum())
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("steps", "interval"), [(30, (0.3, 0.8)), (24, (0.0, 0.04)), (23, (0.95, 1.0))])
+def test_psi_of_one_cell_has_the_law_of_the_data_with_more_steps_in_an_interval(name, steps, interval):
+    prior = exact_prior(ONE_CELL, (1, 1), build(name, None, 4, 20))
+    options = {"steps": steps, "kappa": 0.6, "kappa_interval": interval}
+    drawn = vqtool.sample(prior, 1024, sampler="psi", batch_size=1024, **options)
+    check_law(drawn.flatten(), ONE_CELL)
+
+
+@pytest.mark.parametrize("steps", [20, 21, 27, 300])
+def test_times_outside_of_the_interval_come_once_and_those_inside_equally_often(steps):
+    prior = random_prior("absorbing")
+    walk = Walk(prior, range(1), None, seed=0, grid_size=(4, 6), settings=Settings())
+    stops = choose_times(walk, "psi", steps, None, default=9, repeated=[5, 6, 7])
+    assert len(stops) == steps + 1
+    assert stops == sorted(stops, reverse=True)
+    counts = [stops.count(t) for t in range(21)]
+    assert [count for t, count in enumerate(counts) if t not in (5, 6, 7)] == [1] * 18
+    assert max(counts[5:8]) - min(counts[5:8]) <= 1
+    everywhere = choose_times(walk, "psi", steps, None, default=9, repeated=range(1, 21))
+    assert everywhere == [-(-20 * (steps - step) // steps) for step in range(steps + 1)]
+
+
 @pytest.mark.parametrize("rule", ["mixture", "plug-in"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_psi_with_a_kappa_of_one_is_ancestral_sampling_bit_for_bit(name, rule):
@@ -260,6 +304,10 @@ def test_a_list_of_evenly_spaced_times_is_that_number_of_steps(sampler):
         ({"sampler": "psi", "kappa": -0.1}, "--kappa -0.1"),
         ({"sampler": "psi", "kappa_interval": (0.5, 0.5)}, "--kappa-interval 0.5,0.5: two rising"),
         ({"sampler": "psi", "kappa": 1.0, "steps": 21}, "psi sampling of this prior takes 1 to 20 steps"),
+        (
+            {"sampler": "psi", "kappa_interval": (0.96, 0.99), "steps": 21},
+            "more would repeat times at which cells are noised anew, and there are none",
+        ),
         ({"sampler": "psi", "steps": 0}, "--steps 0"),
         ({"sampler": "first-hitting", "steps": 21}, "first-hitting sampling of this prior takes 1 to 20"),
         ({"kappa": 0.5}, "--kappa is not an option of sampler ancestral; of psi it is"),

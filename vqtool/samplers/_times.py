@@ -10,9 +10,15 @@ from vqtool.samplers._walk import Walk
 
 
 def choose_times(
-    walk: Walk, sampler: str, steps: int | None, times: Sequence[int] | None, *, default: int, repeat: bool = False
+    walk: Walk,
+    sampler: str,
+    steps: int | None,
+    times: Sequence[int] | None,
+    *,
+    default: int,
+    repeated: Sequence[int] = (),
 ) -> list[int]:
-    """From the walk's start down to 0; each time but the last is one step.
+    """From the walk's start down to 0; each stop but the last is one step.
 
     Args:
         walk: the batch.
@@ -21,10 +27,11 @@ def choose_times(
             where the walk begins later.
         times: instead of steps: falling times in [1, t]. The start before them and 0 after them go without saying.
         default: the number of steps where neither is given.
-        repeat: whether there may be more steps than times, which then repeat.
+        repeated: rising times in [1, t] that are stopped at several times, equally often, if there are more steps than
+            times.
 
     Returns:
-        steps + 1 times, falling, the last 0.
+        steps + 1 times, falling or the same, the last 0.
 
     Raises:
         VqtoolError: they are not possible.
@@ -39,8 +46,11 @@ def choose_times(
             raise VqtoolError(f"--times {shown}: times that fall from {start} or less to 1 or more are expected")
         return [*([] if start in times else [start]), *times, 0]
     steps = math.ceil(min(default, last) * start / last) if steps is None else steps
-    if steps < 1 or (steps > start and not repeat):
+    if steps < 1 or (steps > start and not repeated):
         raise VqtoolError(f"--steps {steps}: {sampler} sampling of this prior takes 1 to {start} steps here")
     if steps > start:
-        return [-(-start * (steps - step) // steps) for step in range(steps + 1)]
+        count = steps - start + len(repeated)
+        several = [repeated[-(-len(repeated) * step // count) - 1] for step in range(1, count + 1)]
+        once = set(range(1, start + 1)) - set(repeated)
+        return [*sorted([*several, *once], reverse=True), 0]
     return torch.linspace(start, 0, steps + 1).round().long().tolist()

@@ -9,7 +9,8 @@ Equation: x_0 ~ p(x_0 | x_t), x_s ~ kappa q(x_s | x_t, x_0) + (1 - kappa) q(x_s 
 parts have the marginal q(x_s) of each cell, so any kappa has; 1 is ancestral sampling. With s = t it is a corrector
 alone: a cell stays with kappa. Under an absorbing kernel a token is its own x_0, and the second part masks it again
 with gamma_bar_s: remasking.
-Cost: one denoiser call a step, whose head looks at the cells that may change. There may be more steps than T.
+Cost: one denoiser call a step, whose head looks at the cells that may change. There may be more steps than T: times at
+which kappa acts repeat, equally often; elsewhere a second step at one time would change nothing, and there is none.
 Source: Deschenaux et al. 2026, Psi-samplers (arXiv:2602.21185); Wang et al. 2025, ReMDM (arXiv:2503.00307).
 """
 
@@ -45,8 +46,8 @@ def sample(
 
     Args:
         walk: the batch.
-        steps: denoiser calls, at least 1; above T, times repeat, if kappa acts at all of them. None for DEFAULT_STEPS
-            or T, whichever is less.
+        steps: denoiser calls, at least 1; above T, times repeat at which kappa acts. None for DEFAULT_STEPS or T,
+            whichever is less.
         times: instead: falling times in [1, T] at which the denoiser is called. The first t goes without saying.
         rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
         kappa: share of the cells, in each step, that follow the posterior; 1 is ancestral sampling, bit for bit.
@@ -63,15 +64,21 @@ def sample(
     low, high = kappa_interval
     if not 0 <= low < high <= 1:
         raise VqtoolError(f"--kappa-interval {low:g},{high:g}: two rising shares of time are expected, as in 0.4,0.9")
-    always = kappa_interval == ALWAYS and kappa < 1
-    stops = choose_times(walk, "psi", steps, times, default=DEFAULT_STEPS, repeat=always)
     rule, num_steps = ancestral.choose_rule(walk, rule), walk.kernel.num_steps
+    shares = {t: (num_steps - t) / num_steps for t in range(1, walk.start + 1)}
+    acting = [t for t, share in shares.items() if kappa < 1 and low <= share <= high]
+    if steps is not None and steps > walk.start and not acting:
+        raise VqtoolError(
+            f"--steps {steps}: psi sampling of this prior takes 1 to {walk.start} steps here; more would repeat times "
+            "at which cells are noised anew, and there are none: take a --kappa below 1 or a wider --kappa-interval"
+        )
+    stops = choose_times(walk, "psi", steps, times, default=DEFAULT_STEPS, repeated=acting)
     x_t = walk.begin()
     for call, (t, s) in enumerate(pairwise(stops), start=1):
-        if kappa == 1 or not low <= (num_steps - t) / num_steps <= high:
-            x_t = ancestral.step(walk, x_t, t, s, rule, walk.noise(call, 2))
-        else:
+        if t in acting:
             x_t = step(walk, x_t, t, s, rule, kappa, walk.noise(call, 3))
+        else:
+            x_t = ancestral.step(walk, x_t, t, s, rule, walk.noise(call, 2))
     return x_t
 
 
