@@ -3,15 +3,19 @@
     python scripts/compare_quantizers.py train.h5 --held-out heldout.h5 --minutes 20 --seeds 0 1
     python scripts/compare_quantizers.py imgs/ --minutes 0.1 --quantizers ema cosine   # seconds, to try it
 
-Each is trained for as many steps as take that long here, timed before; on a busy machine give --steps. Usage and
-perplexity are of the tokens of the held-out pictures, FD is the Frechet distance between them and their
+Each is trained for as many steps as take that long here, timed before; the column "min" says how long it took in the
+end. On a busy machine that depends on the other work: there count CPU time, --cpu-time with OMP_NUM_THREADS=1 before
+the command. Equal --steps are not equal time.
+
+Usage and perplexity are of the tokens of the held-out pictures, FD is the Frechet distance between them and their
 reconstructions on EfficientNet-Lite0 features (extra eval): compare it in one table only, never with another N.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,9 +81,15 @@ def score(tokenizer: Tokenizer, pictures: Pictures, network: FeatureNetwork) -> 
 
 
 def train(
-    pictures: Pictures, network: NetworkConfig, variant: Variant, run: LoopConfig, seconds: float | None
-) -> tuple[Tokenizer, int]:
-    """A tokenizer after so many seconds, or the run's steps where they are None; and how many steps it took."""
+    pictures: Pictures,
+    network: NetworkConfig,
+    variant: Variant,
+    run: LoopConfig,
+    seconds: float | None,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Tokenizer, int, float]:
+    """A tokenizer after so many seconds, or the run's steps where they are None; how many steps and seconds it took."""
     model = build_model(network, run.seed, quantizer=variant.quantizer, options=variant.options)
     plain = variant.quantizer == "vq" and not variant.options
     loss = TokenizerLoss(revive_until=0.0 if plain else 0.8)
@@ -88,12 +98,14 @@ def train(
         return TokenizerObjective(pictures, model, loss, config)
 
     if seconds is not None:
-        step = measure_step_seconds(model, objective(run), num_items=len(pictures), config=run)
+        step = measure_step_seconds(model, objective(run), num_items=len(pictures), config=run, clock=clock)
         run = replace(run, num_steps=max(1, int(seconds / step)))
     with tempfile.TemporaryDirectory() as folder:
         places = {"state_path": Path(folder) / "state.safetensors", "log_path": Path(folder) / "log.jsonl"}
+        start = clock()
         tokenizer, _ = train_tokenizer(model, objective(run), identity={}, **places)
-    return tokenizer, run.num_steps
+        taken = clock() - start
+    return tokenizer, run.num_steps, taken
 
 
 def read(sources: Sequence[Path], size: tuple[int, int], largest: int | None) -> Pictures:
@@ -115,10 +127,11 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
         kept = np.arange(len(pictures)) % HELD_OUT_EVERY == 0
         pictures, held_out = pictures[~kept], pictures[kept]
     network = network or EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
-    length = f"{options.steps} steps" if options.steps else f"{options.minutes:g} minutes"
+    clock, unit = (time.process_time, "CPU min") if options.cpu_time else (time.perf_counter, "min")
+    length = f"{options.steps} steps" if options.steps else f"{options.minutes:g} {unit}"
     print(f"{len(pictures)} pictures of {options.size} px, {length} each; N = {len(held_out)} held out\n")
-    print("| quantizer | seed | K | D | steps | usage | perplexity | PSNR, dB | FD |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| quantizer | seed | K | D | steps | {unit} | usage | perplexity | PSNR, dB | FD |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.quantizers:
         variant = VARIANTS[name]
         num = {"fsq": 1000, "lfq": 1024}.get(variant.quantizer, options.codebook_size)
@@ -126,11 +139,11 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
         for seed in options.seeds:
             run = LoopConfig(options.steps or 1, options.batch_size, options.learning_rate, seed=seed)
             seconds = None if options.steps else 60 * options.minutes
-            tokenizer, steps = train(pictures, config, variant, run, seconds)
+            tokenizer, steps, taken = train(pictures, config, variant, run, seconds, clock=clock)
             found = score(tokenizer.to("cuda" if torch.cuda.is_available() else "cpu"), held_out, network)
             print(
-                f"| {name} | {seed} | {num} | {config.code_dim} | {steps} | {found['usage']:.1%} | "
-                f"{found['perplexity']:.0f} | {found['PSNR']:.2f} | {found['FD']:.2f} |",
+                f"| {name} | {seed} | {num} | {config.code_dim} | {steps} | {taken / 60:.2f} | "
+                f"{found['usage']:.1%} | {found['perplexity']:.0f} | {found['PSNR']:.2f} | {found['FD']:.2f} |",
                 flush=True,
             )
     return 0
@@ -141,6 +154,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", type=Path, nargs="+", help="folders, tar shards or HDF5 files of images")
     parser.add_argument("--held-out", type=Path, nargs="+", help="others to score; default: every tenth image")
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, each")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU minutes, on a busy machine")
     parser.add_argument("--steps", type=int, help="of training, each, instead of --minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--quantizers", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,15 +36,27 @@ def test_each_quantizer_has_a_line_of_scores_for_each_seed(pictures, capsys):
     assert compare.main([*settings, "--steps", "3", "--seeds", "0", "1"], MeanColour()) == 0
     first, _, head, rule, *lines = capsys.readouterr().out.splitlines()
     assert first == "27 pictures of 16 px, 3 steps each; N = 3 held out"
-    assert head.count("|") == rule.count("|") == 10
+    assert head.count("|") == rule.count("|") == 11
     assert len(lines) == 2 * len(compare.VARIANTS)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows[::2]] == list(compare.VARIANTS)
     assert {row[4] for row in rows} == {"3"}
-    assert all(np.isfinite([float(cell) for cell in row[6:]]).all() for row in rows)
-    assert len({tuple(row[5:]) for row in rows}) > len(compare.VARIANTS)  # seeds differ, and so do quantizers
+    assert all(np.isfinite([float(cell) for cell in row[7:]]).all() for row in rows)
+    assert len({tuple(row[6:]) for row in rows}) > len(compare.VARIANTS)  # seeds differ, and so do quantizers
     assert compare.main([*settings, "--minutes", "0.001", "--quantizers", "ema"], MeanColour()) == 0
-    assert "0.001 minutes each" in capsys.readouterr().out
+    assert "0.001 min each" in capsys.readouterr().out
+
+
+def test_cpu_time_is_not_spent_by_waiting_for_other_work(pictures, capsys, monkeypatch):
+    """Oracle: a clock of the wall that runs a thousand times as fast leaves one step of it, but as many of CPU time."""
+    fast = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000 * fast())
+    settings = [str(pictures), "--size", "16", "--batch-size", "4", "--codebook-size", "32", "--quantizers", "ema"]
+    assert compare.main([*settings, "--minutes", "0.005", "--cpu-time"], MeanColour()) == 0
+    first, _, head, _, line = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert ("0.005 CPU min each" in first, " CPU min " in head) == (True, True)
+    assert int(cells[4]) > 3
 
 
 def test_scores_are_those_of_the_pictures_as_the_tokenizer_rebuilds_them():

@@ -328,13 +328,20 @@ def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> N
             )
 
 
-def measure_step_seconds(model: nn.Module, objective: Objective, *, num_items: int, config: LoopConfig) -> float:
-    """Seconds that one step takes here: the median of a few steps on a copy of the model, after a warm-up."""
+def measure_step_seconds(
+    model: nn.Module,
+    objective: Objective,
+    *,
+    num_items: int,
+    config: LoopConfig,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of a clock that one step takes here: the median of a few on a copy of the model, after a warm-up."""
     trial = _Run(copy.deepcopy(model), config)
     seconds = []
     for _ in range(8):
-        start = time.perf_counter()
+        start = clock()
         float(trial.take_step(objective, num_items)["loss"])
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     # All processes have to come to the same length of the run.
     return distributed.broadcast(float(np.median(seconds[2:])))
