@@ -263,7 +263,7 @@ def cover(prior: Prior, grid_size: Size, *, overlap: int | None = None, mode: st
     cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
     if grid_size == prior.origin.grid_size and (overlap is not None or mode != "windows"):
         option = "--overlap" if overlap is not None else "--grid-mode"
-        raise VqtoolError(f"{option} is about grids larger than those of training: give --grid, or leave it out")
+        raise VqtoolError(f"{option} is about grids larger than those of training: make larger ones, or leave it out")
     if mode == "windows":
         return Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
     if mode != "stretch":
