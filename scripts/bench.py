@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from benchmarks import Measure, commands, network, sampling, training
+from benchmarks import Measure, commands, network, pipeline, sampling, training
 
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
@@ -26,6 +26,7 @@ MEASURES: dict[str, Measure] = {
     "training": training.loss,
     "guidance": network.guidance,
     "ceiling": network.ceiling,
+    "pipeline": pipeline.pipeline,
 }
 
 

@@ -112,6 +112,37 @@ def test_the_dense_network_of_the_benchmark_is_ours():
     torch.testing.assert_close(network(x_t, t, text), theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def peer():
+    """Modules of the benchmarks that need diffusers, which announces with warnings what later versions drop."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def ratios(rows):
+    """What the Markdown rows of a measure say of speed: as many numbers as rows but the first, "1.23x"."""
+    figures = [figure for _, figure in rows][1:]
+    assert all(figure.endswith("x") for figure in figures)
+    return [float(figure[:-1]) for figure in figures]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pipeline_of_the_benchmark_gives_diffusers_the_same_law_and_as_many_calls(peer):
+    pipeline = peer("pipeline")
+    sizes = pipeline.Sizes(2, 4, 7, 3, num_layers=2, width=32, num_heads=4, text_width=8, text_length=5)
+    case, calls = pipeline.Case(sizes), []
+    assert case.difference() < 1e-5
+    case.pipeline.transformer.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    case.prior.denoiser.register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    case.theirs()
+    assert calls == [4] * 3  # both grids with the text and without, in each step
+    calls.clear()
+    assert case.passes().shape == case.ours().shape == (2, 4, 4)
+    assert calls[:6] == [2] * 6
+    assert len(ratios(pipeline.compare(sizes, repeats=1))) == 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_what_a_function_takes():
     assert 32e6 < benchmarks.peak_memory(partial(partial, bytearray, 32 << 20)) < 40e6

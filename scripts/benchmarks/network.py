@@ -29,7 +29,7 @@ def _network(num_layers: int, width: int, num_heads: int) -> VqDiffusion:
     return vq_diffusion.build(config).eval().requires_grad_(False)
 
 
-def _theirs(network: VqDiffusion) -> Transformer2DModel:
+def to_diffusers(network: VqDiffusion) -> Transformer2DModel:
     """The same weights in diffusers' network."""
     settings = {k: v for k, v in _transformer_settings(network.config).items() if not k.startswith("_")}
     model = Transformer2DModel(**settings).eval()
@@ -54,7 +54,7 @@ def guidance(folder: Path, num: int) -> Iterator[Row]:
     the same weights; their outputs are compared first.
     """
     network = _network(6, 256, 8)
-    model = _theirs(network)
+    model = to_diffusers(network)
     x_t, t = torch.randint(TOKENS + 1, (BATCH, *SIZE)), torch.full((BATCH,), STEPS // 2)
     text, null = torch.randn(2, BATCH, TEXT_LENGTH, TEXT_WIDTH).div(TEXT_WIDTH**0.5)
     x_twice, t_twice, texts = torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([text, null])

@@ -1,0 +1,173 @@
+"""Whole walks from masks to tokens: against diffusers' pipeline, and against two full passes of the network a step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import VQDiffusionPipeline, VQDiffusionScheduler, VQModel
+from torch import Tensor
+
+import vqtool
+from benchmarks import Row, race
+from benchmarks.network import to_diffusers
+from vqtool import kernels
+from vqtool.conditions.clip import END, START, ClipCondition, ClipVocabulary
+from vqtool.denoisers import vq_diffusion
+from vqtool.guidance import guide
+from vqtool.posterior import draw, sample_posterior
+from vqtool.priors import Origin, Prior
+from vqtool.text_encoders import Config as TextConfig
+from vqtool.text_encoders import TextEncoder
+
+SCALE, RATE, INTERVAL = 5.0, 0.86, (0.2, 0.8)  # diffusers' scale, VQ-Diffusion's truncation
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network and of what it draws."""
+
+    batch: int = 8
+    side: int = 16  # cells of the grid
+    tokens: int = 1024  # K
+    steps: int = 25  # T; the walk takes them all, so that diffusers' one is at the right times too
+    num_layers: int = 6
+    width: int = 256
+    num_heads: int = 8
+    text_width: int = 512
+    text_length: int = 77
+
+
+class _Loop(VQDiffusionPipeline):
+    """Diffusers' pipeline with the features of the texts at hand: (2 B, L, D), without the text first."""
+
+    features: Tensor
+
+    def _encode_prompt(self, *_: object) -> Tensor:
+        return self.features
+
+
+class Case:
+    """One text prior with random weights, for both."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        torch.manual_seed(0)
+        self.sizes, size = sizes, (sizes.side, sizes.side)
+        config = vq_diffusion.Config(
+            sizes.tokens, size, sizes.steps, sizes.num_layers, sizes.width, sizes.num_heads,
+            text_width=sizes.text_width, text_length=sizes.text_length, learned_null=False,
+        )  # fmt: skip
+        network = vq_diffusion.build(config).eval().requires_grad_(False)
+        words = {START: 0, END: 1, **{f"{number}</w>": number for number in range(2, 64)}}
+        text = TextConfig(len(words), sizes.text_length, sizes.text_width, num_layers=0, num_heads=1, mlp_width=1)
+        encoder = TextEncoder(text).requires_grad_(False)
+        torch.nn.init.normal_(encoder.positions)
+        self.prior = Prior(
+            kernel=kernels.build("mask-replace", schedule="release", codebook_size=sizes.tokens, num_steps=sizes.steps),
+            denoiser=network,
+            denoiser_name="vq-diffusion",
+            conditioner=ClipCondition(ClipVocabulary(words, []), max_length=sizes.text_length, pad=0),
+            origin=Origin("", "", size, size, ""),
+            parameterisation="direct",
+            text_encoder=encoder,
+        )
+        self.ids = torch.randint(2, len(words), (sizes.batch, sizes.text_length))
+        self.text, self.null = encoder(self.ids), encoder(self.prior.conditioner.null(sizes.batch))
+        self.pipeline = self._build_pipeline()
+
+    def _build_pipeline(self) -> _Loop:
+        sizes = self.sizes
+        pipeline = _Loop(
+            vqvae=VQModel(block_out_channels=(32,), num_vq_embeddings=sizes.tokens, vq_embed_dim=3).eval(),
+            text_encoder=None,
+            tokenizer=None,
+            transformer=to_diffusers(self.prior.denoiser),
+            scheduler=VQDiffusionScheduler(num_vec_classes=sizes.tokens + 1, num_train_timesteps=sizes.steps),
+            learned_classifier_free_sampling_embeddings=None,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.features = torch.cat([self.null, self.text])
+        return pipeline
+
+    def theirs(self, truncation: float = 1.0) -> object:
+        """Diffusers' loop, and a VQModel of 32 channels that makes 16x16 pixels of the tokens."""
+        return self.pipeline(
+            [""] * self.sizes.batch,
+            num_inference_steps=self.sizes.steps,
+            guidance_scale=SCALE,
+            truncation_rate=truncation,
+            output_type="np",
+        )
+
+    def ours(self, **settings: object) -> Tensor:
+        """`ancestral`, from captions in tokens to grids."""
+        sizes = self.sizes
+        return vqtool.sample(
+            self.prior, sizes.batch, steps=sizes.steps, condition=self.ids, cfg_scale=SCALE, **settings
+        )
+
+    @torch.no_grad()
+    def passes(self) -> Tensor:
+        """The same law, each step by two passes of the whole network for all cells, with the texts anew in each."""
+        prior, size = self.prior, (self.sizes.batch, self.sizes.side, self.sizes.side)
+        x_t = torch.full(size, prior.kernel.mask_id)
+        for time in range(self.sizes.steps, 0, -1):
+            t = torch.full(size[:1], time)
+            guided = guide(prior.log_x0(x_t, t, self.text), prior.log_x0(x_t, t, self.null), SCALE)
+            choice, move = torch.rand(2, *size, dtype=torch.float64)
+            x_t = sample_posterior(draw(guided, choice), x_t, t, t - 1, prior.kernel, move)
+        return x_t
+
+    @torch.no_grad()
+    def difference(self) -> float:
+        """The largest between guided log-probabilities of both at one state."""
+        sizes, time = self.sizes, (self.sizes.steps + 1) // 2
+        x_t = torch.randint(sizes.tokens + 1, (sizes.batch, sizes.side, sizes.side))
+        t = torch.full((sizes.batch,), time)
+        guided = guide(self.prior.log_x0(x_t, t, self.text), self.prior.log_x0(x_t, t, self.null), SCALE)
+        output = self.pipeline.transformer(
+            x_t.flatten(1).repeat(2, 1), encoder_hidden_states=self.pipeline.features, timestep=torch.tensor(time - 1)
+        ).sample
+        log_u, log_c = output.chunk(2)
+        theirs = (log_u + SCALE * (log_c - log_u)).log_softmax(1).transpose(1, 2)
+        return float((guided.flatten(1, 2) - theirs).abs().max())
+
+
+def compare(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """The rows of `pipeline` for these sizes."""
+    case = Case(sizes)
+    low, high = INTERVAL
+    yield "text network under guidance, largest difference from diffusers in log p", f"{case.difference():.0e}"
+    theirs, theirs_cut, passes, ours, ours_cut, partly = race(
+        case.theirs,
+        lambda: case.theirs(RATE),
+        case.passes,
+        case.ours,
+        lambda: case.ours(truncation=RATE),
+        lambda: case.ours(cfg_interval=INTERVAL),
+        repeats=repeats,
+    )
+
+    def row(what: str, mine: float, other: str, its: float) -> Row:
+        rates = f"{sizes.batch / mine:.2f} grids/s, {other}, {sizes.batch / its:.2f}"
+        return f"sampling in {sizes.steps} steps, {what}, {rates}", f"{its / mine:.2f}x"
+
+    yield row("guidance", ours, "against diffusers' loop", theirs)
+    yield row(f"guidance and truncation {RATE}", ours_cut, "against diffusers' loop", theirs_cut)
+    yield row("guidance", ours, "against two full passes", passes)
+    yield row(f"guidance from {low:.0%} to {high:.0%} of the way", partly, "against two full passes", passes)
+
+
+def pipeline(folder: Path, num: int) -> Iterator[Row]:
+    """From masks to tokens, 8 grids of 16x16, K = 1024, a text network of 6 layers of 256, 25 steps, guidance on.
+
+    `vqtool.sample` (ancestral; the text's features, keys, values and all noise included) against diffusers'
+    VQDiffusionPipeline with the same weights, which is given the features of the texts and decodes the tokens by a
+    network of no account: so what is timed is the loop. Both without truncation, diffusers' default, and with
+    VQ-Diffusion's. T is 25: both take the same steps, of the same times. The guided log-probabilities of both are
+    compared first.
+
+    Then guidance in a part of the way against two full passes: a loop of vqtool's own functions that in each step asks
+    the network for all cells with the text and without it, and encodes the text in every call.
+    """
+    yield from compare(Sizes(), repeats=2)
