@@ -3,8 +3,9 @@
 import itertools
 
 import torch
+from matrices import build_kernel
 
-from vqtool import conditions, denoisers, kernels
+from vqtool import conditions, denoisers
 from vqtool.denoisers import Denoiser, EncodedCondition, transformer
 from vqtool.priors import Origin, Prior
 
@@ -66,7 +67,7 @@ def random_prior(kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_
         ["ant", "bee", "cat"] if kind == "class" else None,
         ["an ant", "a bee", "a striped cat"] if kind == "caption" else None,
     )
-    forward = kernels.build(kernel, codebook_size=codebook_size, num_steps=num_steps)
+    forward = build_kernel(kernel, codebook_size=codebook_size, num_steps=num_steps)
     config = {
         "codebook_size": codebook_size,
         "grid_size": list(grid_size),

@@ -8,8 +8,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from exact import origin
+from matrices import build_kernel
 
-from vqtool import conditions, kernels
+from vqtool import conditions
 from vqtool.denoisers import transformer
 from vqtool.grids import GridBatch
 from vqtool.training import prior as training
@@ -46,7 +47,7 @@ def train(
     grids = batch(copies)
     conditioner = conditions.build(kind, grids.labels)
     data, held_out = build_data(grids, conditioner, origin((2, 3))).split(0)
-    forward = kernels.build(kernel, codebook_size=7, num_steps=diffusion)
+    forward = build_kernel(kernel, codebook_size=7, num_steps=diffusion)
     # Seven tokens are told apart sooner when they start farther apart.
     with (
         patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),

@@ -69,7 +69,7 @@ def test_tok_h5_becomes_prior_safetensors_with_log_state_and_sheet(folder, vqtoo
     assert {"loss", "bound", "cross_entropy"} <= set(lines[0])
     with Image.open("prior.sheet.png") as sheet:
         assert sheet.size[0] > 100
-    for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule paper, T = 100", "3 steps of"):
+    for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule release, T = 100", "3 steps of"):
         assert words in result.err
 
 

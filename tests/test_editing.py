@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from exact import exact_prior, random_prior
-from matrices import between, check_law
+from matrices import SCHEDULES, between, check_law
 
 import vqtool
 from vqtool import kernels, samplers
@@ -22,7 +22,9 @@ PAIRS = [(name, kernel) for name in samplers.NAMES for kernel in KERNELS]  # tho
 
 
 def build(name, num_steps, codebook_size=2, schedule=None):
-    return kernels.build(name, schedule=schedule, codebook_size=codebook_size, num_steps=num_steps)
+    return kernels.build(
+        name, schedule=schedule or SCHEDULES.get(name), codebook_size=codebook_size, num_steps=num_steps
+    )
 
 
 def conditional(given):

@@ -124,9 +124,9 @@ def test_a_kernel_is_made_again_from_its_config(name, schedule):
     assert again.config == kernel.config
 
 
-def test_defaults_are_paper_linear_and_cosine():
+def test_defaults_are_release_linear_and_cosine():
     found = {name: kernels.build(name, codebook_size=5).schedule for name in kernels.KERNELS}
-    assert found == {"mask-replace": "paper", "absorbing": "linear", "uniform": "cosine"}
+    assert found == {"mask-replace": "release", "absorbing": "linear", "uniform": "cosine"}
 
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones():

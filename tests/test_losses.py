@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrices import CASES, between
+from matrices import CASES, between, build_kernel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -217,7 +217,7 @@ def test_the_weights_of_a_linear_schedule_are_those_of_unleashing_transformers()
 
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
 def test_reweighting_undoes_how_much_of_x_0_a_step_loses(name):
-    kernel = kernels.build(name, codebook_size=5, num_steps=50)
+    kernel = build_kernel(name, codebook_size=5, num_steps=50)
     weights = LOSSES["reweighted"].weights(kernel)
     assert torch.isfinite(weights).all()
     falls = kernel.alpha_bar[:-1] - kernel.alpha_bar[1:]
@@ -227,7 +227,7 @@ def test_reweighting_undoes_how_much_of_x_0_a_step_loses(name):
 def test_losses_of_masked_cells_are_refused_for_other_kernels_and_the_error_says_what_fits():
     for kernel in ("mask-replace", "uniform"):
         for name, loss in LOSSES.items():
-            built = kernels.build(kernel, codebook_size=5)
+            built = build_kernel(kernel, codebook_size=5)
             if loss.of_masked:
                 with pytest.raises(VqtoolError, match=f"not with {kernel}; losses that fit that: reweighted, bound"):
                     losses.find(name, built)
@@ -321,7 +321,7 @@ def test_losses_equal_those_of_vq_ddm(name):
 
 
 def test_mask_weights_count_masked_and_other_cells_but_not_the_decoder_term():
-    kernel = kernels.build("mask-replace", codebook_size=5, num_steps=4)
+    kernel = build_kernel("mask-replace", codebook_size=5, num_steps=4)
     x_t = torch.tensor([[[5, 1]], [[5, 1]]])
     assert cell_weights(x_t, torch.tensor([1, 3]), kernel, 0.5, 2.0).tolist() == [[[1, 1]], [[0.5, 2]]]
 

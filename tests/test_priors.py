@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exact import ExactDenoiser, random_prior
+from matrices import build_kernel
 
 import vqtool
 from vqtool import artifacts, kernels
@@ -16,7 +17,7 @@ from vqtool.priors import log_probabilities
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
 def test_evidence_makes_logits_of_the_other_cells_into_the_exact_law_of_independent_cells(name):
     # For independent cells the others say nothing: the logits are the log law, and x_t adds what is in x_t.
-    kernel = kernels.build(name, codebook_size=3, num_steps=10)
+    kernel = build_kernel(name, codebook_size=3, num_steps=10)
     law = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     exact = ExactDenoiser(law, (1, 1), kernel)
     states = [0, 1, 2, 3] if kernel.has_mask else [0, 1, 2]
@@ -142,7 +143,7 @@ def test_another_kind_of_artifact_is_refused(tmp_path):
 
 def test_the_residual_adds_one_to_the_logit_of_a_token_that_is_seen_and_nothing_to_a_mask():
     """VQ-DDM's x_0 = mu(x_t, t) + x_t, with x_t as a row of K numbers: a one at its token, zeros for the mask."""
-    kernel = kernels.build("mask-replace", codebook_size=3, num_steps=10)
+    kernel = build_kernel("mask-replace", codebook_size=3, num_steps=10)
     logits, x_t = torch.randn(1, 1, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[[0, 2, 1, 3]]])
     rows = torch.eye(4)[x_t][..., :3]
     ours = log_probabilities(logits, x_t, torch.tensor([4]), kernel, "residual")

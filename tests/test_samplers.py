@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exact import exact_prior, random_prior
+from matrices import build_kernel
 from scipy import stats
 
 import vqtool
@@ -40,7 +41,7 @@ def called(sampler, steps):
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_ancestral_sampling_of_one_cell_has_the_law_of_the_data_for_any_number_of_steps(name, steps):
     law = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    prior = exact_prior(law, (1, 1), kernels.build(name, codebook_size=4, num_steps=50))
+    prior = exact_prior(law, (1, 1), build_kernel(name, codebook_size=4, num_steps=50))
     drawn = vqtool.sample(prior, 2048, steps=steps, batch_size=1024)
     assert chi_square(drawn, law) > FALSE_ALARM
     assert prior.denoiser.calls == 2048 // 512 * steps
@@ -189,7 +190,7 @@ def walk_densely(prior, num, steps):
 @pytest.mark.parametrize("name", ["absorbing", "mask-replace", "uniform"])
 def test_looking_at_few_cells_draws_the_same_grids_as_looking_at_all(name):
     law = torch.rand(2**10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 8
-    prior = exact_prior(law, (2, 5), kernels.build(name, codebook_size=2, num_steps=50))
+    prior = exact_prior(law, (2, 5), build_kernel(name, codebook_size=2, num_steps=50))
     asked = []
     forward = prior.denoiser.forward
 
@@ -241,7 +242,7 @@ def test_samples_do_not_change_when_cells_come_in_parts(monkeypatch):
 def test_ancestral_sampling_by_the_plug_in_rule_has_the_law_of_its_averages(name):
     """One cell; its law is the product of the averages' matrices."""
     data = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    kernel = kernels.build(name, codebook_size=4, num_steps=9)
+    kernel = build_kernel(name, codebook_size=4, num_steps=9)
     prior = exact_prior(data, (1, 1), kernel)
     states = torch.arange(4 + kernel.has_mask).view(-1, 1, 1)
     gamma = kernel.gamma_bar[-1]

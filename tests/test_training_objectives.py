@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exact import exact_prior, origin, random_prior
+from matrices import build_kernel
 
 import vqtool
 from vqtool import conditions, kernels, losses
@@ -186,7 +187,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kernel", "settings"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_losses_and_their_gradients_are_on_average_the_sums_over_all_times_and_noise(kernel, settings):
-    prior = table_prior(random_logits(3), kernels.build(kernel, codebook_size=3, num_steps=4))
+    prior = table_prior(random_logits(3), build_kernel(kernel, codebook_size=3, num_steps=4))
     x_0 = torch.tensor([[[2, 0]]])
     table = prior.denoiser.logits
     expected = enumerated(prior, settings, x_0, 4)
@@ -217,7 +218,7 @@ def test_the_plug_in_rule_of_a_prior_is_that_of_its_bound():
 
 
 def test_importance_leaves_the_loss_as_it_is_on_average_and_makes_it_less_noisy():
-    prior = table_prior(random_logits(3), kernels.build("mask-replace", codebook_size=3, num_steps=20))
+    prior = table_prior(random_logits(3), build_kernel("mask-replace", codebook_size=3, num_steps=20))
     x_0, spread = torch.tensor([[[2, 0]]]), []
     expected = float(enumerated(prior, PriorLoss("bound", 0.0), x_0, 20).detach())
     for times in ("uniform", "importance"):
@@ -361,7 +362,7 @@ def test_mlm_masks_exactly_the_rounded_share_of_the_cells_but_one_at_least():
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
 def test_the_bound_of_an_exact_denoiser_of_one_cell_is_the_entropy_of_the_law(name):
     law = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    prior = exact_prior(law, (1, 1), kernels.build(name, codebook_size=3, num_steps=8))
+    prior = exact_prior(law, (1, 1), build_kernel(name, codebook_size=3, num_steps=8))
     grids = data(np.repeat([0, 1, 2], [600, 300, 100]).reshape(-1, 1, 1))
     entropy = -float((law * law.log()).sum())
     left = float(losses.stationary_term(torch.zeros(1, 1, 1, dtype=torch.int64), prior.kernel))
@@ -410,7 +411,7 @@ def test_dropped_conditions_are_the_null_condition_in_the_share_asked_for():
 def test_settings_that_would_do_nothing_are_refused_and_the_error_says_what_they_go_with(
     kernel, rule, changes, message
 ):
-    prior = table_prior(random_logits(3), kernels.build(kernel, codebook_size=3), rule)
+    prior = table_prior(random_logits(3), build_kernel(kernel, codebook_size=3), rule)
     with pytest.raises(VqtoolError, match=message):
         objectives.check_loss(PriorLoss(**changes), prior)
 

@@ -11,6 +11,7 @@ import prior_run
 import pytest
 import torch
 from exact import origin
+from matrices import build_kernel
 
 import vqtool
 from vqtool import artifacts, conditions, denoisers, kernels
@@ -88,7 +89,7 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
     grids = prior_run.batch(4)
     conditioner = conditions.build(kind, grids.labels, grids.labels)
     data = GridData(grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), origin((2, 3)))
-    forward = kernels.build("mask-replace", codebook_size=7, num_steps=20)
+    forward = build_kernel("mask-replace", codebook_size=7, num_steps=20)
     prior = training.build_prior(forward, conditioner, data.origin, "tiny", seed=0, tokens=data.tokens, denoiser=name)
     assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
     fresh = float(validate(prior.denoiser, prior, data, 1))

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from matrices import build_kernel
 
-from vqtool import denoisers, kernels
+from vqtool import denoisers
 from vqtool.denoisers import guided_unet, unet
 from vqtool.losses import variational_bound
 from vqtool.priors import log_probabilities
@@ -148,7 +149,7 @@ def test_a_network_is_rebuilt_from_its_config_as_json_has_it(name):
 @pytest.mark.parametrize("kernel", ["absorbing", "mask-replace", "uniform"])
 def test_a_fresh_network_learns_a_chessboard_with_every_kernel(name, kernel):
     # One of two boards, so that a cell needs its neighbours: knowing the boards' tokens alone leaves log 2 a cell.
-    forward = kernels.build(kernel, codebook_size=K, num_steps=20)
+    forward = build_kernel(kernel, codebook_size=K, num_steps=20)
     torch.manual_seed(0)
     network = denoisers.module(name).build(config(name))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)

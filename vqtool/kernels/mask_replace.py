@@ -1,7 +1,8 @@
 """Mask-and-replace kernel: a token is kept, masked, or drawn anew from the codebook; a mask stays.
 
-When to use it: the default; masks tell the denoiser where to work, and random tokens teach it to doubt what it sees,
-so that sampling may correct earlier choices.
+When to use it: the default; masks tell the denoiser where to work. With the schedule "paper" a tenth of the tokens is
+replaced, which teaches the denoiser to doubt what it sees, so that sampling may correct earlier choices, and costs
+likelihood and training; with "release", as in VQ-Diffusion's published code and models, next to none are.
 Equation: q(x_t | x_0) = alpha_bar_t [x_t = x_0] + beta_bar_t [x_t != MASK] + gamma_bar_t [x_t = MASK].
 Cost: one denoiser call a step; its loss sums once over the codebook.
 Source: Gu et al. 2022 (arXiv:2111.14822), section 4.1.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 HAS_MASK = True
-DEFAULT_SCHEDULE = "paper"
+DEFAULT_SCHEDULE = "release"
 
 
 def tables(alpha_bar: Tensor, gamma_bar: Tensor | None) -> tuple[Tensor, Tensor]:
