@@ -268,3 +268,14 @@ def test_a_condition_that_is_missing_or_of_another_kind_is_refused():
         network(x_t, t)
     with pytest.raises(ValueError, match=r"features \(B, L, 24\) are needed, not \(3, 5\)"):
         network(x_t, t, torch.zeros(3, 5, dtype=torch.int64))
+
+
+def test_texts_that_are_filled_up_for_the_cpu_say_what_they_said(monkeypatch):
+    network, (x_t, t) = shaken(**TEXT), inputs()
+    condition = condition_for(network)
+    encoded = network.encode_condition(condition)
+    assert encoded.keys_values.shape[-2] == vq_diffusion.FULL_LENGTH
+    assert encoded.mask.tolist() == [[True] * 5 + [False] * 11] * 3
+    monkeypatch.setattr(vq_diffusion, "FULL_LENGTH", 5)
+    assert network.encode_condition(condition).mask is None
+    torch.testing.assert_close(network(x_t, t, encoded), network(x_t, t, condition), rtol=0, atol=1e-5)

@@ -89,12 +89,12 @@ class CrossAttention(nn.Module):
         batch, length, _ = features.shape
         return self.kv(features).view(batch, length, 2, self.num_heads, -1).permute(0, 2, 3, 1, 4)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
-        """Of (B, N, D)."""
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+        """Of (B, N, D); mask (B, L) is False at keys that are not seen."""
         batch, num, width = x.shape
         q = self.q(x).view(batch, num, self.num_heads, -1).transpose(1, 2)
         k, v = keys_values.unbind(1)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
         return self.out(x.transpose(1, 2).reshape(batch, num, width))  # type: ignore[no-any-return]
 
 
