@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from benchmarks import Measure, commands, network, pipeline, sampling, training
+from benchmarks import Measure, commands, network, pipeline, sampling, strides, training
 
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
@@ -27,6 +27,7 @@ MEASURES: dict[str, Measure] = {
     "guidance": network.guidance,
     "ceiling": network.ceiling,
     "pipeline": pipeline.pipeline,
+    "release-fast": strides.release_fast,
 }
 
 

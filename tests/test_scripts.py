@@ -143,6 +143,26 @@ def test_the_pipeline_of_the_benchmark_gives_diffusers_the_same_law_and_as_many_
     assert len(ratios(pipeline.compare(sizes, repeats=1))) == 4
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("skip", "calls", "percent"), [(1, 51, 0), (3, 26, 25), (7, 14, 38), (9, 11, 65)])
+def test_the_fast_mode_of_the_release_is_that_of_diffusers_posterior(peer, skip, calls, percent):
+    diffusers, strides = pytest.importorskip("diffusers"), peer("strides")
+    scheduler = diffusers.VQDiffusionScheduler(num_vec_classes=6)
+    masks, log_x0 = torch.full((1, 1), 5), torch.full((1, 5, 1), 0.2).log()
+    indices = list(range(99, -1, -1 - skip))  # as in `sample_fast`, where times begin with 0
+    indices += [0] if indices[-1] else []
+    left = 1.0
+    for index in indices[:-1]:
+        law = scheduler.q_posterior(log_x0, masks, index - skip if index > skip else index)
+        left *= float(law.softmax(1)[0, -1, 0])
+    kernel = kernels.build("mask-replace", schedule="release", codebook_size=5)
+    assert len(strides.fast_times(100, skip)) == len(indices) == calls
+    assert strides.fast_last(kernel, skip) == pytest.approx(left, rel=1e-3)
+    assert 100 * left == pytest.approx(percent, abs=2)  # measured on VQ-Diffusion's own code
+    assert strides.exact_last(kernel, calls) == pytest.approx(1 / calls, abs=0.015)
+    assert len(list(strides.release_fast(Path(), 0))) == 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_what_a_function_takes():
     assert 32e6 < benchmarks.peak_memory(partial(partial, bytearray, 32 << 20)) < 40e6
