@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from benchmarks import Measure, commands, network, pipeline, sampling, strides, training
+from benchmarks import Measure, commands, network, pipeline, sampling, strides, tokenizer, training
 
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
@@ -28,6 +28,7 @@ MEASURES: dict[str, Measure] = {
     "ceiling": network.ceiling,
     "pipeline": pipeline.pipeline,
     "release-fast": strides.release_fast,
+    "tokenizer": tokenizer.tokenizer,
 }
 
 

@@ -17,6 +17,7 @@ from vqtool import artifacts, kernels
 from vqtool.denoisers import vq_diffusion
 from vqtool.losses import auxiliary, variational_bound
 from vqtool.tokenizers import Tokenizer, save_tokenizer
+from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -161,6 +162,18 @@ def test_the_fast_mode_of_the_release_is_that_of_diffusers_posterior(peer, skip,
     assert 100 * left == pytest.approx(percent, abs=2)  # measured on VQ-Diffusion's own code
     assert strides.exact_last(kernel, calls) == pytest.approx(1 / calls, abs=0.015)
     assert len(list(strides.release_fast(Path(), 0))) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_tokenizers_of_the_benchmark_are_one(peer, tmp_path):
+    attention = (False, False, True)
+    config = VqganConfig(7, 8, 8, 32, (32, 32, 64), encoder_attention=attention, decoder_attention=attention)
+    with torch.no_grad():
+        equal, apart = peer("tokenizer").Case(config, 32, tmp_path).agreement()
+        rows = list(peer("tokenizer").compare(config, 32, tmp_path, repeats=1))
+    assert equal == 1
+    assert apart < 1e-4
+    assert len(ratios(rows)) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
