@@ -7,7 +7,8 @@
 #   bash recipes/refit.sh --pictures DIR         # train.h5, heldout-emoji.h5 and heldout-photos.h5 made before
 #   bash recipes/refit.sh --work DIR             # default runs/refit
 #
-# Plain is as first published: codes learn by gradients, start on single latents, and nothing is done against collapse.
+# Plain is close to the training as first published: codes learn by gradients and nothing is done against collapse. They
+# start on single latents, after a twentieth of the run in which latents pass as they are; as published, at random.
 # It is fine-tuned as long as the rebuilt ones (the control), so that what they gain is not the longer training. Only
 # train.h5 is learned from; only the held-out files are scored. The loss, the network and the batches are those of all.
 #

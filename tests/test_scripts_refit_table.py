@@ -14,7 +14,12 @@ def write_scores(work, seed, base):
     folder = work / f"seed-{seed}"
     folder.mkdir()
     for i, name in enumerate(refit_table.TOKENIZERS):
-        usage = {"usage": (base + i) / 100, "perplexity": 10.0 * (base + i), "codebook_size": 8 * (i + 1)}
+        usage = {
+            "usage": (base + i) / 100,
+            "usage-10": (base + i) / 200,
+            "perplexity": 10.0 * (base + i),
+            "codebook_size": 8 * (i + 1),
+        }
         (folder / f"{name}-usage.json").write_text(json.dumps(usage))
         scores = {"emoji": {"PSNR": base + i}, "photos": {"PSNR": base + i + 0.5}}
         scores["distance"] = {"FD-EfficientNetLite0": base + i + 0.25}
@@ -26,11 +31,11 @@ def test_each_tokenizer_of_each_seed_has_its_scores_and_the_means_follow(tmp_pat
     write_scores(tmp_path, 10, 40)
     write_scores(tmp_path, 2, 20)
     head, rule, *rows = refit_table.lines(tmp_path)
-    assert head.count("|") == rule.count("|") == 9
-    assert rows[0] == "| 2 | plain | 8 | 20.0% | 200 | 20.00 | 20.50 | 20.2 |"
-    assert rows[7] == "| 10 | plain, fine-tuned (control) | 16 | 41.0% | 410 | 41.00 | 41.50 | 41.2 |"
-    mean = "30.0% ± 14.1% | 300 ± 141 | 30.00 ± 14.14 | 30.50 ± 14.14 | 30.2 ± 14.1"  # half of 40 - 20, times sqrt(2)
-    assert rows[12] == f"| mean | plain | 8 | {mean} |"
+    assert head.count("|") == rule.count("|") == 10
+    assert rows[0] == "| 2 | plain | 8 | 20.0% | 10.0% | 200 | 20.00 | 20.50 | 20.2 |"
+    assert rows[7] == "| 10 | plain, fine-tuned (control) | 16 | 41.0% | 20.5% | 410 | 41.00 | 41.50 | 41.2 |"
+    usage = "30.0% ± 14.1% | 15.0% ± 7.1% | 300 ± 141"  # deviations: half of 40 - 20, times sqrt(2)
+    assert rows[12] == f"| mean | plain | 8 | {usage} | 30.00 ± 14.14 | 30.50 ± 14.14 | 30.2 ± 14.1 |"
     assert len(rows) == 18
 
 
