@@ -67,7 +67,7 @@ finetune() { # a tokenizer's name
     train "$1-finetuned.safetensors" "$finetune_steps" vqtool codebook finetune "$1.safetensors" "$pictures/train.h5"
 }
 
-# Scores of a tokenizer: PSNR of each kind of held-out pictures; usage and Frechet distance of all of them.
+# Scores of a tokenizer: PSNR of each kind of held-out pictures; usage of all of them; Frechet distance of 500.
 score() {
     local kind held_out
     for kind in emoji photos; do
@@ -77,7 +77,7 @@ score() {
         make "$1-$kind.tar" vqtool decode "$1-$kind.h5" -o "$1-$kind.tar"
     done
     make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.h5" \
-        --ref "$pictures/heldout-photos.h5" -o "$1-distance.json"
+        --ref "$pictures/heldout-photos.h5" --max-images 500 -o "$1-distance.json"
     if [[ ! -e $1-usage.json ]]; then
         run vqtool codebook usage "$1-emoji.h5" "$1-photos.h5" --json >"$1-usage.json.part"
         mv "$1-usage.json.part" "$1-usage.json"

@@ -2,9 +2,10 @@
 
     python scripts/refit_table.py runs/refit
 
-Usage (also the share of codes that occur 10 times, as papers count), perplexity and FD, the Frechet distance between
-pictures and their reconstructions on EfficientNet-Lite0 features, are of all held-out pictures together, PSNR is of
-each kind of them. With several seeds the means over them and the standard deviations between them follow.
+Usage (also the share of codes that occur 10 times, as papers count) and perplexity are of all held-out pictures
+together, PSNR is of each kind of them. FD is the Frechet distance between 500 of them and 500 reconstructions on
+EfficientNet-Lite0 features: compare it in this table only. With several seeds the means over them and the standard
+deviations between them follow.
 """
 
 import argparse
