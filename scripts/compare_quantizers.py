@@ -63,20 +63,21 @@ VARIANTS = {
 }
 
 
-def score(tokenizer: Tokenizer, pictures: Pictures, network: FeatureNetwork) -> dict[str, float]:
-    """Usage, perplexity, PSNR (dB) and Frechet distance of pictures (N, 3, h, w) encoded and decoded."""
+def score(
+    tokenizer: Tokenizer, pictures: Pictures, network: FeatureNetwork, features: NDArray[np.float32]
+) -> dict[str, float]:
+    """Usage, perplexity, PSNR (dB), and Frechet distance of pictures (N, 3, h, w), of such features, to rebuilt ones."""
     counts, rebuilt = np.zeros(tokenizer.codebook_size, np.int64), []
     for start in range(0, len(pictures), BATCH):
         grid = tokenizer.encode(to_float(pictures[start : start + BATCH]).to(tokenizer.device))
         counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
         rebuilt.append(to_uint8(tokenizer.decode(grid)))
     errors = mean_squared_errors(pictures, np.concatenate(rebuilt))
-    features = [extract(network, [some]) for some in (pictures, np.concatenate(rebuilt))]
     return {
         "usage": usage(counts),
         "perplexity": perplexity(counts),
         "PSNR": float(psnr(errors).mean()),
-        "FD": frechet_distance(*features),
+        "FD": frechet_distance(features, extract(network, [np.concatenate(rebuilt)])),
     }
 
 
@@ -126,7 +127,9 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
     else:
         kept = np.arange(len(pictures)) % HELD_OUT_EVERY == 0
         pictures, held_out = pictures[~kept], pictures[kept]
-    network = network or EfficientNetLite0("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network or EfficientNetLite0(device)
+    features = extract(network, [held_out])
     clock, unit = (time.process_time, "CPU min") if options.cpu_time else (time.perf_counter, "min")
     length = f"{options.steps} steps" if options.steps else f"{options.minutes:g} {unit}"
     print(f"{len(pictures)} pictures of {options.size} px, {length} each; N = {len(held_out)} held out\n")
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
             run = LoopConfig(options.steps or 1, options.batch_size, options.learning_rate, seed=seed)
             seconds = None if options.steps else 60 * options.minutes
             tokenizer, steps, taken = train(pictures, config, variant, run, seconds, clock=clock)
-            found = score(tokenizer.to("cuda" if torch.cuda.is_available() else "cpu"), held_out, network)
+            found = score(tokenizer.to(device), held_out, network, features)
             print(
                 f"| {name} | {seed} | {num} | {config.code_dim} | {steps} | {taken / 60:.2f} | "
                 f"{found['usage']:.1%} | {found['perplexity']:.0f} | {found['PSNR']:.2f} | {found['FD']:.2f} |",

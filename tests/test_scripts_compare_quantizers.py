@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY, build_tokenizer, write_pictures
 
+from vqtool.metrics.features import extract
 from vqtool.tokenizers import SIZES
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -64,7 +65,7 @@ def test_scores_are_those_of_the_pictures_as_the_tokenizer_rebuilds_them():
     tokenizer = build_tokenizer()
     tokenizer.codebook[1:] = 1e3
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16)).astype(np.uint8)
-    found = compare.score(tokenizer, images, MeanColour())
+    found = compare.score(tokenizer, images, MeanColour(), extract(MeanColour(), [images]))
     assert (found["usage"], found["perplexity"]) == (1 / 16, 1.0)
     same = compare.to_uint8(tokenizer.decode(tokenizer.encode(compare.to_float(images[:1]))))[0]
     error = ((images.astype(float) - same) ** 2).mean((1, 2, 3))
