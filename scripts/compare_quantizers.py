@@ -66,7 +66,7 @@ VARIANTS = {
 def score(
     tokenizer: Tokenizer, pictures: Pictures, network: FeatureNetwork, features: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Usage, perplexity, PSNR (dB), and Frechet distance of pictures (N, 3, h, w), of such features, to rebuilt ones."""
+    """Usage, perplexity, PSNR (dB) and Frechet distance of pictures (N, 3, h, w), of such features, rebuilt."""
     counts, rebuilt = np.zeros(tokenizer.codebook_size, np.int64), []
     for start in range(0, len(pictures), BATCH):
         grid = tokenizer.encode(to_float(pictures[start : start + BATCH]).to(tokenizer.device))
