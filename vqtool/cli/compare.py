@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.main import command
-from vqtool.cli.options import Device, Force, Strict, TokenizerOption
+from vqtool.cli.options import Captions, Device, Force, Labels, Strict, TokenizerOption
 from vqtool.cli.sampling import GuidanceFlags, describe, numbers
 from vqtool.errors import VqtoolError
 
@@ -48,12 +48,8 @@ def compare(
     max_images: Annotated[int, typer.Option("--max-images", min=2, help="Of --ref, at most so many.")] = 2048,
     num: Annotated[int, typer.Option("--num", "-n", min=2, help="Pictures for each seed.")] = 256,
     seeds: Annotated[str, typer.Option("--seeds", help="Of all noise; several give error bars.")] = "0,1,2",
-    label: Annotated[
-        list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
-    ] = None,
-    caption: Annotated[
-        list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
-    ] = None,
+    label: Labels = None,
+    caption: Captions = None,
     captions: Annotated[
         Path | None, typer.Option("--captions", help="File of captions or labels. Default: the prior's own examples.")
     ] = None,

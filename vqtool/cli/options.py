@@ -12,6 +12,12 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is th
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input instead of skipping it.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of all noise. Same seed, same result.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many pass the network at once.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
+]
+Captions = Annotated[
+    list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a CUDA GPU if there is one.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 TokenizerOption = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from vqtool.cli.console import say, warn
 from vqtool.cli.main import command
-from vqtool.cli.options import Device, Force, Seed, TokenizerOption
+from vqtool.cli.options import Captions, Device, Force, Labels, Seed, TokenizerOption
 from vqtool.cli.runs import Run, RunFlags, filmed, image_size, read_grid_size
 from vqtool.cli.sampling import SamplingFlags, describe
 from vqtool.distributed import own_range, world_size
@@ -35,12 +35,8 @@ def sample(
     num: Annotated[
         int | None, typer.Option("--num", "-n", help="How many. Default: 64, or one a line of --captions.")
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
-    ] = None,
-    caption: Annotated[
-        list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
-    ] = None,
+    label: Labels = None,
+    caption: Captions = None,
     captions: Annotated[
         Path | None, typer.Option("--captions", help="File of captions or labels, one a line; - is stdin.")
     ] = None,
