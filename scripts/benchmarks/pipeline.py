@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vqtool
 from benchmarks import Row, race
+from benchmarks.dense import dense_logits
 from benchmarks.network import to_diffusers
 from vqtool import kernels
 from vqtool.conditions.clip import END, START, ClipCondition, ClipVocabulary
@@ -30,7 +31,7 @@ class Sizes:
     batch: int = 8
     side: int = 16  # cells of the grid
     tokens: int = 1024  # K
-    steps: int = 25  # T; the walk takes them all, so that diffusers' one is at the right times too
+    steps: int = 20  # T; the walk takes them all, so that diffusers' one is at the right times too
     num_layers: int = 6
     width: int = 256
     num_heads: int = 8
@@ -107,13 +108,21 @@ class Case:
         )
 
     @torch.no_grad()
-    def passes(self) -> Tensor:
-        """The same law, each step by two passes of the whole network for all cells, with the texts anew in each."""
+    def passes(self, *, published: bool = False) -> Tensor:
+        """The same law, each step by two passes of the whole network for all cells, with the texts anew in each.
+
+        The network is vqtool's, or that of `benchmarks.dense`.
+        """
         prior, size = self.prior, (self.sizes.batch, self.sizes.side, self.sizes.side)
         x_t = torch.full(size, prior.kernel.mask_id)
         for time in range(self.sizes.steps, 0, -1):
             t = torch.full(size[:1], time)
-            guided = guide(prior.log_x0(x_t, t, self.text), prior.log_x0(x_t, t, self.null), SCALE)
+            if published:
+                laws = (dense_logits(prior.denoiser, x_t, t, text).log_softmax(-1) for text in (self.text, self.null))
+                log_c, log_u = (law.view(*size, -1) for law in laws)
+            else:
+                log_c, log_u = (prior.log_x0(x_t, t, text) for text in (self.text, self.null))
+            guided = guide(log_c, log_u, SCALE)
             choice, move = torch.rand(2, *size, dtype=torch.float64)
             x_t = sample_posterior(draw(guided, choice), x_t, t, t - 1, prior.kernel, move)
         return x_t
@@ -138,9 +147,10 @@ def compare(sizes: Sizes, repeats: int) -> Iterator[Row]:
     case = Case(sizes)
     low, high = INTERVAL
     yield "text network under guidance, largest difference from diffusers in log p", f"{case.difference():.0e}"
-    theirs, theirs_cut, passes, ours, ours_cut, partly = race(
+    theirs, theirs_cut, published, passes, ours, ours_cut, partly = race(
         case.theirs,
         lambda: case.theirs(RATE),
+        lambda: case.passes(published=True),
         case.passes,
         case.ours,
         lambda: case.ours(truncation=RATE),
@@ -154,20 +164,22 @@ def compare(sizes: Sizes, repeats: int) -> Iterator[Row]:
 
     yield row("guidance", ours, "against diffusers' loop", theirs)
     yield row(f"guidance and truncation {RATE}", ours_cut, "against diffusers' loop", theirs_cut)
-    yield row("guidance", ours, "against two full passes", passes)
-    yield row(f"guidance from {low:.0%} to {high:.0%} of the way", partly, "against two full passes", passes)
+    for what, mine in (("guidance", ours), (f"guidance from {low:.0%} to {high:.0%} of the way", partly)):
+        yield row(what, mine, "against two full passes as published", published)
+        yield row(what, mine, "against two full passes of the same network", passes)
 
 
 def pipeline(folder: Path, num: int) -> Iterator[Row]:
-    """From masks to tokens, 8 grids of 16x16, K = 1024, a text network of 6 layers of 256, 25 steps, guidance on.
+    """From masks to tokens, 8 grids of 16x16, K = 1024, a text network of 6 layers of 256, 20 steps, guidance on.
 
     `vqtool.sample` (ancestral; the text's features, keys, values and all noise included) against diffusers'
     VQDiffusionPipeline with the same weights, which is given the features of the texts and decodes the tokens by a
     network of no account: so what is timed is the loop. Both without truncation, diffusers' default, and with
-    VQ-Diffusion's. T is 25: both take the same steps, of the same times. The guided log-probabilities of both are
+    VQ-Diffusion's. T is 20: both take the same steps, of the same times. The guided log-probabilities of both are
     compared first.
 
-    Then guidance in a part of the way against two full passes: a loop of vqtool's own functions that in each step asks
-    the network for all cells with the text and without it, and encodes the text in every call.
+    Then guidance, and guidance in a part of the way, against two full passes: a loop of vqtool's own functions that in
+    each step asks the network for all cells with the text and without it, and encodes the text in every call. Once the
+    network is the published formulation (`benchmarks.dense`), once vqtool's.
     """
     yield from compare(Sizes(), repeats=2)
