@@ -10,8 +10,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, NoReturn, TypeVar
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
@@ -89,10 +89,11 @@ def _flags(parameter: inspect.Parameter, group: Any) -> Iterator[inspect.Paramet
     if group is None:
         yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         return
-    hints = inspect.get_annotations(group, eval_str=True)
+    hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
         yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
         )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.console import say
-from vqtool.cli.options import one_of
-from vqtool.cli.training import RunFiles, choose_steps, reporting
+from vqtool.cli.options import Force, Images, Seed, Strict, one_of
+from vqtool.cli.training import Minutes, Resume, RunFiles, SheetEvery, Steps, choose_steps, reporting
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 
@@ -31,81 +31,62 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, where two networks learn against each
 _REPORTED = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weight", "discriminator")
 _LOSS, _PICTURES = "Loss", "Pictures"  # groups of flags in --help
 
-LossName = Annotated[
-    str, typer.Option("--loss", rich_help_panel=_LOSS, help="Distance of pixels. l1: sharper edges. l2: higher PSNR.")
-]
-Edges = Annotated[
-    float, typer.Option("--edges", min=0, rich_help_panel=_LOSS, help="Weight of the same of neighbours' differences.")
-]
-PerceptualName = Annotated[
-    str | None,
-    typer.Option(
-        "--perceptual",
-        rich_help_panel=_LOSS,
-        show_default=False,
-        help="Also as a network sees it: efficientnet-lite0, or a file of ST-LPIPS weights. Default: not.",
-    ),
-]
-PerceptualWeight = Annotated[
-    float | None, typer.Option("--perceptual-weight", min=0, rich_help_panel=_LOSS, help="Its weight. Default: 1.")
-]
-Adversarial = Annotated[
-    float | None,
-    typer.Option(
-        "--adversarial",
-        min=0,
-        rich_help_panel=_LOSS,
-        help="Against a discriminator of patches (VQGAN), with this times the adaptive weight; published: 0.8.",
-    ),
-]
-AdversarialStart = Annotated[
-    int | None,
-    typer.Option("--adversarial-start", min=0, rich_help_panel=_LOSS, help="First step with it. Default: half-way."),
-]
-AdversarialMax = Annotated[
-    float | None,
-    typer.Option("--adversarial-max", min=0, rich_help_panel=_LOSS, help="Largest adaptive weight. Default: 10000."),
-]
-AdversarialLayers = Annotated[
-    int | None,
-    typer.Option("--adversarial-layers", min=1, max=6, rich_help_panel=_LOSS, help="Of the discriminator. Default: 3."),
-]
-AdversarialWidth = Annotated[
-    int | None,
-    typer.Option("--adversarial-width", min=1, rich_help_panel=_LOSS, help="Its first channels. Default: 64."),
-]
-Size = Annotated[str, typer.Option("--size", help="Pixels: 64, or 48x80 (height x width).")]
-Flip = Annotated[bool, typer.Option("--flip/--no-flip", rich_help_panel=_PICTURES, help="Mirror half of the images.")]
-Crop = Annotated[
-    float,
-    typer.Option("--crop", min=1, rich_help_panel=_PICTURES, help="Read images so much larger, learn from pieces."),
-]
-Jitter = Annotated[
-    float,
-    typer.Option(
-        "--jitter", min=0, max=1, rich_help_panel=_PICTURES, help="Vary contrast, brightness, saturation so much."
-    ),
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a step.")]
-LearningRate = Annotated[
-    float | None, typer.Option("--learning-rate", min=1e-8, help="After the warm-up. Default: suits the network.")
-]
-Half = Annotated[bool, typer.Option("--half", help="Store weights as float16: half the file.")]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossFlags:
     """What is minimised beside the terms of the quantizer; None is what stands in --help."""
 
-    loss: str
-    edges: float
-    perceptual: str | None
-    perceptual_weight: float | None
-    adversarial: float | None
-    adversarial_start: int | None
-    adversarial_max: float | None
-    adversarial_layers: int | None
-    adversarial_width: int | None
+    loss: Annotated[
+        str,
+        typer.Option("--loss", rich_help_panel=_LOSS, help="Distance of pixels. l1: sharper edges. l2: higher PSNR."),
+    ] = "l1"
+    edges: Annotated[
+        float,
+        typer.Option("--edges", min=0, rich_help_panel=_LOSS, help="Weight of the same of neighbours' differences."),
+    ] = 0.5
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            "--perceptual",
+            rich_help_panel=_LOSS,
+            show_default=False,
+            help="Also as a network sees it: efficientnet-lite0, or a file of ST-LPIPS weights. Default: not.",
+        ),
+    ] = None
+    perceptual_weight: Annotated[
+        float | None, typer.Option("--perceptual-weight", min=0, rich_help_panel=_LOSS, help="Its weight. Default: 1.")
+    ] = None
+    adversarial: Annotated[
+        float | None,
+        typer.Option(
+            "--adversarial",
+            min=0,
+            rich_help_panel=_LOSS,
+            help="Against a discriminator of patches (VQGAN), with this times the adaptive weight; published: 0.8.",
+        ),
+    ] = None
+    adversarial_start: Annotated[
+        int | None,
+        typer.Option(
+            "--adversarial-start", min=0, rich_help_panel=_LOSS, help="First step with it. Default: half-way."
+        ),
+    ] = None
+    adversarial_max: Annotated[
+        float | None,
+        typer.Option(
+            "--adversarial-max", min=0, rich_help_panel=_LOSS, help="Largest adaptive weight. Default: 10000."
+        ),
+    ] = None
+    adversarial_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--adversarial-layers", min=1, max=6, rich_help_panel=_LOSS, help="Of the discriminator. Default: 3."
+        ),
+    ] = None
+    adversarial_width: Annotated[
+        int | None,
+        typer.Option("--adversarial-width", min=1, rich_help_panel=_LOSS, help="Its first channels. Default: 64."),
+    ] = None
 
     def check(self) -> None:
         """Raise if a flag is unknown or has nothing to act on."""
@@ -141,31 +122,52 @@ class LossFlags:
         return TokenizerLoss(**{name: value for name, value in given.items() if value is not None})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PictureFlags:
     """What is learned from."""
 
-    images: list[Path]
-    size: str
-    flip: bool
-    crop: float
-    jitter: float
-    strict: bool
+    images: Images
+    size: Annotated[str, typer.Option("--size", help="Pixels: 64, or 48x80 (height x width).")] = "64"
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", rich_help_panel=_PICTURES, help="Mirror half of the images.")
+    ] = True
+    crop: Annotated[
+        float,
+        typer.Option("--crop", min=1, rich_help_panel=_PICTURES, help="Read images so much larger, learn from pieces."),
+    ] = 1.0
+    jitter: Annotated[
+        float,
+        typer.Option(
+            "--jitter", min=0, max=1, rich_help_panel=_PICTURES, help="Vary contrast, brightness, saturation so much."
+        ),
+    ] = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """How a run goes."""
 
-    output: Path
-    steps: int | None
-    minutes: float | None
-    batch_size: int
-    learning_rate: float
-    sheet_every: int
-    half: bool
-    seed: int
-    resume: bool
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("tokenizer.safetensors")
+    steps: Steps = None
+    minutes: Minutes = None
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a step.")] = 32
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=1e-8, help="After the warm-up. Default: suits the network.")
+    ] = None
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16: half the file.")] = False
+    sheet_every: SheetEvery = 500
+    seed: Seed = 0
+    resume: Resume = False
+    strict: Strict = False
+    force: Force = False
+
+    def at_rate(self, default: float) -> "RunFlags":
+        """The same, learning at a rate if none is given."""
+        return replace(self, learning_rate=self.learning_rate or default)
+
+    def check(self) -> None:
+        """Raise if a file is in the way, or missing for --resume."""
+        RunFiles(self.output).check(resume=self.resume, force=self.force)
 
 
 def train(
@@ -186,7 +188,7 @@ def train(
         loss: what is minimised.
         flags: that say so, too.
         pictures: what is learned from.
-        run: how long, and where to.
+        run: how long, how fast, and where to.
         parent: the tokenizer that it was before.
     """
     from vqtool.cli.inputs import Skipped
@@ -194,7 +196,7 @@ def train(
     from vqtool.training import data
     from vqtool.training import tokenizer as training
 
-    size, skipped, files = parse_size(pictures.size), Skipped(pictures.strict), RunFiles(run.output)
+    size, skipped, files = parse_size(pictures.size), Skipped(run.strict), RunFiles(run.output)
     perceptual = _load_perceptual(flags.perceptual, size)
     pixels = _read(pictures, size, skipped, model)
     change = training.Augmentation(flip=pictures.flip, jitter=pictures.jitter)
@@ -251,7 +253,8 @@ def _choose_run(
     """How the run goes: how long, if it is not said, by timing a few steps."""
     from vqtool.training.loop import LoopConfig, measure_step_seconds
 
-    config = LoopConfig(1, flags.batch_size, flags.learning_rate, seed=flags.seed, sheet_steps=flags.sheet_every)
+    rate = flags.learning_rate or LoopConfig.learning_rate
+    config = LoopConfig(1, flags.batch_size, rate, seed=flags.seed, sheet_steps=flags.sheet_every)
     if model.discriminator is not None:
         config = replace(config, betas=ADVERSARIAL_BETAS)
     num_steps = choose_steps(
