@@ -1,6 +1,7 @@
 """What the tests of commands share: a small tokenizer, a folder of pictures, and ways to run `vqtool`."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -18,6 +19,9 @@ from PIL import Image
 from vqtool.cli import main as cli
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.tokenizers.vqvae import VqVaeConfig
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests send Ctrl-C, to themselves and to commands
 
 TINY = VqVaeConfig(
     codebook_size=16, code_dim=4, channels=(16, 16, 16), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 0)
