@@ -183,6 +183,7 @@ def build_model(
             **{f"quantizer.{name}": value for name, value in {"name": quantizer, **options}.items()},
             "discriminator": None if discriminator is None else asdict(discriminator),
         }
+        built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options)
         if start is not None:
             check_codes_learn(start)
             if start.lookup != tokenizer.lookup:
@@ -191,8 +192,6 @@ def build_model(
                     "take another quantizer"
                 )
             tokenizer.load_state_dict(start.state_dict())
-        built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options)
-        if start is not None:
             built.begin(start.codebook)
             design["start"] = start.fingerprint
         return Autoencoder(tokenizer, built, discriminator, design=design)
