@@ -19,7 +19,7 @@ import numpy as np
 from vqtool import artifacts
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_batches, to_float, to_uint8
-from vqtool.sheets import comparison_sheet, save_image
+from vqtool.images.preview import comparison_sheet, save_image
 from vqtool.tokenizers import builtin_path, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

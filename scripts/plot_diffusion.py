@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vqtool import kernels, schedules
-from vqtool.kernels import Kernel
-from vqtool.posterior import average_posterior
+from vqtool.diffusion import kernels, schedules
+from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.posterior import average_posterior
 
 KEPT, REPLACED, MASKED = "#3b75af", "#e8a33d", "#5b5b5b"
 PANELS = (("mask-replace", "paper"), ("absorbing", "linear"), ("uniform", "cosine"))

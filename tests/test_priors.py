@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact import ExactDenoiser, random_prior
-from matrices import build_kernel
+from support.exact import ExactDenoiser, random_prior
+from support.matrices import build_kernel
 
 import vqtool
-from vqtool import artifacts, kernels
+from vqtool import artifacts
+from vqtool.diffusion import kernels
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
 from vqtool.priors import log_probabilities

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_lines import commands_in_markdown, commands_in_script, parse
 from PIL import Image, ImageDraw
+from support.command_lines import commands_in_markdown, commands_in_script, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "recipes").glob("*.sh")), *sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]

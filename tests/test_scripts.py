@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vqtool import artifacts, kernels
+from vqtool import artifacts
 from vqtool.denoisers import vq_diffusion
-from vqtool.losses import auxiliary, variational_bound
+from vqtool.diffusion import kernels
+from vqtool.diffusion.losses import auxiliary, variational_bound
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, build_tokenizer, write_pictures
+from support.commands import TINY, build_tokenizer, write_pictures
 
 from vqtool.metrics.features import extract
 from vqtool.tokenizers import SIZES

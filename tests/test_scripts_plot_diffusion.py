@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqtool import kernels
+from vqtool.diffusion import kernels
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,15 +13,16 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.version import __version__
 
 if TYPE_CHECKING:
-    from vqtool import kernels, metrics, posterior
+    from vqtool import metrics
+    from vqtool.diffusion import kernels, posterior
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import sample
     from vqtool.tokenizers import Tokenizer, load_tokenizer
 
 _LAZY = {
-    "kernels": "vqtool.kernels",
+    "kernels": "vqtool.diffusion.kernels",
     "metrics": "vqtool.metrics",
-    "posterior": "vqtool.posterior",
+    "posterior": "vqtool.diffusion.posterior",
     "Prior": "vqtool.priors",
     "load_prior": "vqtool.priors",
     "sample": "vqtool.samplers",
@@ -49,4 +50,4 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'vqtool' has no attribute {name!r}")
     module = import_module(_LAZY[name])
-    return module if _LAZY[name] == f"vqtool.{name}" else getattr(module, name)
+    return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vqtool import artifacts, conditions, denoisers
 from vqtool.conditions import Conditioner
+from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
-from vqtool.kernels import Kernel
-from vqtool.text_encoders import TextEncoder, find_named_text_encoder
 
 KIND = "prior"
 PARAMETERISATIONS = ("evidence", "direct", "residual")

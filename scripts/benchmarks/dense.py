@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqtool.denoisers.vq_diffusion import VqDiffusion
-from vqtool.kernels import Kernel
+from vqtool.diffusion.kernels import Kernel
 
 FLOOR = -70.0
 

@@ -12,14 +12,14 @@ import vqtool
 from benchmarks import Row, race
 from benchmarks.dense import dense_logits
 from benchmarks.network import to_diffusers
-from vqtool import kernels
 from vqtool.conditions.clip import END, START, ClipCondition, ClipVocabulary
+from vqtool.conditions.text_encoders import Config as TextConfig
+from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
-from vqtool.guidance import guide
-from vqtool.posterior import draw, sample_posterior
+from vqtool.diffusion import kernels
+from vqtool.diffusion.guidance import guide
+from vqtool.diffusion.posterior import draw, sample_posterior
 from vqtool.priors import Origin, Prior
-from vqtool.text_encoders import Config as TextConfig
-from vqtool.text_encoders import TextEncoder
 
 SCALE, RATE, INTERVAL = 5.0, 0.86, (0.2, 0.8)  # diffusers' scale, VQ-Diffusion's truncation
 

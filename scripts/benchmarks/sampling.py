@@ -11,10 +11,11 @@ from torch import Tensor
 
 import vqtool
 from benchmarks import Row, peak_memory, race
-from vqtool import conditions, denoisers, kernels
+from vqtool import conditions, denoisers
 from vqtool.denoisers import Denoiser, EncodedCondition
-from vqtool.guidance import draw_truncated, truncate
-from vqtool.posterior import average_posterior, sample_posterior
+from vqtool.diffusion import kernels
+from vqtool.diffusion.guidance import draw_truncated, truncate
+from vqtool.diffusion.posterior import average_posterior, sample_posterior
 from vqtool.priors import Origin, Prior
 from vqtool.samplers import Settings, Walk, ancestral
 

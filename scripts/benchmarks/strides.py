@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import Row
-from vqtool import kernels
-from vqtool.kernels import Kernel
+from vqtool.diffusion import kernels
+from vqtool.diffusion.kernels import Kernel
 
 STEPS = 100
 SKIPS = (1, 3, 7, 9)

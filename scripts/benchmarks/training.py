@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks import Row, race
 from benchmarks.dense import DenseDiffusion
-from vqtool import kernels
-from vqtool.losses import auxiliary, variational_bound
+from vqtool.diffusion import kernels
+from vqtool.diffusion.losses import auxiliary, variational_bound
 from vqtool.priors import log_probabilities
 
 BATCH, SIZE, TOKENS, STEPS = 8, (16, 16), 1024, 100

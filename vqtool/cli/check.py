@@ -39,7 +39,7 @@ def check(
 
 def _result(file: str) -> dict[str, object]:
     from vqtool.errors import VqtoolError
-    from vqtool.inspection import verify
+    from vqtool.grids.inspect import verify
 
     try:
         return {"ok": True, **verify(file)}

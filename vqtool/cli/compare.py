@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqtool.cli.inputs import Skipped
-    from vqtool.metrics.sweep import Cell
-    from vqtool.metrics.sweep_file import SweepFile
-    from vqtool.metrics.sweep_scores import ImageScores
+    from vqtool.metrics.compare.file import SweepFile
+    from vqtool.metrics.compare.scores import ImageScores
+    from vqtool.metrics.compare.trials import Cell
     from vqtool.priors import Prior
     from vqtool.samplers import Rows
 
@@ -85,8 +85,8 @@ def compare(
     from vqtool.cli.inputs import Skipped, choose_device
     from vqtool.cli.sample import find_texts
     from vqtool.distributed import is_main_process
-    from vqtool.metrics import sweep
-    from vqtool.metrics.sweep_file import SweepFile
+    from vqtool.metrics.compare import trials
+    from vqtool.metrics.compare.file import SweepFile
     from vqtool.priors import load_prior
 
     path = None if str(output) == "-" else output
@@ -97,7 +97,7 @@ def compare(
         return
     skipped, where = Skipped(strict), choose_device(device)
     model = load_prior(prior).to(where)
-    cells, notes = sweep.plan(model, sampler or [sweep.ALL], told, options)
+    cells, notes = trials.plan(model, sampler or [trials.ALL], told, options)
     for note in notes:
         say(note)
     arguments: dict[str, Any] = {"num": num, "seeds": each, "batch_size": batch_size}
@@ -154,8 +154,8 @@ def _check_files(
     output: Path | None, plot: Path | None, ref: Sequence[Path] | None, *, resume: bool, force: bool
 ) -> None:
     from vqtool.artifacts import refuse_existing
+    from vqtool.metrics.compare.file import check_sweep_file
     from vqtool.metrics.plots import check_matplotlib
-    from vqtool.metrics.sweep_file import check_sweep_file
 
     check_sweep_file(output, resume=resume, force=force)
     if plot is not None:
@@ -178,7 +178,7 @@ def _choose_settings(
     Raises:
         VqtoolError: a flag that --option varies too, or that goes with no cell.
     """
-    from vqtool.metrics.sweep import check_settings
+    from vqtool.metrics.compare.trials import check_settings
 
     settings = guidance.choose(model, has_condition=has_condition)
     if settings.get("cfg_scale") == 1.0:
@@ -219,7 +219,7 @@ def _build_scores(
     from vqtool import metrics
     from vqtool.cli.console import progress
     from vqtool.images import find_images
-    from vqtool.metrics import sweep_scores
+    from vqtool.metrics.compare import scores
     from vqtool.tokenizers import find_named_tokenizer
 
     origin = model.origin
@@ -228,9 +228,9 @@ def _build_scores(
     )
     network = metrics.EfficientNetLite0(model.device)
     if [path.suffix for path in ref] == [".npy"]:
-        features = sweep_scores.read_features(ref[0], network)
+        features = scores.read_features(ref[0], network)
     else:
-        features = sweep_scores.reference_features(
+        features = scores.reference_features(
             find_images(ref),
             network,
             origin.image_size,
@@ -238,13 +238,13 @@ def _build_scores(
             on_error=skipped.on_error,
             progress=progress,
         )
-    return sweep_scores.ImageScores(decoder.to(model.device), network, features)
+    return scores.ImageScores(decoder.to(model.device), network, features)
 
 
 def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, Any], results: "SweepFile") -> None:
     """Measure the cells, each of which is kept at once; those that are not possible are named and left out."""
     from vqtool.cli.console import progress, say
-    from vqtool.metrics import sweep
+    from vqtool.metrics.compare import trials
     from vqtool.samplers import sample_batches
 
     failed: VqtoolError | None = None
@@ -255,7 +255,7 @@ def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, An
     with progress("compare", len(cells), "cells") as advance:
         for cell in cells:
             try:
-                results.add(sweep.measure_cell(model, cell, **arguments))
+                results.add(trials.measure_cell(model, cell, **arguments))
             except VqtoolError as error:
                 failed = error
                 say(f"left out: {cell.series}, {cell.steps} steps: {error}")
@@ -270,8 +270,8 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
     from rich.table import Table
 
     from vqtool.cli.console import say
+    from vqtool.metrics.compare.trials import Cell, names_of_scores
     from vqtool.metrics.plots import plot_front
-    from vqtool.metrics.sweep import Cell, names_of_scores
 
     scores = names_of_scores(results.rows)
     columns = [*_COLUMNS, *scores, "usage", "perplexity"]

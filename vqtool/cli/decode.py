@@ -33,11 +33,11 @@ def decode(
     """
     from vqtool.cli.console import progress, say, shape, warn
     from vqtool.cli.inputs import choose_device, tokenizer_of
-    from vqtool.coding import decode_batch
     from vqtool.distributed import is_main_process, rank, wait_for_all, world_size
-    from vqtool.gallery import FolderGallery, SheetGallery, gallery_type
     from vqtool.grids import open_grids
-    from vqtool.streams import is_stream
+    from vqtool.grids.stream import is_stream
+    from vqtool.images.writer import FolderGallery, SheetGallery, gallery_type
+    from vqtool.tokenizers.batches import decode_batch
 
     kind = gallery_type(output)
     shared = kind is FolderGallery and not is_stream(grids)  # a pipe, a tar and a sheet are one process's work

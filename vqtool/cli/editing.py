@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vqtool.editing import Variants
-    from vqtool.gallery import Gallery
     from vqtool.grids import GridBatch, GridHeader
+    from vqtool.images.writer import Gallery
     from vqtool.priors import Prior
+    from vqtool.samplers.editing import Variants
     from vqtool.tokenizers import Tokenizer
 
     Images = NDArray[np.uint8]  # (B, 3, height, width)
@@ -123,9 +123,9 @@ def edit(
     """
     from vqtool.artifacts import history_record
     from vqtool.distributed import is_main_process
-    from vqtool.editing import check_fits
     from vqtool.priors import load_prior
-    from vqtool.trajectories import NUM_SAMPLES
+    from vqtool.samplers.editing import check_fits
+    from vqtool.samplers.trajectories import NUM_SAMPLES
 
     if not is_main_process():  # variants of a few pictures are one process's work
         return
@@ -187,7 +187,7 @@ class _Work:
         **how: Any,
     ) -> "Iterator[Variants]":
         """Make and write all, as many pictures together as are `batch_size` variants."""
-        from vqtool.editing import Variants, make_variants
+        from vqtool.samplers.editing import Variants, make_variants
 
         number = 0
         for batch, originals in self.pictures.read(max(1, batch_size // self.variants)):
@@ -204,8 +204,8 @@ class _Work:
 
     def rehearse(self, run: Run) -> None:
         """Say what it would take, by one variant of each of the first few pictures."""
-        from vqtool.costs import NUM_REHEARSED
-        from vqtool.editing import known_rows
+        from vqtool.samplers.editing import known_rows
+        from vqtool.samplers.estimates import NUM_REHEARSED
 
         for batch, _ in self.pictures.read(NUM_REHEARSED):
             holed, texts = self._open(run.prior, batch, 0)
@@ -257,8 +257,8 @@ def _open_pictures(
 
 
 def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped) -> _Pictures:
-    from vqtool.coding import encode_batch, grid_header
     from vqtool.images import find_images, parse_size, read_batches
+    from vqtool.tokenizers.batches import encode_batch, grid_header
 
     model = _tokenizer_of(prior, flags).to(prior.device)
     size = prior.origin.image_size if flags.size is None else parse_size(flags.size)
@@ -303,8 +303,8 @@ def _find_text(prior: "Prior", flags: EditFlags) -> str | None:
 
 def _open_gallery(flags: EditFlags, run_flags: RunFlags) -> "AbstractContextManager[Gallery | None]":
     """Where pictures go, None for token grids or a dry run; refuses an output before any work is done."""
-    from vqtool.gallery import gallery_type
     from vqtool.grids import check_output
+    from vqtool.images.writer import gallery_type
 
     if run_flags.dry_run:
         return nullcontext()
@@ -321,8 +321,8 @@ def _open_output(
     gallery: "Gallery | None", todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
 ) -> "Iterator[Callable[[GridBatch, Images | None, int], None]]":
     """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
-    from vqtool.coding import decode_batch
     from vqtool.grids import GridWriter
+    from vqtool.tokenizers.batches import decode_batch
 
     if gallery is None:
         with GridWriter(flags.output, todo.header.with_step(record), force=flags.force) as writer:

@@ -42,12 +42,12 @@ def encode(
     from vqtool.artifacts import history_record
     from vqtool.cli.console import progress, say, shape
     from vqtool.cli.inputs import Skipped, choose_device
-    from vqtool.coding import encode_images, grid_header
     from vqtool.distributed import own_share
     from vqtool.grids import check_output
+    from vqtool.grids.shared import shared_writer
     from vqtool.images import find_images, parse_size
-    from vqtool.shares import shared_writer
     from vqtool.tokenizers import BUILTIN, load_tokenizer
+    from vqtool.tokenizers.batches import encode_images, grid_header
 
     image_size = parse_size(size)
     check_output(output, force=force)

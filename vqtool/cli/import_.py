@@ -70,8 +70,8 @@ def import_(
     """
     from vqtool import interop
     from vqtool.artifacts import history_record
+    from vqtool.conditions.text_encoders import load_text_encoder
     from vqtool.images import parse_size
-    from vqtool.text_encoders import load_text_encoder
     from vqtool.tokenizers import load_tokenizer
 
     one_of("--weights", weights, WEIGHTS)

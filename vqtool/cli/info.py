@@ -24,7 +24,7 @@ def info(
     """
     from json import dumps
 
-    from vqtool.inspection import describe
+    from vqtool.grids.inspect import describe
 
     description = {"file": file, **describe(file)}
     if json:

@@ -56,8 +56,8 @@ def inpaint(
 
         vqtool inpaint tok.h5 --mask random:0.5 --holes | vqtool complete - -o filled.h5
     """
-    from vqtool.editing import Repainted
-    from vqtool.masks import Mask
+    from vqtool.samplers.editing import Repainted
+    from vqtool.samplers.masks import Mask
 
     if feather and flags.writes_grids:
         raise VqtoolError("--feather is about pictures, but -o asks for token grids: name a folder, x.png or x.tar")

@@ -42,7 +42,7 @@ def outpaint(
 
         vqtool outpaint imgs/ --bottom 32px --feather 4 -o tall/
     """
-    from vqtool.editing import enlarge
+    from vqtool.samplers.editing import enlarge
 
     sides = {"top": top, "bottom": bottom, "left": left, "right": right}
 

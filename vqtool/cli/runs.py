@@ -102,19 +102,19 @@ class Run:
         self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
 
     def _choose_batch_size(self, text: str, most: int | None) -> int:
-        from vqtool import costs
+        from vqtool.samplers import estimates
 
         if text != "auto":
             if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
                 raise VqtoolError(f"--batch-size {text}: auto, or a number from 1 on, is expected")
             return int(text)
-        free = costs.find_free_memory(self.prior.device)
-        num = costs.USEFUL_CELLS if self.num is None else max(1, self.num)
-        return costs.find_batch_size(self.prior, self.windows, num, free, most=most)
+        free = estimates.find_free_memory(self.prior.device)
+        num = estimates.USEFUL_CELLS if self.num is None else max(1, self.num)
+        return estimates.find_batch_size(self.prior, self.windows, num, free, most=most)
 
     def say_cost(self) -> None:
         """Say what passes the network at once, and what memory that takes."""
-        from vqtool import costs
+        from vqtool.samplers import estimates
 
         windows = self.windows
         if len(windows) > 1:
@@ -123,8 +123,8 @@ class Run:
                 f"grids of {shape(windows.grid_size)}: {len(windows)} windows of {shape(windows.size)} a call, "
                 f"{at_once} of them in the network at once"
             )
-        memory = costs.estimate_memory(self.prior, windows, self.batch_size) / _GB
-        free = costs.find_free_memory(self.prior.device) / _GB
+        memory = estimates.estimate_memory(self.prior, windows, self.batch_size) / _GB
+        free = estimates.find_free_memory(self.prior.device) / _GB
         say(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
 
     def rehearse(self, samples: range, **rows: Any) -> None:
@@ -134,10 +134,10 @@ class Run:
             samples: the numbers of some or all samples.
             rows: further arguments of `vqtool.sample` for these.
         """
-        from vqtool import costs
+        from vqtool.samplers import estimates
 
-        least, most = costs.count_calls(self.prior, samples, **{**self.options, **rows})
-        seconds, size = costs.time_call(self.prior, self.windows), self.windows.group_size
+        least, most = estimates.count_calls(self.prior, samples, **{**self.options, **rows})
+        seconds, size = estimates.time_call(self.prior, self.windows), self.windows.group_size
         num = size if self.num is None else self.num
         whole = seconds * -(-num // size)
         say(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {min(size, num)} grids at once")
@@ -213,8 +213,8 @@ def filmed(
     if flags.trajectory is None or not is_main_process():
         yield None
         return
-    from vqtool.animations import check_animation, save_animation
-    from vqtool.trajectories import Trajectory, draw_frames
+    from vqtool.images.animations import check_animation, save_animation
+    from vqtool.samplers.trajectories import Trajectory, draw_frames
 
     check_animation(flags.trajectory, force=force)
     model, trajectory = find_tokenizer(), Trajectory(samples)

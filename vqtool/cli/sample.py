@@ -76,10 +76,10 @@ def sample(
     """
     from vqtool.artifacts import history_record, text_digest
     from vqtool.cli.inputs import choose_device, tokenizer_of
-    from vqtool.partials import check_resumable, resumable_writer
+    from vqtool.grids.resume import check_resumable, resumable_writer
+    from vqtool.grids.stream import is_stream
     from vqtool.priors import load_prior
     from vqtool.samplers import sample_batches
-    from vqtool.streams import is_stream
 
     if tokenizer is not None and run_flags.trajectory is None:
         raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")

@@ -38,12 +38,12 @@ def show(
     """
     from vqtool.cli.console import say
     from vqtool.cli.inputs import Skipped, tokenizer_of
-    from vqtool.coding import decode_batch, known_texts
-    from vqtool.gallery import SheetGallery
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
+    from vqtool.images.writer import SheetGallery
     from vqtool.metrics.report import common_size
     from vqtool.metrics.tokens import holds_grids
+    from vqtool.tokenizers.batches import decode_batch, known_texts
 
     skipped, are_grids = Skipped(strict), holds_grids(sources[0])
     if are_grids and size is not None:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from vqtool.cli.inputs import Skipped
     from vqtool.tokenizers import Tokenizer
-    from vqtool.tokenizers.discriminator import DiscriminatorConfig
-    from vqtool.tokenizers.perceptual import Perceptual
+    from vqtool.training.discriminator import DiscriminatorConfig
     from vqtool.training.loop import LoopConfig
+    from vqtool.training.perceptual import Perceptual
     from vqtool.training.tokenizer import Autoencoder, TokenizerLoss, TokenizerObjective
 
 DEFAULT_EPOCHS = 20
@@ -90,7 +90,7 @@ class LossFlags:
 
     def check(self) -> None:
         """Raise if a flag is unknown or has nothing to act on."""
-        from vqtool.tokenizers.losses import RECONSTRUCTIONS
+        from vqtool.training.reconstruction import RECONSTRUCTIONS
 
         one_of("--loss", self.loss, RECONSTRUCTIONS)
         for name, value in vars(self).items():
@@ -100,7 +100,7 @@ class LossFlags:
 
     def discriminator(self) -> "DiscriminatorConfig | None":
         """The discriminator to train against."""
-        from vqtool.tokenizers.discriminator import DiscriminatorConfig
+        from vqtool.training.discriminator import DiscriminatorConfig
 
         if self.adversarial is None:
             return None
@@ -224,7 +224,7 @@ def train(
 
 
 def _load_perceptual(name: str | None, size: tuple[int, int]) -> "Perceptual | None":
-    from vqtool.tokenizers.perceptual import load_perceptual
+    from vqtool.training.perceptual import load_perceptual
 
     if name is None:
         return None
@@ -237,7 +237,7 @@ def _read(
     pictures: PictureFlags, size: tuple[int, int], skipped: "Skipped", model: "Autoencoder"
 ) -> "NDArray[np.uint8]":
     from vqtool.cli.inputs import load_training_images
-    from vqtool.tokenizers.discriminator import check_size
+    from vqtool.training.discriminator import check_size
 
     if model.discriminator is not None:
         check_size(model.discriminator.config, size)

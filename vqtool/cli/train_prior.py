@@ -14,8 +14,8 @@ from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
     from vqtool.conditions import Conditioner
+    from vqtool.diffusion.kernels import Kernel as ForwardProcess
     from vqtool.grids import GridBatch, GridHeader
-    from vqtool.kernels import Kernel as ForwardProcess
     from vqtool.priors import Origin, Prior
     from vqtool.training.data import GridData
     from vqtool.training.loop import LoopConfig
@@ -135,7 +135,7 @@ def train_prior(
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
     """
-    from vqtool import kernels
+    from vqtool.diffusion import kernels
     from vqtool.training import objectives
     from vqtool.training import prior as training
     from vqtool.training.data import build_data
@@ -251,7 +251,8 @@ def _build_prior(
     seed: int,
 ) -> "tuple[Prior, float]":
     """A fresh prior and the highest learning rate that suits it."""
-    from vqtool import denoisers, posterior
+    from vqtool import denoisers
+    from vqtool.diffusion import posterior
     from vqtool.training import prior as training
 
     one_of("--rule", rule, posterior.RULES)

@@ -1,8 +1,9 @@
 """Captions as CLIP reads them: start, words, end, padding, in the tokens of its byte-pair encoding.
 
-For priors of other projects that attend to CLIP's features (`vqtool.text_encoders`). The standard vocabulary of 49,408
-tokens is inside the package and stands in a prior by name; another one stands there by value. Tokens are those of
-transformers' CLIPTokenizer; differs from OpenAI's program: entities such as "&amp;" stay as they are written.
+For priors of other projects that attend to CLIP's features (`vqtool.conditions.text_encoders`). The standard
+vocabulary of 49,408 tokens is inside the package and stands in a prior by name; another one stands there by value.
+Tokens are those of transformers' CLIPTokenizer; differs from OpenAI's program: entities such as "&amp;" stay as they
+are written.
 
 Source: Radford et al. 2021 (arXiv:2103.00020), section 2.4; Sennrich et al. 2016 (arXiv:1508.07909).
 """

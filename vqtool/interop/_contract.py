@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.priors import Prior
-from vqtool.text_encoders import TextEncoder
 from vqtool.tokenizers import Tokenizer
 
 

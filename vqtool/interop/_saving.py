@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.artifacts import refuse_existing
+from vqtool.conditions.text_encoders import save_text_encoder
 from vqtool.errors import MismatchError
 from vqtool.interop._contract import Imported, Options
 from vqtool.priors import Prior
-from vqtool.text_encoders import save_text_encoder
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 
 Written = tuple[str, Path, str]  # what, where, its fingerprint

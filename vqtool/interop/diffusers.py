@@ -14,18 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vqtool import kernels, text_encoders
 from vqtool.artifacts import atomic_path
+from vqtool.conditions import text_encoders
 from vqtool.conditions.clip import ClipCondition, read_vocabulary, write_vocabulary
+from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
+from vqtool.diffusion import kernels
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import diffusers_vqmodel
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source
 from vqtool.interop._stacking import Names, fill_stacked
-from vqtool.kernels import Kernel
 from vqtool.priors import Origin, Prior
-from vqtool.text_encoders import TextEncoder
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE = "VQDiffusionPipeline"

@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtool import kernels, text_encoders
-from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip
+from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip, text_encoders
 from vqtool.conditions.clip import ClipCondition
+from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
+from vqtool.diffusion import kernels
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import taming
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._microsoft_names import IGNORED, names_of
 from vqtool.interop._sources import Source, tensors_in, without
 from vqtool.interop._stacking import fill_stacked
-from vqtool.kernels import Kernel
 from vqtool.priors import Origin, Prior
-from vqtool.text_encoders import TextEncoder
 from vqtool.tokenizers import Tokenizer
 
 PUBLISHED_HEADS = 16

@@ -6,9 +6,9 @@ Source: github.com/samb-t/unleashing-transformers, models/absorbing_diffusion.py
 
 import math
 
-from vqtool import kernels
 from vqtool.conditions import NoCondition
 from vqtool.denoisers import vq_diffusion
+from vqtool.diffusion import kernels
 from vqtool.errors import FormatError
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in, without

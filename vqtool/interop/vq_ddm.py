@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtool import kernels, schedules
 from vqtool.conditions import NoCondition
 from vqtool.denoisers import Denoiser, guided_unet, unet
+from vqtool.diffusion import kernels, schedules
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, fill, listed, tensors_in, without
-from vqtool.kernels import Kernel
 from vqtool.priors import Origin, Prior
 
 PLAIN, RESIDUAL, COPY = "_denoising._denoise_fn.", "_denoising._nn.", "_nn."

@@ -9,17 +9,17 @@ tokens and of pixels have functions of their own input. What `vqtool eval` calls
 a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`, `measure_likelihood`.
 """
 
-from vqtool.metrics.compare import FEATURE_METRICS, compare_images, compare_pairs, measure_features
+from vqtool.metrics.compare.scores import ImageScores
+from vqtool.metrics.compare.trials import Cell, measure_cell, plan
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
+from vqtool.metrics.reference import FEATURE_METRICS, compare_images, compare_pairs, measure_features
 from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
-from vqtool.metrics.sweep import Cell, measure_cell, plan
-from vqtool.metrics.sweep_scores import ImageScores
 from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
 
 __all__ = [

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.denoisers import EncodedCondition
+from vqtool.diffusion.losses import stationary_term, variational_bound
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, open_grids
-from vqtool.losses import stationary_term, variational_bound
 from vqtool.metrics.report import Progress, Report, silent
 from vqtool.metrics.score import Score
 from vqtool.priors import Prior

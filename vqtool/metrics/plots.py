@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
-from vqtool.metrics.sweep import Cell, find_front
+from vqtool.metrics.compare.trials import Cell, find_front
 
 MAX_BARS = 64
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch

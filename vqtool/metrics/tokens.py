@@ -23,9 +23,9 @@ from vqtool.codebooks.usage import (
     perplexity,
     usage,
 )
+from vqtool.grids.stream import SIGNATURE
 from vqtool.metrics.report import Progress, Report, silent
 from vqtool.metrics.score import Score
-from vqtool.streams import SIGNATURE
 
 __all__ = ["count_tokens", "holds_grids", "measure", "measure_grids", "perplexity", "total_variation", "usage"]
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
-from vqtool.kernels import Kernel
-from vqtool.posterior import replaces
 from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.samplers._edit import Edit

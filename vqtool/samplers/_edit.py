@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqtool.kernels import Kernel
+from vqtool.diffusion.kernels import Kernel
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
-from vqtool.kernels import Kernel
 from vqtool.samplers._walk import Walk, pick, place_first, put
 
 Plan = Iterable[Tensor]  # of (H * W + 1,) int64

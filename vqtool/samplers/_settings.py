@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqtool import guidance
 from vqtool.denoisers import EncodedCondition
+from vqtool.diffusion import guidance
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.priors import Prior
 

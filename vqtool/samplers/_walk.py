@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.denoisers import EncodedCondition
+from vqtool.diffusion.guidance import draw_truncated, guide, temper, truncate
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
-from vqtool.guidance import draw_truncated, guide, temper, truncate
-from vqtool.kernels import Kernel
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._edit import Edit

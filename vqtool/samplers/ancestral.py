@@ -17,9 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.posterior import RULES, average_cells, average_posterior, draw, least_stay, sample_posterior
 from vqtool.errors import VqtoolError
-from vqtool.kernels import Kernel
-from vqtool.posterior import RULES, average_cells, average_posterior, draw, least_stay, sample_posterior
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, place_first, put
 

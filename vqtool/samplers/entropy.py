@@ -12,8 +12,8 @@ Source: Ben-Hamu et al. 2025 (arXiv:2505.24857), the EB-Sampler with entropy as 
 import torch
 from torch import Tensor
 
+from vqtool.diffusion.posterior import draw
 from vqtool.errors import VqtoolError
-from vqtool.posterior import draw
 from vqtool.samplers._reveal import ask, show
 from vqtool.samplers._walk import Walk
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vqtool.posterior import draw
+from vqtool.diffusion.posterior import draw
 from vqtool.samplers._reveal import (
     check_choice_temperature,
     choose_steps,

@@ -20,9 +20,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.posterior import draw, replaces, sample_posterior
 from vqtool.errors import VqtoolError
-from vqtool.kernels import Kernel
-from vqtool.posterior import draw, replaces, sample_posterior
 from vqtool.samplers import ancestral
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, put

@@ -17,8 +17,8 @@ from functools import partial
 
 from torch import Tensor
 
+from vqtool.diffusion.posterior import draw
 from vqtool.errors import VqtoolError
-from vqtool.posterior import draw
 from vqtool.samplers._reveal import choose_steps, even, find_largest, gumbel, reveal_by_prediction
 from vqtool.samplers._walk import Walk
 

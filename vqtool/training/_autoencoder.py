@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vqtool import distributed
 from vqtool.errors import VqtoolError
 from vqtool.tokenizers import NetworkConfig, Tokenizer, quantizers
-from vqtool.tokenizers.discriminator import Discriminator, DiscriminatorConfig
-from vqtool.tokenizers.losses import adaptive_weight, edges, hinge, last_layer, reconstruction
 from vqtool.tokenizers.quantizers import Quantized, Quantizer
+from vqtool.training.discriminator import Discriminator, DiscriminatorConfig
+from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
 
 Metrics = dict[str, Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]  # images and rebuilt ones (B, 3, h, w) -> ()

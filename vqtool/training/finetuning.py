@@ -12,9 +12,9 @@ from dataclasses import asdict
 import torch
 
 from vqtool.tokenizers import Tokenizer, quantizers
-from vqtool.tokenizers.discriminator import DiscriminatorConfig
 from vqtool.tokenizers.quantizers import Quantizer
 from vqtool.training._autoencoder import Autoencoder, check_codes_learn
+from vqtool.training.discriminator import DiscriminatorConfig
 
 
 def build_model(

@@ -18,10 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool import distributed, losses, rng
+from vqtool import distributed, rng
+from vqtool.diffusion import losses
+from vqtool.diffusion.losses import (
+    adaptive_factor,
+    auxiliary,
+    cell_weights,
+    masked_weights,
+    stationary_term,
+    variational_bound,
+)
+from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
-from vqtool.losses import adaptive_factor, auxiliary, cell_weights, masked_weights, stationary_term, variational_bound
-from vqtool.posterior import replaces
 from vqtool.priors import Prior, log_probabilities
 from vqtool.training.data import GridData
 from vqtool.training.loop import Indices, LoopConfig

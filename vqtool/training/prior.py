@@ -14,12 +14,12 @@ from torch import nn
 from vqtool import denoisers
 from vqtool.conditions import Conditioner
 from vqtool.denoisers import Denoiser
+from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
 from vqtool.images import to_uint8
-from vqtool.kernels import Kernel
+from vqtool.images.preview import contact_sheet, save_image
 from vqtool.priors import PARAMETERISATIONS, Origin, Prior
 from vqtool.samplers import sample
-from vqtool.sheets import contact_sheet, save_image
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtool import rng
-from vqtool.kernels import Kernel
+from vqtool.diffusion.kernels import Kernel
 from vqtool.training.loop import Indices
 
 TIMES = ("stratified", "uniform", "importance")

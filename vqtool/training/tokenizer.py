@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from vqtool import artifacts, rng
 from vqtool.images import to_float, to_uint8
 from vqtool.tokenizers import Tokenizer
-from vqtool.tokenizers.perceptual import Perceptual
 from vqtool.training import loop
 from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss, build_model
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.loop import Indices, LoopConfig
+from vqtool.training.perceptual import Perceptual
 
 __all__ = [
     "Augmentation", "Autoencoder", "TokenizerLoss", "TokenizerObjective", "build_model", "train_tokenizer",
@@ -150,7 +150,7 @@ def write_sheet(
     num: int = 16,
 ) -> None:
     """Write a PNG of originals over reconstructions; the images are spread evenly over `images` (N, 3, h, w)."""
-    from vqtool.sheets import comparison_sheet
+    from vqtool.images.preview import comparison_sheet
 
     chosen = images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
     chosen = middle(chosen, size or (images.shape[2], images.shape[3]))

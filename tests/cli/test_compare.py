@@ -1,0 +1,328 @@
+"""vqtool compare: what the table, the JSON and the picture say of each sampler, and going on with a comparison."""
+
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.commands import build_tokenizer, error_lines, write_pictures
+from support.exact import random_prior
+
+from vqtool import metrics
+from vqtool.images import find_images, read_batches, to_uint8
+from vqtool.metrics import frechet_distance, kernel_distance
+from vqtool.metrics.compare import trials
+from vqtool.metrics.plots import plot_front
+from vqtool.priors import Origin, load_prior
+from vqtool.samplers import sample, sample_batches
+from vqtool.tokenizers import load_tokenizer, save_tokenizer
+
+
+class MeanColour:
+    """Stands in for EfficientNet-Lite0, which is slow and comes with an extra: mean red, green, blue."""
+
+    name = "MeanColour"
+    feature_dim = 3
+
+    def __init__(self, device="cpu"):
+        pass
+
+    def __call__(self, images):
+        return images.mean(axis=(2, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder with a prior that takes labels, its tokenizer, and 12 pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metrics, "EfficientNetLite0", MeanColour)
+    save_tokenizer("tokenizer.safetensors", build_tokenizer())
+    write_prior("prior.safetensors", kind="class")
+    write_pictures(tmp_path / "imgs", 12, size=(32, 48))
+    return tmp_path
+
+
+def write_prior(path, *arguments, **options):
+    tokenizer = load_tokenizer("tokenizer.safetensors")
+    prior = random_prior(*arguments, codebook_size=16, **options)
+    origin = Origin(tokenizer.fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
+    replace(prior, origin=origin).save(path)
+
+
+SMALL = ("-n", 6, "--seeds", "0,5", "--steps", "2,3", "--sampler", "ancestral", "--sampler", "halton")
+
+
+def test_every_value_is_that_of_pictures_sampled_decoded_and_scored_by_hand(folder, vqtool):
+    result = vqtool("compare", *SMALL, "--cfg-scale", 2, "--ref", "imgs", "--plot", "front.png")
+    record = json.loads(result.out)
+    assert [(row["sampler"], row["steps"]) for row in record["rows"]] == [
+        ("ancestral", 2), ("ancestral", 3), ("halton", 2), ("halton", 3),
+    ]  # fmt: skip
+    prior, tokenizer = load_prior("prior.safetensors"), load_tokenizer("tokenizer.safetensors")
+    condition = prior.conditioner.encode(["ant", "bee", "cat"] * 2)
+    (batch,) = read_batches(find_images([folder / "imgs"]), (32, 48), 12)
+    row = record["rows"][3]
+    by_hand = {"KID-MeanColour": [], "FD-MeanColour": [], "usage": []}
+    for seed in (0, 5):
+        grids = sample(prior, 6, sampler="halton", steps=3, condition=condition, cfg_scale=2.0, seed=seed)
+        features = to_uint8(tokenizer.decode(grids)).mean(axis=(2, 3))
+        by_hand["KID-MeanColour"].append(kernel_distance(batch.images.mean(axis=(2, 3)), features).mean)
+        by_hand["FD-MeanColour"].append(frechet_distance(batch.images.mean(axis=(2, 3)), features))
+        by_hand["usage"].append(len(grids.unique()) / 16)
+    for name, (first, second) in by_hand.items():
+        assert row["by_seed"]["5"][name] == pytest.approx(second, rel=1e-4, abs=1e-4)
+        assert row["values"][name] == pytest.approx((first + second) / 2, rel=1e-4, abs=1e-4)
+        assert row["standard_errors"][name] == pytest.approx(abs(first - second) / 2, rel=1e-3, abs=1e-4)
+    assert row["values"]["calls"] == 6  # guidance asks twice
+    assert 0 < row["values"]["network_seconds"] < row["values"]["seconds"]
+    assert record["prior"] == prior.fingerprint
+    for text in ("sampler", "KID", "FD", "halton", "± ", "the prior's own 3 labels, in turn", "wrote front.png"):
+        assert text in result.err
+    with Image.open("front.png") as image:
+        assert image.format == "PNG"
+
+
+def test_without_a_reference_there_are_calls_seconds_and_usage_alone(folder, vqtool):
+    write_prior("plain.safetensors")
+    result = vqtool("compare", "plain.safetensors", "-n", 2, "--seeds", 0, "--steps", 4, "--cfg-scale", 2)
+    record = json.loads(result.out)
+    rows = {row["sampler"]: row for row in record["rows"]}
+    assert set(rows["purity"]["values"]) == {"calls", "seconds", "network_seconds", "usage", "perplexity"}
+    assert "first-hitting" not in rows
+    assert "left out: sampler first-hitting needs an absorbing kernel" in result.err
+    assert "--cfg-scale 2 has nothing to guide" in result.err
+    assert {name: row["steps"] for name, row in rows.items() if row["steps"] != 4} == {"entropy": None}
+    assert [row["values"]["calls"] for row in record["rows"] if row["steps"] == 4] == [4] * (len(rows) - 1)
+
+
+def test_options_are_varied_for_the_samplers_that_have_them(folder, vqtool):
+    arguments = ["--sampler", "purity", "--sampler", "fewer", "--steps", 2, "-n", 2, "--seeds", 0]
+    result = vqtool("compare", *arguments, "--option", "purity-weight=0,2.5", "--option", "temperature=0.5")
+    assert [(row["sampler"], row["options"]) for row in json.loads(result.out)["rows"]] == [
+        ("purity", {"purity_weight": 0, "temperature": 0.5}),
+        ("purity", {"purity_weight": 2.5, "temperature": 0.5}),
+        ("fewer", {"temperature": 0.5}),
+    ]
+    assert "purity purity_weight=2.5 temperature=0.5" in result.err
+
+
+def test_steps_that_a_sampler_cannot_take_are_named_and_the_rest_is_measured(folder, vqtool):
+    result = vqtool("compare", "--sampler", "ancestral", "--sampler", "fewer", "--steps", "21", "-n", 2, "--seeds", 0)
+    assert result.code == 0
+    assert [row["sampler"] for row in json.loads(result.out)["rows"]] == ["fewer"]
+    assert (
+        "left out: ancestral, 21 steps: --steps 21: ancestral sampling of this prior takes 1 to 20 steps" in result.err
+    )
+
+
+def test_labels_and_guidance_hold_for_all_and_are_those_of_sampling(folder, vqtool):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    guidance = ["--label", "bee", "--cfg-scale", 2, "--cfg-schedule", "linear", "--cfg-interval", "0.2,0.8"]
+    base = ["--sampler", "ancestral", "--sampler", "psi", "--steps", 5, "-n", 4, "--seeds", 3]
+    prior = load_prior("prior.safetensors")
+    condition, weak = prior.conditioner.encode(["bee"]), load_prior("weak.safetensors")
+    settings = {"condition": condition, "cfg_scale": 2.0, "cfg_schedule": "linear", "cfg_interval": (0.2, 0.8)}
+    for flags, second in (
+        (["--null", "zero-shot"], {"null": "zero-shot"}),
+        (["--guide-with", "weak.safetensors"], {"guide_with": weak}),
+    ):
+        record = json.loads(vqtool("compare", *base, *guidance, *flags).out)
+        assert record["cfg_interval"] == [0.2, 0.8]
+        assert record.get("guide_with") == (weak.fingerprint if "guide_with" in second else None)
+        for row in record["rows"]:
+            (batch,) = sample_batches(prior, 4, sampler=row["sampler"], steps=5, seed=3, **settings, **second)
+            assert row["values"]["usage"] == len(batch.grids.unique()) / 16
+            assert row["values"]["perplexity"] == pytest.approx(perplexity_of(batch.grids))
+            assert row["values"]["calls"] == batch.num_calls == 9  # 5, and once more at 0.2, 0.4, 0.6 and 0.8
+    alone = next(iter(sample_batches(prior, 4, steps=5, seed=3, **settings)))
+    assert perplexity_of(alone.grids) != pytest.approx(record["rows"][0]["values"]["perplexity"])
+
+
+def perplexity_of(grids):
+    shares = grids.flatten().bincount() / grids.numel()
+    return float(torch.special.entr(shares.double()).sum().exp())
+
+
+def test_the_seconds_of_a_second_prior_are_seconds_of_the_network(folder, vqtool, monkeypatch):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    timed, honest = [], trials.time_network
+    monkeypatch.setattr(trials, "time_network", lambda *networks: timed.append(networks) or honest(*networks))
+    base = ["--sampler", "fewer", "--steps", 2, "-n", 2, "--seeds", 0, "--cfg-scale", 2]
+    vqtool("compare", *base)
+    vqtool("compare", *base, "--guide-with", "weak.safetensors")
+    assert [len(set(networks)) for networks in timed] == [1, 2]
+
+
+def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out(folder, vqtool):
+    base = ["--sampler", "fewer", "--steps", 5, "-n", 2, "--seeds", 0, "--cfg-interval", "0.2,0.5"]
+    result = vqtool("compare", *base, "--option", "cfg-scale=1,3")
+    (row,) = json.loads(result.out)["rows"]
+    assert (row["options"], result.code) == ({"cfg_scale": 3}, 0)
+    assert 5 < row["values"]["calls"] < 10
+    assert "left out: fewer cfg_scale=1, 5 steps: --cfg-interval is about guidance" in result.err
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        (["--cfg-interval", "0.2,0.8"], ["--cfg-interval", "0.2,0.9"], "cfg interval"),
+        ([], ["--cfg-schedule", "cosine"], "cfg schedule"),
+        (["--null", "zero-shot"], [], "null"),
+        ([], ["--guide-with", "weak.safetensors"], "guide with"),
+        ([], ["--label", "bee"], "captions"),
+        ([], ["--cfg-scale", "3"], "cfg scale"),
+    ],
+)
+def test_a_comparison_is_not_gone_on_with_under_other_guidance(folder, vqtool, before, now, name):
+    write_prior("weak.safetensors", kind="class", scale=0.2)
+    base = ["--sampler", "fewer", "-n", 2, "--seeds", 0, "--steps", 2, "--cfg-scale", 2, "-o", "c.json"]
+    assert vqtool("compare", *base, *before).code == 0
+    assert vqtool("compare", *base, *before, "--resume").code == 0
+    result = vqtool("compare", *base, *now, "--resume")
+    assert result.code == 1
+    assert f"c.json: a comparison with {name}" in error_lines(result.err)[0]
+
+
+def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(folder, vqtool, monkeypatch):
+    measured, honest = [], trials.measure_cell
+
+    def count(prior, cell, *arguments, **options):
+        if len(measured) == 2 and "stop" not in measured:
+            measured.append("stop")
+            raise KeyboardInterrupt
+        measured.append((cell.sampler, cell.steps))
+        return honest(prior, cell, *arguments, **options)
+
+    monkeypatch.setattr(trials, "measure_cell", count)
+    assert vqtool("compare", *SMALL, "-o", "c.json").code == 130
+    before = json.loads((folder / "c.json").read_text())
+    assert len(before["rows"]) == 2
+    refused = vqtool("compare", *SMALL, "-o", "c.json")
+    assert refused.code == 1
+    assert "exists" in refused.err
+    result = vqtool("compare", *SMALL, "--steps", "2,3,4", "--sampler", "entropy", "-o", "c.json", "--resume")
+    assert (result.code, result.out) == (0, "")
+    assert "2 cells were measured before" in result.err
+    after = json.loads((folder / "c.json").read_text())
+    assert after["rows"][:2] == before["rows"]
+    assert {**after, "rows": 0} == {**before, "rows": 0}
+    ancestral, halton = ([(name, steps) for steps in (2, 3, 4)] for name in ("ancestral", "halton"))
+    assert measured == [*ancestral[:2], "stop", ancestral[2], *halton, ("entropy", None)]
+
+
+def test_one_seed_gives_the_errors_that_the_metrics_know(folder, vqtool):
+    arguments = ["--sampler", "fewer", "--steps", 2, "-n", 6, "--seeds", 0]
+    (row,) = json.loads(vqtool("compare", *arguments, "--ref", "imgs").out)["rows"]
+    assert set(row["standard_errors"]) == {"KID-MeanColour"}
+
+
+def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
+    (batch,) = read_batches(find_images([folder / "imgs"]), (32, 48), 12)
+    np.save("features.npy", MeanColour()(batch.images))
+    first, second = (
+        json.loads(vqtool("compare", *SMALL, "--ref", path).out)["rows"][0]["values"]
+        for path in ("imgs", "features.npy")
+    )
+    assert first["FD-MeanColour"] == second["FD-MeanColour"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.safetensors"], "no such file"),
+        (["--sampler", "magic"], "unknown sampler 'magic'"),
+        (["--sampler", "first-hitting"], "sampler first-hitting needs an absorbing kernel"),
+        (["--steps", "4,x"], "--steps 4,x: numbers with commas between them"),
+        (["--steps", "0"], "--steps 0: at most 64 numbers from 1 on"),
+        (["--seeds", "-1"], "--seeds -1"),
+        (["--option", "purity-weight"], "--option purity-weight: NAME=VALUE,VALUE"),
+        (["--sampler", "halton", "--option", "kappa=0.5"], "--kappa is not an option of sampler halton; of psi it is"),
+        (["--sampler", "ancestral", "--steps", "21"], "no cell could be measured; the last one: --steps 21"),
+        (["--plot", "x.png"], "--plot draws scores, and without --ref there are none"),
+        (["--resume"], "--resume goes on with a file"),
+        (["--resume", "-o", "x.json"], "x.json: no earlier comparison is there"),
+        (["--resume", "-o", "bad.json"], "bad.json: not a comparison of samplers"),
+        (["--resume", "-o", "half.json"], "half.json: damaged: a row of the comparison is not whole"),
+        (["--resume", "-o", "other.json"], "a comparison with num 7, but now it is 2"),
+        (["-o", "nowhere/x.json"], "the folder nowhere does not exist"),
+        (["--ref", "missing"], "missing: no such file or folder"),
+        (["--ref", "one"], "1 images as reference: at least 2"),
+        (["--ref", "bad.npy"], "bad.npy: not a .npy file of numbers"),
+        (["--ref", "flat.npy"], "flat.npy: features (N, D) of at least 2 images"),
+        (["--ref", "wide.npy"], "wide.npy: 4 features an image, but MeanColour gives 3"),
+        (["--ref", "imgs", "--tokenizer", "other.safetensors"], "other.safetensors"),
+        (["--captions", "missing.txt"], "missing.txt"),
+        (["--label", "be"], "unknown label 'be': did you mean 'bee'?"),
+        (["--caption", "a bee"], "--caption does not go with this prior, which takes labels: use --label"),
+        (["--label", "bee", "--captions", "missing.txt"], "--label and --captions are given"),
+        (["--cfg-interval", "0.2,0.8"], "--cfg-interval is about guidance, and there is none: give --cfg-scale"),
+        (["--cfg-scale", "2", "--cfg-interval", "0.2,x"], "--cfg-interval 0.2,x: numbers with commas"),
+        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: known are"),
+        (["--cfg-scale", "2", "--null", "empty"], "--null empty: known are"),
+        (
+            ["--cfg-scale", "2", "--null", "learned", "--guide-with", "prior.safetensors"],
+            "--null and --guide-with both",
+        ),
+        (["--cfg-scale", "2", "--guide-with", "gone.safetensors"], "gone.safetensors: no such file"),
+        (["--cfg-scale", "2", "--option", "cfg-scale=1,3"], "--cfg-scale and --option cfg-scale both say it"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_line(folder, vqtool, arguments, message):
+    write_pictures(folder / "one", 1)
+    save_tokenizer("other.safetensors", build_tokenizer(seed=1))
+    (folder / "bad.npy").write_bytes(b"not numbers")
+    np.save("flat.npy", np.zeros(3))
+    np.save("wide.npy", np.zeros((3, 4)))
+    base = ["-n", 2, "--seeds", 0] + ([] if "--steps" in arguments else ["--steps", 2])
+    (folder / "bad.json").write_text("[]")
+    if "half.json" in arguments or "other.json" in arguments:
+        vqtool("compare", *base, "-n", 2 if "half.json" in arguments else 7, "--sampler", "fewer", "-o", arguments[-1])
+    if "half.json" in arguments:
+        record = json.loads((folder / "half.json").read_text())
+        (folder / "half.json").write_text(json.dumps({**record, "rows": [{"sampler": "fewer"}]}))
+    result = vqtool("compare", *base, *arguments)
+    assert (result.code, result.out) == (1, "")
+    (line,) = error_lines(result.err)
+    assert message in line
+
+
+def test_the_same_numbers_give_the_same_picture_and_points_on_the_front_are_beaten_by_none(tmp_path):
+    noise = np.random.default_rng(0)
+    points = [(float(calls), float(score)) for calls in (1, 2, 2, 3, 5) for score in noise.random(4).round(1)]
+    beaten = [any(c <= calls and s <= score and (c, s) != (calls, score) for c, s in points) for calls, score in points]
+    front = trials.find_front(points)
+    assert {points[index] for index in front} == {
+        point for point, is_beaten in zip(points, beaten, strict=True) if not is_beaten
+    }
+    assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
+    rows = [
+        {
+            "sampler": "fewer",
+            "options": {},
+            "values": {"calls": calls, "KID-x": score, "FD-x": 100 * score},
+            "standard_errors": {"KID-x": 0.1},
+        }
+        for calls, score in points
+    ]
+    for name in ("a.png", "b.png"):
+        plot_front(rows, ["KID-x", "FD-x"], tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_seconds_of_the_network_are_those_it_is_busy():
+    class Slow(torch.nn.Linear):
+        def forward(self, x):
+            time.sleep(0.02)
+            return super().forward(x)
+
+    network = Slow(2, 2)
+    begin = time.perf_counter()
+    with trials.time_network(network) as seconds:
+        for _ in range(3):
+            network(torch.zeros(1, 2))
+            time.sleep(0.02)
+    network(torch.zeros(1, 2))  # is not counted any more
+    assert 0.06 <= seconds() <= time.perf_counter() - begin - 0.06

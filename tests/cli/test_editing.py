@@ -1,0 +1,177 @@
+"""How the commands that edit go about it: dry runs, batches and films of inpaint, outpaint, vary and complete."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.commands import error_lines, shell
+from support.editing_run import entries, make_work, rewrite, save_prior, tokens  # noqa: F401
+
+from vqtool.samplers import trajectories
+
+LINES = {
+    "inpaint": ("tok.h5", "--mask", "left-half"),
+    "outpaint": ("tok.h5", "--left", "2", "--top", "3"),
+    "vary": ("tok.h5", "--strength", "0.5"),
+    "complete": ("partial.h5",),
+}
+
+
+@pytest.fixture
+def files(work):
+    """As `work`, with partial.h5: the first grid whole, 2 cells of the second unknown, 12 of the third."""
+
+    def punch(old):
+        old[1, 2, 3:5] = 16
+        old[2, :2] = 16
+        return old
+
+    rewrite("partial.h5", "tok.h5", punch, holes=True)
+    return work
+
+
+def calls(text):
+    """What standard error says of the calls a grid: the least and the most."""
+    (found,) = re.findall(r"([0-9.]+(?: to [0-9.]+)?) network calls a grid", text)
+    first, _, last = found.partition(" to ")
+    return float(first), float(last or first)
+
+
+@pytest.mark.parametrize("options", [["--steps", 7], ["--purity", "--steps", 9], ["--sampler", "entropy"]])
+@pytest.mark.parametrize("command", LINES)
+def test_a_dry_run_counts_the_calls_of_the_real_one_and_writes_nothing(vqtool, files, command, options):
+    before = entries()
+    line = [command, *LINES[command], *options]
+    result = vqtool(*line, "--dry-run", "--trajectory", "x.webp", "-o", "x.h5")
+    assert (result.code, result.data) == (0, b"")
+    assert "GB of memory" in result.err
+    assert "s for 3 grids; nothing is written" in result.err
+    assert entries() == before
+    least, most = calls(result.err)
+    (real, _) = calls(vqtool(*line, "-o", "x.h5").err)
+    assert least - 0.005 <= real <= most + 0.005  # three digits are said
+    if "entropy" not in options:  # it alone calls as often as the predictions say
+        assert least == most
+
+
+def test_a_dry_run_leaves_what_is_there_and_takes_pictures_and_streams(vqtool, files):
+    (files / "there.h5").write_bytes(b"precious")
+    line = ["inpaint", "imgs", "-m", "center", "--steps", 4, "-n", 5, "--dry-run"]
+    for output in ("there.h5", "imgs", "new", "-"):
+        result = vqtool(*line, "-o", output)
+        assert (result.code, result.data) == (0, b"")
+        assert "s for 15 grids; nothing is written" in result.err
+    assert (files / "there.h5").read_bytes() == b"precious"
+    assert "new" not in entries()
+    result = shell("cat tok.h5 | $vqtool inpaint - -m center --steps 4 --dry-run | wc -c", files)
+    assert result.out.split() == ["0"]
+    assert calls(result.err) == (4, 4)
+
+
+def test_a_dry_run_of_bad_images_alone_is_an_error(vqtool, files):
+    (files / "bad").mkdir()
+    (files / "bad" / "0.png").write_bytes(b"no picture")
+    result = vqtool("inpaint", "bad", "-m", "center", "--dry-run")
+    assert result.code == 1
+    assert "bad: no picture to rehearse with" in error_lines(result.err)[0]
+
+
+def test_guided_calls_are_counted_with_the_pictures_own_captions(vqtool, files, tokenizer_path):
+    save_prior("prior.safetensors", tokenizer_path, kind="caption")
+    line = ["inpaint", "tok.h5", "-m", "center", "--steps", 5, "--cfg-scale", 2]
+    assert calls(vqtool(*line, "--dry-run").err) == calls(vqtool(*line, "-o", "x.h5").err) == (10, 10)
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_the_size_of_the_batches_changes_no_byte_of_the_tokens(vqtool, files, command):
+    line = [command, *LINES[command], "--purity", "--steps", 5, "-n", 3]
+    for size in (1, 2, "auto"):
+        assert vqtool(*line, "-b", size, "-o", f"{size}.h5").code == 0
+        assert tokens(f"{size}.h5").tobytes() == tokens("1.h5").tobytes()
+
+
+def test_progress_and_the_last_line_tell_calls_seconds_and_rates(vqtool, files):
+    text = vqtool("vary", "tok.h5", "-n", 2, "--steps", 4, "-b", 2, "-o", "x.h5").err
+    assert "batches of 2: about" in text
+    assert re.search(r"vary: 6 grids in [0-9.]+ s \([0-9.]+ grids/s, [0-9.]+ calls/s\)", text)
+    assert re.search(r"wrote 6 pictures to x.h5: 4 network calls a grid, [0-9.]+ s, [0-9.e+]+ grids/s", text)
+    text = vqtool("outpaint", "tok.h5", "--left", 2, "--steps", 2, "-o", "y.h5").err
+    assert "grids of 4x8: 2 windows of 4x6 a call" in text
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "psi", "purity"])
+@pytest.mark.parametrize("command", ["inpaint", "outpaint", "complete"])
+def test_a_film_ends_with_the_result_and_shows_what_is_given_throughout(vqtool, files, monkeypatch, command, sampler):
+    films, draw = [], trajectories.draw_frames
+    monkeypatch.setattr(
+        trajectories, "draw_frames", lambda grids, *more: films.append(grids.numpy()) or draw(grids, *more)
+    )
+    line = [command, *LINES[command], "--sampler", sampler, "--steps", 6, "-n", 3]
+    result = vqtool(*line, "--trajectory", "x.webp", "-o", "x.h5")
+    assert result.code == 0
+    (frames,) = films
+    assert f"wrote x.webp: {len(frames)} frames of 8 grids" in result.err
+    assert len(frames) > 3
+    assert np.array_equal(frames[-1], tokens("x.h5")[:8])
+    old = tokens("tok.h5").repeat(3, axis=0)[:8]
+    known = {
+        "inpaint": np.s_[:, :, 3:],
+        "outpaint": np.s_[:, 3:, 2:],
+        "complete": np.s_[:, 3:],
+    }[command]
+    shown = old[:, :, 3:] if command == "inpaint" else old[:, 3:] if command == "complete" else old
+    assert all(np.array_equal(frame[known], shown) for frame in frames)
+    with Image.open("x.webp") as image:
+        assert image.n_frames <= len(frames)  # frames that look the same are one
+    assert vqtool(*line, "-o", "y.h5").code == 0
+    assert np.array_equal(tokens("x.h5"), tokens("y.h5"))
+
+
+def test_pictures_are_filmed_too_whatever_the_batch(vqtool, files):
+    line = ["inpaint", "imgs", "-m", "center", "--purity", "--steps", 5, "--feather", 2]
+    for size in (1, "auto"):
+        assert vqtool(*line, "-b", size, "--trajectory", f"{size}.gif", "-o", f"out{size}").code == 0
+    assert (files / "1.gif").read_bytes() == (files / "auto.gif").read_bytes()
+    assert (files / "out1" / "00.png").read_bytes() == (files / "outauto" / "00.png").read_bytes()
+
+
+def test_where_nothing_moves_there_is_no_film_and_a_warning(vqtool, files):
+    result = vqtool("vary", "tok.h5", "--strength", 0, "--trajectory", "x.gif", "-o", "x.h5")
+    assert result.code == 0
+    assert "warning: x.gif: not written" in result.err
+    assert "x.gif" not in entries()
+
+
+def test_larger_grids_can_be_stretched_over(vqtool, files):
+    line = ["outpaint", "tok.h5", "--left", 3, "--purity"]
+    assert vqtool(*line, "-o", "x.h5").code == 0
+    assert vqtool(*line, "--grid-mode", "stretch", "-o", "y.h5").code == 0
+    assert not np.array_equal(tokens("x.h5"), tokens("y.h5"))
+    assert np.array_equal(tokens("y.h5")[:, :, 3:], tokens("tok.h5"))
+    record = json.loads(vqtool("info", "y.h5", "--json").out)["history"][-1]
+    assert record["grid_mode"] == "stretch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size 0: auto, or a number from 1 on, is expected"),
+        (["--grid-mode", "stretch"], "--grid-mode is about grids larger than those of training"),
+        (["--overlap", "2"], "--overlap is about grids larger than those of training"),
+        (["--trajectory", "x.mp4"], "x.mp4: an animation is a .webp, .gif, .png file"),
+        (["--trajectory", "tok.h5"], "tok.h5: an animation is"),
+        (["--trajectory", "x.png", "-o", "x.png"], "--trajectory and -o both name x.png"),
+        (["--holes", "--dry-run"], "--holes makes nothing"),
+        (["--holes", "--trajectory", "x.gif"], "--holes makes nothing"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(vqtool, files, arguments, message):
+    before = entries()
+    output = [] if "-o" in arguments else ["-o", "x.h5"]
+    result = vqtool("inpaint", "tok.h5", "-m", "center", *arguments, *output)
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert message in line
+    assert entries() == before

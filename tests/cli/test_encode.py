@@ -1,0 +1,226 @@
+"""`vqtool encode`: grids of images; every bad input is named, and good ones are not lost with it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from support.commands import error_lines, shell, start, write_pictures
+
+from vqtool.grids import open_grids, read_grids
+from vqtool.images import find_images, read_batches, to_float
+from vqtool.tokenizers import load_tokenizer
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty current folder with `imgs/`: 5 pictures of 16x16."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "imgs", 5)
+    return tmp_path
+
+
+@pytest.fixture
+def encode(vqtool, work, tokenizer_path):
+    """Run `vqtool encode --size 16` with the tiny tokenizer."""
+
+    def run(*arguments, size="16", tokenizer=tokenizer_path):
+        return vqtool("encode", *arguments, "--size", size, "-t", tokenizer)
+
+    return run
+
+
+def entries(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_grids_hold_the_tokens_of_the_images_with_their_ids(encode, work, tokenizer_path):
+    result = encode("imgs")
+    assert (result.code, result.data) == (0, b"")
+    assert "5 images at 16x16 -> grids of 2x2 tokens" in result.err
+    assert "wrote 5 grids to tok.h5" in result.err
+    header, batch = read_grids("tok.h5")
+    tokenizer = load_tokenizer(tokenizer_path)
+    (images,) = (found.images for found in read_batches(find_images(["imgs"]), (16, 16), 8))
+    assert np.array_equal(batch.tokens, tokenizer.encode(to_float(images)).numpy())
+    assert batch.ids == ["00", "01", "02", "03", "04"]
+    assert (batch.labels, batch.captions) == (None, None)
+    assert batch.tokens.dtype == np.uint8
+    assert (header.codebook_size, header.grid_size, header.image_size) == (16, (2, 2), (16, 16))
+    assert (header.tokenizer_fingerprint, header.tokenizer_location) == (tokenizer.fingerprint, str(tokenizer_path))
+    assert header.history[-1]["command"].startswith("vqtool encode imgs --size 16")
+    assert header.history[-1]["inputs"] == {"tokenizer": tokenizer.fingerprint}
+    assert entries(".") == ["imgs", "tok.h5"]
+
+
+def test_labels_and_captions_go_with_the_grids(encode, work):
+    for label in ("cats", "dogs"):
+        write_pictures(work / "classes" / label, 2)
+    (work / "classes" / "cats" / "01.txt").write_text("a cat")
+    assert encode("classes").code == 0
+    _, batch = read_grids("tok.h5")
+    assert batch.ids == ["cats/00", "cats/01", "dogs/00", "dogs/01"]
+    assert batch.labels == ["cats", "cats", "dogs", "dogs"]
+    assert batch.captions == ["", "a cat", "", ""]
+
+
+def test_tokens_do_not_depend_on_the_batch_size(encode):
+    for size in (1, 2, 64):
+        assert encode("imgs", "-b", size, "-o", f"{size}.h5").code == 0
+    one = read_grids("1.h5")[1]
+    for size in (2, 64):
+        assert np.array_equal(read_grids(f"{size}.h5")[1].tokens, one.tokens)
+
+
+def test_grids_need_not_be_square(encode):
+    assert encode("imgs", size="24x40").code == 0
+    header, batch = read_grids("tok.h5")
+    assert (header.image_size, header.grid_size, batch.tokens.shape) == ((24, 40), (3, 5), (5, 3, 5))
+
+
+def test_stdout_gets_a_stream_and_nothing_else(encode, work):
+    result = encode("imgs", "-b", "2", "-o", "-")
+    assert result.code == 0
+    Path("stream").write_bytes(result.data)
+    with open_grids("stream") as reader:
+        assert not reader.ordinary
+        assert [len(batch) for batch in reader.batches()] == [2, 2, 1]
+    assert entries(".") == ["imgs", "stream"]
+
+
+def test_a_redirection_gets_one_ordinary_file(work, tokenizer_path):
+    assert shell("$vqtool encode imgs --size 16 -t $t -o - > out.h5", work, t=tokenizer_path).code == 0
+    with h5py.File("out.h5") as file:
+        assert file["tokens"].shape == (5, 2, 2)
+    with open_grids("out.h5") as reader:
+        assert reader.ordinary
+
+
+def test_a_corrupt_file_among_good_ones_is_named_skipped_and_counted(encode, work):
+    (work / "imgs" / "01.png").write_bytes(b"this is no image")
+    (work / "imgs" / "03.png").write_bytes((work / "imgs" / "03.png").read_bytes()[:60])
+    result = encode("imgs", "-b", "2")
+    assert result.code == 1
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: skipped ")]
+    assert ["01.png" in warnings[0], "03.png" in warnings[1], len(warnings)] == [True, True, 2]
+    assert error_lines(result.err) == ["error: 2 bad inputs skipped; the rest is done"]
+    assert read_grids("tok.h5")[1].ids == ["00", "02", "04"]
+
+
+def test_strict_stops_at_the_first_bad_file_and_writes_nothing(encode, work):
+    (work / "imgs" / "03.png").write_bytes(b"this is no image")
+    result = encode("imgs", "--strict", "-b", "2")
+    assert result.code == 1
+    assert len(error_lines(result.err)) == 1
+    assert "imgs/03.png" in error_lines(result.err)[0]
+    assert entries(".") == ["imgs"]
+
+
+def test_images_of_which_none_can_be_read_leave_no_file(encode, work):
+    for path in (work / "imgs").iterdir():
+        path.write_bytes(b"")
+    result = encode("imgs")
+    assert result.code == 1
+    assert error_lines(result.err) == ["error: none of the 5 images could be read"]
+    assert entries(".") == ["imgs"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("empty", "empty: no images here"), ("gone", "gone: no such file or folder"), ("words.txt", "none of the 1")],
+)
+def test_sources_without_images_are_named(encode, work, source, message):
+    (work / "empty").mkdir()
+    (work / "words.txt").write_text("words")
+    result = encode(source)
+    assert (result.code, result.data) == (1, b"")
+    assert message in error_lines(result.err)[0]
+    assert not Path("tok.h5").exists()
+
+
+def test_an_existing_output_is_kept_without_force(encode):
+    Path("tok.h5").write_bytes(b"old")
+    result = encode("imgs")
+    assert result.code == 1
+    assert error_lines(result.err) == ["error: tok.h5: exists; use --force to overwrite it or -o to write elsewhere"]
+    assert Path("tok.h5").read_bytes() == b"old"
+    assert encode("imgs", "--force").code == 0
+    assert len(read_grids("tok.h5")[1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("gone/tok.h5", "the folder gone does not exist"),
+        ("imgs", "imgs: is a folder"),
+        ("imgs/00.png/tok.h5", "does not exist"),
+        ("/proc/tok.h5", "/proc/tok.h5: cannot be written"),
+        ("/dev/full", "No space left on device"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_named(encode, work, output, message):
+    result = encode("imgs", "-o", output)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert len(error_lines(result.err)) == 1
+    assert len(entries("imgs")) == 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_named(encode, work):
+    (work / "locked").mkdir(mode=0o500)
+    result = encode("imgs", "-o", "locked/tok.h5")
+    assert result.code == 1
+    assert "locked/tok.h5: cannot be written: Permission denied" in error_lines(result.err)[0]
+
+
+def test_a_tokenizer_that_is_missing_or_none_is_named(encode, work):
+    result = encode("imgs", tokenizer="gone.safetensors")
+    assert (result.code, error_lines(result.err)) == (
+        1, ["error: gone.safetensors: cannot be read: No such file or directory"],
+    )  # fmt: skip
+    result = encode("imgs", tokenizer="imgs/00.png")
+    assert (result.code, error_lines(result.err)) == (1, ["error: imgs/00.png: not a safetensors file"])
+    assert entries(".") == ["imgs"]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [("20", "both sides must be multiples of 8, e.g. --size 16x16"), ("large", "size 'large'"), ("0", "size '0'")],
+)
+def test_sizes_that_do_not_fit_are_refused_with_what_does(encode, size, message):
+    result = encode("imgs", size=size)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert entries(".") == ["imgs"]
+
+
+def test_an_unknown_device_is_refused(encode):
+    result = encode("imgs", "--device", "abacus")
+    assert result.code == 1
+    assert "--device abacus: cannot be used here" in error_lines(result.err)[0]
+    if not torch.cuda.is_available():
+        assert "--device cuda" in error_lines(encode("imgs", "--device", "cuda").err)[0]
+
+
+def test_ctrl_c_while_writing_leaves_no_half_file(tmp_path, tokenizer_path):
+    (tmp_path / "imgs").mkdir()
+    picture = (write_pictures(tmp_path / "one", 1) / "00.png").read_bytes()
+    for i in range(1500):
+        (tmp_path / "imgs" / f"{i}.png").write_bytes(picture)
+    arguments = ("encode", "imgs", "-t", tokenizer_path, "--size", 64, "-b", 1)
+    process = start(*arguments, cwd=tmp_path, stderr=-1)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".tok.h5.*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert err.decode().splitlines()[-1] == "interrupted"
+    assert entries(tmp_path) == ["imgs", "one"]

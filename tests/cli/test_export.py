@@ -1,0 +1,67 @@
+"""`vqtool export`: what other projects read comes out, and what they cannot hold is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.commands import build_tokenizer
+
+from vqtool.interop import Options, load, read_source
+from vqtool.tokenizers import load_tokenizer, save_tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "written"),
+    [("taming-vqgan/last.ckpt", "taming", "model.ckpt"), ("df-vqmodel/vqvae", "diffusers", "")],
+)
+def test_an_imported_vqgan_is_exported_imported_again_and_the_same(tmp_path, vqtool, source, name, written):
+    first, folder, again = tmp_path / "first.safetensors", tmp_path / "out", tmp_path / "again.safetensors"
+    for arguments in (
+        ("import", GOLDEN / source, "-o", first),
+        ("export", first, "--format", name, "-o", folder),
+        ("import", folder / written, "-o", again),
+    ):
+        result = vqtool(*arguments)
+        assert result.code == 0, result.err
+    one, other = load_tokenizer(first), load_tokenizer(again)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    grid = one.encode(images)
+    assert torch.equal(other.encode(images), grid)
+    assert torch.allclose(other.decode(grid), one.decode(grid), atol=1e-5)
+    assert name != "taming" or "params" in yaml.safe_load((folder / "model.yaml").read_text())["model"]
+
+
+def test_a_whole_pipeline_goes_in_and_out(tmp_path, vqtool):
+    prior = tmp_path / "prior.safetensors"
+    assert vqtool("import", GOLDEN / "df-pipeline", "-o", prior).code == 0
+    result = vqtool("export", prior, "-o", tmp_path / "pipeline")
+    assert result.code == 0, result.err
+    again = load(read_source(tmp_path / "pipeline"), Options())
+    expected = load(read_source(GOLDEN / "df-pipeline"), Options())
+    weights = again.prior.denoiser.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.prior.denoiser.state_dict().items())
+
+
+def test_what_a_format_cannot_hold_and_folders_in_use_are_refused(tmp_path, vqtool):
+    path, folder = tmp_path / "tokenizer.safetensors", tmp_path / "out"
+    save_tokenizer(path, build_tokenizer())
+    result = vqtool("export", path, "-o", folder)
+    assert result.code == 1
+    assert "only tokenizers of VQGANs can be exported" in result.err
+    assert not folder.exists()
+    assert "cannot be exported to 'nothing'" in vqtool("export", path, "--format", "nothing").err
+    folder.mkdir()
+    (folder / "mine.txt").write_text("kept")
+    assert "not an empty folder; --force" in vqtool("export", path, "-o", folder).err
+
+
+@pytest.mark.parametrize("format_name", ["diffusers", "taming"])
+def test_a_tokenizer_has_no_tokenizer(tmp_path, vqtool, format_name):
+    path = tmp_path / "tokenizer.safetensors"
+    save_tokenizer(path, build_tokenizer())
+    result = vqtool("export", path, "--format", format_name, "-o", tmp_path / "out", "-t", path)
+    assert result.code == 1
+    assert "--tokenizer goes with a prior" in result.err

@@ -1,0 +1,222 @@
+"""`vqtool inpaint`: what the mask leaves stays as it was, in tokens and in pixels; what cannot be is one line."""
+
+import io
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.commands import error_lines, shell
+from support.editing_run import SIZE, entries, make_work, rewrite, save_prior, tokens  # noqa: F401
+
+from vqtool import samplers
+from vqtool.grids import open_grids, read_grids
+from vqtool.images import find_images, read_batches
+from vqtool.priors import load_prior
+
+LEFT = np.zeros((4, 6), bool)
+LEFT[:, :3] = True
+
+
+def read_pixels(folder):
+    return next(read_batches(find_images([folder]), None, 100)).images
+
+
+def save_mask(path, white, size=SIZE):
+    pixels = np.zeros(size, np.uint8)
+    pixels[white] = 255
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("kernel", ["mask-replace", "absorbing", "uniform"])
+def test_tokens_outside_of_the_mask_stay_and_the_others_are_made_anew(vqtool, work, tokenizer_path, kernel):
+    save_prior("prior.safetensors", tokenizer_path, kernel)
+    result = vqtool("inpaint", "tok.h5", "--mask", "left-half", "-n", "3", "--steps", "5", "-o", "x.h5")
+    assert (result.code, result.data) == (0, b"")
+    assert "wrote 9 pictures to x.h5: 5 network calls a grid" in result.err
+    old, new = np.repeat(tokens("tok.h5"), 3, axis=0), tokens("x.h5")
+    assert np.array_equal(old[:, ~LEFT], new[:, ~LEFT])
+    assert (old[:, LEFT] != new[:, LEFT]).mean() > 0.5
+    assert not np.array_equal(new[0], new[1])
+    header, batch = read_grids("x.h5")
+    assert batch.ids == [f"0{i}-{v}" for i in range(3) for v in (1, 2, 3)]
+    assert batch.captions == ["", "", "", "a bee", "a bee", "a bee", "", "", ""]
+    record = header.history[-1]
+    assert (record["step"], record["mask"], record["num"], record["steps"]) == ("inpaint", "left-half", 3, 5)
+    assert record["inputs"]["prior"] == load_prior("prior.safetensors").fingerprint
+    assert [entry["step"] for entry in header.history] == ["encode", "inpaint"]
+
+
+def test_variants_do_not_depend_on_the_batches_and_are_what_the_library_draws(vqtool, work):
+    line = ["inpaint", "tok.h5", "-m", "center", "-n", 2, "--purity"]
+    for size in (1, 4, 64):
+        assert vqtool(*line, "-b", size, "-o", f"{size}.h5").code == 0
+        assert np.array_equal(tokens(f"{size}.h5"), tokens("1.h5"))
+    given = torch.from_numpy(tokens("tok.h5").repeat(2, axis=0))
+    given[:, 1:3, 1:5] = 16  # a half of 6 columns ends inside of cells
+    drawn = samplers.sample(load_prior("prior.safetensors"), 6, sampler="purity", given=given)
+    assert np.array_equal(drawn.numpy(), tokens("1.h5"))
+
+
+@pytest.mark.parametrize(
+    ("mask", "cells"),
+    [
+        ("right-half", np.s_[:, 3:]),
+        ("top-half", np.s_[:2, :]),
+        ("bottom-half", np.s_[2:, :]),
+        ("box:8,16,8,8", np.s_[1:2, 2:3]),
+        ("box:7,15,10,10", np.s_[0:3, 1:4]),  # one pixel more on every side touches all neighbours
+        ("box:31,47,1,1", np.s_[3:, 5:]),
+        ("mask.png", np.s_[2:3, :2]),
+    ],
+)
+def test_every_cell_that_the_mask_touches_is_made_anew_and_no_other(vqtool, work, mask, cells):
+    save_mask("mask.png", np.s_[20:23, 0:9])
+    assert vqtool("inpaint", "tok.h5", "--mask", mask, "--holes", "-o", "x.h5").code == 0
+    with open_grids("x.h5", holes=True) as reader:
+        (batch,) = reader.batches()
+    expected = tokens("tok.h5")
+    expected[(slice(None), *cells)] = 16
+    assert np.array_equal(batch.tokens, expected)
+
+
+def test_a_random_mask_has_its_share_of_each_picture_and_another_for_each(vqtool, work):
+    for seed in (0, 0, 1):
+        line = ["inpaint", "tok.h5", "-m", "random:0.25", "--holes", "--seed", seed]
+        assert vqtool(*line, "-f", "-o", f"{seed}.h5").code == 0
+    holes = []
+    for seed in (0, 1):
+        with open_grids(f"{seed}.h5", holes=True) as reader:
+            holes += [next(reader.batches()).tokens == 16]
+    assert [grid.sum() for grid in np.concatenate(holes)] == [6] * 6
+    assert len({grid.tobytes() for grid in np.concatenate(holes)}) == 6
+
+
+def test_images_get_back_every_pixel_outside_of_the_mask(vqtool, work):
+    old, white = read_pixels("imgs"), np.zeros(SIZE, bool)
+    white[4:13, 10:30] = True
+    line = ["inpaint", "imgs", "-m", "box:4,10,9,20", "--steps", 4]
+    assert vqtool(*line, "-o", "out").code == 0
+    new = read_pixels("out")
+    assert np.array_equal(new[:, :, ~white], old[:, :, ~white])
+    assert (new[:, :, white] != old[:, :, white]).mean() > 0.9
+    assert vqtool(*line, "-o", "x.h5").code == 0
+    assert vqtool("decode", "x.h5", "-o", "plain").code == 0
+    assert vqtool(*line, "--no-paste", "-o", "all").code == 0
+    plain = read_pixels("plain")
+    assert np.array_equal(read_pixels("all"), plain)
+    assert np.array_equal(new[:, :, white], plain[:, :, white])
+    assert vqtool(*line, "--feather", 3, "-o", "soft").code == 0
+    soft, far = read_pixels("soft"), np.ones(SIZE, bool)
+    far[1:16, 7:33] = False
+    assert np.array_equal(soft[:, :, far], old[:, :, far])
+    assert np.array_equal(soft[:, :, white], plain[:, :, white])
+    edge = (old[:, :, 8, 30] + 0.75 * (plain[:, :, 8, 30].astype(float) - old[:, :, 8, 30])).round()
+    assert np.array_equal(soft[:, :, 8, 30], edge)
+    assert "a bee" in (work / "out" / "metadata.jsonl").read_text()
+
+
+def test_a_class_or_caption_is_the_pictures_own_unless_another_is_given(vqtool, work, tokenizer_path):
+    save_prior("prior.safetensors", tokenizer_path, kind="caption")
+    prior, given = load_prior("prior.safetensors"), tokens("tok.h5")
+    given[:, :2] = 16
+    for flags, texts in (([], [None, "a bee", None]), (["--caption", "an ant"], ["an ant"] * 3)):
+        line = ["inpaint", "tok.h5", "-m", "top-half", "--cfg-scale", 2, "--purity", *flags]
+        assert vqtool(*line, "-f", "-o", "x.h5").code == 0
+        arguments = {"sampler": "purity", "cfg_scale": 2.0, "condition": prior.conditioner.encode(texts)}
+        drawn = samplers.sample(prior, 3, given=torch.from_numpy(given), **arguments)
+        assert np.array_equal(drawn.numpy(), tokens("x.h5"))
+    assert read_grids("x.h5")[1].captions == ["", "a bee", ""]
+    result = vqtool("inpaint", "tok.h5", "-m", "top-half", "--label", "ant", "-o", "y.h5")
+    assert "--label does not go with this prior" in error_lines(result.err)[0]
+
+
+def test_it_works_in_pipes(work):
+    line = "cat tok.h5 | $vqtool inpaint - -m center --holes | $vqtool complete - --purity | $vqtool check -"
+    result = shell(line, work)
+    assert (result.code, result.out) == (0, "ok -\n")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("box:0,0,0,5", "the box is empty, or not inside of pictures of 32x48 pixels"),
+        ("box:0,40,8,9", "not inside of pictures of 32x48 pixels"),
+        ("box:1,2,3", "expected box:TOP,LEFT,HEIGHT,WIDTH in pixels"),
+        ("box:0,0,32,48", "keeps no cell of the 4x6: `vqtool sample` makes whole pictures anew"),
+        ("random:0", "some but not all"),
+        ("random:1", "some but not all"),
+        ("random:half", "expected a share of the 24 cells"),
+        ("random:nan", "expected a share of the 24 cells"),
+        ("middle", "neither a file nor one of left-half, right-half"),
+        ("black.png", "keeps the whole picture, so that there is nothing to make anew"),
+        ("large.png", "has 64x48 pixels, the pictures have 32x48 (height x width)"),
+        ("gray.png", "neither black (keep) nor white (make anew): not a mask"),
+        ("tok.h5", "cannot be read as an image"),
+        ("imgs", "neither a file nor one of"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_one_line(vqtool, work, mask, message):
+    save_mask("black.png", np.s_[0:0])
+    save_mask("large.png", np.s_[:9], (64, 48))
+    Image.fromarray(np.full(SIZE, 128, np.uint8)).save("gray.png")
+    before = entries()
+    result = vqtool("inpaint", "tok.h5", "--mask", mask, "-o", "x.h5")
+    assert result.code == 1
+    assert len(error_lines(result.err)) == 1
+    assert message in error_lines(result.err)[0]
+    assert entries() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tok.h5", "--feather", "2"], "--feather is about pictures, but -o asks for token grids"),
+        (["imgs", "--feather", "2", "--no-paste", "-o", "new"], "--no-paste leaves that out"),
+        (["tok.h5", "--holes", "-n", "2"], "--holes writes one partial grid a picture"),
+        (["tok.h5", "--holes", "-o", "new"], "it goes with -o x.h5"),
+        (["tok.h5", "--size", "32"], "--size is for images, but tok.h5 holds token grids"),
+        (["imgs", "--size", "16"], "makes grids of 2x2, but the prior knows those of 4x6 and no parts of them"),
+        (["small.h5"], "makes grids of 4x4, but the prior knows those of 4x6"),
+        (["other.h5"], "has tokenizer ffffffffffffffff, but the prior has tokenizer"),
+        (["large.h5"], "has codebook size 17, but the prior has codebook size 16"),
+        (["tok.h5", "tok.h5"], "one grid file at a time"),
+        (["tok.h5", "-p", "gone.safetensors"], "gone.safetensors: no such file"),
+        (["tok.h5", "--sampler", "magic"], "unknown sampler 'magic'"),
+        (["tok.h5", "--steps", "0"], "--steps 0"),
+        (["tok.h5", "--caption", "an ant"], "--caption does not go with this prior, which takes no condition"),
+        (["tok.h5", "-o", "tok.h5"], "tok.h5: exists"),
+        (["tok.h5", "-o", "imgs"], "imgs: exists and is not empty"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(vqtool, work, arguments, message):
+    rewrite("small.h5", "tok.h5", lambda old: old[:, :, :4], grid_size=(4, 4), image_size=(32, 32))
+    rewrite("other.h5", "tok.h5", lambda old: old, tokenizer_fingerprint="f" * 16)
+    rewrite("large.h5", "tok.h5", lambda old: old, codebook_size=17)
+    before = entries(), (work / "tok.h5").read_bytes()
+    output = [] if "-o" in arguments else ["-o", "x.h5"]
+    result = vqtool("inpaint", *arguments, *output, "--mask", "left-half")
+    assert result.code == 1
+    assert len(error_lines(result.err)) == 1
+    assert message in error_lines(result.err)[0]
+    assert (entries(), (work / "tok.h5").read_bytes()) == before
+
+
+def test_bad_images_are_skipped_named_and_counted(vqtool, work):
+    (work / "imgs" / "005.png").write_bytes(b"no picture")
+    result = vqtool("inpaint", "imgs", "-m", "center", "--purity", "-o", "x.h5")
+    assert (result.code, len(error_lines(result.err))) == (1, 1)
+    assert "skipped imgs/005.png" in result.err
+    assert h5py.File("x.h5")["tokens"].shape == (3, 4, 6)
+    assert vqtool("inpaint", "imgs", "-m", "center", "--strict", "-o", "y.h5").code == 1
+    result = vqtool("inpaint", "imgs/005.png", "-m", "center", "-o", "y.h5")
+    assert error_lines(result.err) == ["error: none of the 1 images could be read"]
+    assert "y.h5" not in entries()
+
+
+def test_a_sheet_and_a_tar_can_be_written(vqtool, work):
+    assert vqtool("inpaint", "imgs", "-m", "center", "--purity", "-n", "2", "-o", "x.png").code == 0
+    assert Image.open(io.BytesIO((work / "x.png").read_bytes())).size[0] > 48
+    assert vqtool("inpaint", "imgs", "-m", "center", "--purity", "-o", "x.tar").code == 0
+    assert len(read_pixels("x.tar")) == 3

@@ -1,0 +1,175 @@
+"""The command itself: help and version without heavy imports, errors as one line, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from support.commands import COMMAND, error_lines, shell, write_pictures
+
+from vqtool.cli import main as cli
+from vqtool.cli.main import COMMANDS, command
+from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.version import __version__
+
+
+def test_help_of_every_command_is_printed_without_torch_or_other_heavy_imports():
+    code = """
+import contextlib, io, sys
+from vqtool.cli import main as cli
+for arguments in [[], *([name] for name in cli.COMMANDS), ["codebook", "refit"]]:
+    sys.argv = ["vqtool", *arguments, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, arguments
+    assert "Usage: vqtool" in out.getvalue(), arguments
+heavy = {"torch", "numpy", "h5py", "PIL", "accelerate", "sklearn", "scipy", "safetensors", "tokenizers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_help_lists_every_command_and_goes_to_stdout(vqtool):
+    result = vqtool("--help")
+    assert result.code == 0
+    assert result.err == ""
+    for name in COMMANDS:
+        assert f" {name} " in result.out
+
+
+def test_the_version_is_printed_on_stdout(vqtool):
+    result = vqtool("--version")
+    assert (result.code, result.out, result.err) == (0, f"vqtool {__version__}\n", "")
+
+
+def test_the_module_runs_as_the_command_does():
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"vqtool {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("unknown",), ("--unknown",), ("encode", "--unknown"), ("encode",), ("decode", "--batch-size", "0"),
+     ("codebook", "unknown"), ("show", "--num", "many", "a")],
+)  # fmt: skip
+def test_wrong_usage_exits_with_2_and_says_so_on_stderr(vqtool, arguments):
+    result = vqtool(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Usage: vqtool" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_no_arguments_show_the_help(vqtool):
+    result = vqtool()
+    assert "Usage: vqtool" in result.out + result.err
+
+
+@pytest.fixture
+def call(capsys):
+    """Call a command that raises: (exit code, stderr)."""
+
+    def call(error):
+        @command
+        def failing():
+            print("data")
+            raise error
+
+        with pytest.raises(typer.Exit) as stop:
+            failing()
+        out, err = capsys.readouterr()
+        assert out == "data\n"
+        return stop.value.exit_code, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (VqtoolError("a.h5: bad"), 1, "error: a.h5: bad\n"),
+        (FormatError("a.h5: two\n  lines"), 1, "error: a.h5: two lines\n"),
+        (MismatchError("a and b"), 1, "error: a and b\n"),
+        (PermissionError(13, "Permission denied", "/root/a"), 1, "error: /root/a: Permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (MemoryError(), 1, "error: MemoryError; this is unexpected: --debug shows where it happened\n"),
+        (KeyError("x"), 1, "error: KeyError: 'x'; this is unexpected: --debug shows where it happened\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("state saved"), 130, "interrupted: state saved\n"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (typer.Exit(3), 3, ""),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(call, error, code, text):
+    assert call(error) == (code, text)
+
+
+def test_debug_shows_where_an_error_was_raised(call, monkeypatch):
+    monkeypatch.setitem(cli._state, "debug", True)
+    code, err = call(VqtoolError("bad"))
+    assert code == 1
+    assert "Traceback (most recent call last)" in err
+    assert "raise error" in err
+    assert err.endswith("error: bad\n")
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "encode", "gone"), ("encode", "gone", "--debug")])
+def test_debug_may_stand_anywhere_and_lasts_for_one_command(vqtool, tmp_path, monkeypatch, tokenizer_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    with_debug = vqtool(*arguments, "-t", tokenizer_path)
+    without = vqtool(*(argument for argument in arguments if argument != "--debug"), "-t", tokenizer_path)
+    assert with_debug.code == without.code == 1
+    assert "Traceback" in with_debug.err
+    assert "Traceback" not in without.err
+    assert error_lines(with_debug.err) == error_lines(without.err) != []
+
+
+def test_after_two_dashes_debug_is_a_name(vqtool):
+    result = vqtool("encode", "--", "--debug")
+    assert result.code == 1
+    assert "--debug: no such file or folder" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.fixture(scope="module")
+def imgs(tmp_path_factory):
+    """A folder with `imgs/`, 40 pictures."""
+    folder = tmp_path_factory.mktemp("work")
+    write_pictures(folder / "imgs", 40)
+    return folder
+
+
+def test_a_closed_pipe_ends_a_command_quietly_with_141(imgs, tokenizer_path):
+    line = "$vqtool encode imgs -t $t -b 1 --size 16 -o - | head -c 1000 | wc -c; echo ${PIPESTATUS[@]}"
+    result = shell(line, imgs, t=tokenizer_path)
+    assert result.out.split() == ["1000", "141", "0", "0"]
+    assert error_lines(result.err) == []
+    assert "Traceback" not in result.err
+    assert "Exception ignored" not in result.err
+
+
+def test_a_full_disk_behind_stdout_is_one_error(imgs, tokenizer_path):
+    line = "$vqtool encode imgs -t $t --size 16 -o - > /dev/full; echo $?; $vqtool info $t > /dev/full; echo $?"
+    result = shell(line, imgs, t=tokenizer_path)
+    assert result.out.split() == ["1", "1"]
+    assert error_lines(result.err) == [
+        "error: standard output: cannot be written: No space left on device",
+        "error: No space left on device",
+    ]
+    assert "Traceback" not in result.err
+    assert "Exception ignored" not in result.err
+
+
+def test_a_machine_whose_only_gpu_is_apples_uses_its_cpu(monkeypatch):
+    import torch
+
+    from vqtool.cli.inputs import choose_device
+    from vqtool.distributed import has_gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto") == "cpu"
+    assert not has_gpu()

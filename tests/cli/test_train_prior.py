@@ -1,0 +1,287 @@
+"""`vqtool train-prior`: files, conditions, resuming and what is refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.command_lines import leaf_commands
+from support.commands import error_lines, start
+
+from vqtool import artifacts, denoisers
+from vqtool.diffusion.losses import LOSSES
+from vqtool.diffusion.posterior import RULES
+from vqtool.errors import VqtoolError
+from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.priors import load_prior
+from vqtool.tokenizers import load_tokenizer
+from vqtool.training.times import TIMES
+
+SHORT = ("--steps", 3, "--batch-size", 4, "--size", "tiny")
+
+
+def write_grids(path, location, *, num=8, labels=None, captions=None):
+    """Random grids of 2x3 tokens of the test tokenizer."""
+    try:
+        fingerprint = load_tokenizer(location).fingerprint
+    except VqtoolError:
+        fingerprint = "feedfeedfeedfeed"
+    header = GridHeader(16, (2, 3), (16, 24), fingerprint, str(location), "crop", ({"step": "encode"},))
+    tokens = np.random.default_rng(0).integers(0, 16, (num, 2, 3))
+    with GridWriter(path, header) as writer:
+        writer.write(GridBatch(tokens, [f"g{i}" for i in range(num)], labels, captions))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tokenizer_path):
+    """A current folder with tok.h5."""
+    monkeypatch.chdir(tmp_path)
+    write_grids("tok.h5", tokenizer_path)
+    return tmp_path
+
+
+def test_tok_h5_becomes_prior_safetensors_with_log_state_and_sheet(folder, vqtool, tokenizer_path):
+    result = vqtool("train-prior", *SHORT)
+    assert result.code == 0, result.err
+    assert result.data == b""
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "prior.log.jsonl",
+        "prior.safetensors",
+        "prior.sheet.png",
+        "prior.state.safetensors",
+        "tok.h5",
+    ]
+    prior = load_prior("prior.safetensors")
+    assert (prior.kernel.name, prior.kernel.num_steps, prior.conditioner.kind) == ("mask-replace", 100, "none")
+    assert prior.origin.tokenizer_fingerprint == load_tokenizer(tokenizer_path).fingerprint
+    assert prior.origin.image_size == (16, 24)
+    assert [record["step"] for record in prior.history] == ["encode", "train-prior"]
+    assert prior.summary["steps"] == 3
+    lines = [json.loads(line) for line in Path("prior.log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "bound", "cross_entropy"} <= set(lines[0])
+    with Image.open("prior.sheet.png") as sheet:
+        assert sheet.size[0] > 100
+    for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule release, T = 100", "3 steps of"):
+        assert words in result.err
+
+
+def test_its_samples_can_be_drawn_and_decoded(folder, vqtool):
+    vqtool("train-prior", *SHORT, "--kernel", "absorbing", "-T", 7, "-o", "a.safetensors")
+    assert vqtool("sample", "a.safetensors", "-n", 3, "-o", "s.h5").code == 0
+    assert vqtool("decode", "s.h5", "-o", "out").code == 0
+    assert len(list((folder / "out").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "kind", "words"),
+    [
+        ({"labels": ["a", "b"] * 4}, (), "class", "2 classes"),
+        ({"labels": ["a", "b"] * 4}, ("--condition", "none"), "none", "no condition"),
+        ({"captions": ["a red one", "a blue one"] * 4}, (), "caption", "captions"),
+        (
+            {"captions": ["a red one", ""] * 4},
+            ("--vocabulary", "sentencepiece"),
+            "caption",
+            "warning: 4 of 8 grids have no caption",
+        ),
+    ],
+)
+def test_the_condition_follows_the_grids_or_the_option(tmp_path, vqtool, tokenizer_path, texts, options, kind, words):
+    write_grids(tmp_path / "t.h5", tokenizer_path, **texts)
+    output = tmp_path / "p.safetensors"
+    result = vqtool("train-prior", tmp_path / "t.h5", *SHORT, *options, "-o", output)
+    assert result.code == 0, result.err
+    assert words in result.err
+    prior = load_prior(output)
+    assert prior.conditioner.kind == kind
+    if "sentencepiece" in options:
+        assert prior.conditioner.config()["vocabulary"] == "sentencepiece"
+
+
+def test_without_the_tokenizer_there_are_no_sheets_but_a_prior(tmp_path, vqtool):
+    write_grids(tmp_path / "t.h5", tmp_path / "gone.safetensors")
+    result = vqtool("train-prior", tmp_path / "t.h5", *SHORT, "-o", tmp_path / "p.safetensors")
+    assert result.code == 0
+    assert "warning: no sheets of samples: the tokenizer feedfeedfeedfeed" in result.err
+    assert not (tmp_path / "p.sheet.png").exists()
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, vqtool):
+    arguments = ("train-prior", "--batch-size", 4, "--size", "tiny", "--steps", 400, "--sheet-every", 0)
+    process = start(*arguments, stderr=subprocess.PIPE)
+    log = folder / "prior.log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors.decode()
+    assert b"--resume" in errors
+    assert not (folder / "prior.safetensors").exists()
+    refused = vqtool(*arguments)
+    assert refused.code == 1
+    assert "--resume goes on with it, --force starts anew" in refused.err
+    step = artifacts.read_header("prior.state.safetensors").summary["step"]
+    assert 0 < step < 400
+    other = vqtool(*arguments, "--resume", "--kernel", "absorbing")
+    assert other.code == 1
+    assert "kernel" in error_lines(other.err)[0]
+
+
+def test_a_finished_run_can_be_resumed_without_doing_anything(folder, vqtool):
+    vqtool("train-prior", *SHORT)
+    before = load_prior("prior.safetensors").fingerprint
+    result = vqtool("train-prior", "--batch-size", 4, "--size", "tiny", "--resume")
+    assert result.code == 0, result.err
+    assert "resuming a run of 3 steps" in result.err
+    assert load_prior("prior.safetensors").fingerprint == before
+
+
+def test_minutes_become_steps(folder, vqtool):
+    result = vqtool("train-prior", "--batch-size", 4, "--size", "tiny", "--minutes", 0.01, "--sheet-every", 0)
+    assert result.code == 0, result.err
+    assert "steps of" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("none.h5",), "none.h5: no such file: make token grids with `vqtool encode`"),
+        (("--kernel", "magic"), "unknown kernel 'magic'; known kernels: mask-replace, absorbing, uniform"),
+        (("--schedule", "cosine"), "not for kernel 'mask-replace'"),
+        (("--size", "enormous"), "--size enormous: unknown; known are tiny, small, base, large, huge"),
+        (("--denoiser", "cnn"), "unknown denoiser 'cnn': known are transformer"),
+        (("--rule", "median"), "--rule median: unknown; known are mixture, plug-in"),
+        (("--parameterisation", "free"), "--parameterisation free: unknown; known are evidence, direct, residual"),
+        (
+            ("--kernel", "uniform", "--rule", "plug-in", "--parameterisation", "evidence"),
+            "--parameterisation evidence does not go with --rule plug-in",
+        ),
+        (("--mask-weights", "1"), "--mask-weights 1: two numbers of 0 or more are expected, such as 1,0.5"),
+        (("--mask-weights", "0,0"), "--mask-weights 0,0: two numbers of 0 or more are expected"),
+        (("--times", "often"), "--times often: unknown; known are stratified, uniform, importance"),
+        (("--loss", "mdlm"), "--loss mdlm counts masked cells alone, so it goes with kernels that do nothing but mask"),
+        (("--kernel", "absorbing", "--loss", "mlm", "--adaptive-auxiliary"), "goes with --loss reweighted, bound"),
+        (("--kernel", "absorbing", "--rule", "plug-in"), "--rule plug-in goes with --kernel mask-replace, uniform"),
+        (("--keep", "all"), "--keep all: unknown; known are last, best"),
+        (
+            ("--keep", "best"),
+            "--keep best goes with 200 grids or more, of which some are held out to tell; these are 8",
+        ),
+        (("--fast",), "--fast goes with a CUDA GPU, and there is none"),
+        (("--condition", "class"), "the grids have none: encode images in class folders"),
+        (("--condition", "poem"), "--condition poem: unknown; known are auto, none, class, caption"),
+        (("--vocabulary", "words"), "--vocabulary words: unknown"),
+        (("--loss", "l2"), "--loss l2: unknown; known are reweighted, bound, elbo"),
+        (("--resume",), "no earlier run is there to go on with"),
+        (("--tokenizer", "none.safetensors"), "none.safetensors"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_nothing_is_written(folder, vqtool, options, message):
+    result = vqtool("train-prior", *SHORT, *options)
+    assert result.code == 1
+    assert len(error_lines(result.err)) == 1
+    assert message in error_lines(result.err)[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["tok.h5"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"), [("--loss", LOSSES), ("--denoiser", denoisers.NAMES), ("--times", TIMES), ("--rule", RULES)]
+)
+def test_the_help_of_a_flag_says_every_name_that_it_takes(flag, names):
+    (parameter,) = [option for option in leaf_commands()["train-prior"].params if flag in option.opts]
+    for name in names:
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", parameter.help)
+
+
+def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
+    write_grids(tmp_path / "t.h5", tokenizer_path, num=0)
+    result = vqtool("train-prior", tmp_path / "t.h5", *SHORT, "-o", tmp_path / "p.safetensors")
+    assert "no grids in it: there is nothing to learn from" in error_lines(result.err)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--loss", "bound", "--auxiliary-weight", 0.001, "--adaptive-auxiliary", "--mask-weights", "1,0.5"), None),
+        (("--times", "importance", "--no-fast"), None),
+        (
+            (
+                "--denoiser",
+                "unet",
+                "--kernel",
+                "uniform",
+                "--rule",
+                "plug-in",
+                "--parameterisation",
+                "residual",
+                "-T",
+                10,
+            ),
+            "denoiser unet tiny:",
+        ),
+        (("--denoiser", "vq-diffusion"), "denoiser vq-diffusion tiny:"),
+    ],
+)
+def test_losses_rules_and_denoisers_can_be_named(folder, vqtool, options, words):
+    result = vqtool("train-prior", *SHORT, "--sheet-every", 0, *options)
+    assert result.code == 0, result.err
+    assert (words or "denoiser transformer tiny:") in result.err
+    prior = load_prior("prior.safetensors")
+    assert prior.rule == ("plug-in" if "plug-in" in options else "mixture")
+    assert prior.denoiser_name in result.err
+    assert (prior.parameterisation == "residual") == ("residual" in options)
+
+
+def test_a_condition_that_the_denoiser_does_not_take_is_refused_if_named_and_passed_over_if_not(
+    tmp_path, vqtool, tokenizer_path
+):
+    write_grids(tmp_path / "t.h5", tokenizer_path, labels=["a", "b"] * 4, captions=["a red one", "a blue one"] * 4)
+    options = (tmp_path / "t.h5", *SHORT, "--denoiser", "vq-diffusion", "-o", tmp_path / "p.safetensors")
+    refused = vqtool("train-prior", *options, "--condition", "caption")
+    assert refused.code == 1
+    assert "denoisers that take caption: transformer" in error_lines(refused.err)[0]
+    assert vqtool("train-prior", *options).code == 0
+    assert load_prior(tmp_path / "p.safetensors").conditioner.kind == "class"
+
+
+def test_an_existing_prior_is_kept_without_force(folder, vqtool):
+    Path("prior.safetensors").write_bytes(b"precious")
+    result = vqtool("train-prior", *SHORT)
+    assert result.code == 1
+    assert "exists" in result.err
+    assert Path("prior.safetensors").read_bytes() == b"precious"
+    assert vqtool("train-prior", *SHORT, "--force").code == 0
+
+
+SEVERAL = [(), ("--loss", "bound", "--times", "importance", "-T", 2, "--steps", 16)]
+
+
+@pytest.mark.parametrize("more", SEVERAL, ids=["default", "importance"])
+def test_two_processes_have_the_losses_of_one(folder, vqtool, more):
+    options = (*SHORT, "--sheet-every", 0, *more)
+    assert vqtool("train-prior", *options, "-o", "one.safetensors").code == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command = [*launch, "-m", "vqtool", "train-prior", *map(str, options), "-o", "two.safetensors"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    losses = [
+        [json.loads(line)["loss"] for line in Path(f"{name}.log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert load_prior("two.safetensors").summary["steps"] == len(losses[0])
+    if "importance" in more:
+        histories = [artifacts.load(f"{name}.state.safetensors", "training-state")[1] for name in ("one", "two")]
+        squares = [tensors["memory.square"].tolist() for tensors in histories]
+        assert squares[1] == pytest.approx(squares[0], rel=1e-4)
+        assert min(squares[0]) > 0

@@ -1,0 +1,199 @@
+"""Resuming `vqtool sample`: what a killed run leaves, what goes on with it, and what is refused."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from support.commands import error_lines, start
+from support.exact import random_prior
+
+from vqtool.grids import GridBatch, GridHeader, read_grids
+from vqtool.grids.resume import PartialWriter, resumable_writer
+
+RUN = ["-n", 40, "--steps", 3, "--seed", 5, "--start", 7]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder that holds prior.safetensors, which takes captions."""
+    monkeypatch.chdir(tmp_path)
+    random_prior(kind="caption").save("prior.safetensors")
+    return tmp_path
+
+
+def datasets(path):
+    """All that a grid file holds: name -> (dtype, bytes)."""
+    with h5py.File(path, "r") as file:
+        return {name: (file[name].dtype, file[name][:].tobytes()) for name in file}
+
+
+def interrupt_when(process, path, num_bytes, number):
+    """Send a signal to a process once a file is so large; False if it has ended before."""
+    while process.poll() is None:
+        if path.exists() and path.stat().st_size >= num_bytes:
+            process.send_signal(number)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_file(folder, vqtool):
+    assert vqtool("sample", *RUN, "-o", "whole.h5").code == 0
+    kept, there, moment = folder / "x.partial.h5", 0, random.Random(0)
+    for resume in ([], ["--resume"]):
+        process = start("sample", *RUN, "-b", 1, "-o", "x.h5", *resume, stderr=subprocess.DEVNULL)
+        assert interrupt_when(process, kept, there + moment.randrange(1, 15000), signal.SIGKILL)
+        assert kept.stat().st_size >= there
+        with kept.open("ab") as file:  # what a power cut leaves of a member
+            file.write(kept.read_bytes()[: moment.randrange(1, 1000)])
+        there = kept.stat().st_size
+    assert vqtool("sample", *RUN, "-b", 3, "-o", "x.h5", "--resume").code == 0
+    assert datasets("x.h5") == datasets("whole.h5")
+    assert sorted(path.name for path in folder.iterdir()) == ["prior.safetensors", "whole.h5", "x.h5"]
+    header, whole = read_grids("x.h5")[0], read_grids("whole.h5")[0]
+    assert [record | {"time": 0, "command": 0} for record in header.history] == [
+        record | {"time": 0, "command": 0} for record in whole.history
+    ]
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(folder, vqtool):
+    process = start("sample", *RUN, "-b", 1, "-o", "x.h5", stderr=subprocess.PIPE)
+    assert interrupt_when(process, folder / "x.partial.h5", 1, signal.SIGINT)
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.returncode == 130
+    kept = re.search(r"interrupted: (\d+) grids are kept in x.partial.h5; --resume goes on with them", errors)
+    num = int(kept[1])
+    assert 0 < num < 40
+    result = vqtool("sample", *RUN, "-o", "x.h5", "--resume")
+    assert f"sample: {40 - num} grids" in result.err
+
+
+def test_a_killed_run_is_not_overwritten_unless_forced(folder, vqtool):
+    leave_partial(vqtool)
+    before = (folder / "x.partial.h5").read_bytes()
+    result = vqtool("sample", *RUN, "-o", "x.h5")
+    assert result.code == 1
+    assert "x.partial.h5: an earlier run is there: --resume goes on with it, --force starts anew" in result.err
+    assert (folder / "x.partial.h5").read_bytes() == before
+    assert vqtool("sample", *RUN, "--seed", 6, "-o", "x.h5", "--force").code == 0
+    assert read_grids("x.h5")[0].history[-1]["seed"] == 6
+    assert not (folder / "x.partial.h5").exists()
+
+
+def leave_partial(vqtool, *arguments):
+    """Make x.partial.h5 as a killed run leaves it: all grids are there, the output is not."""
+    vqtool("sample", *RUN, *arguments, "-o", "x.h5", "--force")
+    header, batch = read_grids("x.h5")
+    os.remove("x.h5")
+    with PartialWriter(Path("x.partial.h5"), header) as writer:
+        writer.write(batch[:10])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "6"], "a run with seed 5, but now it is 6"),
+        (["--start", "8"], "a run with start 7, but now it is 8"),
+        (["-n", "41"], "a run with num 40, but now it is 41"),
+        (["--steps", "4"], "a run with steps 3, but now it is 4"),
+        (["--purity"], "a run with sampler ancestral, but now it is purity"),
+        (["--rule", "mixture"], "a run with rule not given, but now it is mixture"),
+        (["--temperature", "0.5"], "a run with temperature 1.0, but now it is 0.5"),
+        (["--caption", "a cat"], "a run with captions sha256:"),
+        (["other.safetensors"], "a run with prior "),
+    ],
+)
+def test_a_run_of_other_settings_is_not_gone_on_with(folder, vqtool, arguments, message):
+    leave_partial(vqtool)
+    random_prior(kind="caption", scale=0.4).save("other.safetensors")
+    before = (folder / "x.partial.h5").read_bytes()
+    result = vqtool("sample", *RUN, *arguments, "-o", "x.h5", "--resume")
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert f"error: x.partial.h5: {message}" in line
+    assert "start anew with --force" in line
+    assert (folder / "x.partial.h5").read_bytes() == before
+    assert not (folder / "x.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("x.h5", "x.partial.h5: no earlier run is there to go on with: start without --resume"),
+        ("-", "--resume goes on with a file"),
+        ("bad.h5", "bad.partial.h5: token grids (HDF5) were expected"),
+        ("two.h5", "two.partial-0-of-2.h5: a run of another number of processes is there"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_said_in_one_line(folder, vqtool, output, message):
+    (folder / "bad.partial.h5").write_text("my notes")
+    (folder / "two.partial-0-of-2.h5").write_bytes(b"")
+    result = vqtool("sample", *RUN, "-o", output, "--resume")
+    assert (result.code, result.data) == (1, b"")
+    assert message in error_lines(result.err)[0]
+    assert (folder / "bad.partial.h5").read_text() == "my notes"
+
+
+def launch(*arguments):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run(
+        [*command, "-m", "vqtool", "sample", *map(str, arguments)],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_two_processes_go_on_with_what_each_has_kept(folder, vqtool):
+    vqtool("sample", *RUN, "-o", "whole.h5")
+    header, whole = read_grids("whole.h5")
+    for rank, rows in ((0, slice(0, 20)), (1, slice(20, 27))):  # of 20 each
+        with PartialWriter(folder / f"x.partial-{rank}-of-2.h5", header) as writer:
+            writer.write(whole[rows])
+    launch(*RUN, "-o", "x.h5", "--resume")
+    assert datasets("x.h5") == datasets("whole.h5")
+    assert list(folder.glob("*partial*")) == []
+
+
+HEADER = GridHeader(4, (1, 2), (8, 16), "0123456789abcdef", "builtin", "crop", ({"step": "sample", "seed": 1},))
+
+
+def batch_of(*numbers):
+    return GridBatch(np.array(numbers, np.uint8)[:, None].repeat(2, 1)[:, None], [str(n) for n in numbers])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 63, 500, 10**9])
+def test_a_partial_file_cut_anywhere_is_gone_on_with_after_its_last_whole_member(tmp_path, cut):
+    ends = []
+    with PartialWriter(tmp_path / "x.partial.h5", HEADER) as writer:
+        for number in range(3):
+            writer.write(batch_of(number, number))
+            ends.append(os.path.getsize(tmp_path / "x.partial.h5"))
+    os.truncate(tmp_path / "x.partial.h5", min(ends[1] + cut, ends[2]))
+    with resumable_writer(tmp_path / "x.h5", HEADER, resume=True) as writer:
+        assert writer.num_grids == (6 if cut > 10**6 else 4)
+        for number in range(writer.num_grids // 2, 3):
+            writer.write(batch_of(number, number))
+    assert read_grids(tmp_path / "x.h5")[1].ids == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_a_partial_file_torn_in_its_first_member_is_begun_anew(tmp_path):
+    with PartialWriter(tmp_path / "x.partial.h5", HEADER) as writer:
+        writer.write(batch_of(1))
+    os.truncate(tmp_path / "x.partial.h5", 100)
+    with resumable_writer(tmp_path / "x.h5", HEADER, resume=True) as writer:
+        assert writer.num_grids == 0
+        writer.write(batch_of(2, 3))
+    assert read_grids(tmp_path / "x.h5")[1].ids == ["2", "3"]

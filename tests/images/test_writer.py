@@ -1,0 +1,215 @@
+"""Where pictures go: nothing leaves the folder, words come back, and what failed does not look whole."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqtool.errors import VqtoolError
+from vqtool.images import find_images, read_image
+from vqtool.images.writer import METADATA, SHEET_IMAGES, FolderGallery, SheetGallery, TarGallery, gallery_type
+
+HOSTILE = ["../up", "/etc/passwd", "a/../../b", "..", ".", "", ".hidden", "-o", "~root", "c:\\x", "nul", "a\0b", "a\nb",
+           "x" * 300, "b", "B", "ü/ü", "metadata.jsonl", "a.b.c"]  # fmt: skip
+
+
+def pictures(num, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (num, 3, 4, 6)).astype(np.uint8)
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", [FolderGallery, TarGallery])
+def test_hostile_ids_cannot_leave_the_output_and_stay_apart(tmp_path, kind):
+    output = tmp_path / "jail" / ("out" if kind is FolderGallery else "out.tar")
+    output.parent.mkdir()
+    images = pictures(len(HOSTILE))
+    with kind(output) as gallery:
+        gallery.write(images, HOSTILE)
+    if kind is FolderGallery:
+        names = [path.name for path in output.iterdir()]
+        assert files_below(tmp_path) == sorted(f"jail/out/{name}" for name in names)
+    else:
+        assert files_below(tmp_path) == ["jail/out.tar"]
+        with tarfile.open(output) as tar:
+            names = tar.getnames()
+    assert len({name.lower() for name in names}) == len(HOSTILE)
+    for name in names:
+        assert "/" not in name
+        assert name.endswith(".png")
+        assert name[0] not in ".-~"
+        assert len(name.encode()) < 200
+    found = [read_image(item, None) for item in find_images([output])]
+    assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
+
+
+@pytest.mark.parametrize("kind", [FolderGallery, TarGallery])
+def test_pictures_labels_and_captions_come_back_as_they_were(tmp_path, kind):
+    output = tmp_path / ("out" if kind is FolderGallery else "out.tar")
+    images = pictures(5)
+    labels = ["cat", "", "dog", 'ü "q"', "0"]
+    captions = ["a, b\nc", "", "", "日本", "{}"]
+    with kind(output) as gallery:
+        gallery.write(images[:2], ["a", "b"], labels[:2], captions[:2])
+        gallery.write(images[2:], ["c", "d", "e"], labels[2:], captions[2:])
+    assert gallery.num_images == 5
+    items = find_images([output])
+    assert [item.id for item in items] == list("abcde")
+    assert all(np.array_equal(read_image(item, None), image) for item, image in zip(items, images, strict=True))
+    assert [item.label or "" for item in items] == labels
+    assert [" ".join((item.caption or "").split()) for item in items] == [" ".join(text.split()) for text in captions]
+
+
+def test_pictures_of_which_nothing_is_known_have_no_metadata(tmp_path):
+    with FolderGallery(tmp_path / "out") as gallery:
+        gallery.write(pictures(2), ["a", "b"])
+    assert files_below(tmp_path / "out") == ["a.png", "b.png"]
+
+
+def fail_midway(gallery, error=ZeroDivisionError):
+    with gallery:
+        gallery.write(pictures(2), ["a", "b"], ["x", ""], None)
+        raise error
+
+
+def test_a_folder_keeps_what_arrived_before_a_failure_with_its_words(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_midway(FolderGallery(tmp_path / "out"))
+    assert [(item.id, item.label) for item in find_images([tmp_path / "out"])] == [("a", "x"), ("b", None)]
+
+
+def test_no_folder_is_made_for_pictures_that_never_come(tmp_path):
+    with pytest.raises(KeyboardInterrupt), FolderGallery(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert files_below(tmp_path) == []
+    assert not (tmp_path / "out").exists()
+    with FolderGallery(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("kind", [TarGallery, SheetGallery])
+def test_a_failure_leaves_no_tar_and_no_sheet(tmp_path, kind):
+    output = tmp_path / ("out.tar" if kind is TarGallery else "out.png")
+    with pytest.raises(ZeroDivisionError):
+        fail_midway(kind(output))
+    assert list(tmp_path.iterdir()) == []
+    output.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError):
+        fail_midway(kind(output, force=True))
+    assert output.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+class Stdout:
+    """Stands in for standard output, a pipe."""
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+
+    def isatty(self):
+        return False
+
+    def flush(self):
+        self.buffer.flush()
+
+
+def test_a_stream_carries_all_that_arrived_and_ends_with_a_marker_only_when_whole(tmp_path, monkeypatch):
+    stream = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", Stdout(stream))
+    with pytest.raises(ZeroDivisionError):
+        fail_midway(TarGallery("-"))
+    failed = stream.getvalue()
+    with TarGallery("-") as gallery:
+        gallery.write(pictures(2), ["a", "b"], ["x", ""], None)
+        before_end = stream.getvalue()[len(failed) :]
+    whole = stream.getvalue()[len(failed) :]
+    assert failed == before_end  # sent as it comes, not held back
+    assert whole == failed + bytes(1024)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        assert tar.getnames() == ["a.png", "a.cls", "b.png"]
+        assert {member.mtime for member in tar} == {0}  # equal pictures make an equal tar
+
+
+def test_a_full_disk_names_the_output(tmp_path, monkeypatch):
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr("sys.stdout", Stdout(full))
+        with (
+            pytest.raises(VqtoolError, match="standard output: cannot be written: No space left on device"),
+            TarGallery("-") as gallery,
+        ):
+            gallery.write(pictures(1), ["a"])
+
+
+def test_a_sheet_shows_all_pictures_up_to_its_limit(tmp_path):
+    with SheetGallery(tmp_path / "a.png", columns=2) as gallery:
+        gallery.write(pictures(3), ["a", "b", "c"], ["", "label", "label"], ["", "", "caption"])
+    assert gallery._captions == ["a", "label", "caption"]
+    with Image.open(tmp_path / "a.png") as sheet:
+        small = sheet.size
+    with SheetGallery(tmp_path / "b.png", columns=2) as gallery:
+        gallery.write(pictures(4), list("abcd"))
+    with Image.open(tmp_path / "b.png") as sheet:
+        assert sheet.size == small  # two rows of two
+    with SheetGallery(tmp_path / "c.png") as gallery:
+        for start in range(0, SHEET_IMAGES + 60, 50):
+            gallery.write(pictures(50), [str(i) for i in range(start, start + 50)])
+    assert (gallery.num_images, gallery.num_dropped) == (SHEET_IMAGES, 100)
+
+
+def test_a_sheet_goes_to_a_pipe_as_png(monkeypatch):
+    stream = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", Stdout(stream))
+    with SheetGallery("-") as gallery:
+        gallery.write(pictures(2), ["a", "b"])
+    with Image.open(io.BytesIO(stream.getvalue())) as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_a_sheet_of_nothing_is_refused(tmp_path):
+    with pytest.raises(VqtoolError, match="no images"), SheetGallery(tmp_path / "a.png"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_overwritten_without_force(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file.png"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    file.write_text("mine")
+    (tmp_path / "file.tar").write_text("mine")
+    with pytest.raises(VqtoolError, match="folder: exists and is not empty; use --force"):
+        FolderGallery(folder)
+    with pytest.raises(VqtoolError, match="exists and is not a folder"):
+        FolderGallery(file, force=True)
+    for kind, name in ((SheetGallery, "file.png"), (TarGallery, "file.tar")):
+        with pytest.raises(VqtoolError, match="exists; use --force"):
+            kind(tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_force_overwrites_pictures_and_words_and_counts_what_else_is_there(tmp_path):
+    with FolderGallery(tmp_path) as gallery:
+        gallery.write(pictures(3), ["a", "b", "c"], None, ["old", "old", "old"])
+    with FolderGallery(tmp_path, force=True) as gallery:
+        gallery.write(pictures(1, seed=1), ["b"])
+    assert gallery.num_others == 2
+    items = {item.id: item for item in find_images([tmp_path])}
+    assert np.array_equal(read_image(items["b"], None), pictures(1, seed=1)[0])
+    assert items["b"].caption is None
+    assert not (tmp_path / METADATA).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("out", FolderGallery), ("a.b", FolderGallery), ("x.png", SheetGallery), ("X.PNG", SheetGallery),
+     ("x.tar", TarGallery), ("-", TarGallery), ("/dev/stdout", TarGallery), ("/dev/full", TarGallery)],
+)  # fmt: skip
+def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
+    from pathlib import Path
+
+    assert gallery_type(Path(name) if name.startswith(("-", "/")) else tmp_path / name) is kind

@@ -1,0 +1,207 @@
+"""Training of priors: what is learnt with each loss and denoiser, a killed run, and how runs are planned."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from support import prior_run
+from support.exact import origin
+from support.matrices import build_kernel
+
+import vqtool
+from vqtool import artifacts, conditions, denoisers
+from vqtool.diffusion import kernels
+from vqtool.errors import VqtoolError
+from vqtool.training import prior as training
+from vqtool.training.data import GridData
+from vqtool.training.loop import LoopConfig
+from vqtool.training.objectives import PriorLoss, validate
+
+# "bound" and "elbo" are too noisy for so short a run; "reweighted-elbo" never learns from a grid that is all mask.
+LEARNT = [
+    ("mask-replace", "reweighted"),
+    ("absorbing", "reweighted"),
+    ("uniform", "reweighted"),
+    ("absorbing", "mlm"),
+    ("absorbing", "mdlm"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "loss"), LEARNT)
+def test_a_tiny_prior_learns_four_pictures_and_which_label_has_which(tmp_path, kernel, loss):
+    settings = {"num_steps": 250, "learning_rate": 3e-3, "save_seconds": 1e9}
+    prior = prior_run.train(tmp_path, kernel=kernel, loss={"name": loss}, **settings)
+    condition = prior.conditioner.encode(["up", "down"] * 32)
+    # One cell a call, or many steps: cells that open together may belong to two pictures.
+    options = {"steps": 40} if kernel == "uniform" else {"sampler": "purity", "steps": 6}
+    drawn = vqtool.sample(prior, 64, condition=condition, **options).numpy()
+    same = (drawn[:, None] == prior_run.PICTURES[None]).all((2, 3))  # (64, 4)
+    wanted = np.where(np.arange(64)[:, None] % 2 == 0, [[1, 1, 0, 0]], [[0, 0, 1, 1]]).astype(bool)
+    assert (same & wanted).any(1).mean() > 0.8
+    assert same.any(0).all()
+    assert prior.summary["num_grids"] == 16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"loss": {"name": "bound", "times": "importance", "auxiliary_weight": 0.1}, "diffusion": 8}],
+    ids=["stratified", "importance"],
+)
+def test_a_killed_run_that_is_resumed_has_the_losses_of_one_that_was_not(tmp_path, settings):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    prior = prior_run.train(whole, **settings)
+    process = subprocess.Popen([sys.executable, "-m", "support.prior_run", str(killed), json.dumps(settings)])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (killed / "state.safetensors").exists() and artifacts.read_header(killed / "state.safetensors").summary[
+            "step"
+        ] >= 10:
+            break
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert len(prior_run.read_log(killed)) < 40
+    resumed = prior_run.train(killed, resume=True, **settings)
+    assert prior_run.read_log(killed) == prior_run.read_log(whole)
+    for name, tensor in prior.denoiser.state_dict().items():
+        assert torch.equal(resumed.denoiser.state_dict()[name], tensor)
+
+
+def test_what_importance_has_seen_is_saved_with_the_run(tmp_path):
+    prior_run.train(tmp_path, loss={"times": "importance"}, diffusion=8)
+    _, tensors = artifacts.load(tmp_path / "state.safetensors", "training-state")
+    assert int(tensors["memory.count"].sum()) == 40 * 16
+    assert bool((tensors["memory.square"] > 0).all())
+
+
+CONDITIONS = [(name, kind) for name in denoisers.NAMES for kind in denoisers.module(name).CONDITIONS]
+
+
+@pytest.mark.parametrize(("name", "kind"), CONDITIONS)
+def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name, kind):
+    torch.set_num_threads(1)
+    grids = prior_run.batch(4)
+    conditioner = conditions.build(kind, grids.labels, grids.labels)
+    data = GridData(grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), origin((2, 3)))
+    forward = build_kernel("mask-replace", codebook_size=7, num_steps=20)
+    prior = training.build_prior(forward, conditioner, data.origin, "tiny", seed=0, tokens=data.tokens, denoiser=name)
+    assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
+    fresh = float(validate(prior.denoiser, prior, data, 1))
+    trained = training.train_prior(
+        prior,
+        data,
+        loss=PriorLoss(),
+        run=LoopConfig(40, 16, 2e-3, warmup_steps=3, save_seconds=1e9),
+        state_path=tmp_path / "state.safetensors",
+        log_path=tmp_path / "log.jsonl",
+        identity={},
+    )
+    assert trained.denoiser_name == name
+    assert float(validate(trained.denoiser, trained, data, 1)) < 0.9 * fresh
+
+
+def test_some_grids_are_held_out_where_there_are_enough_and_their_bound_is_logged(tmp_path):
+    prior = prior_run.train(tmp_path, copies=60, num_steps=200, batch_size=2, save_seconds=1e9)
+    assert prior.summary["num_held_out"] == 7
+    assert prior.summary["num_grids"] == 233
+    log = prior_run.read_log(tmp_path)
+    assert ["validation_bound" in line for line in log] == [False] * 199 + [True]
+    assert math.isfinite(prior.summary["validation_bound"])
+
+
+def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "VALIDATION_STEPS", 10)
+    seen, bounds = [], iter([3.0, 1.0, 2.0, 1.0, 0.0])
+
+    def look(model, *given, **named):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return torch.tensor(next(bounds))
+
+    monkeypatch.setattr(training, "validate", look)
+    settings = {"copies": 60, "num_steps": 35, "keep_best": True}
+
+    def stop(step, metrics):
+        if step == 25:
+            raise RuntimeError
+
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = prior_run.train(tmp_path / "whole", **settings)  # its fifth look is the one at the end
+    bounds = iter([3.0, 1.0])
+    with pytest.raises(RuntimeError):
+        prior_run.train(tmp_path / "stopped", report=stop, **settings)
+    bounds = iter([2.0, 1.0, 0.0])
+    resumed = prior_run.train(tmp_path / "stopped", resume=True, **settings)
+    for trained in (whole, resumed):
+        assert trained.summary["kept_step"] == 20
+        for name, tensor in trained.denoiser.state_dict().items():
+            assert torch.equal(tensor, seen[1][name])
+    log = prior_run.read_log(tmp_path / "whole")
+    lines = {line["step"]: line["validation_bound"] for line in log if "validation_bound" in line}
+    assert lines == {10: 3.0, 20: 1.0, 30: 2.0, 35: 1.0}
+
+
+def test_the_best_can_be_kept_only_where_grids_are_held_out(tmp_path):
+    with pytest.raises(
+        VqtoolError, match="--keep best goes with 200 grids or more, of which some are held out to tell; "
+    ):
+        prior_run.train(tmp_path, keep_best=True)
+
+
+def test_a_split_is_a_partition_and_the_same_every_time():
+    tokens = np.arange(300).reshape(-1, 1, 1)
+    data = GridData(tokens, torch.arange(300), origin((1, 1)))
+    kept, held_out = data.split(4)
+    assert sorted([*kept.tokens.flatten(), *held_out.tokens.flatten()]) == list(range(300))
+    assert kept.conditions.tolist() == kept.tokens.flatten().tolist()
+    assert np.array_equal(data.split(4)[1].tokens, held_out.tokens)
+    assert kept.digest() != data.digest()
+
+
+def test_a_fresh_prior_predicts_each_token_as_often_as_it_is_found():
+    tokens = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]).reshape(10, 1, 1)
+    kernel = kernels.build("absorbing", codebook_size=4, num_steps=10)
+    prior = training.build_prior(kernel, conditions.build("none"), origin((1, 1)), "tiny", seed=0, tokens=tokens)
+    found = prior.log_x0(torch.full((1, 1, 1), 4), torch.tensor([10])).exp().flatten()
+    torch.testing.assert_close(found, torch.tensor([3.5, 2.5, 5.5, 0.5]) / 12)
+
+
+def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.choose_size("transformer", 300, 64) == "tiny"
+    assert training.choose_size("transformer", 5000, 64) == "small"
+    assert training.choose_num_steps(100, 50, 0.1) == 600
+    assert training.choose_num_steps(1_000_000, 50, 0.1) == 6000
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.choose_size("transformer", 100_000, 256) == "large"
+    assert training.choose_size("vq-diffusion", 100_000, 256) == "small"  # the largest of these names
+    assert training.choose_num_steps(10, 1000, 1e-3) == 3
+
+
+def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):
+    def plan(fast):
+        run = training.choose_run(50, 4, 1e-3, seed=0, sheet_steps=0, fast=fast)
+        return run.mixed_precision, run.compile
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert plan(None) == plan(False) == ("no", False)
+    with pytest.raises(VqtoolError, match="--fast goes with a CUDA GPU, and there is none"):
+        plan(True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (plan(None), plan(False), plan(True)) == (("bf16", False), ("no", False), ("bf16", True))
+
+
+def test_a_condition_that_a_denoiser_does_not_take_is_refused_and_the_error_names_those_that_do():
+    with pytest.raises(
+        VqtoolError, match=r"--denoiser vq-diffusion is not trained with --condition caption, only with"
+    ):
+        training.check_condition("vq-diffusion", "caption")
+    with pytest.raises(VqtoolError, match="denoisers that take caption: transformer"):
+        training.check_condition("vq-diffusion", "caption")

@@ -1,0 +1,284 @@
+"""Training of tokenizers: what is minimised, in numbers worked out by hand, and runs that are killed and resumed."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support import training_run
+from support.commands import build_tokenizer
+from support.training_run import read_log, train
+
+from vqtool import rng
+from vqtool.errors import VqtoolError
+from vqtool.tokenizers import SIZES, Tokenizer
+from vqtool.training import finetuning
+from vqtool.training._autoencoder import Phase, TokenizerLoss, build_model
+from vqtool.training.augment import Augmentation, augmented, middle
+from vqtool.training.discriminator import Discriminator, DiscriminatorConfig, check_size
+from vqtool.training.loop import LoopConfig
+from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
+from vqtool.training.tokenizer import TokenizerObjective, train_tokenizer
+
+SMALL = training_run.CONFIG  # factor 4, 16 codes of 4 numbers
+
+
+def pictures(num, size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (num, 3, size, size)).astype(np.uint8)
+
+
+def floats(num, size=16, seed=0):
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_the_hinge_asks_for_margins_and_nothing_beyond_them():
+    """By hand: originals 2, 0 miss by 0, 1; reconstructions -3, 1 by 0, 2: (1/2 + 2/2) / 2."""
+    assert hinge(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])).item() == 0.75
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(1e4, 6 / (2 + 1e-4)), (1.0, 1.0)])
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer_up_to_its_clamp(largest, expected):
+    """By hand: the picture is w x with x = (1, 2). d/dw of the distances is 2 * 1 + 2 * 2 = 6, else 0 + 1 * 2."""
+    weight = torch.tensor([3.0], requires_grad=True)
+    rebuilt = weight * torch.tensor([1.0, 2.0])
+    pull, push = torch.tensor([2.0, 2.0]), torch.tensor([0.0, 1.0])
+    found = adaptive_weight(rebuilt, weight, pull, push, largest=largest)
+    assert found.item() == pytest.approx(expected)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_last_layer_is_the_convolution_that_makes_the_picture(name):
+    with torch.device("meta"):
+        decoder = Tokenizer(SIZES[name]).decoder
+    assert last_layer(decoder).shape[0] in (3, 12)  # 12: two by two pixels
+
+
+def test_a_step_against_the_discriminator_has_the_gradients_of_its_definition():
+    """Oracle: autograd through everything, with the weight a constant, each network's loss by its parameters alone."""
+    model = build_model(SMALL, 0, quantizer="vq", discriminator=DiscriminatorConfig(1, 8))
+    with torch.no_grad():
+        model.quantizer.place(torch.randn(16, 4), 1.0)
+    model.quantizer.ready.fill_(True)
+    images, picks = floats(2), torch.rand(16)
+    loss = TokenizerLoss("l2", adversarial_weight=0.7, commitment=0.3)
+    total, metrics = model(images, picks, loss=loss, phase=Phase(revive=False), perceptual=None)
+    total.backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    quantized = model.quantizer(model.tokenizer.latents(images), picks, revive=False)
+    rebuilt = model.tokenizer.decode_codes(quantized.codes)
+    distance = reconstruction(images, rebuilt, "l2") + 0.5 * edges(images, rebuilt)
+    fooled = -model.discriminator(rebuilt).mean()
+    last = last_layer(model.tokenizer.decoder)
+    norms = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (distance, fooled)]
+    weight = (norms[0] / (norms[1] + 1e-4)).detach()
+    terms = 0.3 * quantized.losses["commitment"] + quantized.losses["codebook"]
+    generator = distance + 0.7 * weight * fooled + terms
+    judged = hinge(model.discriminator(images), model.discriminator(rebuilt.detach()))
+    names = [name for name, _ in model.named_parameters()]
+    mine = [name for name in names if not name.startswith("discriminator")]
+    parameters = dict(model.named_parameters())
+    expected = dict(zip(mine, torch.autograd.grad(generator, [parameters[n] for n in mine]), strict=True))
+    theirs = [name for name in names if name not in mine]
+    expected |= dict(zip(theirs, torch.autograd.grad(judged, [parameters[n] for n in theirs]), strict=True))
+    assert metrics["adversarial_weight"].item() == pytest.approx(weight.item(), rel=1e-4)
+    assert total.item() == pytest.approx((generator + judged).item(), rel=1e-4)
+    for name in names:
+        assert torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_before_its_first_step_the_discriminator_changes_nothing():
+    """The rest of the model has the loss and gradients of one without it; its own are 0, for several processes."""
+    without, with_it = (build_model(SMALL, 0, discriminator=judge) for judge in (None, DiscriminatorConfig(1, 8)))
+    with_it.tokenizer.load_state_dict(without.tokenizer.state_dict())
+    losses = []
+    for model in (without, with_it):
+        total, metrics = model(
+            floats(2), torch.zeros(16), loss=TokenizerLoss(), phase=Phase(adversarial=False), perceptual=None
+        )
+        total.backward()
+        losses.append(total.item())
+        assert "discriminator" not in metrics
+    assert losses[0] == losses[1]
+    for name, parameter in without.named_parameters():
+        assert torch.equal(parameter.grad, with_it.get_parameter(name).grad)
+    assert all(not parameter.grad.any() for parameter in with_it.discriminator.parameters())
+
+
+def test_a_discriminator_sees_patches_of_70_pixels_and_says_where_pictures_are_too_small():
+    """A change of one pixel changes the verdicts within 35 pixels of it at most; the published shape of the answer."""
+    config = DiscriminatorConfig()
+    network = Discriminator(config)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(2.77e6, rel=0.01)
+    assert network(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+    for layers in (1, 2, 3):
+        small = DiscriminatorConfig(layers, 8)
+        size = 3 * 2**layers
+        check_size(small, (size, size))
+        assert Discriminator(small)(torch.zeros(1, 3, size, size)).shape == (1, 1, 1, 1)
+        with pytest.raises(VqtoolError, match=f"of {layers} layers, which needs {size} pixels: take fewer"):
+            check_size(small, (size, size - 1))
+
+
+def step(model, run, loss, images, number):
+    return TokenizerObjective(images, model, loss, run).phase(number)
+
+
+def test_codes_wait_for_data_only_where_they_start_on_it():
+    run, loss = LoopConfig(100, 2), TokenizerLoss(quantize_from=0.1, revive_until=0.5, adversarial_start=30)
+    fresh, fixed = build_model(SMALL, 0), build_model(SMALL, 0, quantizer="lfq")
+    old = finetuning.build_model(build_tokenizer(), 0)
+    for model, waits in ((fresh, True), (fixed, False), (old, False)):
+        assert step(model, run, loss, pictures(2), 9).quantize is not waits
+        assert step(model, run, loss, pictures(2), 10).quantize
+    assert [step(fresh, run, loss, pictures(2), n).revive for n in (49, 50)] == [True, False]
+    assert [step(fresh, run, loss, pictures(2), n).adversarial for n in (29, 30)] == [False, True]
+
+
+VARIANTS = [("vq", True), ("cosine", False), ("simvq", False), ("fsq", False), ("lfq", False)]
+
+
+@pytest.mark.parametrize(("quantizer", "adversarial"), VARIANTS[:3] + VARIANTS[4:])
+def test_an_interrupted_run_resumes_to_the_log_and_weights_of_one_that_was_not(tmp_path, quantizer, adversarial):
+    """State of quantizer, discriminator and optimiser included: every number, bit for bit."""
+    settings = {"quantizer": quantizer, "adversarial": adversarial, "num_steps": 24, "save_seconds": 1e9}
+    (tmp_path / "whole").mkdir()
+    whole, _ = train(tmp_path / "whole", **settings)
+
+    def report(step, metrics):
+        if step == 15:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, report=report, **settings)
+    again, _ = train(tmp_path, resume=True, **settings)
+    log = read_log(tmp_path)
+    assert log == read_log(tmp_path / "whole")
+    assert ("discriminator" in log[-1]) is adversarial
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_resume_with_another_quantizer_is_refused(tmp_path):
+    train(tmp_path, num_steps=2)
+    with pytest.raises(VqtoolError, match=r"quantizer\.name = ema, now quantizer\.name = vq"):
+        train(tmp_path, num_steps=2, quantizer="vq", resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantizer", "adversarial"), [("vq", True), ("simvq", False), ("lfq", False)])
+def test_two_processes_have_the_losses_of_one(tmp_path, quantizer, adversarial):
+    """Sums over processes round differently: losses agree to 1e-3, which fails where noise or gradients differ."""
+    settings = {"quantizer": quantizer, "adversarial": adversarial, "num_steps": 24}
+    (tmp_path / "whole").mkdir()
+    train(tmp_path / "whole", **settings)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run(
+        [*launch, "-m", "support.training_run", tmp_path, json.dumps(settings)],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = read_log(tmp_path / "whole"), read_log(tmp_path)
+    for name in ("loss", "gradient_norm"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
+    assert [line["usage"] for line in two] == [line["usage"] for line in one]
+
+
+def test_weight_decay_leaves_codes_alone(tmp_path):
+    """A code that no latent chooses stays exactly where it is."""
+    config = replace(build_tokenizer().config, codebook_size=64)
+    model = build_model(config, 0, quantizer="vq")
+    model.quantizer.begin(torch.randn(64, config.code_dim) * 100)
+    before = model.quantizer.effective_codebook().detach().clone()
+    run = LoopConfig(5, 4, 3e-3, warmup_steps=1, ema_decay=0.0, weight_decay=1.0)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(revive_until=0.0), run)
+    files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
+    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    moved = (new.codebook != before).any(1)
+    assert 0 < moved.sum() < 64
+
+
+def test_fine_tuning_leaves_the_encoder_and_moves_decoder_and_codes(tmp_path):
+    old, tokenizer = build_tokenizer(), build_tokenizer()
+    model = finetuning.build_model(tokenizer, 0)
+    run = LoopConfig(20, 4, 3e-3, warmup_steps=1, ema_decay=0.5)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(revive_until=0.0), run)
+    files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
+    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    for name, tensor in old.state_dict().items():
+        assert torch.equal(tensor, new.state_dict()[name]) is name.startswith("encoder"), name
+    log = read_log(tmp_path)
+    assert log[-1]["reconstruction"] < log[0]["reconstruction"]
+    assert log[-1]["codebook"] <= log[0]["codebook"]
+
+
+@pytest.mark.parametrize("lookup", ["nearest", "cosine", "projection", "bounded"])
+def test_with_its_codes_kept_a_fine_tuned_tokenizer_makes_the_same_tokens(tmp_path, lookup):
+    base = build_tokenizer()
+    old, tokenizer = (Tokenizer(base.config, lookup=lookup, num_full_codes=20) for _ in range(2))
+    with torch.no_grad():
+        for name, tensor in old.state_dict().items():
+            if not name.startswith(("encoder", "decoder")):
+                tensor.copy_(torch.randint(16, tensor.shape) if name == "code_map" else torch.randn(tensor.shape))
+    tokenizer.load_state_dict(old.state_dict())
+    model = finetuning.build_model(tokenizer, 0, learn_codes=False)
+    run = LoopConfig(3, 4, 3e-3, ema_decay=0.5)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(), run)
+    files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
+    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    images = floats(3)
+    assert torch.equal(new.encode(images), old.encode(images))
+    assert not torch.equal(new.decode(old.encode(images)), old.decode(old.encode(images)))
+    with pytest.raises(VqtoolError, match=r"has a (code map|lookup by projection): its codes cannot learn"):
+        finetuning.build_model(tokenizer, 0)
+
+
+def test_images_change_with_the_number_of_the_sample_alone():
+    """Each sample is the same in any batch; half of them are mirrored, pieces lie anywhere inside."""
+    images, samples = pictures(64, 20), np.arange(64)
+    change = Augmentation(flip=True, jitter=0.3)
+    whole = augmented(images, (16, 12), change, seed=3, samples=samples)
+    assert whole.shape == (64, 3, 16, 12)
+    part = augmented(images[[7, 40]], (16, 12), change, seed=3, samples=samples[[7, 40]])
+    assert torch.equal(part, whole[[7, 40]])
+    assert not torch.equal(augmented(images, (16, 12), change, seed=4, samples=samples), whole)
+
+
+def test_a_piece_is_cut_out_of_the_image_and_mirrored():
+    """Oracle: the noise itself. 20 - 16 + 1 = 5 places down, 20 - 12 + 1 = 9 across; all of them occur in 400 draws
+    with probability above 1 - 9 (8/9)^400."""
+    images, samples = pictures(1, 20).repeat(400, 0), np.arange(400)
+    found = augmented(images, (16, 12), Augmentation(flip=True), seed=0, samples=samples)
+    noise = rng.uniform(0, samples, 0, (6,), stream=rng.TRAINING).numpy()
+    tops, lefts = (noise[:, 1] * 5).astype(int), (noise[:, 2] * 9).astype(int)
+    assert (set(tops), set(lefts)) == (set(range(5)), set(range(9)))
+    for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        piece = torch.from_numpy(images[i, :, top : top + 16, left : left + 12]).float() / 127.5 - 1
+        assert torch.equal(found[i], piece.flip(-1) if noise[i, 0] < 0.5 else piece)
+    assert np.array_equal(middle(images, (16, 12)), images[:, :, 2:18, 4:16])
+
+
+def test_without_flags_images_are_what_they_are():
+    images = pictures(5)
+    plain = augmented(images, (16, 16), Augmentation(flip=False), seed=0, samples=np.arange(5))
+    assert torch.equal(plain, torch.from_numpy(images).float() / 127.5 - 1)
+
+
+def test_jitter_changes_contrast_brightness_and_saturation_and_stays_in_range():
+    """A grey picture has no saturation to change: what is left is x -> mean + (x - mean)(1 + c) + b, the same in all
+    channels."""
+    grey = pictures(30)[:, :1].repeat(3, 1) // 4 + 96
+    found = augmented(grey, (16, 16), Augmentation(flip=False, jitter=0.2), seed=0, samples=np.arange(30))
+    noise = 0.2 * (2 * rng.uniform(0, range(30), 0, (6,), stream=rng.TRAINING)[:, 3:].float() - 1)
+    plain = torch.from_numpy(grey).float() / 127.5 - 1
+    mean = plain.mean((1, 2, 3), keepdim=True)
+    expected = mean + (plain - mean) * (1 + noise[:, 0, None, None, None]) + noise[:, 1, None, None, None]
+    assert torch.allclose(found, expected, atol=1e-5)
+    strong = augmented(pictures(30), (16, 16), Augmentation(jitter=1.0), seed=0, samples=np.arange(30))
+    assert strong.abs().max() <= 1

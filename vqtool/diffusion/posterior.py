@@ -1,0 +1,313 @@
+"""q(x_s | x_t, x_0) for any s < t, its average under the denoiser, and drawing from them. One path for all kernels.
+
+One cell needs three numbers, whatever the kernel: with v = x_t,
+
+    p(x_s = v) = stay,        p(x_s = j) = scale * p(x_0 = j) + floor   for every token j other than v.
+
+For v = MASK, stay = gamma_bar_s / gamma_bar_t. So the law over K + 1 states costs one pass over the K tokens, and no
+matrix. ``mixture`` averages the posterior over the denoiser's x_0 (VQ-Diffusion, D3PM); ``plug-in`` puts the denoiser's
+probabilities in the place of x_0 and normalises (VQ-DDM, multinomial diffusion). For a masked cell they agree. Use
+the mixture with a denoiser of p(x_0 | all cells), where its bound is least, and the plug-in with one of p(x_0 | other
+cells), where its own bound is: by the wrong rule, what x_t says of its x_0 counts twice or never.
+
+To sample, draw x_0 from the denoiser with ``draw``, then x_s with ``sample_posterior``: exactly the mixture, and O(1) a
+cell beyond the first draw.
+
+Impossible tokens: codes that cannot lead to x_t are left out and the rest renormalised; where none is left, x_t stays.
+
+Source: Austin et al. 2021 (arXiv:2107.03006), section 3; Hoogeboom et al. 2021 (arXiv:2102.05379), equation 13.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqtool.diffusion.kernels import Kernel
+
+RULES = ("mixture", "plug-in")
+
+
+class Cells(NamedTuple):
+    """Log p(x_s | x_t) of each cell in three numbers, (B, H, W) float64; see the module's equation."""
+
+    log_scale: Tensor
+    log_floor: Tensor
+    log_stay: Tensor
+
+
+def posterior(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Tensor:
+    """Log q(x_s | x_t, x_0).
+
+    Args:
+        x_0: (B, H, W) int64 tokens.
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [1, T].
+        s: (B,) int64 in [0, t): the cleaner step.
+        kernel: the forward process.
+
+    Returns:
+        (B, H, W, K + 1) float64 log-probabilities, nats; exp sums to 1 over the last axis.
+
+    Raises:
+        ValueError: some s is not below its t, or a step or token is out of range.
+    """
+    cells = known_cells(x_0, x_t, t, s, kernel)
+    log_p = cells.log_floor.unsqueeze(-1).repeat(1, 1, 1, kernel.codebook_size + 1)
+    log_p[..., kernel.mask_id] = -torch.inf
+    original = log_add(cells.log_scale, cells.log_floor)
+    log_p.scatter_(-1, x_0.unsqueeze(-1), original.unsqueeze(-1))
+    return log_p.scatter_(-1, x_t.unsqueeze(-1), cells.log_stay.unsqueeze(-1))
+
+
+def average_posterior(
+    log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str = "mixture"
+) -> Tensor:
+    """Log p(x_s | x_t): the posterior averaged over the denoiser's x_0.
+
+    Args:
+        log_x0: (B, H, W, K) log-probabilities, nats.
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [1, T].
+        s: (B,) int64 in [0, t): the cleaner step to go to.
+        kernel: the forward process that made x_t.
+        rule: "mixture" or "plug-in".
+
+    Returns:
+        (B, H, W, K + 1) log-probabilities, nats, of log_x0's type; exp sums to 1 over the last axis.
+
+    Raises:
+        ValueError: some s is not below its t, a step or token is out of range, or the rule is unknown.
+
+    Source: Gu et al. 2022 (arXiv:2111.14822), the sum over x_0 in section 4.1; Hoogeboom et al. 2021, equation 13.
+    """
+    cells = average_cells(log_x0, x_t, t, s, kernel, rule)
+    log_scale, log_floor, log_stay = (number.to(log_x0.dtype).unsqueeze(-1) for number in cells)
+    scaled = log_x0 + log_scale  # (B, H, W, K)
+    codes = log_add(scaled, log_floor) if replaces(kernel) else scaled
+    return F.pad(codes, (0, 1), value=-torch.inf).scatter_(-1, x_t.unsqueeze(-1), log_stay)
+
+
+def sample_posterior(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, noise: Tensor) -> Tensor:
+    """Draw x_s from q(x_s | x_t, x_0) with one uniform number and O(1) work a cell.
+
+    With x_0 drawn from the denoiser, x_s follows the mixture exactly.
+
+    Args:
+        x_0: (B, H, W) int64 tokens.
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [1, T].
+        s: (B,) int64 in [0, t).
+        kernel: the forward process.
+        noise: (B, H, W) float64, uniform in [0, 1).
+
+    Returns:
+        (B, H, W) int64 tokens or mask_id; never one of probability 0.
+
+    Raises:
+        ValueError: some s is not below its t, or a step or token is out of range.
+    """
+    scale, floor, stay = (number.exp() for number in known_cells(x_0, x_t, t, s, kernel))
+    move = scale.where(x_0 != x_t, 0.0)
+    left = noise - stay - move  # what is left goes to all tokens but x_t alike
+    others = kernel.codebook_size - (x_t < kernel.mask_id).long()
+    anew = (left / (1.0 - stay - move).clamp(min=torch.finfo(torch.float64).tiny) * others).long()
+    anew = torch.minimum(anew.clamp(min=0), (others - 1).clamp(min=0))
+    anew = (anew + (anew >= x_t).long()).clamp(max=kernel.codebook_size - 1)
+    x_s = torch.where((left < 0) | (floor == 0), x_0, anew)
+    return torch.where(noise < stay, x_t, x_s)
+
+
+def least_stay(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str = "mixture") -> Tensor:
+    """The least chance that x_s is x_t, over all that a denoiser may say. For a masked cell it is the chance itself.
+
+    A sampler that compares a uniform number with the chance to stay knows from this, before it asks the denoiser,
+    which cells stay for sure.
+
+    Args:
+        x_t: (B, H, W) int64 tokens or mask_id.
+        t: (B,) int64 in [1, T].
+        s: (B,) int64 in [0, t).
+        kernel: the forward process.
+        rule: "mixture" (and any known x_0) or "plug-in".
+
+    Returns:
+        (B, H, W) float64.
+    """
+    sure = torch.zeros_like(x_t, dtype=torch.float64)
+    never = torch.full_like(sure, -torch.inf)
+    if rule == "plug-in":  # grows with p(x_0 = x_t)
+        return _plug_in(never, x_t, t, s, kernel).log_stay.exp()
+    cases = (_mixture(sure, never, x_t, t, s, kernel), _mixture(never, sure, x_t, t, s, kernel))
+    return torch.minimum(cases[0].log_stay, cases[1].log_stay).exp()
+
+
+def draw(log_p: Tensor, noise: Tensor) -> Tensor:
+    """One token per row by the inverse of its cumulative distribution, summed in float64: unbiased for rare tokens too.
+
+    Args:
+        log_p: (..., K) log-probabilities; a constant may be missing.
+        noise: (...) float64, uniform in [0, 1).
+
+    Returns:
+        (...) int64 in [0, K), never a token of probability 0.
+
+    Raises:
+        ValueError: the noise is not float64, or a row holds NaN or no probability at all.
+    """
+    cumulative = log_p.exp().double().cumsum(-1)  # (..., K); cumsum's own conversion is five times as slow
+    return invert(cumulative, noise, cumulative[..., -1])
+
+
+def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
+    """The place (...) in a cumulative sum (..., K) where noise * total lies.
+
+    Raises:
+        ValueError: the noise is not float64, or a total is not a positive number.
+    """
+    if noise.dtype != torch.float64:
+        raise ValueError(f"noise must be float64, is {noise.dtype}: with fewer digits rare tokens are drawn too rarely")
+    if not bool(((total > 0) & (total < torch.inf)).all()):
+        raise ValueError("a row of log-probabilities holds NaN, +inf or nothing above -inf")
+    return torch.searchsorted(cumulative, (noise * total).unsqueeze(-1), right=True).squeeze(-1)
+
+
+def replaces(kernel: Kernel) -> bool:
+    """Whether a token can turn into any other: without it the law of a cell has no floor."""
+    return bool((kernel.beta_bar > 0).any())
+
+
+def known_cells(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Cells:
+    """The numbers of q(x_s | x_t, x_0): those of a denoiser that is sure of x_0."""
+    same = torch.where(x_0 == x_t, 0.0, -torch.inf).double()
+    other = torch.where(x_0 == x_t, -torch.inf, 0.0).double()
+    return _mixture(same, other, x_t, t, s, kernel)
+
+
+def average_cells(log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str) -> Cells:
+    """The numbers of the posterior averaged over log_x0 (B, H, W, K) by the rule."""
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, is {rule!r}")
+    token = x_t.clamp(max=kernel.codebook_size - 1).unsqueeze(-1)
+    same = log_x0.gather(-1, token).squeeze(-1).double()
+    if rule == "plug-in":
+        return _plug_in(same, x_t, t, s, kernel)
+    # Not 1 - p(x_0 = x_t): where the denoiser is sure, that difference is all rounding.
+    if replaces(kernel):
+        other = _safe_log(_OtherTokens.apply(log_x0, token).double())  # type: ignore[no-untyped-call]
+    else:
+        other = torch.full_like(same, -torch.inf)
+    return _mixture(same, other, x_t, t, s, kernel)
+
+
+class _OtherTokens(torch.autograd.Function):
+    """Sum of p over all tokens but one; recomputes p on the way back, so that no (B, H, W, K) tensor is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, token)
+        return log_p.exp().scatter_(-1, token, 0.0).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        log_p, token = ctx.saved_tensors
+        return log_p.exp().scatter_(-1, token, 0.0).mul_(slopes[0].unsqueeze(-1)), None
+
+
+class _Rates(NamedTuple):
+    """Cumulative rates at s and t, and those from s to t: (B, 1, 1) float64."""
+
+    alpha_s: Tensor
+    beta_s: Tensor
+    gamma_s: Tensor
+    alpha_t: Tensor
+    beta_t: Tensor
+    gamma_t: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+
+def _rates(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> _Rates:
+    if x_t.device.type == "cpu":  # a GPU would have to wait for the answer
+        if not bool((s < t).all()):
+            raise ValueError(f"every s must be below its t; s is {s.tolist()}, t is {t.tolist()}")
+        last = kernel.mask_id if kernel.has_mask else kernel.codebook_size - 1
+        if x_t.numel() and not 0 <= int(x_t.min()) <= int(x_t.max()) <= last:
+            raise ValueError(f"x_t must lie in [0, {last}], spans [{int(x_t.min())}, {int(x_t.max())}]")
+    alpha, beta, _ = kernel.transition(s, t)
+    numbers = (*kernel.cumulative(s), *kernel.cumulative(t), alpha, beta)
+    return _Rates(*(number.view(-1, 1, 1) for number in numbers))
+
+
+def _mixture(same: Tensor, other: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Cells:
+    """The numbers of sum_k q(x_s | x_t, x_0 = k) p(k), from log p(x_0 = x_t) and log p(x_0 != x_t)."""
+    r = _rates(x_t, t, s, kernel)
+    reachable = r.beta_t > 0  # whether a code other than x_t can have led to x_t
+    same = torch.where(reachable, same, 0.0)
+    other = torch.where(reachable, other, -torch.inf)
+    # If x_0 = x_t, whose chance is alpha_t + beta_t; if not, beta_t.
+    stay_same = torch.where(
+        reachable, (r.alpha + r.beta) * (r.alpha_s + r.beta_s) / _nonzero(r.alpha_t + r.beta_t), 1.0
+    )
+    stay_other = _quotient((r.alpha + r.beta) * r.beta_s, r.beta_t)
+    floor_same = _quotient(r.beta * r.beta_s, r.alpha_t + r.beta_t)
+    floor_other = _quotient(r.beta * r.beta_s, r.beta_t)
+    seen = Cells(
+        log_scale=_quotient(r.beta * r.alpha_s, r.beta_t).log(),
+        log_floor=log_add(floor_same.log() + same, floor_other.log() + other),
+        log_stay=log_add(stay_same.log() + same, stay_other.log() + other),
+    )
+    return _choose(x_t == kernel.mask_id, _masked(r), seen)
+
+
+def _plug_in(same: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Cells:
+    """The numbers of q(x_t | x_s) sum_k q(x_s | x_0 = k) p(k), normalised, from log p(x_0 = x_t)."""
+    r = _rates(x_t, t, s, kernel)
+    before = log_add(r.alpha_s.log() + same, r.beta_s.log())  # log p(x_s = x_t) without x_t
+    total = log_add((r.beta * (1.0 - r.gamma_s)).log(), r.alpha.log() + before)
+    possible = total > -torch.inf
+    total = total.where(possible, 0.0)
+    seen = Cells(
+        log_scale=(r.beta * r.alpha_s).log() - total,
+        log_floor=(r.beta * r.beta_s).log() - total,
+        log_stay=torch.where(possible, (r.alpha + r.beta).log() + before.where(possible, 0.0) - total, 0.0),
+    )
+    return _choose(x_t == kernel.mask_id, _masked(r), seen)
+
+
+def _masked(r: _Rates) -> Cells:
+    """The numbers of a masked cell: it opens with 1 - gamma_s / gamma_t, to the law of x_s given that it is a token."""
+    opens = torch.where(r.gamma_t > 0, (r.gamma_t - r.gamma_s) / _nonzero(r.gamma_t), 1.0)
+    return Cells(
+        log_scale=(opens * _quotient(r.alpha_s, 1.0 - r.gamma_s)).log(),
+        log_floor=(opens * _quotient(r.beta_s, 1.0 - r.gamma_s)).log(),
+        log_stay=_quotient(r.gamma_s, r.gamma_t).log(),
+    )
+
+
+def _choose(masked: Tensor, if_masked: Cells, if_seen: Cells) -> Cells:
+    return Cells(*(torch.where(masked, a, b) for a, b in zip(if_masked, if_seen, strict=True)))
+
+
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)); -inf is a number like any other, in the gradient too."""
+    nothing = b == -torch.inf
+    return torch.where(nothing, a, torch.logaddexp(a, b.where(~nothing, 0.0)))
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    """Log p, with gradient 0 where p is 0."""
+    return torch.where(p > 0, _nonzero(p).log(), -torch.inf)
+
+
+def _quotient(part: Tensor, whole: Tensor) -> Tensor:
+    """Part / whole, and 0 where the whole is 0."""
+    return torch.where(whole > 0, part / _nonzero(whole), 0.0)
+
+
+def _nonzero(value: Tensor) -> Tensor:
+    """The value, with 1 in place of what is not positive: for a quotient that is not used there."""
+    return torch.where(value > 0, value, 1.0)

@@ -1,0 +1,18 @@
+"""Token grids in HDF5: files, and streams of HDF5 members through a pipe. docs/formats.md describes both."""
+
+from vqtool.grids.batch import GridBatch, GridHeader, join_batches
+from vqtool.grids.reader import GridReader, JoinedGrids, concatenate, open_grids, read_grids
+from vqtool.grids.writer import GridWriter, check_output
+
+__all__ = [
+    "GridBatch",
+    "GridHeader",
+    "GridReader",
+    "GridWriter",
+    "JoinedGrids",
+    "check_output",
+    "concatenate",
+    "join_batches",
+    "open_grids",
+    "read_grids",
+]

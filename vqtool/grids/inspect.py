@@ -1,0 +1,113 @@
+"""What a file is, and whether it is whole: token grids and artifacts alike, without loading torch."""
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from vqtool import artifacts
+from vqtool.errors import FormatError
+from vqtool.grids import GridBatch, GridReader, open_grids
+from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES, describe_bytes, is_file, open_input
+
+GRIDS = "token grids"
+
+
+def describe(source: str | Path) -> dict[str, Any]:
+    """What a file says about itself; JSON-able. A stream is read to its end to count its grids.
+
+    Args:
+        source: token grids or an artifact; "-" is token grids on standard input.
+
+    Returns:
+        "kind" is "token grids" or the artifact's kind; the other keys are in docs/formats.md.
+
+    Raises:
+        FormatError: it is neither, or damaged.
+    """
+    if _is_artifact(source):
+        return _describe_artifact(Path(source))
+    with open_grids(source, holes=True) as reader:
+        return _describe_grids(reader)
+
+
+def verify(source: str | Path) -> dict[str, Any]:
+    """Read a file whole and check everything it says about itself.
+
+    Args:
+        source: token grids or an artifact; "-" is token grids on standard input.
+
+    Returns:
+        "kind", and "num_grids" or "fingerprint".
+
+    Raises:
+        FormatError: truncated, a digest or fingerprint does not match, a token is out of range, or neither of the two.
+        MismatchError: a stream changes its tokenizer or grid size on the way.
+    """
+    if not _is_artifact(source):
+        with open_grids(source, holes=True) as reader:
+            return {"kind": GRIDS, "num_grids": sum(len(batch) for batch in reader.batches())}
+    header = artifacts.verify(source)
+    return {"kind": header.kind, "fingerprint": header.fingerprint}
+
+
+def _describe_artifact(path: Path) -> dict[str, Any]:
+    header, shapes = artifacts.read_header(path), artifacts.tensor_shapes(path)
+    return {
+        "kind": header.kind,
+        "format_version": header.format_version,
+        "fingerprint": header.fingerprint,
+        "num_tensors": len(shapes),
+        "num_parameters": sum(prod(shape) for shape in shapes.values()),
+        "bytes": path.stat().st_size,
+        "config": header.config,
+        "parents": header.parents,
+        "summary": header.summary,
+        "history": list(header.history),
+    }
+
+
+def _describe_grids(reader: GridReader) -> dict[str, Any]:
+    header = reader.header
+    num_grids, known = reader.num_grids, set(reader.columns)
+    if num_grids is None:
+        num_grids = 0
+        for batch in reader.batches():
+            num_grids += len(batch)
+            known |= _known(batch)
+    return {
+        "kind": GRIDS,
+        "num_grids": num_grids,
+        "grid_size": list(header.grid_size),
+        "dtype": str(header.dtype),
+        "codebook_size": header.codebook_size,
+        "holes": header.holes,
+        "image_size": list(header.image_size),
+        "tokenizer": {"fingerprint": header.tokenizer_fingerprint, "location": header.tokenizer_location},
+        "preprocessing": header.preprocessing,
+        "columns": sorted(known),
+        "num_sequences": len(reader.headers),
+        "digest": reader.digest,
+        "history": list(reader.history),
+    }
+
+
+def _known(batch: GridBatch) -> set[str]:
+    return {name for name, column in batch.texts.items() if column is not None}
+
+
+def _is_artifact(source: str | Path) -> bool:
+    """Whether a file is an artifact rather than token grids, as far as its first bytes tell; never for a pipe.
+
+    Raises:
+        FormatError: it is a file of another kind.
+    """
+    with open_input(source) as (stream, name):
+        if not is_file(stream):
+            return False
+        start = stream.read(SUPERBLOCK_BYTES)
+    if start.startswith(SIGNATURE) or not start:
+        return False
+    if start[8:10] != b'{"':
+        found = describe_bytes(start)
+        raise FormatError(f"{name}: token grids (HDF5) or an artifact (safetensors) were expected, found {found}")
+    return True

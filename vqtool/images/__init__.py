@@ -1,0 +1,18 @@
+"""Images: where they come from, how they become pixels, and how they are written and shown."""
+
+from vqtool.images.pixels import PREPROCESSING
+from vqtool.images.reader import ImageBatch, OnError, parse_size, read_batches, read_image, to_float, to_uint8
+from vqtool.images.sources import ImageItem, find_images
+
+__all__ = [
+    "PREPROCESSING",
+    "ImageBatch",
+    "ImageItem",
+    "OnError",
+    "find_images",
+    "parse_size",
+    "read_batches",
+    "read_image",
+    "to_float",
+    "to_uint8",
+]

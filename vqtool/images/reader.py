@@ -1,0 +1,185 @@
+"""Images: find them, read them as uint8 (3, height, width); uint8 outside, float [-1, 1] inside.
+
+How one picture becomes pixels stands in pixels.py, where pictures come from in sources/. Here many of them are read in
+threads, ahead of whoever consumes them, in order and in bounded memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.errors import FormatError, VqtoolError
+from vqtool.images.pixels import fit_pixels, read_pixels
+from vqtool.images.sources import ImageItem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OnError = Callable[[ImageItem, VqtoolError], None]
+_Pending = Future[NDArray[np.uint8]]
+_LARGEST_SIDE = 16384  # pixels
+_AHEAD = 4  # images a worker that are read beyond the next batch
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images with what is known of them."""
+
+    images: NDArray[np.uint8]  # (B, 3, height, width)
+    items: list[ImageItem]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse "64" or "48x80" as (height, width) in pixels.
+
+    Raises:
+        VqtoolError: anything else.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,6})(?:[xX×]([0-9]{1,6}))?\s*", text)
+    sides = [int(side) for side in match.groups() if side is not None] if match else []
+    if not sides or not all(0 < side <= _LARGEST_SIDE for side in sides):
+        raise VqtoolError(
+            f"size {text!r}: expected one number or HEIGHTxWIDTH in pixels, each 1 to {_LARGEST_SIDE}, "
+            "for example 64 or 48x80"
+        )
+    return sides[0], sides[-1]
+
+
+def read_image(item: ImageItem, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Read one image.
+
+    Args:
+        item: from find_images.
+        size: (height, width) to cover and crop to; None: the image's own.
+
+    Returns:
+        (3, height, width) uint8, RGB.
+
+    Raises:
+        FormatError: the image cannot be read; names it and says why.
+    """
+    try:
+        raw = item.origin.open()
+        if isinstance(raw, np.ndarray):
+            return fit_pixels(raw, size)
+        with raw:
+            return read_pixels(raw, size)
+    except FormatError as error:
+        text = str(error)
+        raise FormatError(text if text.startswith(item.location) else f"{item.location}: {text}") from error
+    except OSError as error:
+        raise FormatError(f"{item.location}: cannot be read: {error.strerror or error}") from error
+
+
+def read_batches(
+    items: Iterable[ImageItem],
+    size: tuple[int, int] | None,
+    batch_size: int,
+    *,
+    workers: int | None = None,
+    on_error: OnError | None = None,
+) -> Iterator[ImageBatch]:
+    """Read images in threads, one batch and a little more ahead of the consumer; order is kept.
+
+    Args:
+        items: what to read, in this order.
+        size: (height, width); None: the images' own, which must then be the same for all.
+        batch_size: images a batch; the last may have fewer.
+        workers: threads; None: one for each core at hand, at most 16.
+        on_error: called in the consumer's thread for each image that cannot be read, which is then left out;
+            None: raise.
+
+    Returns:
+        An iterator over batches. Closing it early stops the threads.
+
+    Raises:
+        FormatError: an image cannot be read, and there is no on_error.
+        VqtoolError: sizes differ and none was given.
+    """
+    workers = workers if workers is not None else min(16, _count_cores())
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be at least 1: {batch_size}, {workers}")
+    return _assemble(_read_ahead(items, size, workers, batch_size + _AHEAD * workers), batch_size, on_error)
+
+
+def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Map uint8 0..255 to float32 [-1, 1]; `to_uint8` takes every value back exactly."""
+    import torch
+
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.require(images, requirements="W"))  # torch warns of read-only memory
+    return images.to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """Map [-1, 1] to 0..255, rounded to nearest; what lies outside is clamped."""
+    import torch
+
+    scaled = (images.detach().to(torch.float32) + 1.0) * 127.5
+    return scaled.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _read_ahead(
+    items: Iterable[ImageItem], size: tuple[int, int] | None, workers: int, ahead: int
+) -> Generator[tuple[ImageItem, _Pending], None, None]:
+    """Items with their images to come, `ahead` of them under way at any time."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="vqtool-images")
+    try:
+        pending: deque[tuple[ImageItem, _Pending]] = deque()
+        source = iter(items)
+        pending.extend((item, pool.submit(read_image, item, size)) for item in islice(source, ahead))
+        while pending:
+            yield pending.popleft()
+            pending.extend((item, pool.submit(read_image, item, size)) for item in islice(source, 1))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _assemble(
+    reading: Generator[tuple[ImageItem, _Pending], None, None], batch_size: int, on_error: OnError | None
+) -> Iterator[ImageBatch]:
+    images: list[NDArray[np.uint8]] = []
+    items: list[ImageItem] = []
+    first: tuple[ImageItem, tuple[int, ...]] | None = None
+    try:
+        for item, future in reading:
+            try:
+                image = future.result()
+            except VqtoolError as error:
+                if on_error is None:
+                    raise
+                on_error(item, error)
+                continue
+            first = first or (item, image.shape)
+            if image.shape != first[1]:
+                raise VqtoolError(_describe_sizes(*first, item, image.shape))
+            images.append(image)
+            items.append(item)
+            if len(images) == batch_size:
+                yield ImageBatch(np.stack(images), items)
+                images, items = [], []
+        if images:
+            yield ImageBatch(np.stack(images), items)
+    finally:
+        reading.close()
+
+
+def _describe_sizes(first: ImageItem, shape: tuple[int, ...], item: ImageItem, other: tuple[int, ...]) -> str:
+    return (
+        f"{first.location} has {shape[1]}x{shape[2]} pixels, {item.location} has {other[1]}x{other[2]}: "
+        "give a size that all are brought to (--size)"
+    )
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

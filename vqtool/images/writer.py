@@ -1,0 +1,225 @@
+"""Where pictures go: a folder of PNG files, a tar of them, or one sheet.
+
+Names are made from ids and made safe, so that nothing in a file of grids can leave the output folder. Labels and
+captions go to `metadata.jsonl` beside the pictures, the convention that `find_images` reads.
+"""
+
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.artifacts import atomic_path, refuse_existing
+from vqtool.distributed import is_main_process
+from vqtool.errors import VqtoolError
+from vqtool.grids.stream import explained, is_stream, open_output, refuse_terminal
+from vqtool.images.naming import UniqueNames
+from vqtool.images.preview import contact_sheet, png_bytes, save_image
+
+METADATA = "metadata.jsonl"
+SHEET_IMAGES = 400  # most pictures on one sheet
+
+Texts = Sequence[str]
+
+
+class Gallery(AbstractContextManager["Gallery"], ABC):
+    """Takes pictures as they come; what it leaves is whole when the block ends well."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.num_images = 0
+        self._stack = ExitStack()
+
+    @abstractmethod
+    def write(
+        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
+    ) -> None:
+        """Add pictures.
+
+        Args:
+            images: (B, 3, h, w).
+            ids: one a picture; names are made from them.
+            labels: one a picture, "" where unknown.
+            captions: one a picture, "" where unknown.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what comes last."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with explained(self.output):
+            try:
+                if kind is None:
+                    self.finish()
+            except BaseException as failure:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+            self._stack.__exit__(kind, error, traceback)
+
+
+def _records(names: Texts, labels: Texts | None, captions: Texts | None) -> list[str]:
+    """Lines of metadata.jsonl for pictures of which a label or a caption is known."""
+    lines = []
+    for i, name in enumerate(names):
+        label = labels[i] if labels else ""
+        caption = captions[i] if captions else ""
+        known = {"text": caption, "label": label}
+        if label or caption:
+            lines.append(json.dumps({"file_name": name, **{k: v for k, v in known.items() if v}}, ensure_ascii=False))
+    return lines
+
+
+class FolderGallery(Gallery):
+    """One PNG file a picture."""
+
+    def __init__(self, folder: Path, *, force: bool = False) -> None:
+        super().__init__(folder)
+        if folder.exists() and not folder.is_dir():
+            raise VqtoolError(f"{folder}: exists and is not a folder; use -o to write elsewhere")
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise VqtoolError(
+                f"{folder}: exists and is not empty; use --force to write into it or -o to write elsewhere"
+            )
+        self._names = UniqueNames()
+        self._lines: list[str] = []
+        self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()
+
+    @property
+    def num_others(self) -> int:
+        """How many files were in the folder before and have not been overwritten."""
+        return len(self._before)
+
+    def write(
+        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
+    ) -> None:
+        """Write each picture to its file."""
+        names = self.pass_over(ids, labels, captions)
+        self.output.mkdir(parents=True, exist_ok=True)
+        for name, image in zip(names, images, strict=True):
+            save_image(image, self.output / name, force=True)
+
+    def pass_over(self, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> list[str]:
+        """Give pictures their names without writing them: another process does. The names stay apart all the same."""
+        names = [f"{self._names(id)}.png" for id in ids]
+        self._lines += _records(names, labels, captions)
+        self.num_images += len(names)
+        self._before.difference_update(names)
+        return names
+
+    def finish(self) -> None:
+        """Write labels and captions, in place of those of pictures that were there before."""
+        if not is_main_process():
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / METADATA).unlink(missing_ok=True)
+        if self._lines:
+            with atomic_path(self.output / METADATA) as path:
+                path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self.num_images:
+            self.finish()  # the pictures that arrived are kept, with what is known of them
+        super().__exit__(kind, error, traceback)
+
+
+class TarGallery(Gallery):
+    """A tar of PNG files, to a file or as a stream; captions lie beside the pictures, webdataset style."""
+
+    def __init__(self, output: Path, *, force: bool = False) -> None:
+        super().__init__(output)
+        refuse_terminal(output)
+        self._file: BinaryIO
+        if is_stream(output):
+            self._file = self._stack.enter_context(open_output(output))
+        else:
+            path = self._stack.enter_context(atomic_path(output, force=force))
+            self._file = self._stack.enter_context(path.open("wb"))
+        self._names = UniqueNames()
+
+    def _write(self, data: bytes) -> None:
+        with explained(self.output):
+            self._file.write(data)
+            self._file.flush()
+
+    def _add(self, name: str, data: bytes) -> None:
+        """Write one member. `tarfile.open` would hold back bytes, and write them when they are not wanted any more."""
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        header = entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        self._write(header + data + bytes(-len(data) % tarfile.BLOCKSIZE))
+
+    def write(
+        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
+    ) -> None:
+        """Add each picture, then its label and caption."""
+        for i, image in enumerate(images):
+            # webdataset takes all that follows the first dot for the extension
+            name = self._names(ids[i].replace(".", "_"))
+            self._add(f"{name}.png", png_bytes(image))
+            if captions and captions[i]:
+                self._add(f"{name}.txt", captions[i].encode())
+            if labels and labels[i]:
+                self._add(f"{name}.cls", labels[i].encode())
+        self.num_images += len(images)
+
+    def finish(self) -> None:
+        """Write the end marker: without it a stream that ended early does not look whole."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+class SheetGallery(Gallery):
+    """All pictures on one PNG, captions (else labels, else ids) under them."""
+
+    def __init__(self, output: Path, *, columns: int | None = None, force: bool = False) -> None:
+        super().__init__(output)
+        if is_stream(output):
+            refuse_terminal(output)
+        else:
+            refuse_existing(output, force=force)
+        self.columns, self.force = columns, force
+        self.num_dropped = 0  # pictures beyond `SHEET_IMAGES`
+        self._images: list[NDArray[np.uint8]] = []
+        self._captions: list[str] = []
+
+    def write(
+        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
+    ) -> None:
+        """Keep pictures until the sheet is full."""
+        room = SHEET_IMAGES - self.num_images
+        self.num_dropped += max(0, len(images) - room)
+        images = images[:room]
+        self._images.extend(images)
+        for i in range(len(images)):
+            texts = (column[i] for column in (captions, labels, ids) if column)
+            self._captions.append(next((text for text in texts if text), ""))
+        self.num_images += len(images)
+
+    def finish(self) -> None:
+        """Draw the sheet."""
+        sheet = contact_sheet(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
+                              self._captions, columns=self.columns)  # fmt: skip
+        if not is_stream(self.output):
+            save_image(sheet, self.output, force=self.force)
+            return
+        with open_output(self.output) as file:
+            file.write(png_bytes(sheet))
+            file.flush()
+
+
+def gallery_type(output: Path) -> type[FolderGallery] | type[TarGallery] | type[SheetGallery]:
+    """The gallery that an output's name asks for: *.png a sheet, *.tar or "-" a tar, else a folder."""
+    if is_stream(output) or output.suffix == ".tar":
+        return TarGallery
+    return SheetGallery if output.suffix.lower() == ".png" else FolderGallery

@@ -1,0 +1,112 @@
+"""How samples came about: what a sampler made of the first few, state by state, and as pictures.
+
+A sampler shows its grids before every call of the denoiser and at the end; a state that is like the one before is not
+kept, so what is kept of a sample depends on its number alone. Of long walks every second, fourth, ... state is kept.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vqtool.images import to_uint8
+from vqtool.images.preview import contact_sheet
+from vqtool.samplers import Walk
+from vqtool.tokenizers import Tokenizer
+
+NUM_SAMPLES = 8
+MAX_FRAMES = 60
+GREY = 128  # of what is still masked
+
+
+class Trajectory:
+    """Keeps the states of the first few samples; its `observe` is for `vqtool.sample`.
+
+    Attributes:
+        samples: numbers of the samples that are kept.
+    """
+
+    def __init__(self, samples: range) -> None:
+        """Keep the first of these samples."""
+        self.samples = samples[:NUM_SAMPLES]
+        self._walks = {number: _States() for number in self.samples}
+
+    def observe(self, walk: Walk, x_t: Tensor) -> None:
+        """Take the states x_t (B, H, W) of a batch."""
+        wanted = [place for place, number in enumerate(walk.samples) if number in self._walks]
+        if wanted:
+            for place, grid in zip(wanted, x_t[wanted].to("cpu", torch.int32), strict=True):
+                self._walks[walk.samples[place]].add(grid)
+
+    @property
+    def seen(self) -> list[int]:
+        """The samples that have been seen."""
+        return [number for number, walk in self._walks.items() if walk.last is not None]
+
+    def grids(self) -> Tensor:
+        """(F, B, H, W) int64: frames from the first states to the last; a short walk stands longer at each state."""
+        walks = [self._walks[number].states() for number in self.seen]
+        if not walks:
+            return torch.empty(0, 0, 0, 0, dtype=torch.int64)
+        num = max(len(states) for states in walks)
+        picked = [
+            [states[round(frame * (len(states) - 1) / max(1, num - 1))] for frame in range(num)] for states in walks
+        ]
+        return torch.stack([torch.stack(states) for states in picked], dim=1).long()
+
+
+class _States:
+    """The distinct states of one sample, thinned out so that they stay few, and the last."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+        self._kept: list[Tensor] = []
+        self._stride, self._num = 1, 0
+
+    def add(self, grid: Tensor) -> None:
+        if self.last is not None and torch.equal(grid, self.last):
+            return
+        self.last = grid
+        if self._num % self._stride == 0:
+            self._kept.append(grid)
+        self._num += 1
+        if len(self._kept) == MAX_FRAMES:
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+
+    def states(self) -> list[Tensor]:
+        """Those kept, and the last."""
+        more = [] if self.last is None or self.last is self._kept[-1] else [self.last]
+        return self._kept + more
+
+
+def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | None = None) -> list[Image.Image]:
+    """Contact sheets of grids on their way, masked cells in grey.
+
+    Args:
+        grids: (F, B, H, W) int64 tokens or mask_id.
+        tokenizer: what they decode with, on the device to use.
+        captions: one a sample.
+    """
+    return [contact_sheet(decode_masked(frame, tokenizer), captions) for frame in grids]
+
+
+@torch.no_grad()
+def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Images of grids with masked cells: these are grey, and the mean of the codebook to the cells around them.
+
+    Args:
+        grid: (B, H, W) int64 tokens, or codebook_size where masked.
+        tokenizer: on the device to use.
+
+    Returns:
+        (B, 3, h, w).
+    """
+    masked = grid == tokenizer.codebook_size
+    codes = tokenizer.codebook[torch.where(masked, 0, grid).to(tokenizer.device)]
+    codes[masked.to(tokenizer.device)] = tokenizer.codebook.mean(0)
+    images = to_uint8(tokenizer.decode_codes(codes))
+    hidden = masked.numpy().repeat(tokenizer.factor, axis=1).repeat(tokenizer.factor, axis=2)
+    return np.where(hidden[:, None], np.uint8(GREY), images)
