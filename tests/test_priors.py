@@ -58,13 +58,13 @@ def test_a_saved_prior_predicts_bit_for_bit_what_it_did(tmp_path, kind):
     condition = loaded.conditioner.encode((texts * 3)[:3])
     assert torch.equal(loaded.log_x0(x_t, t, condition), prior.log_x0(x_t, t, condition))
     assert loaded.fingerprint == saved.fingerprint
-    assert loaded.origin == prior.origin
+    assert loaded.grid_spec == prior.grid_spec
     assert loaded.history == ({"step": "train-prior"},)
     assert loaded.summary == {"steps": 3}
     assert loaded.conditioner.examples == prior.conditioner.examples
     header = artifacts.read_header(tmp_path / "prior.safetensors")
     assert header.kind == "prior"
-    assert header.parents == {"tokenizer": prior.origin.tokenizer_fingerprint}
+    assert header.parents == {"tokenizer": prior.grid_spec.tokenizer_fingerprint}
 
 
 def test_a_kernel_with_tables_of_its_own_is_kept(tmp_path):
@@ -163,7 +163,7 @@ def test_the_residual_adds_one_to_the_logit_of_a_token_that_is_seen_and_nothing_
 )
 def test_grids_of_another_kind_are_refused_with_both_named_and_a_remedy(change, message):
     prior = random_prior()
-    header = GridHeader(11, (4, 6), (32, 48), prior.origin.tokenizer_fingerprint, "builtin", "crop")
+    header = GridHeader(11, (4, 6), (32, 48), prior.grid_spec.tokenizer_fingerprint, "builtin", "crop")
     prior.check_grids(header, "tok.h5")
     with pytest.raises(MismatchError, match=message):
         prior.check_grids(replace(header, **change), "tok.h5")
@@ -171,7 +171,7 @@ def test_grids_of_another_kind_are_refused_with_both_named_and_a_remedy(change, 
 
 def test_a_prior_of_no_known_tokenizer_takes_the_tokens_of_any():
     prior = random_prior()
-    unnamed = replace(prior, origin=replace(prior.origin, tokenizer_fingerprint=""))
+    unnamed = replace(prior, grid_spec=replace(prior.grid_spec, tokenizer_fingerprint=""))
     unnamed.check_grids(GridHeader(11, (4, 6), (32, 48), "ffff", "mine", "crop"), "tok.h5")
 
 

@@ -22,7 +22,7 @@ MAX_EVIDENCE = 30.0  # nats; stands for certainty, and keeps log-probabilities f
 
 
 @dataclass(frozen=True)
-class Origin:
+class GridSpec:
     """The grids that a prior was trained on: what its samples are decoded with."""
 
     tokenizer_fingerprint: str
@@ -75,7 +75,7 @@ class Prior:
     denoiser: Denoiser
     denoiser_name: str  # one of denoisers.NAMES
     conditioner: Conditioner
-    origin: Origin
+    grid_spec: GridSpec
     parameterisation: str = "evidence"
     rule: str = "mixture"  # one of posterior.RULES: the average over x_0 that it was trained with
     text_encoder: TextEncoder | None = None  # turns the tokens of captions into what the denoiser attends to
@@ -151,7 +151,7 @@ class Prior:
         Raises:
             MismatchError: another tokenizer, codebook size or grid size.
         """
-        mine = self.origin
+        mine = self.grid_spec
         for what, own, theirs, remedy in (
             (
                 "tokenizer",
@@ -172,11 +172,11 @@ class Prior:
         Raises:
             MismatchError: it is another one.
         """
-        if fingerprint != self.origin.tokenizer_fingerprint:
+        if fingerprint != self.grid_spec.tokenizer_fingerprint:
             raise MismatchError(
                 f"{location} has fingerprint {fingerprint}, but the prior was trained on tokens of the tokenizer "
-                f"{self.origin.tokenizer_fingerprint} ({self.origin.tokenizer_location}): use that one, or encode the "
-                "images with this one and train a prior on them"
+                f"{self.grid_spec.tokenizer_fingerprint} ({self.grid_spec.tokenizer_location}): use that one, or "
+                "encode the images with this one and train a prior on them"
             )
 
     def save(self, path: str | Path, *, force: bool = False) -> "Prior":
@@ -186,7 +186,7 @@ class Prior:
             VqtoolError: the file exists and `force` is off, or it cannot be written.
             ValueError: its text encoder has not been saved.
         """
-        parents, encoder = {"tokenizer": self.origin.tokenizer_fingerprint}, self.text_encoder
+        parents, encoder = {"tokenizer": self.grid_spec.tokenizer_fingerprint}, self.text_encoder
         tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         tensors |= {f"condition.{name}": tensor for name, tensor in self.conditioner.tensors().items()}
         tensors |= {"kernel.alpha_bar": self.kernel.alpha_bar, "kernel.gamma_bar": self.kernel.gamma_bar}
@@ -196,7 +196,7 @@ class Prior:
             "condition": self.conditioner.config(),
             "parameterisation": self.parameterisation,
             "rule": self.rule,
-            "origin": asdict(self.origin),
+            "origin": asdict(self.grid_spec),
         }
         if encoder is not None:
             if not encoder.fingerprint:
@@ -244,7 +244,7 @@ def load_prior(path: str | Path) -> Prior:
             denoiser=denoiser.eval().requires_grad_(False),
             denoiser_name=name,
             conditioner=conditions.load(config["condition"], _part(tensors, "condition.")),
-            origin=_origin(config["origin"]),
+            grid_spec=_grid_spec(config["origin"]),
             parameterisation=config["parameterisation"],
             rule=config.get("rule", "mixture"),  # files of version 0.1 do not say it
             fingerprint=header.fingerprint,
@@ -260,9 +260,9 @@ def load_prior(path: str | Path) -> Prior:
     return replace(prior, text_encoder=find_named_text_encoder(**config["text_encoder"], near=Path(path).parent))
 
 
-def _origin(config: dict[str, Any]) -> Origin:
+def _grid_spec(config: dict[str, Any]) -> GridSpec:
     sizes = {name: (int(config[name][0]), int(config[name][1])) for name in ("grid_size", "image_size")}
-    return Origin(**{**config, **sizes})
+    return GridSpec(**{**config, **sizes})
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

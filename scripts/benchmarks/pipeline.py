@@ -19,7 +19,7 @@ from vqtool.denoisers import vq_diffusion
 from vqtool.diffusion import kernels
 from vqtool.diffusion.guidance import guide
 from vqtool.diffusion.posterior import draw, sample_posterior
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 
 SCALE, RATE, INTERVAL = 5.0, 0.86, (0.2, 0.8)  # diffusers' scale, VQ-Diffusion's truncation
 
@@ -68,7 +68,7 @@ class Case:
             denoiser=network,
             denoiser_name="vq-diffusion",
             conditioner=ClipCondition(ClipVocabulary(words, []), max_length=sizes.text_length, pad=0),
-            origin=Origin("", "", size, size, ""),
+            grid_spec=GridSpec("", "", size, size, ""),
             parameterisation="direct",
             text_encoder=encoder,
         )

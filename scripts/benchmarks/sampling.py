@@ -16,13 +16,13 @@ from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion import kernels
 from vqtool.diffusion.guidance import draw_truncated, truncate
 from vqtool.diffusion.posterior import average_posterior, sample_posterior
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 from vqtool.samplers import Settings, Walk, ancestral
 
 BATCH, SIZE, TOKENS, STEPS = 8, (16, 16), 1024, 100
 TIME, RATE = 50, 0.86
 GROUP = 2  # grids that a walk holds together
-ORIGIN = Origin("", "", SIZE, (128, 128), "")
+ORIGIN = GridSpec("", "", SIZE, (128, 128), "")
 
 
 class _Stored(Denoiser):

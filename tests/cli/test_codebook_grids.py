@@ -16,7 +16,7 @@ from vqtool.codebooks.maps import load_map
 from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.errors import MismatchError
 from vqtool.grids import GridWriter, read_grids
-from vqtool.priors import Origin
+from vqtool.priors import GridSpec
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 from vqtool.tokenizers.batches import decode_batch
 
@@ -192,8 +192,8 @@ def test_grids_of_the_old_codebook_are_refused_with_the_command_that_converts_th
 
 def test_a_prior_that_grids_no_longer_fit_names_the_command_that_converts_them(work):
     header = read_grids("tok.h5")[0]
-    origin = Origin(refitted().fingerprint, "new.safetensors", header.grid_size, header.image_size, "")
-    prior = replace(random_prior(grid_size=header.grid_size, codebook_size=12), origin=origin)
+    grid_spec = GridSpec(refitted().fingerprint, "new.safetensors", header.grid_size, header.image_size, "")
+    prior = replace(random_prior(grid_size=header.grid_size, codebook_size=12), grid_spec=grid_spec)
     with pytest.raises(MismatchError, match=r"`vqtool codebook remap tok\.h5 -t new\.safetensors` does it"):
         prior.check_grids(header, "tok.h5")
 

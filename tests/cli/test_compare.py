@@ -16,7 +16,7 @@ from vqtool.images import find_images, read_batches, to_uint8
 from vqtool.metrics import frechet_distance, kernel_distance
 from vqtool.metrics.compare import trials
 from vqtool.metrics.plots import plot_front
-from vqtool.priors import Origin, load_prior
+from vqtool.priors import GridSpec, load_prior
 from vqtool.samplers import sample, sample_batches
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
@@ -48,8 +48,8 @@ def folder(tmp_path, monkeypatch):
 def write_prior(path, *arguments, **options):
     tokenizer = load_tokenizer("tokenizer.safetensors")
     prior = random_prior(*arguments, codebook_size=16, **options)
-    origin = Origin(tokenizer.fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
-    replace(prior, origin=origin).save(path)
+    grid_spec = GridSpec(tokenizer.fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
+    replace(prior, grid_spec=grid_spec).save(path)
 
 
 SMALL = ("-n", 6, "--seeds", "0,5", "--steps", "2,3", "--sampler", "ancestral", "--sampler", "halton")

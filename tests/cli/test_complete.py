@@ -1,4 +1,4 @@
-"""`vqtool complete`: partial grids filled, their known tokens unchanged."""
+"""`vqtool complete`: masked grids filled, their known tokens unchanged."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from vqtool.grids import read_grids
 
 @pytest.fixture
 def partial(work):
-    """Partial grids, partial.h5: one whole, one with a hole, one all unknown."""
+    """Masked grids, partial.h5: one whole, one with a masked cell, one all masked."""
 
     def punch(old):
         old[1, 2, 3:] = 16
         old[2] = 16
         return old
 
-    rewrite("partial.h5", "tok.h5", punch, holes=True)
+    rewrite("partial.h5", "tok.h5", punch, masked=True)
     return work
 
 
@@ -26,7 +26,7 @@ def test_holes_are_filled_and_known_tokens_stay(vqtool, partial):
         assert vqtool("complete", "partial.h5", *flags, "-n", 2, "-f", "-o", "x.h5").code == 0
         header, batch = read_grids("x.h5")
         old = tokens("tok.h5").repeat(2, axis=0)
-        assert not header.holes
+        assert not header.masked
         assert np.array_equal(batch.tokens[:2], old[:2])
         known = np.ones((4, 6), bool)
         known[2, 3:] = False
@@ -38,7 +38,7 @@ def test_holes_are_filled_and_known_tokens_stay(vqtool, partial):
 def test_inpainting_is_to_make_holes_and_to_fill_them(vqtool, work):
     line = ["tok.h5", "-m", "random:0.5", "--seed", 3]
     assert vqtool("inpaint", *line, "--purity", "-o", "x.h5").code == 0
-    assert vqtool("inpaint", *line, "--holes", "-o", "partial.h5").code == 0
+    assert vqtool("inpaint", *line, "--masked", "-o", "partial.h5").code == 0
     assert vqtool("complete", "partial.h5", "--purity", "--seed", 3, "-o", "y.h5").code == 0
     assert np.array_equal(tokens("x.h5"), tokens("y.h5"))
 
@@ -51,7 +51,7 @@ def test_pictures_can_be_written(vqtool, partial):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tok.h5", "tok.h5: has no holes to fill; `vqtool inpaint` makes parts of whole grids anew"),
+        ("tok.h5", "tok.h5: has no masked cells to fill; `vqtool inpaint` makes parts of whole grids anew"),
         ("imgs", "imgs: cannot be read"),
         ("gone.h5", "gone.h5: cannot be read"),
     ],

@@ -28,7 +28,7 @@ def files(work):
         old[2, :2] = 16
         return old
 
-    rewrite("partial.h5", "tok.h5", punch, holes=True)
+    rewrite("partial.h5", "tok.h5", punch, masked=True)
     return work
 
 
@@ -163,8 +163,8 @@ def test_larger_grids_can_be_stretched_over(vqtool, files):
         (["--trajectory", "x.mp4"], "x.mp4: an animation is a .webp, .gif, .png file"),
         (["--trajectory", "tok.h5"], "tok.h5: an animation is"),
         (["--trajectory", "x.png", "-o", "x.png"], "--trajectory and -o both name x.png"),
-        (["--holes", "--dry-run"], "--holes makes nothing"),
-        (["--holes", "--trajectory", "x.gif"], "--holes makes nothing"),
+        (["--masked", "--dry-run"], "--masked makes nothing"),
+        (["--masked", "--trajectory", "x.gif"], "--masked makes nothing"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(vqtool, files, arguments, message):

@@ -73,8 +73,8 @@ def test_variants_do_not_depend_on_the_batches_and_are_what_the_library_draws(vq
 )
 def test_every_cell_that_the_mask_touches_is_made_anew_and_no_other(vqtool, work, mask, cells):
     save_mask("mask.png", np.s_[20:23, 0:9])
-    assert vqtool("inpaint", "tok.h5", "--mask", mask, "--holes", "-o", "x.h5").code == 0
-    with open_grids("x.h5", holes=True) as reader:
+    assert vqtool("inpaint", "tok.h5", "--mask", mask, "--masked", "-o", "x.h5").code == 0
+    with open_grids("x.h5", masked=True) as reader:
         (batch,) = reader.batches()
     expected = tokens("tok.h5")
     expected[(slice(None), *cells)] = 16
@@ -83,14 +83,14 @@ def test_every_cell_that_the_mask_touches_is_made_anew_and_no_other(vqtool, work
 
 def test_a_random_mask_has_its_share_of_each_picture_and_another_for_each(vqtool, work):
     for seed in (0, 0, 1):
-        line = ["inpaint", "tok.h5", "-m", "random:0.25", "--holes", "--seed", seed]
+        line = ["inpaint", "tok.h5", "-m", "random:0.25", "--masked", "--seed", seed]
         assert vqtool(*line, "-f", "-o", f"{seed}.h5").code == 0
-    holes = []
+    masked = []
     for seed in (0, 1):
-        with open_grids(f"{seed}.h5", holes=True) as reader:
-            holes += [next(reader.batches()).tokens == 16]
-    assert [grid.sum() for grid in np.concatenate(holes)] == [6] * 6
-    assert len({grid.tobytes() for grid in np.concatenate(holes)}) == 6
+        with open_grids(f"{seed}.h5", masked=True) as reader:
+            masked += [next(reader.batches()).tokens == 16]
+    assert [grid.sum() for grid in np.concatenate(masked)] == [6] * 6
+    assert len({grid.tobytes() for grid in np.concatenate(masked)}) == 6
 
 
 def test_images_get_back_every_pixel_outside_of_the_mask(vqtool, work):
@@ -133,7 +133,7 @@ def test_a_class_or_caption_is_the_pictures_own_unless_another_is_given(vqtool, 
 
 
 def test_it_works_in_pipes(work):
-    line = "cat tok.h5 | $vqtool inpaint - -m center --holes | $vqtool complete - --purity | $vqtool check -"
+    line = "cat tok.h5 | $vqtool inpaint - -m center --masked | $vqtool complete - --purity | $vqtool check -"
     result = shell(line, work)
     assert (result.code, result.out) == (0, "ok -\n")
 
@@ -174,8 +174,8 @@ def test_a_mask_that_cannot_be_is_one_line(vqtool, work, mask, message):
     [
         (["tok.h5", "--feather", "2"], "--feather is about pictures, but -o asks for token grids"),
         (["imgs", "--feather", "2", "--no-paste", "-o", "new"], "--no-paste leaves that out"),
-        (["tok.h5", "--holes", "-n", "2"], "--holes writes one partial grid a picture"),
-        (["tok.h5", "--holes", "-o", "new"], "it goes with -o x.h5"),
+        (["tok.h5", "--masked", "-n", "2"], "--masked writes one masked grid a picture"),
+        (["tok.h5", "--masked", "-o", "new"], "it goes with -o x.h5"),
         (["tok.h5", "--size", "32"], "--size is for images, but tok.h5 holds token grids"),
         (["imgs", "--size", "16"], "makes grids of 2x2, but the prior knows those of 4x6 and no parts of them"),
         (["small.h5"], "makes grids of 4x4, but the prior knows those of 4x6"),

@@ -325,8 +325,10 @@ def test_a_file_that_can_be_resumed_is_written_in_batches_of_which_little_is_los
 def filmed_folder(folder, tokenizer_path):
     """A prior whose tokenizer is there."""
     prior, tokenizer = random_prior(codebook_size=16), load_tokenizer(tokenizer_path)
-    origin = replace(prior.origin, tokenizer_fingerprint=tokenizer.fingerprint, tokenizer_location=str(tokenizer_path))
-    replace(prior, origin=origin).save("prior.safetensors", force=True)
+    grid_spec = replace(
+        prior.grid_spec, tokenizer_fingerprint=tokenizer.fingerprint, tokenizer_location=str(tokenizer_path)
+    )
+    replace(prior, grid_spec=grid_spec).save("prior.safetensors", force=True)
     return folder
 
 

@@ -33,11 +33,11 @@ def drawn(monkeypatch):
     """What was put on the last sheet: (images, captions, columns)."""
     found = []
 
-    def contact_sheet(images, captions, *, columns=None):
+    def preview_grid(images, captions, *, columns=None):
         found[:] = [images, list(captions), columns]
-        return preview.contact_sheet(images, captions, columns=columns)
+        return preview.preview_grid(images, captions, columns=columns)
 
-    monkeypatch.setattr("vqtool.images.writer.contact_sheet", contact_sheet)
+    monkeypatch.setattr("vqtool.images.writer.preview_grid", preview_grid)
     return found
 
 

@@ -60,8 +60,8 @@ def test_tok_h5_becomes_prior_safetensors_with_log_state_and_sheet(folder, vqtoo
     ]
     prior = load_prior("prior.safetensors")
     assert (prior.kernel.name, prior.kernel.num_steps, prior.conditioner.kind) == ("mask-replace", 100, "none")
-    assert prior.origin.tokenizer_fingerprint == load_tokenizer(tokenizer_path).fingerprint
-    assert prior.origin.image_size == (16, 24)
+    assert prior.grid_spec.tokenizer_fingerprint == load_tokenizer(tokenizer_path).fingerprint
+    assert prior.grid_spec.image_size == (16, 24)
     assert [record["step"] for record in prior.history] == ["encode", "train-prior"]
     assert prior.summary["steps"] == 3
     lines = [json.loads(line) for line in Path("prior.log.jsonl").read_text().splitlines()]

@@ -335,7 +335,7 @@ def other_labels():
 
 def other_tokenizer():
     prior = random_prior(kind="class")
-    return replace(prior, origin=replace(prior.origin, tokenizer_fingerprint="fedc"))
+    return replace(prior, grid_spec=replace(prior.grid_spec, tokenizer_fingerprint="fedc"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from support.exact import origin
+from support.exact import grid_spec
 from support.matrices import CASES, between, check_law
 from torch import Tensor
 
@@ -118,7 +118,7 @@ def test_the_least_mixture_bound_is_bayes_and_gives_the_law_by_the_mixture(steps
 @pytest.mark.parametrize("rule", RULES)
 def test_a_fresh_prior_is_exact_for_one_cell_by_its_own_rule(rule):
     tokens = np.repeat([0, 1, 2], [60, 30, 10]).reshape(-1, 1, 1)
-    prior = build_prior(UNIFORM, conditions.build("none"), origin((1, 1)), "tiny", seed=0, tokens=tokens, rule=rule)
+    prior = build_prior(UNIFORM, conditions.build("none"), grid_spec((1, 1)), "tiny", seed=0, tokens=tokens, rule=rule)
     table = torch.full((T + 1, 3, 3), torch.nan, dtype=torch.float64)
     for t in range(1, T + 1):
         table[t] = prior.log_x0(torch.arange(3).view(-1, 1, 1), torch.full((3,), t)).detach()[:, 0, 0]
@@ -133,7 +133,7 @@ def test_bayes_denoiser_misses_the_law_by_the_plug_in_rule():
 
 
 def test_the_sampler_draws_the_law_of_the_data_from_the_least_plug_in_bound():
-    prior = Prior(UNIFORM, Table(minimise(UNIFORM, "plug-in")), "table", conditions.build("none"), origin((1, 1)))
+    prior = Prior(UNIFORM, Table(minimise(UNIFORM, "plug-in")), "table", conditions.build("none"), grid_spec((1, 1)))
     prior = replace(prior, parameterisation="direct", rule="plug-in")
     check_law(vqtool.sample(prior, 20000, steps=T, batch_size=20000), LAW)
 

@@ -1,4 +1,4 @@
-"""Partial grids: written and read with their holes where these are taken, refused with a remedy where not."""
+"""Masked grids: written and read where these are taken, refused with a remedy where not."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ WHOLE = GridHeader(
     tokenizer_location="builtin",
     preprocessing="centre crop",
 )
-HOLED = replace(WHOLE, holes=True)
+HOLED = replace(WHOLE, masked=True)
 BATCH = GridBatch(np.array([[[0, 256, 255], [256, 256, 7]], [[1, 2, 3], [4, 5, 6]]]), ["a", "b"], None, ["x", ""])
 
 
@@ -28,7 +28,7 @@ def write(path, header=HOLED, batch=BATCH):
 
 
 def read(path):
-    with open_grids(path, holes=True) as reader:
+    with open_grids(path, masked=True) as reader:
         return reader.header, join_batches(reader.header, list(reader.batches()))
 
 
@@ -46,7 +46,7 @@ def test_holes_come_back_from_a_file_and_from_a_stream(tmp_path):
 def test_readers_that_take_no_holes_name_the_command_that_fills_them(tmp_path):
     path = write(tmp_path / "x.h5")
     with (
-        pytest.raises(FormatError, match=r"x\.h5: partial grids, with holes: .* `vqtool complete .*x\.h5`"),
+        pytest.raises(FormatError, match=r"x\.h5: masked grids: .* `vqtool complete .*x\.h5`"),
         open_grids(path),
     ):
         pass
@@ -69,7 +69,7 @@ def test_an_older_reader_is_told_to_be_upgraded_and_the_digest_knows_of_the_hole
     for name, header, version in (("x", HOLED, 2), ("y", WHOLE, 1)):
         with h5py.File(write(tmp_path / name, header, tokens)) as file:
             assert file.attrs["format_version"] == version
-            assert ("holes" in file.attrs) == header.holes
+            assert ("holes" in file.attrs) == header.masked
             digests[name] = bytes(file.attrs["digest"])
     assert digests["x"] != digests["y"]
 
@@ -78,9 +78,9 @@ def test_grids_with_and_without_holes_are_not_joined(tmp_path):
     first, second = write(tmp_path / "x.h5"), write(tmp_path / "y.h5", WHOLE, GridBatch(BATCH.tokens % 256, ["a", "b"]))
     with concatenate([str(first), str(first)]) as joined:
         assert sum(len(batch) for batch in joined.batches()) == 4
-        assert joined.header.holes
+        assert joined.header.masked
     with (
-        pytest.raises(MismatchError, match=r"has holes none, but .* has holes in it"),
+        pytest.raises(MismatchError, match=r"has masked cells none, but .* has masked cells in it"),
         concatenate([str(first), str(second)]),
     ):
         pass
@@ -92,9 +92,9 @@ def test_head_cat_info_and_check_take_partial_grids_and_the_others_refuse_them(v
     assert vqtool("head", "-n", "1", "x.h5", "-o", "first.h5").code == 0
     assert vqtool("cat", "first.h5", "x.h5", "-o", "all.h5").code == 0
     header, batch = read("all.h5")
-    assert header.holes
+    assert header.masked
     assert np.array_equal(batch.tokens, BATCH.tokens[[0, 0, 1]])
-    assert "unknown" in vqtool("info", "all.h5").out
+    assert "masked cell" in vqtool("info", "all.h5").out
     assert vqtool("check", "all.h5").out == "ok all.h5\n"
     for words in ("decode", "show", "train-prior", "eval", "codebook usage"):
         result = vqtool(*words.split(), "all.h5")

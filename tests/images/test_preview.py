@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 from vqtool.errors import VqtoolError
 from vqtool.images import preview
-from vqtool.images.preview import comparison_sheet, contact_sheet, png_bytes, save_image
+from vqtool.images.preview import comparison_sheet, png_bytes, preview_grid, save_image
 
 
 def make_images(num: int, height: int, width: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def cells(sheet: Image.Image) -> list[tuple[int, int, int, int]]:
 
 def test_small_images_are_magnified_by_a_whole_number_pixel_by_pixel() -> None:
     images = make_images(6, 16, 32)
-    sheet = contact_sheet(images, columns=3)
+    sheet = preview_grid(images, columns=3)
     found = cells(sheet)
     assert [cell[2:] for cell in found] == [(64, 128)] * 6
     pixels = np.asarray(sheet)
@@ -48,24 +48,24 @@ def test_small_images_are_magnified_by_a_whole_number_pixel_by_pixel() -> None:
     ],
 )
 def test_images_are_shown_at_a_pleasant_size(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    assert cells(contact_sheet(make_images(1, *size)))[0][2:] == shown
+    assert cells(preview_grid(make_images(1, *size)))[0][2:] == shown
 
 
 def test_a_scale_that_is_given_counts() -> None:
-    assert cells(contact_sheet(make_images(2, 300, 200), scale=1))[0][2:] == (300, 200)
-    assert cells(contact_sheet(make_images(2, 5, 7), scale=3))[0][2:] == (15, 21)
+    assert cells(preview_grid(make_images(2, 300, 200), scale=1))[0][2:] == (300, 200)
+    assert cells(preview_grid(make_images(2, 5, 7), scale=3))[0][2:] == (15, 21)
 
 
 def test_columns_are_chosen_for_a_sheet_a_little_wider_than_high() -> None:
     for num, size in [(100, (64, 64)), (64, (64, 32)), (37, (16, 48))]:
-        sheet = contact_sheet(make_images(num, *size))
+        sheet = preview_grid(make_images(num, *size))
         assert 1 <= sheet.width / sheet.height < 2
-    assert len(cells(contact_sheet(make_images(3, 64, 64), columns=50))) == 3
+    assert len(cells(preview_grid(make_images(3, 64, 64), columns=50))) == 3
 
 
 def test_a_sheet_is_white_between_images_and_black_in_captions() -> None:
     images = np.full((4, 3, 64, 64), 100, dtype=np.uint8)
-    plain, named = contact_sheet(images, columns=2), contact_sheet(images, ["one", "two", "three", ""], columns=2)
+    plain, named = preview_grid(images, columns=2), preview_grid(images, ["one", "two", "three", ""], columns=2)
     assert {plain.getpixel((0, 0)), plain.getpixel((plain.width - 1, plain.height - 1))} == {(255, 255, 255)}
     assert set(np.unique(np.asarray(plain))) == {100, 255}
     assert named.height > plain.height
@@ -90,7 +90,7 @@ def test_a_sheet_is_white_between_images_and_black_in_captions() -> None:
     ],
 )
 def test_captions_of_any_script_and_length_stay_in_their_cell(caption: str) -> None:
-    sheet = contact_sheet(np.full((2, 3, 64, 64), 100, dtype=np.uint8), [caption, ""], columns=2)
+    sheet = preview_grid(np.full((2, 3, 64, 64), 100, dtype=np.uint8), [caption, ""], columns=2)
     pixels = np.asarray(sheet)
     assert (pixels[6:134, 140:268] == 100).all()
     assert (pixels[134:, 136:] == 255).all()  # nothing runs into the neighbour's cell
@@ -111,7 +111,7 @@ def test_a_long_caption_is_wrapped_between_words_and_cut_with_an_ellipsis() -> N
 def test_captions_are_drawn_without_freetype_too(monkeypatch: pytest.MonkeyPatch) -> None:
     bitmap = ImageFont.load_default_imagefont()
     monkeypatch.setattr(preview, "_font", lambda: bitmap)
-    sheet = contact_sheet(make_images(1, 64, 64), ["猫 a cat"])
+    sheet = preview_grid(make_images(1, 64, 64), ["猫 a cat"])
     assert (np.asarray(sheet)[134:150] < 60).any()
 
 
@@ -133,20 +133,20 @@ def test_a_comparison_has_captions_under_each_pair() -> None:
 
 def test_nothing_to_show_and_too_much_to_show_are_errors() -> None:
     with pytest.raises(VqtoolError, match="no images to show"):
-        contact_sheet(make_images(0, 8, 8))
+        preview_grid(make_images(0, 8, 8))
     many = np.broadcast_to(np.zeros((1, 3, 200, 200), dtype=np.uint8), (4000, 3, 200, 200))
     with pytest.raises(VqtoolError, match="more than 100000000: show fewer images"):
-        contact_sheet(many)
+        preview_grid(many)
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     images = make_images(2, 8, 8)
     for call in (
-        lambda: contact_sheet(images, ["one"]),
-        lambda: contact_sheet(images[0]),
-        lambda: contact_sheet(images.astype(np.float32)),
-        lambda: contact_sheet(images, columns=0),
-        lambda: contact_sheet(images, scale=0),
+        lambda: preview_grid(images, ["one"]),
+        lambda: preview_grid(images[0]),
+        lambda: preview_grid(images.astype(np.float32)),
+        lambda: preview_grid(images, columns=0),
+        lambda: preview_grid(images, scale=0),
         lambda: comparison_sheet(images, images[:1]),
         lambda: png_bytes(images),
     ):
@@ -165,7 +165,7 @@ def test_a_png_holds_the_very_pixels(tmp_path: Path) -> None:
 
 def test_a_png_is_written_whole_and_over_another_only_by_force(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    save_image(contact_sheet(make_images(2, 8, 8)), path)
+    save_image(preview_grid(make_images(2, 8, 8)), path)
     before = path.read_bytes()
     with pytest.raises(VqtoolError, match=r"a\.png: exists; use --force"):
         save_image(make_images(1, 8, 8)[0], path)

@@ -305,7 +305,7 @@ def test_other_kernels_and_priors_cannot_be_exported(imported, tmp_path):
     ):
         with pytest.raises(VqtoolError, match=message):
             diffusers.export(other, tokenizer, tmp_path / "out")
-    other = replace(prior, origin=replace(prior.origin, tokenizer_fingerprint="0" * 16))
+    other = replace(prior, grid_spec=replace(prior.grid_spec, tokenizer_fingerprint="0" * 16))
     with pytest.raises(MismatchError, match="fingerprint"):
         diffusers.export(other, tokenizer, tmp_path / "out")
     fewer = changed(prior, codebook_size=30)

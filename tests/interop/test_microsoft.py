@@ -100,7 +100,7 @@ def test_the_codec_inside_a_file_becomes_the_tokenizer():
     found = load("uncond")
     images = found.tokenizer.decode(io["codec_tokens"].view(-1, 4, 4))
     assert float(((images.clamp(-1, 1) + 1) * 127.5 - io["codec_decoded255"]).abs().max()) <= 0.02
-    assert found.prior.origin.image_size == (8, 8)
+    assert found.prior.grid_spec.image_size == (8, 8)
 
 
 def test_a_prior_of_reduced_codes_needs_their_map():
@@ -168,7 +168,7 @@ def test_what_the_weights_do_not_say_is_taken_from_the_published_models_and_said
     assert any(note.startswith("activation: GELU2, as in the published models") for note in found.notes)
     bare = interop.load(Source(source.path, source.content), Options())
     assert bare.prior.denoiser.config.num_heads == 16
-    assert bare.prior.origin.grid_size == (8, 8)
+    assert bare.prior.grid_spec.grid_size == (8, 8)
     for start in ("attention heads: 16, as in the published", "grids: 8x8 cells, the size of its position tables"):
         assert any(note.startswith(start) for note in bare.notes)
 
@@ -181,7 +181,7 @@ def test_tables_of_the_published_class_models_mean_grids_of_256_cells():
 
     source = changed("class", change)
     found = interop.load(Source(source.path, source.content), Options())
-    assert found.prior.origin.grid_size == (16, 16)
+    assert found.prior.grid_spec.grid_size == (16, 16)
     assert found.prior.denoiser.config.table_size == (32, 32)
     assert any(note.startswith("grids: 16x16 cells, as in the published models") for note in found.notes)
 
@@ -189,7 +189,7 @@ def test_tables_of_the_published_class_models_mean_grids_of_256_cells():
 def test_a_text_model_says_by_a_buffer_how_many_cells_there_are():
     source = source_of("text")
     found = interop.load(Source(source.path, source.content), Options(num_heads=2))
-    assert found.prior.origin.grid_size == (4, 4)
+    assert found.prior.grid_spec.grid_size == (4, 4)
 
 
 def test_a_thousand_classes_have_no_null_row_and_settings_without_a_prior_are_left_out():

@@ -63,7 +63,7 @@ def test_samples_do_not_depend_on_the_batch_size_and_hold_no_mask(imported, samp
 
 def test_cells_may_be_laid_out_in_another_way():
     prior = interop.load(source(), Options(num_heads=4, grid_size=(2, 8))).prior
-    assert prior.origin.grid_size == (2, 8)
+    assert prior.grid_spec.grid_size == (2, 8)
     assert prior.denoiser.config.grid_size == (2, 8)
 
 

@@ -116,7 +116,7 @@ def test_it_is_recognised_and_sampled_by_the_plug_in_rule(golden):
     assert interop.recognise(interop.read_source(GOLDEN / name / "last.ckpt")) == "vq-ddm"
     assert prior.rule == "plug-in"
     assert prior.parameterisation == {"vqddm-unet": "direct", "vqddm-noise": "residual"}[name]
-    assert prior.origin.grid_size == (4, 4)
+    assert prior.grid_spec.grid_size == (4, 4)
     assert not any("--" in note for note in notes), "all settings were found"
     own, plug_in, mixture = (
         vqtool.sample(prior, 3, steps=10, **rule) for rule in ({}, {"rule": "plug-in"}, {"rule": "mixture"})
@@ -163,7 +163,7 @@ def test_without_settings_the_shapes_say_all_but_grid_and_heads(golden):
         imported.prior.log_x0(numbers["x_t"], numbers["t"] + 1), prior.log_x0(numbers["x_t"], numbers["t"] + 1)
     )
     chosen = interop.load(source(name, config=False), Options())
-    assert chosen.prior.origin.grid_size == (16, 16)
+    assert chosen.prior.grid_spec.grid_size == (16, 16)
     assert any("--grid" in note for note in chosen.notes)
     assert any("--heads" in note for note in chosen.notes) == (name == "vqddm-noise")
 
@@ -273,7 +273,7 @@ def test_settings_that_contradict_the_weights_are_refused(tmp_path, name, old, n
 
 def test_settings_of_another_program_are_left_aside():
     found = replace(source("vqddm-unet"), config={"Model": ["x"], "lr": 1})
-    assert interop.load(found, Options()).prior.origin.grid_size == (16, 16)
+    assert interop.load(found, Options()).prior.grid_spec.grid_size == (16, 16)
 
 
 def test_a_checkpoint_cut_short_is_one_clear_error(tmp_path):

@@ -181,9 +181,14 @@ def test_one_step_has_a_decoder_and_a_stationary_term_only():
 
 
 def write(path, prior, tokens, labels=None, **changes):
-    origin = prior.origin
+    grid_spec = prior.grid_spec
     header = GridHeader(
-        prior.kernel.codebook_size, origin.grid_size, origin.image_size, origin.tokenizer_fingerprint, "builtin", "test"
+        prior.kernel.codebook_size,
+        grid_spec.grid_size,
+        grid_spec.image_size,
+        grid_spec.tokenizer_fingerprint,
+        "builtin",
+        "test",
     )
     with GridWriter(path, replace(header, **changes)) as writer:
         writer.write(GridBatch(tokens.astype(np.uint8), [str(i) for i in range(len(tokens))], labels))

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support.exact import exact_prior, origin, random_prior
+from support.exact import exact_prior, grid_spec, random_prior
 from support.laws import FOUR_CELLS, ONE_CELL, all_states, build, stationary_law
 from support.matrices import CASES, between, check_law
 
@@ -55,7 +55,7 @@ class Even(Hurried):
 
 def enumerate_law(prior, times, kappa=1.0, interval=(0.0, 1.0)):
     """(K ** N,): the law of x_0 after steps along the times; cells change independently. A time may come twice."""
-    kernel, size = prior.kernel, prior.origin.grid_size
+    kernel, size = prior.kernel, prior.grid_spec.grid_size
     states = all_states(kernel, size[0] * size[1])
     law = stationary_law(kernel, states.shape[1])
     x_t = states.view(-1, *size)
@@ -103,7 +103,7 @@ def test_first_hitting_draws_from_the_law_of_ancestral_sampling(steps):
 def test_listed_times_are_walked_in_the_same_law_though_the_network_looks_at_t(sampler, times):
     law = torch.arange(1, 82, dtype=torch.float64) ** 2
     exact = exact_prior(law, (2, 2), build("absorbing", "linear", 3, 9))
-    prior = Prior(exact.kernel, Hurried(exact.denoiser), "exact", exact.conditioner, exact.origin, "direct")
+    prior = Prior(exact.kernel, Hurried(exact.denoiser), "exact", exact.conditioner, exact.grid_spec, "direct")
     wanted = enumerate_law(prior, [*([] if 9 in times else [9]), *times, 0])
     drawn = vqtool.sample(prior, 8192, sampler=sampler, times=times, batch_size=8192)
     check_law(numbers(drawn, 3), wanted)
@@ -113,7 +113,7 @@ def test_listed_times_are_walked_in_the_same_law_though_the_network_looks_at_t(s
 def test_first_hitting_leaves_out_the_calls_in_which_no_cell_opens(num_steps, saved):
     """Of T even steps a share (1 - 1 / T) ** N opens none of N cells; the mean of 64 samples is within 5 sigma."""
     kernel = build("absorbing", "linear", 2, num_steps)
-    prior = Prior(kernel, Even(2), "even", conditions.build("none"), origin((16, 16)), "direct")
+    prior = Prior(kernel, Even(2), "even", conditions.build("none"), grid_spec((16, 16)), "direct")
     (batch,) = samplers.sample_batches(prior, 64, sampler="first-hitting")
     idle = (1 - 1 / num_steps) ** 256
     assert idle == pytest.approx(saved, abs=5e-4)

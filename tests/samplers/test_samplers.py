@@ -177,7 +177,7 @@ def test_a_drawn_x0_follows_the_guided_tempered_and_truncated_law():
 
 def walk_densely(prior, num, steps):
     """Ancestral sampling as the formulas say it: x_0 of every cell at every step, from the same noise."""
-    kernel, size = prior.kernel, prior.origin.grid_size
+    kernel, size = prior.kernel, prior.grid_spec.grid_size
     noise = [rng.uniform(0, range(num), step, (2, *size), stream=rng.SAMPLING) for step in range(steps + 1)]
     x_t = kernel.sample_stationary(rng.uniform(0, range(num), 0, (1, *size), stream=rng.SAMPLING)[:, 0])
     times = torch.linspace(kernel.num_steps, 0, steps + 1).round().long()

@@ -95,7 +95,7 @@ class Blind(Denoiser):
 def test_a_denoiser_that_ignores_its_surroundings_keeps_its_law_at_every_cell(overlap):
     prior = exact_prior(torch.ones(3**4), (2, 2), kernels.build("absorbing", codebook_size=3, num_steps=5))
     law = torch.tensor([0.7, 0.2, 0.1]).log()
-    blind = vqtool.Prior(prior.kernel, Blind(law), "exact", prior.conditioner, random_prior().origin, "direct")
+    blind = vqtool.Prior(prior.kernel, Blind(law), "exact", prior.conditioner, random_prior().grid_spec, "direct")
     windows = Windows((9, 17), WINDOW, overlap, max_cells=100)
     x_t = torch.full((2, 9, 17), 3)
     assert torch.allclose(windows.log_x0(blind, x_t, torch.tensor([3, 5]), None), law, atol=1e-6)

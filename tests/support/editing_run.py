@@ -8,7 +8,7 @@ import pytest
 from support.commands import write_pictures
 from support.exact import random_prior
 from vqtool.grids import GridWriter, read_grids
-from vqtool.priors import Origin
+from vqtool.priors import GridSpec
 from vqtool.tokenizers import load_tokenizer
 
 SIZE = (32, 48)  # pixels of 4x6 cells
@@ -17,8 +17,8 @@ SIZE = (32, 48)  # pixels of 4x6 cells
 def save_prior(path, tokenizer_path, kernel="mask-replace", kind="none"):
     """A prior of random weights whose tokens are those of a tokenizer of 16 codes."""
     prior = random_prior(kernel, kind, codebook_size=16)
-    origin = Origin(load_tokenizer(tokenizer_path).fingerprint, str(tokenizer_path), (4, 6), SIZE, "crop")
-    return replace(prior, origin=origin).save(path, force=True)
+    grid_spec = GridSpec(load_tokenizer(tokenizer_path).fingerprint, str(tokenizer_path), (4, 6), SIZE, "crop")
+    return replace(prior, grid_spec=grid_spec).save(path, force=True)
 
 
 @pytest.fixture(name="work")

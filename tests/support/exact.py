@@ -7,14 +7,14 @@ import torch
 from support.matrices import build_kernel
 from vqtool import conditions, denoisers
 from vqtool.denoisers import Denoiser, EncodedCondition, transformer
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 
 FINGERPRINT = "0123456789abcdef"
 
 
-def origin(grid_size):
+def grid_spec(grid_size):
     """Of grids made by the built-in tokenizer."""
-    return Origin(FINGERPRINT, "builtin", grid_size, (8 * grid_size[0], 8 * grid_size[1]), "crop")
+    return GridSpec(FINGERPRINT, "builtin", grid_size, (8 * grid_size[0], 8 * grid_size[1]), "crop")
 
 
 class ExactDenoiser(Denoiser):
@@ -57,7 +57,7 @@ class ExactDenoiser(Denoiser):
 def exact_prior(law, grid_size, kernel):
     """A prior whose denoiser knows the law of the data."""
     denoiser = ExactDenoiser(law, grid_size, kernel)
-    return Prior(kernel, denoiser, "exact", conditions.build("none"), origin(grid_size), parameterisation="direct")
+    return Prior(kernel, denoiser, "exact", conditions.build("none"), grid_spec(grid_size), parameterisation="direct")
 
 
 def random_prior(kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_size=11, num_steps=20, scale=0.5):
@@ -87,7 +87,7 @@ def random_prior(kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_
                 torch.randn(parameter.shape, generator=generator) * scale / max(1, parameter.shape[-1]) ** 0.5
             )
         denoiser.head.weight.mul_(8)
-    return Prior(forward, denoiser.eval(), "transformer", conditioner, origin(grid_size))
+    return Prior(forward, denoiser.eval(), "transformer", conditioner, grid_spec(grid_size))
 
 
-__all__ = ["ExactDenoiser", "exact_prior", "origin", "random_prior", "transformer"]
+__all__ = ["ExactDenoiser", "exact_prior", "grid_spec", "random_prior", "transformer"]

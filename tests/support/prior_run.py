@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from support.exact import origin
+from support.exact import grid_spec
 from support.matrices import build_kernel
 from vqtool import conditions
 from vqtool.denoisers import transformer
@@ -46,14 +46,14 @@ def train(
     torch.set_num_threads(1)
     grids = batch(copies)
     conditioner = conditions.build(kind, grids.labels)
-    data, held_out = build_data(grids, conditioner, origin((2, 3))).split(0)
+    data, held_out = build_data(grids, conditioner, grid_spec((2, 3))).split(0)
     forward = build_kernel(kernel, codebook_size=7, num_steps=diffusion)
     # Seven tokens are told apart sooner when they start farther apart.
     with (
         patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),
         patch.object(transformer, "EMBEDDING_SCALE", 0.1),
     ):
-        prior = training.build_prior(forward, conditioner, data.origin, "test", seed=0, tokens=data.tokens)
+        prior = training.build_prior(forward, conditioner, data.grid_spec, "test", seed=0, tokens=data.tokens)
     settings = {"num_steps": 40, "batch_size": 16, "warmup_steps": 5, "ema_decay": 0.9, "save_seconds": 0.0, **changes}
     return training.train_prior(
         prior,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from support.exact import origin
+from support.exact import grid_spec
 from vqtool import denoisers
 from vqtool.conditions.clip import read_vocabulary
 from vqtool.conditions.text_encoders import Config, TextEncoder
@@ -39,5 +39,11 @@ def text_prior(*, learned_null=True):
     kernel = kernels.build("mask-replace", schedule="release", codebook_size=5, num_steps=6)
     denoiser = denoiser.eval().requires_grad_(False)
     return Prior(
-        kernel, denoiser, "vq-diffusion", conditioner, origin((2, 3)), parameterisation="direct", text_encoder=encoder
+        kernel,
+        denoiser,
+        "vq-diffusion",
+        conditioner,
+        grid_spec((2, 3)),
+        parameterisation="direct",
+        text_encoder=encoder,
     )

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.exact import exact_prior, origin, random_prior
+from support.exact import exact_prior, grid_spec, random_prior
 from support.matrices import build_kernel
 
 import vqtool
@@ -29,7 +29,7 @@ MASKED = [name for name, loss in LOSSES.items() if loss.of_masked]
 def data(grids):
     """Grids without conditions."""
     grids = np.asarray(grids, np.int64)
-    return GridData(grids, torch.zeros(len(grids), 0, dtype=torch.int64), origin(grids.shape[1:]))
+    return GridData(grids, torch.zeros(len(grids), 0, dtype=torch.int64), grid_spec(grids.shape[1:]))
 
 
 class Table(Denoiser):
@@ -55,7 +55,7 @@ class Table(Denoiser):
 
 def table_prior(logits, kernel, rule="mixture"):
     """A prior over grids of 1x2 cells."""
-    return Prior(kernel, Table(logits), "table", conditions.build("none"), origin((1, 2)), "direct", rule)
+    return Prior(kernel, Table(logits), "table", conditions.build("none"), grid_spec((1, 2)), "direct", rule)
 
 
 def random_logits(codebook_size, seed=0):
@@ -385,7 +385,7 @@ def test_dropped_conditions_are_the_null_condition_in_the_share_asked_for():
             return self.inner(x_t, t, condition)
 
     prior = random_prior(kind="class")
-    grids = GridData(np.zeros((2, 4, 6), np.int64), torch.tensor([0, 1]), origin((4, 6)))
+    grids = GridData(np.zeros((2, 4, 6), np.int64), torch.tensor([0, 1]), grid_spec((4, 6)))
     for share in (0.0, 0.25, 1.0):
         objective = PriorObjective(prior, grids, PriorLoss(drop_condition=share), LoopConfig(1, 400))
         with torch.no_grad():

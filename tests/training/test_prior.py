@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import prior_run
-from support.exact import origin
+from support.exact import grid_spec
 from support.matrices import build_kernel
 
 import vqtool
@@ -89,9 +89,13 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
     torch.set_num_threads(1)
     grids = prior_run.batch(4)
     conditioner = conditions.build(kind, grids.labels, grids.labels)
-    data = GridData(grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), origin((2, 3)))
+    data = GridData(
+        grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), grid_spec((2, 3))
+    )
     forward = build_kernel("mask-replace", codebook_size=7, num_steps=20)
-    prior = training.build_prior(forward, conditioner, data.origin, "tiny", seed=0, tokens=data.tokens, denoiser=name)
+    prior = training.build_prior(
+        forward, conditioner, data.grid_spec, "tiny", seed=0, tokens=data.tokens, denoiser=name
+    )
     assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
     fresh = float(validate(prior.denoiser, prior, data, 1))
     trained = training.train_prior(
@@ -157,7 +161,7 @@ def test_the_best_can_be_kept_only_where_grids_are_held_out(tmp_path):
 
 def test_a_split_is_a_partition_and_the_same_every_time():
     tokens = np.arange(300).reshape(-1, 1, 1)
-    data = GridData(tokens, torch.arange(300), origin((1, 1)))
+    data = GridData(tokens, torch.arange(300), grid_spec((1, 1)))
     kept, held_out = data.split(4)
     assert sorted([*kept.tokens.flatten(), *held_out.tokens.flatten()]) == list(range(300))
     assert kept.conditions.tolist() == kept.tokens.flatten().tolist()
@@ -168,7 +172,7 @@ def test_a_split_is_a_partition_and_the_same_every_time():
 def test_a_fresh_prior_predicts_each_token_as_often_as_it_is_found():
     tokens = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]).reshape(10, 1, 1)
     kernel = kernels.build("absorbing", codebook_size=4, num_steps=10)
-    prior = training.build_prior(kernel, conditions.build("none"), origin((1, 1)), "tiny", seed=0, tokens=tokens)
+    prior = training.build_prior(kernel, conditions.build("none"), grid_spec((1, 1)), "tiny", seed=0, tokens=tokens)
     found = prior.log_x0(torch.full((1, 1, 1), 4), torch.tensor([10])).exp().flatten()
     torch.testing.assert_close(found, torch.tensor([3.5, 2.5, 5.5, 0.5]) / 12)
 

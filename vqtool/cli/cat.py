@@ -23,7 +23,7 @@ def cat(
         vqtool cat tok.h5 | vqtool info
     """
     from vqtool.artifacts import history_record
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.grids import GridWriter, check_output, concatenate
 
     check_output(output, force=force)
@@ -32,4 +32,4 @@ def cat(
         with GridWriter(output, header, force=force) as writer:
             for batch in joined.batches():
                 writer.write(batch)
-    say(f"wrote {writer.num_grids} grids to {writer.name}")
+    echo(f"wrote {writer.num_grids} grids to {writer.name}")

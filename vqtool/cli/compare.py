@@ -81,7 +81,7 @@ def compare(
 
         vqtool compare --ref imgs/ --label 7 --cfg-interval 0.2,0.8 --option cfg-scale=2,3,5 -o guidance.json
     """
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped, choose_device
     from vqtool.cli.sample import find_texts
     from vqtool.distributed import is_main_process
@@ -99,7 +99,7 @@ def compare(
     model = load_prior(prior).to(where)
     cells, notes = trials.plan(model, sampler or [trials.ALL], told, options)
     for note in notes:
-        say(note)
+        echo(note)
     arguments: dict[str, Any] = {"num": num, "seeds": each, "batch_size": batch_size}
     texts = find_texts(model.conditioner, label, caption, captions)
     settings = _choose_settings(model, guidance, cells, options, has_condition=bool(texts))
@@ -222,9 +222,9 @@ def _build_scores(
     from vqtool.metrics.compare import scores
     from vqtool.tokenizers import find_named_tokenizer
 
-    origin = model.origin
+    grid_spec = model.grid_spec
     decoder = find_named_tokenizer(
-        origin.tokenizer_fingerprint, origin.tokenizer_location, given=tokenizer, near=prior.parent
+        grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=tokenizer, near=prior.parent
     )
     network = metrics.EfficientNetLite0(model.device)
     if [path.suffix for path in ref] == [".npy"]:
@@ -233,7 +233,7 @@ def _build_scores(
         features = scores.reference_features(
             find_images(ref),
             network,
-            origin.image_size,
+            grid_spec.image_size,
             max_images=max_images,
             on_error=skipped.on_error,
             progress=progress,
@@ -243,13 +243,13 @@ def _build_scores(
 
 def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, Any], results: "SweepFile") -> None:
     """Measure the cells, each of which is kept at once; those that are not possible are named and left out."""
-    from vqtool.cli.console import progress, say
+    from vqtool.cli.console import echo, progress
     from vqtool.metrics.compare import trials
     from vqtool.samplers import sample_batches
 
     failed: VqtoolError | None = None
     if results.rows:
-        say(f"{len(results.rows)} cells were measured before")
+        echo(f"{len(results.rows)} cells were measured before")
     if cells:
         list(sample_batches(model, 1, steps=1))  # what is slow the first time is nobody's seconds
     with progress("compare", len(cells), "cells") as advance:
@@ -258,7 +258,7 @@ def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, An
                 results.add(trials.measure_cell(model, cell, **arguments))
             except VqtoolError as error:
                 failed = error
-                say(f"left out: {cell.series}, {cell.steps} steps: {error}")
+                echo(f"left out: {cell.series}, {cell.steps} steps: {error}")
             advance(1)
     if failed is not None and not results.rows:
         raise VqtoolError(f"no cell could be measured; the last one: {failed}") from failed
@@ -269,7 +269,7 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
     from rich.console import Console
     from rich.table import Table
 
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.metrics.compare.trials import Cell, names_of_scores
     from vqtool.metrics.plots import plot_front
 
@@ -286,10 +286,10 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
     if output is None:
         print(results.text(), flush=True)
     else:
-        say(f"wrote {output}")
+        echo(f"wrote {output}")
     if plot is not None:
         plot_front(results.rows, scores, plot, force=force)
-        say(f"wrote {plot}")
+        echo(f"wrote {plot}")
 
 
 def _error(row: Mapping[str, Any], column: str, scores: Sequence[str]) -> str:

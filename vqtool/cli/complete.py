@@ -1,4 +1,4 @@
-"""`vqtool complete`: partial grids filled."""
+"""`vqtool complete`: masked grids filled."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def complete(
     sampling: SamplingFlags,
     run_flags: RunFlags,
 ) -> None:
-    """Fill the holes of partial grids.
+    """Fill the masked cells of token grids.
 
     Known tokens stay exactly as they are. Token grids are written, unless -o names pictures.
 
@@ -32,12 +32,12 @@ def complete(
 
         vqtool complete partial.h5 --purity -n 4 | vqtool decode -o filled.png
 
-        vqtool inpaint tok.h5 --mask center --holes | vqtool complete --caption "a cat" -o filled.h5
+        vqtool inpaint tok.h5 --mask center --masked | vqtool complete --caption "a cat" -o filled.h5
     """
 
     def change(header: "GridHeader") -> Change:
-        if not header.holes:
-            raise VqtoolError(f"{grids}: has no holes to fill; `vqtool inpaint` makes parts of whole grids anew")
-        return Unchanged(replace(header, holes=False))
+        if not header.masked:
+            raise VqtoolError(f"{grids}: has no masked cells to fill; `vqtool inpaint` makes parts of whole grids anew")
+        return Unchanged(replace(header, masked=False))
 
     edit("complete", [grids], flags, run_flags, sampling, change, details={})

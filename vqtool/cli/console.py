@@ -10,7 +10,7 @@ from vqtool.distributed import is_main_process
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
 
 
-def say(message: str) -> None:
+def echo(message: str) -> None:
     """Print a line on stderr (the main process only)."""
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
@@ -18,7 +18,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning on stderr (the main process only)."""
-    say(f"warning: {message}")
+    echo(f"warning: {message}")
 
 
 def shape(sides: Sequence[int]) -> str:
@@ -116,8 +116,8 @@ def _lines(
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now
-            say(line(now))
+            echo(line(now))
 
     yield advance
     seconds = time.monotonic() - start
-    say(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s{more()})")
+    echo(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s{more()})")

@@ -31,7 +31,7 @@ def decode(
 
         vqtool sample --purity | vqtool decode -o sheet.png
     """
-    from vqtool.cli.console import progress, say, shape, warn
+    from vqtool.cli.console import echo, progress, shape, warn
     from vqtool.cli.inputs import choose_device, tokenizer_of
     from vqtool.distributed import is_main_process, rank, wait_for_all, world_size
     from vqtool.grids import open_grids
@@ -47,7 +47,7 @@ def decode(
         if shared:
             wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, grids, tokenizer).to(choose_device(device))
-        say(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
+        echo(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
         with progress("decode", reader.num_grids) as advance:
             for number, batch in enumerate(reader.batches(batch_size)):
                 if shared and isinstance(gallery, FolderGallery) and number % world_size() != rank():
@@ -60,4 +60,4 @@ def decode(
         warn(f"{gallery.num_dropped} images did not fit on the sheet and were left out")
     if isinstance(gallery, FolderGallery) and gallery.num_others:
         warn(f"{gallery.num_others} files that were in {output} before are still there")
-    say(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")
+    echo(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")

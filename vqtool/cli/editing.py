@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from vqtool.cli.console import say, shape
+from vqtool.cli.console import echo, shape
 from vqtool.cli.inputs import Skipped, choose_device, tokenizer_of
 from vqtool.cli.options import Device, Force, Seed, Strict, TokenizerOption
 from vqtool.cli.runs import Run, RunFlags, filmed
@@ -70,14 +70,14 @@ class EditFlags:
 
 
 class Change(Protocol):
-    """What a command does to pictures before the prior fills the holes."""
+    """What a command does to pictures before the prior fills the masked cells."""
 
     @property
     def header(self) -> "GridHeader":
         """Of the grids that are made."""
 
     def open(self, batch: "GridBatch", number: int) -> "GridBatch":
-        """The grids with holes; `number` is that of the first in the run."""
+        """The masked grids; `number` is that of the first in the run."""
 
     def finish(self, made: "Images", originals: "Images", number: int) -> "Images":
         """Made pictures (B * variants, 3, height, width) with what is kept of the originals (B, 3, h, w)."""
@@ -118,7 +118,7 @@ def edit(
         run_flags: how the run goes.
         sampling: how.
         change: what is done to grids under a header; fails where they do not fit. Holes that its header has stay.
-        strength: None to fill holes; else how far pictures are varied.
+        strength: None to fill masked cells; else how far pictures are varied.
         details: what the history says beyond the flags.
     """
     from vqtool.artifacts import history_record
@@ -139,14 +139,14 @@ def edit(
         text = _find_text(model, flags)
         options = sampling.choose(model, has_condition=text is not None or model.conditioner.kind in pictures.columns)
         options |= run_flags.choose()
-        say(f"prior {model.fingerprint} ({flags.prior}): {name} by {options['sampler']} sampling, seed {flags.seed}")
+        echo(f"prior {model.fingerprint} ({flags.prior}): {name} by {options['sampler']} sampling, seed {flags.seed}")
         inputs = {"prior": model.fingerprint, **pictures.digests}
         record = history_record(name, inputs=inputs, seed=flags.seed, num=flags.num, **details, **describe(options))
         work = _Work(pictures, todo, text, flags.num, strength, options | {"seed": flags.seed})
         num = None if pictures.total is None else pictures.total * flags.num
         run = Run(model, num, work.options | {"grid_size": todo.header.grid_size}, run_flags)
-        if not todo.header.holes:
-            run.say_cost()
+        if not todo.header.masked:
+            run.echo_cost()
         if run_flags.dry_run:
             work.rehearse(run)
             return
@@ -158,7 +158,7 @@ def edit(
                 pass
             if skipped.count and not run.num_drawn:
                 raise VqtoolError(f"none of the {skipped.count} images could be read")
-    say(f"wrote {run.num_drawn} pictures to {'stdout' if str(flags.output) == '-' else flags.output}: {run.summary}")
+    echo(f"wrote {run.num_drawn} pictures to {'stdout' if str(flags.output) == '-' else flags.output}: {run.summary}")
     skipped.finish()
 
 
@@ -174,7 +174,7 @@ class _Work:
     options: dict[str, Any]  # of `vqtool.sample`
 
     def _open(self, prior: "Prior", batch: "GridBatch", number: int) -> "tuple[GridBatch, Sequence[str | None] | None]":
-        """Grids with their holes, and the labels or captions that they are made by."""
+        """Masked grids, and the labels or captions that they are made by."""
         own = prior.conditioner.select(batch.labels, batch.captions)
         return self.todo.open(batch, number), [self.text] * len(batch) if self.text else own
 
@@ -192,7 +192,7 @@ class _Work:
         number = 0
         for batch, originals in self.pictures.read(max(1, batch_size // self.variants)):
             holed, texts = self._open(prior, batch, number)
-            if self.todo.header.holes:
+            if self.todo.header.masked:
                 made = Variants(holed, range(number, number + len(batch)), 0.0)
             else:
                 which = {"number": number, "variants": self.variants, "strength": self.strength}
@@ -234,8 +234,8 @@ def _open_pictures(
     from vqtool.grids import open_grids
     from vqtool.metrics.tokens import holds_grids
 
-    has_holes = name == "complete"
-    if not has_holes and not holds_grids(sources[0]):
+    is_masked = name == "complete"
+    if not is_masked and not holds_grids(sources[0]):
         yield _open_images(sources, prior, flags, skipped)
         return
     source = sources[0]
@@ -243,7 +243,7 @@ def _open_pictures(
         raise VqtoolError(f"one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool {name} -` joins several")
     if flags.size is not None:
         raise VqtoolError(f"--size is for images, but {source} holds token grids")
-    with open_grids(source, holes=has_holes) as reader:
+    with open_grids(source, masked=is_masked) as reader:
         columns = {{"label": "class"}.get(column, column) for column in reader.columns}
         yield _Pictures(
             name=reader.name,
@@ -261,10 +261,10 @@ def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skip
     from vqtool.tokenizers.batches import encode_batch, grid_header
 
     model = _tokenizer_of(prior, flags).to(prior.device)
-    size = prior.origin.image_size if flags.size is None else parse_size(flags.size)
+    size = prior.grid_spec.image_size if flags.size is None else parse_size(flags.size)
     header = replace(grid_header(model, size, {}), history=())
     items = find_images(sources)
-    say(f"{len(items)} images at {shape(size)} -> grids of {shape(header.grid_size)} tokens")
+    echo(f"{len(items)} images at {shape(size)} -> grids of {shape(header.grid_size)} tokens")
 
     def read(count: int) -> "Iterator[tuple[GridBatch, Images | None]]":
         for found in read_batches(items, size, count, on_error=skipped.on_error):
@@ -286,9 +286,9 @@ def _tokenizer_of(prior: "Prior", flags: EditFlags) -> "Tokenizer":
     """The tokenizer whose tokens a prior models."""
     from vqtool.tokenizers import find_named_tokenizer, load_tokenizer
 
-    origin = prior.origin
-    if origin.tokenizer_fingerprint:
-        place = origin.tokenizer_fingerprint, origin.tokenizer_location
+    grid_spec = prior.grid_spec
+    if grid_spec.tokenizer_fingerprint:
+        place = grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location
         return find_named_tokenizer(*place, given=flags.tokenizer, near=flags.prior.parent)
     if flags.tokenizer is None:
         raise VqtoolError(f"{flags.prior} does not say which tokenizer its tokens are of: name it with --tokenizer")

@@ -40,7 +40,7 @@ def encode(
         vqtool encode imgs/ --size 48x80 -t tokenizer.safetensors -o - | vqtool decode -o back/
     """
     from vqtool.artifacts import history_record
-    from vqtool.cli.console import progress, say, shape
+    from vqtool.cli.console import echo, progress, shape
     from vqtool.cli.inputs import Skipped, choose_device
     from vqtool.distributed import own_share
     from vqtool.grids import check_output
@@ -54,8 +54,8 @@ def encode(
     model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
     header = grid_header(model, image_size, history_record("encode", inputs={"tokenizer": model.fingerprint}))
     items, skipped = find_images(images), Skipped(strict)
-    say(f"{len(items)} images at {shape(image_size)} -> grids of {shape(header.grid_size)} tokens")
-    say(f"tokenizer {model.fingerprint} ({model.location})")
+    echo(f"{len(items)} images at {shape(image_size)} -> grids of {shape(header.grid_size)} tokens")
+    echo(f"tokenizer {model.fingerprint} ({model.location})")
     own = own_share(items)
     with shared_writer(output, header, force=force) as writer, progress("encode", len(own)) as advance:
         for batch in encode_images(own, model, image_size, batch_size=batch_size, on_error=skipped.on_error):
@@ -63,5 +63,5 @@ def encode(
             advance(len(batch))
         if skipped.count == len(items):
             raise VqtoolError(f"none of the {len(items)} images could be read")
-    say(f"wrote {writer.num_grids} grids to {'stdout' if str(output) == '-' else output}")
+    echo(f"wrote {writer.num_grids} grids to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

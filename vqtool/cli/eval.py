@@ -171,7 +171,7 @@ def _measure_likelihood(
     plot: Path | None,
     force: bool,
 ) -> "Report":
-    from vqtool.cli.console import progress, say
+    from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import choose_device
     from vqtool.metrics import DEFAULT_TIMES, measure_likelihood
     from vqtool.metrics.plots import check_matplotlib, plot_curve
@@ -189,7 +189,7 @@ def _measure_likelihood(
     )
     if plot is not None:
         plot_curve(report.about["curve"], plot, force=force)
-        say(f"wrote {plot}")
+        echo(f"wrote {plot}")
     return report
 
 
@@ -263,9 +263,9 @@ def _show(report: "Report") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vqtool.cli.console import say, warn
+    from vqtool.cli.console import echo, warn
 
-    say(report.headline)
+    echo(report.headline)
     table = Table("score", "value", "± error", "better")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -283,7 +283,7 @@ def _write(
     import json
 
     from vqtool.artifacts import atomic_path
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.version import __version__
 
     inputs = {"inputs": list(map(str, sources)), "reference_inputs": list(map(str, ref))}
@@ -294,4 +294,4 @@ def _write(
         return
     with atomic_path(output, force=force) as temporary:
         temporary.write_text(text + "\n")
-    say(f"wrote {output}")
+    echo(f"wrote {output}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.cli.console import say
+from vqtool.cli.console import echo
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, TokenizerOption
 
@@ -34,5 +34,5 @@ def export(
     from vqtool.interop.exporting import export as export_artifact
 
     for note in export_artifact(file, output, name, tokenizer=tokenizer, force=force):
-        say(note)
-    say(f"wrote {output}: {file} for {name}")
+        echo(note)
+    echo(f"wrote {output}: {file} for {name}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vqtool.cli.console import say
+from vqtool.cli.console import echo
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, one_of
 
@@ -80,7 +80,7 @@ def import_(
     path = interop.find_source(source)
     found = interop.read_source(path, config)
     name = name or interop.recognise(found)
-    say(f"{source}: {name}")
+    echo(f"{source}: {name}")
     options = interop.Options(
         weights=weights,
         num_heads=heads,
@@ -92,7 +92,7 @@ def import_(
     )
     imported = interop.load(found, options, name)
     for note in imported.notes:
-        say(note)
+        echo(note)
     record = history_record("import", source=source, format=name, notes=imported.notes)
     for what, file, fingerprint in interop.save(imported, output, record=record, force=force):
-        say(f"wrote {file}: {what} {fingerprint}")
+        echo(f"wrote {file}: {what} {fingerprint}")

@@ -47,7 +47,7 @@ def _grid_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     rows, columns = description["grid_size"]
     tokenizer = description["tokenizer"]
     yield "grids", f"{description['num_grids']} of {rows}x{columns}, {description['dtype']} in [0, K)"
-    yield "holes", "where a token is K it is unknown" if description["holes"] else ""
+    yield "masked", "a token K marks a masked cell" if description["masked"] else ""
     yield "codebook", f"K = {description['codebook_size']}"
     yield "images", f"{height}x{width} (height x width), {description['preprocessing']}"
     yield "tokenizer", f"{tokenizer['fingerprint']} from {tokenizer['location']}"

@@ -37,8 +37,8 @@ def inpaint(
         bool,
         typer.Option("--paste/--no-paste", help="Images to pictures: put pixels outside of the mask back, or not."),
     ] = True,
-    holes: Annotated[
-        bool, typer.Option("--holes", help="Write partial grids, for `vqtool complete`, and make nothing.")
+    masked: Annotated[
+        bool, typer.Option("--masked", help="Write masked grids, for `vqtool complete`, and make nothing.")
     ] = False,
     sampling: SamplingFlags,
     run_flags: RunFlags,
@@ -54,7 +54,7 @@ def inpaint(
 
         vqtool inpaint imgs/ --mask box:16,16,32,32 --feather 3 --caption "a red cat" -o mended/
 
-        vqtool inpaint tok.h5 --mask random:0.5 --holes | vqtool complete - -o filled.h5
+        vqtool inpaint tok.h5 --mask random:0.5 --masked | vqtool complete - -o filled.h5
     """
     from vqtool.samplers.editing import Repainted
     from vqtool.samplers.masks import Mask
@@ -63,15 +63,15 @@ def inpaint(
         raise VqtoolError("--feather is about pictures, but -o asks for token grids: name a folder, x.png or x.tar")
     if feather and not paste:
         raise VqtoolError("--feather softens the edge of what is pasted back, and --no-paste leaves that out")
-    if holes and (not flags.writes_grids or flags.num > 1):
-        raise VqtoolError("--holes writes one partial grid a picture: it goes with -o x.h5, and without -n")
+    if masked and (not flags.writes_grids or flags.num > 1):
+        raise VqtoolError("--masked writes one masked grid a picture: it goes with -o x.h5, and without -n")
 
-    if holes and (run_flags.trajectory is not None or run_flags.dry_run):
-        raise VqtoolError("--holes makes nothing: there is nothing for --trajectory to film or --dry-run to count")
+    if masked and (run_flags.trajectory is not None or run_flags.dry_run):
+        raise VqtoolError("--masked makes nothing: there is nothing for --trajectory to film or --dry-run to count")
 
     def change(header: "GridHeader") -> Change:
         cut = Mask(mask, header.image_size, header.grid_size, seed=flags.seed)
-        return Repainted(replace(header, holes=holes), cut, paste=paste, feather=feather)
+        return Repainted(replace(header, masked=masked), cut, paste=paste, feather=feather)
 
     details = {"mask": mask, **({"feather": feather} if feather else {})}
     edit("inpaint", sources, flags, run_flags, sampling, change, details=details)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vqtool.cli.console import progress, say, shape, warn
+from vqtool.cli.console import echo, progress, shape, warn
 from vqtool.errors import MismatchError, VqtoolError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Skipped:
     def finish(self) -> None:
         """Exit with 1 if anything was skipped."""
         if self.count:
-            say(f"error: {self.count} bad {'input' if self.count == 1 else 'inputs'} skipped; the rest is done")
+            echo(f"error: {self.count} bad {'input' if self.count == 1 else 'inputs'} skipped; the rest is done")
             raise typer.Exit(1)
 
 

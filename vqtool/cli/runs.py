@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from vqtool.cli.console import progress, say, shape, warn
+from vqtool.cli.console import echo, progress, shape, warn
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 
@@ -96,7 +96,7 @@ class Run:
         self.num_drawn = 0
         names = {"overlap": "overlap", "grid_mode": "mode"}
         how = {name: options[option] for option, name in names.items() if option in options}
-        self.windows = samplers.cover(prior, options.get("grid_size") or prior.origin.grid_size, **how)
+        self.windows = samplers.cover(prior, options.get("grid_size") or prior.grid_spec.grid_size, **how)
         self.batch_size = self._choose_batch_size(flags.batch_size, MOST_LOST if is_kept else None)
         self._calls = self._seconds = 0.0
         self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
@@ -112,20 +112,20 @@ class Run:
         num = estimates.USEFUL_CELLS if self.num is None else max(1, self.num)
         return estimates.find_batch_size(self.prior, self.windows, num, free, most=most)
 
-    def say_cost(self) -> None:
+    def echo_cost(self) -> None:
         """Say what passes the network at once, and what memory that takes."""
         from vqtool.samplers import estimates
 
         windows = self.windows
         if len(windows) > 1:
             at_once = min(windows.at_once, len(windows) * windows.group_size)
-            say(
+            echo(
                 f"grids of {shape(windows.grid_size)}: {len(windows)} windows of {shape(windows.size)} a call, "
                 f"{at_once} of them in the network at once"
             )
         memory = estimates.estimate_memory(self.prior, windows, self.batch_size) / _GB
         free = estimates.find_free_memory(self.prior.device) / _GB
-        say(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
+        echo(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
 
     def rehearse(self, samples: range, **rows: Any) -> None:
         """Say how many calls and how much time it would take.
@@ -140,9 +140,9 @@ class Run:
         seconds, size = estimates.time_call(self.prior, self.windows), self.windows.group_size
         num = size if self.num is None else self.num
         whole = seconds * -(-num // size)
-        say(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {min(size, num)} grids at once")
+        echo(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {min(size, num)} grids at once")
         every = "every " if self.num is None else ""
-        say(f"about {_between(least * whole, most * whole)} s for {every}{num} grids; nothing is written")
+        echo(f"about {_between(least * whole, most * whole)} s for {every}{num} grids; nothing is written")
 
     def batches(
         self,
@@ -226,7 +226,7 @@ def filmed(
     captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
     frames = draw_frames(grids, model, captions)
     save_animation(frames, flags.trajectory, milliseconds=min(_FRAME, _FILM // len(frames)), force=force)
-    say(f"wrote {flags.trajectory}: {len(frames)} frames of {len(trajectory.seen)} grids")
+    echo(f"wrote {flags.trajectory}: {len(frames)} frames of {len(trajectory.seen)} grids")
 
 
 def read_grid_size(text: str) -> tuple[int, int]:
@@ -243,7 +243,7 @@ def read_grid_size(text: str) -> tuple[int, int]:
 
 def image_size(prior: "Prior", grid_size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) pixels of what grids of a size decode to, by those that the prior was trained on."""
-    cells, pixels = prior.origin.grid_size, prior.origin.image_size
+    cells, pixels = prior.grid_spec.grid_size, prior.grid_spec.image_size
     return grid_size[0] * pixels[0] // cells[0], grid_size[1] * pixels[1] // cells[1]
 
 

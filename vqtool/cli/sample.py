@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.console import say, warn
+from vqtool.cli.console import echo, warn
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, Seed, TokenizerOption
 from vqtool.cli.runs import Run, RunFlags, filmed, image_size, read_grid_size
@@ -90,7 +90,7 @@ def sample(
     num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
     options = flags.choose(model, has_condition=bool(texts)) | run_flags.choose()
     options |= {} if grid is None else {"grid_size": read_grid_size(grid)}
-    say(f"prior {model.fingerprint} ({prior}): {num} grids by {options['sampler']} sampling, seed {seed}")
+    echo(f"prior {model.fingerprint} ({prior}): {num} grids by {options['sampler']} sampling, seed {seed}")
     conditions = {_PLURALS[model.conditioner.kind]: text_digest(texts)} if texts else {}
     details = {"num": num, "start": start, **describe(options), **conditions}
     record = history_record("sample", inputs={"prior": model.fingerprint}, seed=seed, **details)
@@ -102,7 +102,7 @@ def sample(
 
     options |= {"seed": seed, "condition": condition if texts else None}
     run = Run(model, len(samples), options, run_flags, is_kept=not is_stream(output))
-    run.say_cost()
+    run.echo_cost()
     if run_flags.dry_run:
         run.rehearse(samples)
         return
@@ -115,7 +115,7 @@ def sample(
         draw = partial(sample_batches, model, len(left), start=left.start, **options)
         for batch in run.batches(draw, observe, done=writer.num_grids):
             writer.write(_grid_batch(model.conditioner.kind, batch, texts))
-    say(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {run.summary}")
+    echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {run.summary}")
 
 
 def _check_range(num: int, start: int) -> int:
@@ -139,9 +139,9 @@ def find_texts(
         raise VqtoolError(f"{' and '.join(given)} are given: one of them says what to draw")
     if not given:
         if conditioner.examples:
-            say(f"conditions: the prior's own {len(conditioner.examples)} {_PLURALS[conditioner.kind]}, in turn")
+            echo(f"conditions: the prior's own {len(conditioner.examples)} {_PLURALS[conditioner.kind]}, in turn")
         elif conditioner.kind != "none":
-            say(f"conditions: none; this prior takes {_PLURALS[conditioner.kind]}, but brings no examples of its own")
+            echo(f"conditions: none; this prior takes {_PLURALS[conditioner.kind]}, but brings no examples of its own")
         return list(conditioner.examples)
     wrong = {"none": given[0], "class": "--caption", "caption": "--label"}[conditioner.kind]
     if given[0] == wrong:
@@ -183,9 +183,9 @@ def _grid_header(prior: "Prior", grid_size: tuple[int, int], record: dict[str, A
         codebook_size=prior.kernel.codebook_size,
         grid_size=grid_size,
         image_size=image_size(prior, grid_size),
-        tokenizer_fingerprint=prior.origin.tokenizer_fingerprint,
-        tokenizer_location=prior.origin.tokenizer_location,
-        preprocessing=prior.origin.preprocessing,
+        tokenizer_fingerprint=prior.grid_spec.tokenizer_fingerprint,
+        tokenizer_location=prior.grid_spec.tokenizer_location,
+        preprocessing=prior.grid_spec.preprocessing,
         history=(*prior.history, record),
     )
 

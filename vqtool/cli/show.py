@@ -36,7 +36,7 @@ def show(
 
         vqtool show decoded/ -n 16 -o sheet.png
     """
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped, tokenizer_of
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
@@ -64,5 +64,5 @@ def show(
             for found in read_batches(items, image_size, 64, on_error=skipped.on_error):
                 labels, captions = known_texts(found.items)
                 gallery.write(found.images, [item.id for item in found.items], labels, captions)
-    say(f"wrote {gallery.num_images} pictures to {'stdout' if str(output) == '-' else output}")
+    echo(f"wrote {gallery.num_images} pictures to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.console import say
+from vqtool.cli.console import echo
 from vqtool.cli.options import Force, Images, Seed, Strict, one_of
 from vqtool.cli.training import Minutes, Resume, RunFiles, SheetEvery, Steps, choose_steps, reporting
 from vqtool.distributed import is_main_process
@@ -243,7 +243,7 @@ def _read(
         check_size(model.discriminator.config, size)
     factor = model.tokenizer.factor
     pixels = load_training_images(pictures.images, size, skipped, factor=factor, room=pictures.crop)
-    say(f"{len(pixels)} images of {pictures.size} pixels")
+    echo(f"{len(pixels)} images of {pictures.size} pixels")
     return pixels
 
 
@@ -284,4 +284,4 @@ def _write(
     tokenizer.half_precision = run.half
     header = save_tokenizer(run.output, tokenizer, parents=parents, history=history, summary=summary, force=True)
     files = RunFiles(run.output)
-    say(f"wrote {run.output}: tokenizer {header.fingerprint}; sheet {files.sheet}, log {files.log}")
+    echo(f"wrote {run.output}: tokenizer {header.fingerprint}; sheet {files.sheet}, log {files.log}")

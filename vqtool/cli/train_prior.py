@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqtool.cli.console import say, shape, warn
+from vqtool.cli.console import echo, shape, warn
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, Seed, TokenizerOption, one_of
 from vqtool.cli.training import Minutes, Resume, RunFiles, SheetEvery, Steps, choose_steps, reporting
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vqtool.conditions import Conditioner
     from vqtool.diffusion.kernels import Kernel as ForwardProcess
     from vqtool.grids import GridBatch, GridHeader
-    from vqtool.priors import Origin, Prior
+    from vqtool.priors import GridSpec, Prior
     from vqtool.training.data import GridData
     from vqtool.training.loop import LoopConfig
 
@@ -148,7 +148,7 @@ def train_prior(
     header, batch = _read(grids)
     conditioner = _build_conditioner(batch, condition, vocabulary, denoiser)
     forward = kernels.build(kernel, schedule=schedule, codebook_size=header.codebook_size, num_steps=diffusion_steps)
-    data, held_out = build_data(batch, conditioner, _origin(header)).split(seed)
+    data, held_out = build_data(batch, conditioner, _grid_spec(header)).split(seed)
     prior, rate = _build_prior(forward, conditioner, data, denoiser, size, rule, seed)
     prior = training.reparameterise(prior, parameterisation) if parameterisation else prior
     objectives.check_loss(target, prior)
@@ -229,10 +229,10 @@ def _build_conditioner(batch: "GridBatch", kind: str, vocabulary: str, denoiser:
     return conditioner
 
 
-def _origin(header: "GridHeader") -> "Origin":
-    from vqtool.priors import Origin
+def _grid_spec(header: "GridHeader") -> "GridSpec":
+    from vqtool.priors import GridSpec
 
-    return Origin(
+    return GridSpec(
         header.tokenizer_fingerprint,
         header.tokenizer_location,
         header.grid_size,
@@ -260,10 +260,10 @@ def _build_prior(
     chosen = size or training.choose_size(name, len(data), data.tokens[0].size)
     one_of("--size", chosen, file.SIZES)
     prior = training.build_prior(
-        kernel, conditioner, data.origin, chosen, seed=seed, tokens=data.tokens, denoiser=name, rule=rule
+        kernel, conditioner, data.grid_spec, chosen, seed=seed, tokens=data.tokens, denoiser=name, rule=rule
     )
     parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
-    say(f"denoiser {name} {chosen}: {parameters / 1e6:.2f} M parameters")
+    echo(f"denoiser {name} {chosen}: {parameters / 1e6:.2f} M parameters")
     return prior, file.LEARNING_RATES[chosen]
 
 
@@ -271,8 +271,8 @@ def _announce(prior: "Prior", num_grids: int, num_held_out: int) -> None:
     kernel, conditioner = prior.kernel, prior.conditioner
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
     held_out = f" ({num_held_out} more held out)" if num_held_out else ""
-    say(f"{num_grids} grids of {shape(prior.origin.grid_size)}{held_out}; {texts[conditioner.kind]}")
-    say(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
+    echo(f"{num_grids} grids of {shape(prior.grid_spec.grid_size)}{held_out}; {texts[conditioner.kind]}")
+    echo(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
 
 
 def _finish(
@@ -291,7 +291,7 @@ def _finish(
     saved = replace(prior, history=(*header.history, record)).save(files.output, force=True)
     draw()
     drawn = f"sheet {files.sheet}, " if files.sheet.exists() else ""
-    say(f"wrote {files.output}: prior {saved.fingerprint}; {drawn}log {files.log}")
+    echo(f"wrote {files.output}: prior {saved.fingerprint}; {drawn}log {files.log}")
 
 
 def _sheet(prior: "Prior", grids: Path, given: str | None, path: Path) -> "Callable[[Prior, int], None]":
@@ -300,10 +300,10 @@ def _sheet(prior: "Prior", grids: Path, given: str | None, path: Path) -> "Calla
     from vqtool.training.prior import write_sheet
 
     near = None if str(grids) == "-" else grids.parent
-    origin = prior.origin
+    grid_spec = prior.grid_spec
     try:
         tokenizer = find_named_tokenizer(
-            origin.tokenizer_fingerprint, origin.tokenizer_location, given=given, near=near
+            grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=given, near=near
         )
     except VqtoolError as error:
         if given is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli import tokenizer_training as shared
-from vqtool.cli.console import say
+from vqtool.cli.console import echo
 from vqtool.cli.main import command
 from vqtool.cli.options import one_of
 from vqtool.errors import VqtoolError
@@ -198,7 +198,7 @@ def train_tokenizer(
     model = build_model(
         config, run.seed, quantizer=quantizer, options=options, discriminator=judges.discriminator(), start=start
     )
-    say(
+    echo(
         f"{network if start is None else start.location}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, "
         f"factor {config.factor}; {quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vqtool.artifacts import read_header, refuse_existing
-from vqtool.cli.console import progress, say
+from vqtool.cli.console import echo, progress
 from vqtool.errors import VqtoolError
 
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Length of the run in steps.", show_default=False)]
@@ -83,12 +83,12 @@ def choose_steps(
         raise typer.BadParameter("give --steps or --minutes, not both")
     if resume_from is not None and steps is None and resume_from.exists():
         kept = int(read_header(resume_from).config["loop.num_steps"])
-        say(f"resuming a run of {kept} steps")
+        echo(f"resuming a run of {kept} steps")
         return kept
     seconds = step_seconds()
     otherwise = default if isinstance(default, int) else default(seconds)
     num_steps = steps or (max(1, int(minutes * 60 / seconds)) if minutes else otherwise)
-    say(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
+    echo(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
     return num_steps
 
 
@@ -120,6 +120,6 @@ def reporting(num_steps: int, names: tuple[str, ...], *, done: int = 0, every: f
             last_step = step
             if time.monotonic() - last_time >= every:
                 last_time = time.monotonic()
-                say(f"step {step}: " + ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics))
+                echo(f"step {step}: " + ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics))
 
         yield report

@@ -19,14 +19,14 @@ TEXTS = ("id", "label", "caption")
 class GridHeader:
     """What all grids of a file or stream have in common."""
 
-    codebook_size: int  # K: tokens are in [0, K), and K is the unknown token of a hole
+    codebook_size: int  # K: tokens are in [0, K), and K marks a masked cell
     grid_size: tuple[int, int]  # (H, W) cells
     image_size: tuple[int, int]  # (height, width) pixels
     tokenizer_fingerprint: str
     tokenizer_location: str  # "builtin" or a path, where it was found when the grids were made
     preprocessing: str  # how images became (height, width): see images.PREPROCESSING
     history: tuple[dict[str, Any], ...] = ()  # one record a step, oldest first: see artifacts.history_record
-    holes: bool = False  # whether tokens may be unknown
+    masked: bool = False  # whether cells may be masked
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= 1 << 32:
@@ -36,8 +36,8 @@ class GridHeader:
 
     @property
     def num_states(self) -> int:
-        """How many values a cell can have: K tokens, and K itself for a hole where there are holes."""
-        return self.codebook_size + self.holes
+        """How many values a cell can have: K tokens, and K itself where cells may be masked."""
+        return self.codebook_size + self.masked
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -58,7 +58,7 @@ class GridHeader:
             ("tokenizer_fingerprint", "tokenizer"),
             ("codebook_size", "codebook size"),
             ("grid_size", "grid size"),
-            ("holes", "holes"),
+            ("masked", "masked cells"),
         ):
             mine, theirs = _shown(getattr(self, field)), _shown(getattr(other, field))
             if mine != theirs:
@@ -121,7 +121,7 @@ class GridDigest:
     """SHA-256 over tokens, ids, labels and captions in row order; how rows are batched does not matter."""
 
     def __init__(self, header: GridHeader) -> None:
-        holes = " holes" if header.holes else ""
+        holes = " holes" if header.masked else ""
         self._start = f"{FORMAT} {header.codebook_size} {header.grid_size[0]} {header.grid_size[1]}{holes}\n".encode()
         self._dtype = header.dtype.newbyteorder("<")
         self._tokens = hashlib.sha256()

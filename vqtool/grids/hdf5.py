@@ -14,7 +14,7 @@ from vqtool.errors import FormatError, VqtoolError
 from vqtool.grids._full_disk import LIBVER, HDF5Output, create_hdf5, uninterrupted
 from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridDigest, GridHeader, clean_text, join_batches
 
-FORMAT_VERSION = 2  # of grids with holes; all others are version 1
+FORMAT_VERSION = 2  # of grids with masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -136,13 +136,13 @@ def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last:
     file.attrs.update({name: _encoded([clean_text(text)])[0] for name, text in texts.items()})
     file.attrs.update(
         {
-            "format_version": FORMAT_VERSION if header.holes else 1,
+            "format_version": FORMAT_VERSION if header.masked else 1,
             "codebook_size": header.codebook_size,
             "image_size": header.image_size,
             "member": member,
             "last": int(last),
             "total": total,
-            **({"holes": 1} if header.holes else {}),
+            **({"holes": 1} if header.masked else {}),
         }
     )
 
@@ -215,7 +215,7 @@ class GridFileReader:
             tokenizer_location=self._text("tokenizer_location"),
             preprocessing=self._text("preprocessing"),
             history=tuple(json.loads(self._text("history"))),
-            holes=bool(file.attrs.get("holes", 0)),
+            masked=bool(file.attrs.get("holes", 0)),
         )
 
     def read(self, start: int, stop: int) -> GridBatch:

@@ -26,7 +26,7 @@ def describe(source: str | Path) -> dict[str, Any]:
     """
     if _is_artifact(source):
         return _describe_artifact(Path(source))
-    with open_grids(source, holes=True) as reader:
+    with open_grids(source, masked=True) as reader:
         return _describe_grids(reader)
 
 
@@ -44,7 +44,7 @@ def verify(source: str | Path) -> dict[str, Any]:
         MismatchError: a stream changes its tokenizer or grid size on the way.
     """
     if not _is_artifact(source):
-        with open_grids(source, holes=True) as reader:
+        with open_grids(source, masked=True) as reader:
             return {"kind": GRIDS, "num_grids": sum(len(batch) for batch in reader.batches())}
     header = artifacts.verify(source)
     return {"kind": header.kind, "fingerprint": header.fingerprint}
@@ -80,7 +80,7 @@ def _describe_grids(reader: GridReader) -> dict[str, Any]:
         "grid_size": list(header.grid_size),
         "dtype": str(header.dtype),
         "codebook_size": header.codebook_size,
-        "holes": header.holes,
+        "masked": header.masked,
         "image_size": list(header.image_size),
         "tokenizer": {"fingerprint": header.tokenizer_fingerprint, "location": header.tokenizer_location},
         "preprocessing": header.preprocessing,

@@ -111,18 +111,18 @@ class GridReader:
 
 
 @contextmanager
-def open_grids(source: Path | str, *, holes: bool = False) -> Iterator[GridReader]:
+def open_grids(source: Path | str, *, masked: bool = False) -> Iterator[GridReader]:
     """Open token grids for reading: a file, a file that holds a stream, a pipe, or standard input ("-").
 
     Args:
         source: what to read.
-        holes: take grids with unknown tokens too.
+        masked: take grids with masked cells too.
 
     Yields:
         A reader whose header is already there.
 
     Raises:
-        FormatError: not token grids, or cut short, or with holes where none are taken.
+        FormatError: not token grids, or cut short, or with masked cells where none are taken.
         VqtoolError: cannot be read.
     """
     with open_input(source) as (stream, name), ExitStack() as stack:
@@ -132,8 +132,8 @@ def open_grids(source: Path | str, *, holes: bool = False) -> Iterator[GridReade
             reader = GridReader(iter([file]), name, ordinary=True)
         else:
             reader = GridReader(stack.enter_context(closing(read_members(stream, name))), name, ordinary=False)
-        if reader.header.holes and not holes:
-            raise FormatError(f"{name}: partial grids, with holes: fill them first with `vqtool complete {source}`")
+        if reader.header.masked and not masked:
+            raise FormatError(f"{name}: masked grids: fill them first with `vqtool complete {source}`")
         yield reader
 
 
@@ -175,13 +175,13 @@ class JoinedGrids:
         if source in self._streams:
             yield self._streams[source]
         else:
-            with open_grids(source, holes=True) as reader:
+            with open_grids(source, masked=True) as reader:
                 yield reader
 
 
 @contextmanager
 def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
-    """Open several sources of token grids, all or none with holes, as one; headers are compared before all is read.
+    """Open several sources of token grids, all or none masked, as one; headers are compared before all is read.
 
     Files on disk are open one at a time, pipes all along.
 
@@ -194,5 +194,5 @@ def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
         if pipes.count(source) > 1:
             raise VqtoolError(f"{source}: named twice, but a pipe can be read only once")
     with ExitStack() as stack:
-        streams = {source: stack.enter_context(open_grids(source, holes=True)) for source in pipes}
+        streams = {source: stack.enter_context(open_grids(source, masked=True)) for source in pipes}
         yield JoinedGrids(sources, streams)

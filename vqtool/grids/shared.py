@@ -44,7 +44,7 @@ def shared_writer(output: Path | str, header: GridHeader, *, force: bool = False
             yield writer
             distributed.wait_for_all()
             for rank in range(1, distributed.world_size()):
-                with open_grids(folder / _part_name(rank), holes=header.holes) as part:
+                with open_grids(folder / _part_name(rank), masked=header.masked) as part:
                     for batch in part.batches():
                         writer.write(batch)
 

@@ -37,7 +37,7 @@ class _Row:
     joined: bool = False  # close to the row below
 
 
-def contact_sheet(
+def preview_grid(
     images: NDArray[np.uint8],
     captions: Sequence[str] | None = None,
     *,
@@ -84,10 +84,10 @@ def comparison_sheet(
         reconstructions: (N, 3, h, w) uint8, in the same order.
         captions: one a pair, under the reconstruction.
         columns: None: at most 8.
-        scale: as for `contact_sheet`.
+        scale: as for `preview_grid`.
 
     Raises:
-        VqtoolError: as for `contact_sheet`.
+        VqtoolError: as for `preview_grid`.
     """
     if originals.shape != reconstructions.shape:
         raise ValueError(f"originals are {originals.shape}, reconstructions {reconstructions.shape}")

@@ -21,7 +21,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids.stream import explained, is_stream, open_output, refuse_terminal
 from vqtool.images.naming import UniqueNames
-from vqtool.images.preview import contact_sheet, png_bytes, save_image
+from vqtool.images.preview import png_bytes, preview_grid, save_image
 
 METADATA = "metadata.jsonl"
 SHEET_IMAGES = 400  # most pictures on one sheet
@@ -208,7 +208,7 @@ class SheetGallery(Gallery):
 
     def finish(self) -> None:
         """Draw the sheet."""
-        sheet = contact_sheet(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
+        sheet = preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
                               self._captions, columns=self.columns)  # fmt: skip
         if not is_stream(self.output):
             save_image(sheet, self.output, force=self.force)

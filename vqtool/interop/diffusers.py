@@ -26,7 +26,7 @@ from vqtool.interop import diffusers_vqmodel
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source
 from vqtool.interop._stacking import Names, fill_stacked
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE = "VQDiffusionPipeline"
@@ -80,7 +80,7 @@ def load(source: Source, options: Options) -> Imported:
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="vq-diffusion",
         conditioner=conditioner,
-        origin=Origin("", "", config.grid_size, config.grid_size, ""),
+        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
         parameterisation="direct",
         text_encoder=encoder,
     )
@@ -211,7 +211,7 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
         MismatchError: they do not fit together.
     """
     config, conditioner, encoder = _exportable(prior)
-    if prior.origin.tokenizer_fingerprint:
+    if prior.grid_spec.tokenizer_fingerprint:
         prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
     if tokenizer.codebook_size != config.codebook_size:
         raise MismatchError(

@@ -35,9 +35,9 @@ def export(path: Path, folder: Path, name: str, *, tokenizer: str | None = None,
         raise VqtoolError(f"{folder}: exists and is not an empty folder; --force replaces files of the same names")
     if kind == "prior":
         prior = load_prior(path)
-        origin = prior.origin
+        grid_spec = prior.grid_spec
         named = find_named_tokenizer(
-            origin.tokenizer_fingerprint, origin.tokenizer_location, given=tokenizer, near=path.parent
+            grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=tokenizer, near=path.parent
         )
         return diffusers.export(prior, named, folder)
     if tokenizer is not None:

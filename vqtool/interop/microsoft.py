@@ -25,7 +25,7 @@ from vqtool.interop._contract import Imported, Options
 from vqtool.interop._microsoft_names import IGNORED, names_of
 from vqtool.interop._sources import Source, tensors_in, without
 from vqtool.interop._stacking import fill_stacked
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
 
 PUBLISHED_HEADS = 16
@@ -65,7 +65,7 @@ def load(source: Source, options: Options) -> Imported:
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="vq-diffusion",
         conditioner=_conditioner(shapes, reader, source, options, notes),
-        origin=Origin("", "", config.grid_size, config.grid_size, ""),
+        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
         parameterisation="direct",
         text_encoder=reader,
     )

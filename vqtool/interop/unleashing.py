@@ -13,7 +13,7 @@ from vqtool.errors import FormatError
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in, without
 from vqtool.interop._stacking import Names, fill_stacked
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
 PREFIX = "_denoise_fn."
@@ -65,7 +65,7 @@ def load(source: Source, options: Options) -> Imported:
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="vq-diffusion",
         conditioner=NoCondition(),
-        origin=Origin("", "", config.grid_size, config.grid_size, ""),
+        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
         parameterisation="direct",
     )
     return Imported(prior=prior, notes=notes)

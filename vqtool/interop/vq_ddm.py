@@ -20,7 +20,7 @@ from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, fill, listed, tensors_in, without
-from vqtool.priors import Origin, Prior
+from vqtool.priors import GridSpec, Prior
 
 PLAIN, RESIDUAL, COPY = "_denoising._denoise_fn.", "_denoising._nn.", "_nn."
 RATES = ("_denoising.log_alpha", "_denoising.log_cumprod_alpha")
@@ -103,7 +103,7 @@ def load(source: Source, options: Options) -> Imported:
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="guided-unet" if guided else "unet",
         conditioner=NoCondition(),
-        origin=Origin("", "", grid_size, grid_size, ""),
+        grid_spec=GridSpec("", "", grid_size, grid_size, ""),
         parameterisation="residual" if prefix == RESIDUAL else "direct",
         rule="plug-in",
     )

@@ -179,7 +179,7 @@ def measure_likelihood(
         VqtoolError: no grids, an unknown label, or too few looks.
     """
     likelihood = Likelihood(prior, times=times, seed=seed)
-    size = prior.origin.grid_size
+    size = prior.grid_spec.grid_size
     batch_size = max(1, min(MAX_BATCH, MAX_LOGITS // (size[0] * size[1] * prior.kernel.codebook_size)))
     without = 0  # grids whose condition is not known
     for source in sources:
@@ -204,13 +204,13 @@ def _texts(prior: Prior, batch: GridBatch) -> list[str | None]:
 
 def _report(prior: Prior, likelihood: Likelihood, condition: str, without: int, seed: int) -> Report:
     num_grids, kernel = likelihood.num_grids, prior.kernel
-    num_tokens = num_grids * prior.origin.grid_size[0] * prior.origin.grid_size[1]
+    num_tokens = num_grids * prior.grid_spec.grid_size[0] * prior.grid_spec.grid_size[1]
     about = {
         "kind": "likelihood",
         "num_grids": num_grids,
         "num_tokens": num_tokens,
         "prior": prior.fingerprint,
-        "tokenizer": prior.origin.tokenizer_fingerprint,
+        "tokenizer": prior.grid_spec.tokenizer_fingerprint,
         "kernel": kernel.name,
         "schedule": kernel.schedule,
         "num_steps": kernel.num_steps,

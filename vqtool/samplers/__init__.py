@@ -131,7 +131,7 @@ def sample_batches(
     if settings.guided and settings.guide_with is None and (condition is None or prior.conditioner.kind == "none"):
         warnings.warn(f"nothing to guide without a condition: cfg_scale {settings.cfg_scale} is left out", stacklevel=2)
         settings = replace(settings, cfg_scale=1.0, cfg_schedule="constant", cfg_interval=ALWAYS, null=None)
-    size = prior.origin.grid_size if grid_size is None else grid_size
+    size = prior.grid_spec.grid_size if grid_size is None else grid_size
     windows = cover(prior, size, overlap=overlap, mode=grid_mode)
     if settings.guide_with is not None:
         cover(settings.guide_with, size, overlap=overlap, mode=grid_mode)

@@ -115,8 +115,8 @@ def _check_second(prior: Prior, second: Prior) -> None:
         ("number of diffusion steps", prior.kernel.num_steps, second.kernel.num_steps),
         ("kernel", prior.kernel.name, second.kernel.name),
         ("schedule", prior.kernel.schedule, second.kernel.schedule),
-        ("grid size", prior.origin.grid_size, second.origin.grid_size),
-        ("tokenizer", prior.origin.tokenizer_fingerprint, second.origin.tokenizer_fingerprint),
+        ("grid size", prior.grid_spec.grid_size, second.grid_spec.grid_size),
+        ("tokenizer", prior.grid_spec.tokenizer_fingerprint, second.grid_spec.tokenizer_fingerprint),
     ):
         if mine != its:
             raise MismatchError(f"the second prior has {what} {its}, the first {mine}: --guide-with needs the same")

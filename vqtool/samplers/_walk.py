@@ -261,11 +261,11 @@ def cover(prior: Prior, grid_size: Size, *, overlap: int | None = None, mode: st
         VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
     """
     cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
-    if grid_size == prior.origin.grid_size and (overlap is not None or mode != "windows"):
+    if grid_size == prior.grid_spec.grid_size and (overlap is not None or mode != "windows"):
         option = "--overlap" if overlap is not None else "--grid-mode"
         raise VqtoolError(f"{option} is about grids larger than those of training: make larger ones, or leave it out")
     if mode == "windows":
-        return Windows(grid_size, prior.origin.grid_size, overlap, max_cells=cells)
+        return Windows(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
     if mode != "stretch":
         raise VqtoolError(f"--grid-mode {mode}: unknown; known are {', '.join(GRID_MODES)}")
     if overlap is not None:

@@ -26,10 +26,10 @@ Images = NDArray[np.uint8]  # (B, 3, height, width)
 
 @dataclass(frozen=True)
 class Repainted:
-    """Grids with holes where a mask is white.
+    """Grids masked where a mask image is white.
 
     Attributes:
-        header: of what is made; with holes if these are to stay.
+        header: of what is made; masked if masked cells are to stay.
         mask: what is made anew.
         paste: whether pictures get back the pixels outside of the mask.
         feather: width of the soft edge between both, pixels.
@@ -41,7 +41,7 @@ class Repainted:
     feather: int = 0
 
     def open(self, batch: GridBatch, number: int) -> GridBatch:
-        """The grids with holes; `number` is that of the first in the run."""
+        """The masked grids; `number` is that of the first in the run."""
         cells = np.stack([self.mask.cells(number + row) for row in range(len(batch))])
         return replace(batch, tokens=np.where(cells, self.header.codebook_size, batch.tokens))
 
@@ -61,7 +61,7 @@ class Repainted:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """Grids in the middle of larger ones, with holes around.
+    """Grids in the middle of larger ones, with masked cells around.
 
     Attributes:
         header: of what is made.
@@ -74,7 +74,7 @@ class Enlarged:
     feather: int = 0
 
     def open(self, batch: GridBatch, number: int) -> GridBatch:
-        """The grids with holes around."""
+        """The grids with masked cells around."""
         tokens = batch.tokens.astype(self.header.dtype)
         return replace(batch, tokens=_pad(tokens, self.border, self.header.codebook_size))
 
@@ -147,15 +147,16 @@ def make_variants(
     strength: float | None = None,
     **options: Any,
 ) -> Variants:
-    """Fill the holes of grids, or vary whole ones.
+    """Fill the masked cells of grids, or vary whole ones.
 
     Args:
         prior: of such grids; they may be larger than those it was trained on.
-        batch: B grids; a token K is a hole.
+        batch: B grids; a token K is a masked cell.
         texts: labels or captions to make them by, one a grid, as the prior takes them; None for the null condition.
         number: of the first grid in the run.
         variants: how many are made of each grid.
-        strength: None keeps all tokens and fills the holes; else from q(x_t | x_0) at this share t / T, without holes.
+        strength: None fills the masked cells and keeps all tokens; else whole grids start from q(x_t | x_0) at this share
+            t / T.
         options: further arguments of `samplers.sample`.
 
     Raises:
@@ -208,7 +209,7 @@ def check_fits(prior: Prior, header: GridHeader, name: str) -> None:
         MismatchError: another tokenizer or codebook.
         VqtoolError: smaller than the grids of training.
     """
-    size, least = header.grid_size, prior.origin.grid_size
+    size, least = header.grid_size, prior.grid_spec.grid_size
     prior.check_grids(replace(header, grid_size=least), name)
     if size[0] < least[0] or size[1] < least[1]:
         raise VqtoolError(

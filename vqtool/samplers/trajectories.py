@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqtool.images import to_uint8
-from vqtool.images.preview import contact_sheet
+from vqtool.images.preview import preview_grid
 from vqtool.samplers import Walk
 from vqtool.tokenizers import Tokenizer
 
@@ -90,7 +90,7 @@ def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | N
         tokenizer: what they decode with, on the device to use.
         captions: one a sample.
     """
-    return [contact_sheet(decode_masked(frame, tokenizer), captions) for frame in grids]
+    return [preview_grid(decode_masked(frame, tokenizer), captions) for frame in grids]
 
 
 @torch.no_grad()

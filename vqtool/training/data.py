@@ -17,7 +17,7 @@ from vqtool.conditions import Conditioner
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch
 from vqtool.images import ImageItem, read_batches
-from vqtool.priors import Origin
+from vqtool.priors import GridSpec
 from vqtool.training.loop import Indices
 
 MEMORY_BYTES = 2 << 30  # beyond this the array lives in a temporary file, paged in as needed
@@ -73,7 +73,7 @@ class GridData:
 
     tokens: NDArray[np.integer[Any]]  # (N, H, W)
     conditions: Tensor  # (N, ...) int64
-    origin: Origin
+    grid_spec: GridSpec
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -101,7 +101,7 @@ class GridData:
         return result.hexdigest()[:16]
 
 
-def build_data(batch: GridBatch, conditioner: Conditioner, origin: Origin) -> GridData:
+def build_data(batch: GridBatch, conditioner: Conditioner, grid_spec: GridSpec) -> GridData:
     """The grids of a file with the conditions that their labels or captions stand for."""
     texts = conditioner.select(batch.labels, batch.captions) or [None] * len(batch)
-    return GridData(batch.tokens, conditioner.encode(texts), origin)
+    return GridData(batch.tokens, conditioner.encode(texts), grid_spec)

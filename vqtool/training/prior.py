@@ -17,8 +17,8 @@ from vqtool.denoisers import Denoiser
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
 from vqtool.images import to_uint8
-from vqtool.images.preview import contact_sheet, save_image
-from vqtool.priors import PARAMETERISATIONS, Origin, Prior
+from vqtool.images.preview import preview_grid, save_image
+from vqtool.priors import PARAMETERISATIONS, GridSpec, Prior
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
@@ -65,7 +65,7 @@ def check_condition(denoiser: str, kind: str) -> None:
 def build_prior(
     kernel: Kernel,
     conditioner: Conditioner,
-    origin: Origin,
+    grid_spec: GridSpec,
     size: str,
     *,
     seed: int,
@@ -78,7 +78,7 @@ def build_prior(
     Args:
         kernel: the forward process.
         conditioner: of the grids.
-        origin: of the grids.
+        grid_spec: of the grids.
         size: one of the denoiser's SIZES.
         seed: of the weights.
         tokens: (N, H, W), for the frequencies.
@@ -93,7 +93,7 @@ def build_prior(
     tables = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
     config = {
         "codebook_size": kernel.codebook_size,
-        "grid_size": origin.grid_size,
+        "grid_size": grid_spec.grid_size,
         "num_steps": kernel.num_steps,
         **{name: getattr(conditioner, name) for name in tables if hasattr(conditioner, name)},
         **file.SIZES[size],
@@ -105,7 +105,7 @@ def build_prior(
     network.set_frequencies(torch.from_numpy(counts / counts.sum()))
     # The plug-in's own product tells what x_t says: evidence of it in p(x_0) would count twice.
     parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
-    return Prior(kernel, network, denoiser, conditioner, origin, parameterisation, rule)
+    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule)
 
 
 def reparameterise(prior: Prior, parameterisation: str) -> Prior:
@@ -262,7 +262,7 @@ def write_sheet(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:
     with torch.no_grad():
         images = to_uint8(tokenizer.decode(grids.to(tokenizer.device)))
     captions = [texts[i % len(texts)] for i in range(SHEET_SAMPLES)] if texts else None
-    save_image(contact_sheet(images, captions), path, force=True)
+    save_image(preview_grid(images, captions), path, force=True)
 
 
 def _with_denoiser(prior: Prior, model: nn.Module) -> Prior:

@@ -41,7 +41,7 @@ def apply_map(
         vqtool codebook apply-map reduced.h5 --map pruned.map.safetensors --inverse -o full.h5
     """
     from vqtool.artifacts import history_record
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.codebooks.maps import check_fits, convert, converted_header
     from vqtool.grids import GridWriter, check_output, open_grids
 
@@ -61,7 +61,7 @@ def apply_map(
         with GridWriter(output, header, force=force) as writer:
             for batch in convert(reader.batches(), found.forward):
                 writer.write(batch)
-    say(f"wrote {writer.num_grids} grids of {len(found.backward)} codes to {writer.name}")
+    echo(f"wrote {writer.num_grids} grids of {len(found.backward)} codes to {writer.name}")
 
 
 def _read_map(path: Path) -> "CodeMap":

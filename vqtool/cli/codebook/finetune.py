@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vqtool.cli import tokenizer_training as shared
-from vqtool.cli.console import say
+from vqtool.cli.console import echo
 from vqtool.cli.main import command
 
 DEFAULT_RATE = 2e-4
@@ -55,8 +55,10 @@ def finetune(
     loss = judges.build(revive_until=0.0)
     shared.train("codebook finetune", model, loss, judges, pictures, flags, parent=old)
     sources = " ".join(str(path) for path in pictures.images)
-    say(f"to use it, encode again: vqtool encode {sources} --size {pictures.size} -t {run.output} -o tok.h5 --force")
+    echo(f"to use it, encode again: vqtool encode {sources} --size {pictures.size} -t {run.output} -o tok.h5 --force")
     if keep_codes:
-        say(f"or, since tokens are what they were, convert: vqtool codebook remap tok.h5 -t {run.output} -o new.h5")
+        echo(f"or, since tokens are what they were, convert: vqtool codebook remap tok.h5 -t {run.output} -o new.h5")
     else:
-        say(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {run.output} -o new.h5")
+        echo(
+            f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {run.output} -o new.h5"
+        )

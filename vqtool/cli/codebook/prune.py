@@ -34,7 +34,7 @@ def prune(
     from dataclasses import replace
 
     from vqtool.artifacts import history_record, refuse_existing
-    from vqtool.cli.console import progress, say
+    from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import tokenizer_of
     from vqtool.codebooks.maps import kept_codes, pruning_map, save_map
     from vqtool.codebooks.rebuilt import with_codes
@@ -59,7 +59,7 @@ def prune(
     codes = replace(pruning_map(old, kept), target=new.fingerprint, target_location=str(output))
     save_map(map_path, codes, history=[record], force=force)
     share = found.counts[kept].sum() / found.counts.sum()
-    say(f"{old.codebook_size} -> {len(kept)} codes, which {share:.2%} of the tokens have")
-    say(f"wrote {output}: tokenizer {new.fingerprint}")
-    say(f"wrote {map_path}")
-    say(f"to convert grids: vqtool codebook apply-map tok.h5 --map {map_path} -o pruned.h5")
+    echo(f"{old.codebook_size} -> {len(kept)} codes, which {share:.2%} of the tokens have")
+    echo(f"wrote {output}: tokenizer {new.fingerprint}")
+    echo(f"wrote {map_path}")
+    echo(f"to convert grids: vqtool codebook apply-map tok.h5 --map {map_path} -o pruned.h5")

@@ -67,7 +67,7 @@ def refit(
     """
     from vqtool import rng
     from vqtool.artifacts import history_record, refuse_existing
-    from vqtool.cli.console import say, shape
+    from vqtool.cli.console import echo, shape
     from vqtool.cli.inputs import Skipped
     from vqtool.codebooks.rebuilt import with_codebook
     from vqtool.codebooks.refit import K_MEANS, fit_codebook, measure_fit
@@ -83,13 +83,13 @@ def refit(
     refuse_existing(output, force=force)
     source = _find_source(images, grids, tokenizer, size, device)
     old, skipped, noise = source.tokenizer, Skipped(strict), rng.generator(seed, 0, stream=rng.SELECTION)
-    say(f"taking {vectors} vectors from {len(source.items)} images with tokenizer {old.fingerprint} ({old.location})")
+    echo(f"taking {vectors} vectors from {len(source.items)} images with tokenizer {old.fingerprint} ({old.location})")
     with _room(vectors * old.codebook.shape[1] * 4, memory, k_means) as file:
         found = sample_latents(source.items, old, source.size, vectors, noise, file=file, on_error=skipped.on_error)
         if not len(found):
             raise VqtoolError(f"none of the {len(source.items)} images could be read")
         new_size = codebook_size or old.codebook_size
-        say(f"{len(found)} vectors -> {new_size} codes: seeding by {seeding}, then k-means")
+        echo(f"{len(found)} vectors -> {new_size} codes: seeding by {seeding}, then k-means")
         method = k_means or (None if file is None else "mini-batch")
         codebook = fit_codebook(
             found, new_size, seeding=seeding, noise=noise, k_means=method, chain_length=chain_length
@@ -104,11 +104,11 @@ def refit(
         output, new, parents={"tokenizer": old.fingerprint}, history=history, summary=summary, force=force
     )
     for name, fit in (("before", before), ("after", after)):
-        say(f"{name}: usage {fit.usage:.1%}, perplexity {fit.perplexity:.0f}, squared error {fit.error:.4g}")
+        echo(f"{name}: usage {fit.usage:.1%}, perplexity {fit.perplexity:.0f}, squared error {fit.error:.4g}")
     sources = " ".join(str(path) for path in images)
-    say(f"wrote {output}: tokenizer {header.fingerprint}")
-    say(f"to use it, encode again: vqtool encode {sources} --size {shape(source.size)} -t {output} -o tok.h5 --force")
-    say(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
+    echo(f"wrote {output}: tokenizer {header.fingerprint}")
+    echo(f"to use it, encode again: vqtool encode {sources} --size {shape(source.size)} -t {output} -o tok.h5 --force")
+    echo(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
     skipped.finish()
 
 
@@ -156,7 +156,7 @@ def _room(num_bytes: int, memory: float, k_means: str | None) -> Iterator[Path |
     """
     import tempfile
 
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
 
     if num_bytes <= memory * GIB:
         yield None
@@ -167,5 +167,5 @@ def _room(num_bytes: int, memory: float, k_means: str | None) -> Iterator[Path |
             "raise --memory, take fewer --vectors, or use --k-means mini-batch"
         )
     with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
-        say(f"up to {num_bytes / GIB:.2f} GiB of vectors go to {folder}, then k-means in mini-batches")
+        echo(f"up to {num_bytes / GIB:.2f} GiB of vectors go to {folder}, then k-means in mini-batches")
         yield Path(folder) / "vectors"

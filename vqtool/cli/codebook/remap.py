@@ -39,7 +39,7 @@ def remap(
         vqtool codebook remap tok.h5 -t tokenizer.safetensors | vqtool codebook usage
     """
     from vqtool.artifacts import history_record
-    from vqtool.cli.console import say
+    from vqtool.cli.console import echo
     from vqtool.codebooks.maps import convert, converted_header, nearest_codes
     from vqtool.grids import GridWriter, check_output, open_grids
     from vqtool.tokenizers import load_tokenizer
@@ -59,11 +59,11 @@ def remap(
             location=new.location,
             record=history_record("codebook remap", inputs=inputs),
         )
-        say(f"{before.codebook_size} codes of {before.location} -> {len(set(forward.tolist()))} codes of {tokenizer}")
+        echo(f"{before.codebook_size} codes of {before.location} -> {len(set(forward.tolist()))} codes of {tokenizer}")
         with GridWriter(output, header, force=force) as writer:
             for batch in convert(reader.batches(), forward):
                 writer.write(batch)
-    say(f"wrote {writer.num_grids} grids to {writer.name}")
+    echo(f"wrote {writer.num_grids} grids to {writer.name}")
 
 
 def _tokenizer_of(header: "GridHeader", source: str, given: str | None) -> "Tokenizer":

@@ -38,7 +38,7 @@ def usage(
     from json import dumps
 
     from vqtool.artifacts import refuse_existing
-    from vqtool.cli.console import progress, say, warn
+    from vqtool.cli.console import echo, progress, warn
     from vqtool.codebooks.usage import count_grids, describe, few_tokens
 
     if plot is not None:
@@ -53,7 +53,7 @@ def usage(
         warn(text)
     if plot is not None:
         plot_usage(found.counts, plot, force=force)
-        say(f"wrote {plot}")
+        echo(f"wrote {plot}")
 
 
 def _lines(about: Mapping[str, Any]) -> Iterator[str]:
