@@ -155,8 +155,8 @@ def make_variants(
         texts: labels or captions to make them by, one a grid, as the prior takes them; None for the null condition.
         number: of the first grid in the run.
         variants: how many are made of each grid.
-        strength: None fills the masked cells and keeps all tokens; else whole grids start from q(x_t | x_0) at this share
-            t / T.
+        strength: None fills the masked cells and keeps all tokens; else whole grids start from q(x_t | x_0) at this
+            share t / T.
         options: further arguments of `samplers.sample`.
 
     Raises:
