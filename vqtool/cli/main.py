@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
+from vqtool.cli.flags import FlagGroup, flag_of, name_flags
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.version import __version__
@@ -59,45 +60,56 @@ _state = {"debug": False}
 def command(function: F) -> F:
     """Decorate a command: errors a user can mend become one line on stderr and an exit code.
 
-    A parameter whose type is a dataclass stands for one flag a field.
+    A parameter whose type is a dataclass stands for one flag a field; one that is annotated with a `FlagGroup` stands
+    for the flags of the group, and is given those that are on the command line.
     """
     parameters = inspect.signature(function, eval_str=True).parameters
-    groups: dict[str, Any] = {
-        name: part.annotation for name, part in parameters.items() if is_dataclass(part.annotation)
-    }
+    groups: dict[str, FlagGroup] = {}
+    records: dict[str, Any] = {}
+    for name, part in parameters.items():
+        if is_dataclass(part.annotation):
+            records[name] = part.annotation
+        for extra in getattr(part.annotation, "__metadata__", ()):
+            if isinstance(extra, FlagGroup):
+                groups[name] = extra
 
     @functools.wraps(function)
     def wrapper(**values: Any) -> Any:
         try:
             for name, group in groups.items():
-                values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+                values[name] = group.collect(values)
+            for name, record in records.items():
+                values[name] = record(**{field.name: values.pop(field.name) for field in fields(record)})
             result = function(**values)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not while Python exits
             return result
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except (Exception, KeyboardInterrupt) as error:
-            _stop(error)
+            _stop(error, flags)
 
-    spread = [part for name in parameters for part in _flags(parameters[name], groups.get(name))]
+    spread = [part for name in parameters for part in _flags(parameters[name], records.get(name), groups.get(name))]
+    flags = {part.name: flag_of(part.name) for part in spread}
     wrapper.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
 
 
-def _flags(parameter: inspect.Parameter, group: Any) -> Iterator[inspect.Parameter]:
-    """The flags that a parameter of a command stands for: itself, or the fields of a group."""
-    if group is None:
+def _flags(parameter: inspect.Parameter, record: Any, group: FlagGroup | None) -> Iterator[inspect.Parameter]:
+    """The flags that a parameter of a command stands for: itself, the fields of a dataclass, or those of a group."""
+    if group is not None:
+        yield from group.parameters()
+    elif record is None:
         yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        return
-    hints = get_type_hints(group, include_extras=True)
-    for field in fields(group):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+    else:
+        hints = get_type_hints(record, include_extras=True)
+        for field in fields(record):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            yield inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+            )
 
 
-def _stop(error: BaseException) -> NoReturn:
+def _stop(error: BaseException, flags: dict[str, str]) -> NoReturn:
     if _state["debug"]:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
@@ -107,7 +119,7 @@ def _stop(error: BaseException) -> NoReturn:
         if is_main_process():
             print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {name_flags(_one_line(error), flags)}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:

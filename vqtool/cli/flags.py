@@ -1,0 +1,143 @@
+"""Flags made of options: what a dataclass of the library states becomes flags of a command, with help and completion.
+
+A command asks for them by an annotation,
+
+    sampling: Annotated[dict[str, Any], FlagGroup.of_file("samplers/_settings.py", "Settings", panel="Guidance")]
+
+and is given the options that stand on the command line, by name; the library knows the defaults and checks the values.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vqtool.errors import VqtoolError
+from vqtool.options import Option, read_options, read_registered
+
+ADVANCED = "Advanced"
+
+
+@dataclass(frozen=True)
+class FlagGroup:
+    """Flags that stand for options."""
+
+    options: tuple[Option, ...]
+    panels: dict[str, str]  # option -> group of flags in --help
+
+    @classmethod
+    def of_file(cls, file: str, kind: str = "Options", *, panel: str, without: tuple[str, ...] = ()) -> "FlagGroup":
+        """The options of one dataclass; see `options.read_options`.
+
+        Args:
+            file: of the package.
+            kind: the dataclass in it.
+            panel: the group of flags in --help.
+            without: options that are no flags of this command.
+        """
+        options = tuple(each for each in read_options(file, kind) if each.name not in without)
+        return cls(options, {each.name: ADVANCED if each.advanced else panel for each in options})
+
+    @classmethod
+    def of_registered(cls, package: str, *, what: str, without: tuple[str, ...] = ()) -> "FlagGroup":
+        """The options of all strategies of a package; the help says of which of them each is.
+
+        Args:
+            package: such as "samplers".
+            what: a strategy is called in --help, such as "Sampler".
+            without: options that are no flags of this command.
+        """
+        strategies = read_registered(package)
+        users: dict[str, dict[str, Option]] = {}  # option -> strategy -> how it states the option
+        for strategy, options in strategies.items():
+            for each in options:
+                users.setdefault(each.name, {})[strategy] = each
+        users = {name: own for name, own in users.items() if name not in without}
+        merged = tuple(_merge(own, all_of_them=len(own) == len(strategies)) for own in users.values())
+        panels = {
+            name: f"{what} {next(iter(own))}" if len(own) == 1 else f"{what}s in general" for name, own in users.items()
+        }
+        return cls(merged, panels)
+
+    def parameters(self) -> Iterator[inspect.Parameter]:
+        """The flags, as parameters of a typer command; each is None unless it is given."""
+        for each in self.options:
+            yield inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(each, self.panels)
+            )
+
+    def collect(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Take the flags out of the values of a command line: those that are given, lists as numbers."""
+        given = {each: values.pop(each.name) for each in self.options}
+        return {each.name: _parse(each, value) for each, value in given.items() if value is not None}
+
+
+def flag_of(name: str) -> str:
+    """The flag of a parameter: --cfg-scale of cfg_scale."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
+def name_flags(text: str, flags: dict[str, str]) -> str:
+    """A message of the library with flags in place of the `parameters` that it names."""
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def _merge(users: dict[str, Option], *, all_of_them: bool) -> Option:
+    """One flag for an option of several strategies."""
+    first = next(iter(users.values()))
+    defaults: dict[str, list[str]] = {}
+    for strategy, each in users.items():
+        defaults.setdefault(each.default_text, []).append(strategy)
+    defaults.pop("", None)
+    if len(defaults) > 1:
+        shown = ", ".join(f"{text} ({', '.join(strategies)})" for text, strategies in defaults.items())
+    else:
+        shown = next(iter(defaults), "")
+    prefix = "" if all_of_them else f"{', '.join(users)}: "
+    return replace(first, help=prefix + first.help, shown=shown, default=None)
+
+
+def _annotation(each: Option, panels: dict[str, str]) -> Any:
+    kind = _base_type(each.type)
+    text = f"{each.help} Default: {each.default_text}." if each.default_text else each.help
+    names = [flag_of(each.name), *filter(None, [each.flag])]
+    if kind is bool:
+        names[0] += f"/--no-{flag_of(each.name)[2:]}"
+    complete: Callable[[], list[str]] | None = (lambda: list(each.choices)) if each.choices else None
+    metavar = "[" + "|".join(each.choices) + "]" if each.choices and len("|".join(each.choices)) < 30 else None
+    details = typer.Option(
+        *names,
+        help=text,
+        show_default=False,
+        rich_help_panel=panels[each.name],
+        autocompletion=complete,
+        metavar=metavar,
+    )
+    return Annotated[kind | None, details]
+
+
+def _base_type(written: str) -> Any:
+    """What a flag holds, by the type of the option as it is written: bool, int, float, a path, or text."""
+    bare = written.removesuffix(" | None")
+    return {"bool": bool, "int": int, "float": float, "Path": Path, "Prior": Path}.get(bare, str)
+
+
+def _parse(each: Option, value: Any) -> Any:
+    match = re.match(r"tuple\[(int|float)", each.type)
+    return value if match is None else numbers(flag_of(each.name), value, {"int": int, "float": float}[match[1]])
+
+
+def numbers(flag: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Numbers from a list with commas.
+
+    Raises:
+        VqtoolError: it is none.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise VqtoolError(f"{flag} {text}: numbers with commas between them are expected") from error

@@ -1,0 +1,171 @@
+"""Options stated once: a field of a dataclass with its type, default, range and one line of help.
+
+What a strategy can be told stands in its own file and nowhere else:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Checked):
+        steps: int | None = option(None, "Denoiser calls.", shown="64", minimum=1)
+        purity_weight: float = option(1.0, "Sharpening of tokens; 0 is none.", minimum=0)
+        purity_form: str = option("code", "Which formula sharpens.", choices=("code", "paper"))
+
+Constructing the dataclass checks the values. Commands make flags and help of the same lines: they read them from the
+source, without importing it, so that --help need not wait for torch. Hence all arguments of `option` are literals.
+
+Messages name an option by its Python name in backquotes, `purity_weight`; a command shows it as --purity-weight.
+"""
+
+import ast
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vqtool.errors import VqtoolError
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option: what a flag, its help and its check are made of."""
+
+    default: Any
+    help: str
+    shown: str = ""  # the default as people read it, where the value does not say it
+    minimum: float | None = None
+    above: float | None = None  # values have to be larger than this
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    flag: str = ""  # a second flag, such as "--top-p" or "-K"
+    advanced: bool = False  # whether the flag is for few people
+    name: str = ""
+    type: str = ""  # as written in the source, such as "int | None"
+
+    @property
+    def default_text(self) -> str:
+        """The default as `--help` shows it; empty if there is none."""
+        if self.shown or self.default is None:
+            return self.shown
+        if isinstance(self.default, tuple):
+            return ",".join(f"{part:g}" for part in self.default)
+        if isinstance(self.default, bool):
+            return "yes" if self.default else "no"
+        return f"{self.default:g}" if isinstance(self.default, int | float) else str(self.default)
+
+    def check(self, value: Any) -> None:
+        """Raise unless a value is possible; None stands for an option that is not given.
+
+        Raises:
+            VqtoolError: it is not.
+        """
+        if value is None:
+            return
+        if self.choices and value not in self.choices:
+            raise VqtoolError(f"`{self.name}` {value}: unknown; known are {', '.join(self.choices)}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers if self._has_range else ():
+            if not (
+                (self.minimum is None or number >= self.minimum)
+                and (self.above is None or number > self.above)
+                and (number < float("inf") if self.maximum is None else number <= self.maximum)
+            ):
+                raise VqtoolError(f"`{self.name}` {number:g}: must be {self._range}")
+
+    @property
+    def _has_range(self) -> bool:
+        return any(limit is not None for limit in (self.minimum, self.above, self.maximum))
+
+    @property
+    def _range(self) -> str:
+        limits = []
+        if self.minimum is not None:
+            limits.append(f"{self.minimum:g} or more" if self.maximum is None else f"at least {self.minimum:g}")
+        if self.above is not None:
+            limits.append(f"above {self.above:g}")
+        if self.maximum is not None:
+            limits.append(f"at most {self.maximum:g}")
+        return " and ".join(limits)
+
+
+def option(default: Any, help: str, **details: Any) -> Any:
+    """A field of a dataclass that is an option; the details are those of `Option`. All arguments are literals."""
+    return field(default=default, metadata={"option": Option(default=default, help=help, **details)})
+
+
+class Checked:
+    """Base of dataclasses with options: constructing one checks every value.
+
+    Raises:
+        VqtoolError: a value is out of range or none of the choices.
+    """
+
+    def __post_init__(self) -> None:
+        for each in options_of(type(self)):
+            each.check(getattr(self, each.name))
+
+
+def options_of(kind: type[Any]) -> tuple[Option, ...]:
+    """The options of a dataclass, in order."""
+    return tuple(
+        replace(each.metadata["option"], name=each.name, type=str(each.type))
+        for each in fields(kind)
+        if "option" in each.metadata and each.default is not MISSING
+    )
+
+
+@cache
+def read_options(file: str, kind: str = "Options") -> tuple[Option, ...]:
+    """The options of a dataclass in a source file of the package, read without importing it.
+
+    Args:
+        file: such as "samplers/purity.py".
+        kind: the name of the dataclass. A file without it has no options.
+
+    Raises:
+        ValueError: an argument of `option(...)` is not a literal.
+    """
+    found = []
+    for node in _parse(file).body:
+        if isinstance(node, ast.ClassDef) and node.name == kind:
+            found += [_read_option(line) for line in node.body if _is_option(line)]
+    return tuple(found)
+
+
+@cache
+def read_literal(file: str, name: str) -> Any:
+    """The value of a constant in a source file of the package, read without importing it.
+
+    Raises:
+        ValueError: there is none, or it is not a literal.
+    """
+    for node in _parse(file).body:
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
+            return ast.literal_eval(node.value)
+    raise ValueError(f"{file} assigns no literal to {name}")
+
+
+def read_registered(package: str, names: Iterable[str] | None = None) -> dict[str, tuple[Option, ...]]:
+    """The options of every strategy of a package: name -> options, in the order of its list NAMES."""
+    listed = read_literal(f"{package}/__init__.py", "NAMES") if names is None else names
+    return {name: read_options(f"{package}/{name.replace('-', '_')}.py") for name in listed}
+
+
+@cache
+def _parse(file: str) -> ast.Module:
+    return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def _is_option(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.AnnAssign)
+        and isinstance(line.value, ast.Call)
+        and isinstance(line.value.func, ast.Name)
+        and line.value.func.id == "option"
+    )
+
+
+def _read_option(line: Any) -> Option:
+    positional = dict(zip(("default", "help"), map(ast.literal_eval, line.value.args), strict=False))
+    named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in line.value.keywords}
+    return Option(**positional, **named, name=line.target.id, type=ast.unparse(line.annotation))
