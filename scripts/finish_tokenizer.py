@@ -19,7 +19,7 @@ import numpy as np
 from vqtool import artifacts
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_batches, to_float, to_uint8
-from vqtool.images.preview import comparison_sheet, save_image
+from vqtool.images.preview import comparison_grid, save_image
 from vqtool.tokenizers import builtin_path, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def draw_comparison(tokenizer_path: Path, held_out: list[Path], output: Path) ->
     originals = np.concatenate([batch.images for batch in read_batches(items, (64, 64), PICTURES)])
     reconstructions = to_uint8(tokenizer.decode(tokenizer.encode(to_float(originals))))
     output.parent.mkdir(exist_ok=True)
-    save_image(comparison_sheet(originals, reconstructions), output, force=True)
+    save_image(comparison_grid(originals, reconstructions), output, force=True)
 
 
 def main() -> int:

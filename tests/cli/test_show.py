@@ -1,4 +1,4 @@
-"""`vqtool show`: one sheet of images or of decoded grids."""
+"""`vqtool show`: one preview of images or of decoded grids."""
 
 import io
 from pathlib import Path
@@ -30,7 +30,7 @@ def tokens():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What was put on the last sheet: (images, captions, columns)."""
+    """What was put on the last preview: (images, captions, columns)."""
     found = []
 
     def preview_grid(images, captions, *, columns=None):
@@ -44,13 +44,13 @@ def drawn(monkeypatch):
 def test_images_are_shown_under_their_names(vqtool, work, drawn):
     result = vqtool("show", "imgs")
     assert (result.code, result.data) == (0, b"")
-    assert "wrote 6 pictures to sheet.png" in result.err
+    assert "wrote 6 pictures to preview.png" in result.err
     images, captions, columns = drawn
     for i, image in enumerate(images):
         with Image.open(f"imgs/{i:02d}.png") as picture:
             assert np.array_equal(image.transpose(1, 2, 0), np.asarray(picture))
     assert (captions, columns) == ([f"{i:02d}" for i in range(6)], None)
-    with Image.open("sheet.png") as sheet:
+    with Image.open("preview.png") as sheet:
         assert sheet.format == "PNG"
 
 
@@ -70,7 +70,7 @@ def test_the_number_of_pictures_can_be_limited(vqtool, work, drawn):
         assert len(drawn[0]) == 3
 
 
-def test_grids_are_read_from_stdin_and_the_sheet_goes_to_a_pipe(vqtool, work):
+def test_grids_are_read_from_stdin_and_the_preview_goes_to_a_pipe(vqtool, work):
     result = vqtool("show", "-", "-o", "-", stdin="tok.h5")
     assert result.code == 0
     assert "wrote 5 pictures to stdout" in result.err
@@ -92,7 +92,7 @@ def test_an_option_for_the_other_kind_of_input_is_refused(vqtool, work):
         result = vqtool("show", *arguments)
         assert result.code == 1
         assert f"{flag} is for" in error_lines(result.err)[0]
-    assert not Path("sheet.png").exists()
+    assert not Path("preview.png").exists()
 
 
 def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(vqtool, work, drawn):
@@ -100,7 +100,7 @@ def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(vqtool, work, draw
     result = vqtool("show", "imgs", "--strict")
     assert result.code == 1
     assert "imgs/02.png" in error_lines(result.err)[0]
-    assert not Path("sheet.png").exists()
+    assert not Path("preview.png").exists()
     result = vqtool("show", "imgs")
     assert result.code == 1
     assert "warning: skipped imgs/02.png" in result.err
@@ -108,12 +108,12 @@ def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(vqtool, work, draw
     assert drawn[1] == ["00", "01", "03", "04", "05"]
 
 
-def test_an_existing_sheet_is_kept_without_force(vqtool, work):
-    Path("sheet.png").write_bytes(b"mine")
+def test_an_existing_preview_is_kept_without_force(vqtool, work):
+    Path("preview.png").write_bytes(b"mine")
     result = vqtool("show", "imgs")
     assert result.code == 1
-    assert "sheet.png: exists; use --force" in error_lines(result.err)[0]
-    assert Path("sheet.png").read_bytes() == b"mine"
+    assert "preview.png: exists; use --force" in error_lines(result.err)[0]
+    assert Path("preview.png").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_an_existing_sheet_is_kept_without_force(vqtool, work):
         (["tok.h5", "tok.h5"], "one grid file at a time"),
         (["imgs", "tok.h5"], "tok.h5: "),
         (["tok.h5", "-t", "gone"], "gone: cannot be read"),
-        (["imgs", "-o", "gone/sheet.png"], "the folder gone does not exist"),
+        (["imgs", "-o", "gone/preview.png"], "the folder gone does not exist"),
         (["imgs", "-o", "/dev/full"], "/dev/full: cannot be written: No space left on device"),
         (["imgs", "--size", "big"], "size 'big'"),
     ],
@@ -135,7 +135,7 @@ def test_bad_inputs_and_outputs_are_named(vqtool, work, arguments, message):
     assert result.code == 1
     assert message in error_lines(result.err)[0]
     assert len(error_lines(result.err)) == 1
-    assert not Path("sheet.png").exists()
+    assert not Path("preview.png").exists()
 
 
 def test_a_truncated_grid_file_and_a_wrong_tokenizer_are_refused(vqtool, work, other_tokenizer_path):
@@ -146,4 +146,4 @@ def test_a_truncated_grid_file_and_a_wrong_tokenizer_are_refused(vqtool, work, o
     result = vqtool("show", "cut.h5")
     assert result.code == 1
     assert error_lines(result.err)[0].startswith("error: cut.h5: truncated")
-    assert not Path("sheet.png").exists()
+    assert not Path("preview.png").exists()

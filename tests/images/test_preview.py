@@ -1,4 +1,4 @@
-"""Contact sheets and PNG files."""
+"""Preview grids and PNG files."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 
 from vqtool.errors import VqtoolError
 from vqtool.images import preview
-from vqtool.images.preview import comparison_sheet, png_bytes, preview_grid, save_image
+from vqtool.images.preview import comparison_grid, png_bytes, preview_grid, save_image
 
 
 def make_images(num: int, height: int, width: int) -> np.ndarray:
@@ -17,7 +17,7 @@ def make_images(num: int, height: int, width: int) -> np.ndarray:
 
 
 def cells(sheet: Image.Image) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) of what is not white between white rows and columns; for sheets without captions."""
+    """(top, left, height, width) of what is not white between white rows and columns; for previews without captions."""
     ink = (np.asarray(sheet) != 255).any(axis=2)
     spans = []
     for axis in (1, 0):
@@ -56,14 +56,14 @@ def test_a_scale_that_is_given_counts() -> None:
     assert cells(preview_grid(make_images(2, 5, 7), scale=3))[0][2:] == (15, 21)
 
 
-def test_columns_are_chosen_for_a_sheet_a_little_wider_than_high() -> None:
+def test_columns_are_chosen_for_a_preview_a_little_wider_than_high() -> None:
     for num, size in [(100, (64, 64)), (64, (64, 32)), (37, (16, 48))]:
         sheet = preview_grid(make_images(num, *size))
         assert 1 <= sheet.width / sheet.height < 2
     assert len(cells(preview_grid(make_images(3, 64, 64), columns=50))) == 3
 
 
-def test_a_sheet_is_white_between_images_and_black_in_captions() -> None:
+def test_a_preview_is_white_between_images_and_black_in_captions() -> None:
     images = np.full((4, 3, 64, 64), 100, dtype=np.uint8)
     plain, named = preview_grid(images, columns=2), preview_grid(images, ["one", "two", "three", ""], columns=2)
     assert {plain.getpixel((0, 0)), plain.getpixel((plain.width - 1, plain.height - 1))} == {(255, 255, 255)}
@@ -117,7 +117,7 @@ def test_captions_are_drawn_without_freetype_too(monkeypatch: pytest.MonkeyPatch
 
 def test_originals_stand_over_their_reconstructions() -> None:
     originals, reconstructions = make_images(5, 64, 64) // 2, make_images(5, 64, 64) // 2 + 100
-    sheet = comparison_sheet(originals, reconstructions, columns=3, scale=1)
+    sheet = comparison_grid(originals, reconstructions, columns=3, scale=1)
     found = cells(sheet)  # 4 rows of 3, the last two cells of rows 3 and 4 white in part
     pixels = np.asarray(sheet).transpose(2, 0, 1)
     order = [*originals[:3], *reconstructions[:3], *originals[3:], reconstructions[3] * 0 + 255, *reconstructions[3:]]
@@ -128,7 +128,7 @@ def test_originals_stand_over_their_reconstructions() -> None:
 
 def test_a_comparison_has_captions_under_each_pair() -> None:
     images = make_images(3, 32, 48)
-    assert comparison_sheet(images, images, ["a", "b", "c"]).height == comparison_sheet(images, images).height + 15
+    assert comparison_grid(images, images, ["a", "b", "c"]).height == comparison_grid(images, images).height + 15
 
 
 def test_nothing_to_show_and_too_much_to_show_are_errors() -> None:
@@ -147,7 +147,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         lambda: preview_grid(images.astype(np.float32)),
         lambda: preview_grid(images, columns=0),
         lambda: preview_grid(images, scale=0),
-        lambda: comparison_sheet(images, images[:1]),
+        lambda: comparison_grid(images, images[:1]),
         lambda: png_bytes(images),
     ):
         with pytest.raises(ValueError, match=r"[0-9]"):

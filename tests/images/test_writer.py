@@ -9,7 +9,7 @@ from PIL import Image
 
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_image
-from vqtool.images.writer import METADATA, SHEET_IMAGES, FolderGallery, SheetGallery, TarGallery, gallery_type
+from vqtool.images.writer import METADATA, PREVIEW_IMAGES, FolderWriter, PreviewWriter, TarWriter, writer_type
 
 HOSTILE = ["../up", "/etc/passwd", "a/../../b", "..", ".", "", ".hidden", "-o", "~root", "c:\\x", "nul", "a\0b", "a\nb",
            "x" * 300, "b", "B", "ü/ü", "metadata.jsonl", "a.b.c"]  # fmt: skip
@@ -23,14 +23,14 @@ def files_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("kind", [FolderGallery, TarGallery])
+@pytest.mark.parametrize("kind", [FolderWriter, TarWriter])
 def test_hostile_ids_cannot_leave_the_output_and_stay_apart(tmp_path, kind):
-    output = tmp_path / "jail" / ("out" if kind is FolderGallery else "out.tar")
+    output = tmp_path / "jail" / ("out" if kind is FolderWriter else "out.tar")
     output.parent.mkdir()
     images = pictures(len(HOSTILE))
-    with kind(output) as gallery:
-        gallery.write(images, HOSTILE)
-    if kind is FolderGallery:
+    with kind(output) as writer:
+        writer.write(images, HOSTILE)
+    if kind is FolderWriter:
         names = [path.name for path in output.iterdir()]
         assert files_below(tmp_path) == sorted(f"jail/out/{name}" for name in names)
     else:
@@ -47,16 +47,16 @@ def test_hostile_ids_cannot_leave_the_output_and_stay_apart(tmp_path, kind):
     assert sorted(image.tobytes() for image in found) == sorted(image.tobytes() for image in images)
 
 
-@pytest.mark.parametrize("kind", [FolderGallery, TarGallery])
+@pytest.mark.parametrize("kind", [FolderWriter, TarWriter])
 def test_pictures_labels_and_captions_come_back_as_they_were(tmp_path, kind):
-    output = tmp_path / ("out" if kind is FolderGallery else "out.tar")
+    output = tmp_path / ("out" if kind is FolderWriter else "out.tar")
     images = pictures(5)
     labels = ["cat", "", "dog", 'ü "q"', "0"]
     captions = ["a, b\nc", "", "", "日本", "{}"]
-    with kind(output) as gallery:
-        gallery.write(images[:2], ["a", "b"], labels[:2], captions[:2])
-        gallery.write(images[2:], ["c", "d", "e"], labels[2:], captions[2:])
-    assert gallery.num_images == 5
+    with kind(output) as writer:
+        writer.write(images[:2], ["a", "b"], labels[:2], captions[:2])
+        writer.write(images[2:], ["c", "d", "e"], labels[2:], captions[2:])
+    assert writer.num_images == 5
     items = find_images([output])
     assert [item.id for item in items] == list("abcde")
     assert all(np.array_equal(read_image(item, None), image) for item, image in zip(items, images, strict=True))
@@ -65,36 +65,36 @@ def test_pictures_labels_and_captions_come_back_as_they_were(tmp_path, kind):
 
 
 def test_pictures_of_which_nothing_is_known_have_no_metadata(tmp_path):
-    with FolderGallery(tmp_path / "out") as gallery:
-        gallery.write(pictures(2), ["a", "b"])
+    with FolderWriter(tmp_path / "out") as writer:
+        writer.write(pictures(2), ["a", "b"])
     assert files_below(tmp_path / "out") == ["a.png", "b.png"]
 
 
-def fail_midway(gallery, error=ZeroDivisionError):
-    with gallery:
-        gallery.write(pictures(2), ["a", "b"], ["x", ""], None)
+def fail_midway(writer, error=ZeroDivisionError):
+    with writer:
+        writer.write(pictures(2), ["a", "b"], ["x", ""], None)
         raise error
 
 
 def test_a_folder_keeps_what_arrived_before_a_failure_with_its_words(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        fail_midway(FolderGallery(tmp_path / "out"))
+        fail_midway(FolderWriter(tmp_path / "out"))
     assert [(item.id, item.label) for item in find_images([tmp_path / "out"])] == [("a", "x"), ("b", None)]
 
 
 def test_no_folder_is_made_for_pictures_that_never_come(tmp_path):
-    with pytest.raises(KeyboardInterrupt), FolderGallery(tmp_path / "out"):
+    with pytest.raises(KeyboardInterrupt), FolderWriter(tmp_path / "out"):
         raise KeyboardInterrupt
     assert files_below(tmp_path) == []
     assert not (tmp_path / "out").exists()
-    with FolderGallery(tmp_path / "out"):
+    with FolderWriter(tmp_path / "out"):
         pass
     assert (tmp_path / "out").is_dir()
 
 
-@pytest.mark.parametrize("kind", [TarGallery, SheetGallery])
-def test_a_failure_leaves_no_tar_and_no_sheet(tmp_path, kind):
-    output = tmp_path / ("out.tar" if kind is TarGallery else "out.png")
+@pytest.mark.parametrize("kind", [TarWriter, PreviewWriter])
+def test_a_failure_leaves_no_tar_and_no_preview(tmp_path, kind):
+    output = tmp_path / ("out.tar" if kind is TarWriter else "out.png")
     with pytest.raises(ZeroDivisionError):
         fail_midway(kind(output))
     assert list(tmp_path.iterdir()) == []
@@ -122,10 +122,10 @@ def test_a_stream_carries_all_that_arrived_and_ends_with_a_marker_only_when_whol
     stream = io.BytesIO()
     monkeypatch.setattr("sys.stdout", Stdout(stream))
     with pytest.raises(ZeroDivisionError):
-        fail_midway(TarGallery("-"))
+        fail_midway(TarWriter("-"))
     failed = stream.getvalue()
-    with TarGallery("-") as gallery:
-        gallery.write(pictures(2), ["a", "b"], ["x", ""], None)
+    with TarWriter("-") as writer:
+        writer.write(pictures(2), ["a", "b"], ["x", ""], None)
         before_end = stream.getvalue()[len(failed) :]
     whole = stream.getvalue()[len(failed) :]
     assert failed == before_end  # sent as it comes, not held back
@@ -140,38 +140,38 @@ def test_a_full_disk_names_the_output(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.stdout", Stdout(full))
         with (
             pytest.raises(VqtoolError, match="standard output: cannot be written: No space left on device"),
-            TarGallery("-") as gallery,
+            TarWriter("-") as writer,
         ):
-            gallery.write(pictures(1), ["a"])
+            writer.write(pictures(1), ["a"])
 
 
-def test_a_sheet_shows_all_pictures_up_to_its_limit(tmp_path):
-    with SheetGallery(tmp_path / "a.png", columns=2) as gallery:
-        gallery.write(pictures(3), ["a", "b", "c"], ["", "label", "label"], ["", "", "caption"])
-    assert gallery._captions == ["a", "label", "caption"]
+def test_a_preview_shows_all_pictures_up_to_its_limit(tmp_path):
+    with PreviewWriter(tmp_path / "a.png", columns=2) as writer:
+        writer.write(pictures(3), ["a", "b", "c"], ["", "label", "label"], ["", "", "caption"])
+    assert writer._captions == ["a", "label", "caption"]
     with Image.open(tmp_path / "a.png") as sheet:
         small = sheet.size
-    with SheetGallery(tmp_path / "b.png", columns=2) as gallery:
-        gallery.write(pictures(4), list("abcd"))
+    with PreviewWriter(tmp_path / "b.png", columns=2) as writer:
+        writer.write(pictures(4), list("abcd"))
     with Image.open(tmp_path / "b.png") as sheet:
         assert sheet.size == small  # two rows of two
-    with SheetGallery(tmp_path / "c.png") as gallery:
-        for start in range(0, SHEET_IMAGES + 60, 50):
-            gallery.write(pictures(50), [str(i) for i in range(start, start + 50)])
-    assert (gallery.num_images, gallery.num_dropped) == (SHEET_IMAGES, 100)
+    with PreviewWriter(tmp_path / "c.png") as writer:
+        for start in range(0, PREVIEW_IMAGES + 60, 50):
+            writer.write(pictures(50), [str(i) for i in range(start, start + 50)])
+    assert (writer.num_images, writer.num_dropped) == (PREVIEW_IMAGES, 100)
 
 
-def test_a_sheet_goes_to_a_pipe_as_png(monkeypatch):
+def test_a_preview_goes_to_a_pipe_as_png(monkeypatch):
     stream = io.BytesIO()
     monkeypatch.setattr("sys.stdout", Stdout(stream))
-    with SheetGallery("-") as gallery:
-        gallery.write(pictures(2), ["a", "b"])
+    with PreviewWriter("-") as writer:
+        writer.write(pictures(2), ["a", "b"])
     with Image.open(io.BytesIO(stream.getvalue())) as sheet:
         assert sheet.format == "PNG"
 
 
-def test_a_sheet_of_nothing_is_refused(tmp_path):
-    with pytest.raises(VqtoolError, match="no images"), SheetGallery(tmp_path / "a.png"):
+def test_a_preview_of_nothing_is_refused(tmp_path):
+    with pytest.raises(VqtoolError, match="no images"), PreviewWriter(tmp_path / "a.png"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -183,21 +183,21 @@ def test_what_is_there_is_not_overwritten_without_force(tmp_path):
     file.write_text("mine")
     (tmp_path / "file.tar").write_text("mine")
     with pytest.raises(VqtoolError, match="folder: exists and is not empty; use --force"):
-        FolderGallery(folder)
+        FolderWriter(folder)
     with pytest.raises(VqtoolError, match="exists and is not a folder"):
-        FolderGallery(file, force=True)
-    for kind, name in ((SheetGallery, "file.png"), (TarGallery, "file.tar")):
+        FolderWriter(file, force=True)
+    for kind, name in ((PreviewWriter, "file.png"), (TarWriter, "file.tar")):
         with pytest.raises(VqtoolError, match="exists; use --force"):
             kind(tmp_path / name)
         assert (tmp_path / name).read_text() == "mine"
 
 
 def test_force_overwrites_pictures_and_words_and_counts_what_else_is_there(tmp_path):
-    with FolderGallery(tmp_path) as gallery:
-        gallery.write(pictures(3), ["a", "b", "c"], None, ["old", "old", "old"])
-    with FolderGallery(tmp_path, force=True) as gallery:
-        gallery.write(pictures(1, seed=1), ["b"])
-    assert gallery.num_others == 2
+    with FolderWriter(tmp_path) as writer:
+        writer.write(pictures(3), ["a", "b", "c"], None, ["old", "old", "old"])
+    with FolderWriter(tmp_path, force=True) as writer:
+        writer.write(pictures(1, seed=1), ["b"])
+    assert writer.num_others == 2
     items = {item.id: item for item in find_images([tmp_path])}
     assert np.array_equal(read_image(items["b"], None), pictures(1, seed=1)[0])
     assert items["b"].caption is None
@@ -206,10 +206,10 @@ def test_force_overwrites_pictures_and_words_and_counts_what_else_is_there(tmp_p
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("out", FolderGallery), ("a.b", FolderGallery), ("x.png", SheetGallery), ("X.PNG", SheetGallery),
-     ("x.tar", TarGallery), ("-", TarGallery), ("/dev/stdout", TarGallery), ("/dev/full", TarGallery)],
+    [("out", FolderWriter), ("a.b", FolderWriter), ("x.png", PreviewWriter), ("X.PNG", PreviewWriter),
+     ("x.tar", TarWriter), ("-", TarWriter), ("/dev/stdout", TarWriter), ("/dev/full", TarWriter)],
 )  # fmt: skip
 def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
     from pathlib import Path
 
-    assert gallery_type(Path(name) if name.startswith(("-", "/")) else tmp_path / name) is kind
+    assert writer_type(Path(name) if name.startswith(("-", "/")) else tmp_path / name) is kind

@@ -13,7 +13,8 @@ from vqtool.cli.options import BatchSize, Device, Force, TokenizerOption
 def decode(
     grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("-"),
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of PNG files; x.png: one sheet; x.tar or - (a pipe): a tar.")
+        Path,
+        typer.Option("--output", "-o", help="Folder of PNG files; x.png: a preview; x.tar or - (a pipe): a tar."),
     ] = Path("decoded"),
     tokenizer: TokenizerOption = None,
     batch_size: BatchSize = 32,
@@ -29,35 +30,35 @@ def decode(
 
         vqtool decode tok.h5 -o decoded/
 
-        vqtool sample --purity | vqtool decode -o sheet.png
+        vqtool sample --purity | vqtool decode -o preview.png
     """
     from vqtool.cli.console import echo, progress, shape, warn
     from vqtool.cli.inputs import choose_device, tokenizer_of
     from vqtool.distributed import is_main_process, rank, wait_for_all, world_size
     from vqtool.grids import open_grids
     from vqtool.grids.stream import is_stream
-    from vqtool.images.writer import FolderGallery, SheetGallery, gallery_type
+    from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
     from vqtool.tokenizers.batches import decode_batch
 
-    kind = gallery_type(output)
-    shared = kind is FolderGallery and not is_stream(grids)  # a pipe, a tar and a sheet are one process's work
+    kind = writer_type(output)
+    shared = kind is FolderWriter and not is_stream(grids)  # a pipe, a tar and a preview are one process's work
     if not shared and not is_main_process():
         return
-    with kind(output, force=force) as gallery, open_grids(grids) as reader:
+    with kind(output, force=force) as writer, open_grids(grids) as reader:
         if shared:
             wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, grids, tokenizer).to(choose_device(device))
         echo(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
         with progress("decode", reader.num_grids) as advance:
             for number, batch in enumerate(reader.batches(batch_size)):
-                if shared and isinstance(gallery, FolderGallery) and number % world_size() != rank():
-                    gallery.pass_over(batch.ids, batch.labels, batch.captions)
+                if shared and isinstance(writer, FolderWriter) and number % world_size() != rank():
+                    writer.pass_over(batch.ids, batch.labels, batch.captions)
                 else:
                     images = decode_batch(batch, model)
-                    gallery.write(images, batch.ids, batch.labels, batch.captions)
+                    writer.write(images, batch.ids, batch.labels, batch.captions)
                 advance(len(batch))
-    if isinstance(gallery, SheetGallery) and gallery.num_dropped:
-        warn(f"{gallery.num_dropped} images did not fit on the sheet and were left out")
-    if isinstance(gallery, FolderGallery) and gallery.num_others:
-        warn(f"{gallery.num_others} files that were in {output} before are still there")
-    echo(f"wrote {gallery.num_images} images to {'stdout' if str(output) == '-' else output}")
+    if isinstance(writer, PreviewWriter) and writer.num_dropped:
+        warn(f"{writer.num_dropped} images did not fit on the preview and were left out")
+    if isinstance(writer, FolderWriter) and writer.num_others:
+        warn(f"{writer.num_others} files that were in {output} before are still there")
+    echo(f"wrote {writer.num_images} images to {'stdout' if str(output) == '-' else output}")

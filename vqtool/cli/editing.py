@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vqtool.grids import GridBatch, GridHeader
-    from vqtool.images.writer import Gallery
+    from vqtool.images.writer import ImageWriter
     from vqtool.priors import Prior
     from vqtool.samplers.editing import Variants
     from vqtool.tokenizers import Tokenizer
@@ -131,7 +131,7 @@ def edit(
         return
     skipped = Skipped(flags.strict)
     with ExitStack() as stack:
-        gallery = stack.enter_context(_open_gallery(flags, run_flags))
+        image_writer = stack.enter_context(_open_image_writer(flags, run_flags))
         model = load_prior(flags.prior).to(choose_device(flags.device))
         pictures = stack.enter_context(_open_pictures(name, sources, model, flags, skipped))
         todo = change(pictures.header)
@@ -153,7 +153,7 @@ def edit(
         texts = [text] if text else []
         film = filmed(run_flags, range(NUM_SAMPLES), pictures.tokenizer, texts=texts, force=flags.force)
         observe = stack.enter_context(film)
-        with _open_output(gallery, todo, flags, pictures, record) as write:
+        with _open_output(image_writer, todo, flags, pictures, record) as write:
             for _ in run.batches(partial(work.make, model, write), observe, name=name):
                 pass
             if skipped.count and not run.num_drawn:
@@ -301,10 +301,10 @@ def _find_text(prior: "Prior", flags: EditFlags) -> str | None:
     return find_texts(prior.conditioner, labels, captions, None)[0] if labels or captions else None
 
 
-def _open_gallery(flags: EditFlags, run_flags: RunFlags) -> "AbstractContextManager[Gallery | None]":
+def _open_image_writer(flags: EditFlags, run_flags: RunFlags) -> "AbstractContextManager[ImageWriter | None]":
     """Where pictures go, None for token grids or a dry run; refuses an output before any work is done."""
     from vqtool.grids import check_output
-    from vqtool.images.writer import gallery_type
+    from vqtool.images.writer import writer_type
 
     if run_flags.dry_run:
         return nullcontext()
@@ -313,18 +313,18 @@ def _open_gallery(flags: EditFlags, run_flags: RunFlags) -> "AbstractContextMana
     if flags.writes_grids:
         check_output(flags.output, force=flags.force)
         return nullcontext()
-    return gallery_type(flags.output)(flags.output, force=flags.force)
+    return writer_type(flags.output)(flags.output, force=flags.force)
 
 
 @contextmanager
 def _open_output(
-    gallery: "Gallery | None", todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
+    image_writer: "ImageWriter | None", todo: Change, flags: EditFlags, pictures: _Pictures, record: dict[str, Any]
 ) -> "Iterator[Callable[[GridBatch, Images | None, int], None]]":
     """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
     from vqtool.grids import GridWriter
     from vqtool.tokenizers.batches import decode_batch
 
-    if gallery is None:
+    if image_writer is None:
         with GridWriter(flags.output, todo.header.with_step(record), force=flags.force) as writer:
             yield lambda made, originals, number: writer.write(made)
         return
@@ -334,6 +334,6 @@ def _open_output(
         images = decode_batch(made, tokenizer)
         if originals is not None:
             images = todo.finish(images, originals, number)
-        gallery.write(images, made.ids, made.labels, made.captions)
+        image_writer.write(images, made.ids, made.labels, made.captions)
 
     yield write

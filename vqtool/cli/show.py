@@ -1,4 +1,4 @@
-"""`vqtool show`: a contact sheet of images or of decoded grids."""
+"""`vqtool show`: a preview of images or of decoded grids."""
 
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ def show(
     sources: Annotated[
         list[Path], typer.Argument(help="A grid file (- is stdin), or images as for `encode`.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("sheet.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("preview.png"),
     num: Annotated[int, typer.Option("--num", "-n", min=1, max=400, help="At most so many pictures.")] = 64,
     columns: Annotated[int | None, typer.Option("--columns", min=1, help="Pictures a row.")] = None,
     size: Annotated[
@@ -28,19 +28,19 @@ def show(
     strict: Strict = False,
     force: Force = False,
 ) -> None:
-    """Draw pictures on one sheet, with their captions, labels or ids under them.
+    """Draw one preview of pictures, with their captions, labels or ids under them.
 
     Examples:
 
-        vqtool show tok.h5 -o sheet.png
+        vqtool show tok.h5 -o preview.png
 
-        vqtool show decoded/ -n 16 -o sheet.png
+        vqtool show decoded/ -n 16 -o preview.png
     """
     from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped, tokenizer_of
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
-    from vqtool.images.writer import SheetGallery
+    from vqtool.images.writer import PreviewWriter
     from vqtool.metrics.report import common_size
     from vqtool.metrics.tokens import holds_grids
     from vqtool.tokenizers.batches import decode_batch, known_texts
@@ -50,19 +50,19 @@ def show(
         raise VqtoolError(f"--size is for images, but {sources[0]} holds token grids")
     if not are_grids and tokenizer is not None:
         raise VqtoolError(f"--tokenizer is for token grids, but {sources[0]} holds images")
-    with SheetGallery(output, columns=columns, force=force) as gallery:
+    with PreviewWriter(output, columns=columns, force=force) as writer:
         if are_grids:
             if len(sources) > 1:
                 raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
             with open_grids(sources[0]) as reader:
                 model = tokenizer_of(reader.header, sources[0], tokenizer)
                 for batch in islice(reader.batches(1), num):
-                    gallery.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
+                    writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
             items = find_images(sources)[:num]
             image_size = parse_size(size) if size else common_size(items) or MIXED_SIZE
             for found in read_batches(items, image_size, 64, on_error=skipped.on_error):
                 labels, captions = known_texts(found.items)
-                gallery.write(found.images, [item.id for item in found.items], labels, captions)
-    echo(f"wrote {gallery.num_images} pictures to {'stdout' if str(output) == '-' else output}")
+                writer.write(found.images, [item.id for item in found.items], labels, captions)
+    echo(f"wrote {writer.num_images} pictures to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

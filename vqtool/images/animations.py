@@ -11,7 +11,7 @@ from vqtool.errors import VqtoolError
 
 FORMATS = {".webp": "WEBP", ".gif": "GIF", ".png": "PNG"}
 HELD = 2000  # milliseconds that the last frame stands
-_QUALITY = 90  # of WebP; without loss a contact sheet is five times as large
+_QUALITY = 90  # of WebP; without loss a preview is five times as large
 
 
 def check_animation(path: Path, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets with captions, originals over reconstructions, single PNG files."""
+"""Pictures for people: preview grids with captions, originals over reconstructions, single PNG files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vqtool.errors import VqtoolError
 
 _CELL = 128  # pixels that the longer side of a small picture is magnified to, about
 _LARGEST_CELL = 256  # pixels; longer sides are shrunk to this
-_GAP = 6  # pixels between cells and around the sheet
+_GAP = 6  # pixels between cells and around the preview
 _SMALL_GAP = 2  # pixels between an original and its reconstruction
 _FONT_SIZE = 12  # pixels
 _CAPTION_LINES = 2
 _LONGEST_CAPTION = 500  # characters looked at
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _LINE_HEIGHT = 15  # pixels
-_LARGEST_SHEET = 100_000_000  # pixels
+_LARGEST_PREVIEW = 100_000_000  # pixels
 _PNG_LEVEL = 4  # zlib; higher ones take much longer and save little
 
 
@@ -54,7 +54,7 @@ def preview_grid(
             pixels, those above 256 are shrunk to it.
 
     Raises:
-        VqtoolError: no images, or so many that the sheet would pass 100 million pixels.
+        VqtoolError: no images, or so many that the preview would pass 100 million pixels.
     """
     _check(images, captions, columns, scale)
     if columns is None:
@@ -69,7 +69,7 @@ def preview_grid(
     return _draw(rows, columns, images.shape[2:], scale)
 
 
-def comparison_sheet(
+def comparison_grid(
     originals: NDArray[np.uint8],
     reconstructions: NDArray[np.uint8],
     captions: Sequence[str] | None = None,
@@ -101,14 +101,14 @@ def comparison_sheet(
 
 
 def png_bytes(image: NDArray[np.uint8] | Image.Image) -> bytes:
-    """Encode (3, h, w) uint8, or a sheet, as PNG."""
+    """Encode (3, h, w) uint8, or a preview, as PNG."""
     buffer = io.BytesIO()
     _to_pillow(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 
 def save_image(image: NDArray[np.uint8] | Image.Image, path: str | Path, *, force: bool = False) -> None:
-    """Write (3, h, w) uint8, or a sheet, as a PNG file: whole or not at all.
+    """Write (3, h, w) uint8, or a preview, as a PNG file: whole or not at all.
 
     Raises:
         VqtoolError: the file exists, and not `force`.
@@ -147,20 +147,20 @@ def _draw(rows: Sequence[_Row], columns: int, size: Sequence[int], scale: int | 
     for row, below in zip(rows, words, strict=True):
         tops.append(tops[-1] + height + below + (_SMALL_GAP if row.joined else _GAP))
     across, down = _GAP + columns * (width + _GAP), tops[-1]
-    if across * down > _LARGEST_SHEET:
+    if across * down > _LARGEST_PREVIEW:
         raise VqtoolError(
-            f"the sheet would have {down}x{across} pixels, more than {_LARGEST_SHEET}: show fewer images, "
+            f"the preview would have {down}x{across} pixels, more than {_LARGEST_PREVIEW}: show fewer images, "
             "or at a smaller scale"
         )
-    sheet = Image.new("RGB", (across, down), "white")
-    pen = ImageDraw.Draw(sheet)
+    preview = Image.new("RGB", (across, down), "white")
+    pen = ImageDraw.Draw(preview)
     for row, top, cells in zip(rows, tops, lines, strict=False):
         for column, image in enumerate(row.images):
             left = _GAP + column * (width + _GAP)
-            sheet.paste(_resize(image, height, width), (left, top))
+            preview.paste(_resize(image, height, width), (left, top))
             for number, line in enumerate(cells[column] if cells else ()):
                 pen.text((left, top + height + 1 + number * _LINE_HEIGHT), line, fill="black", font=_font())
-    return sheet
+    return preview
 
 
 def _resize(image: NDArray[np.uint8], height: int, width: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Where pictures go: a folder of PNG files, a tar of them, or one sheet.
+"""Where pictures go: a folder of PNG files, a tar of them, or one preview.
 
 Names are made from ids and made safe, so that nothing in a file of grids can leave the output folder. Labels and
 captions go to `metadata.jsonl` beside the pictures, the convention that `find_images` reads.
@@ -24,12 +24,12 @@ from vqtool.images.naming import UniqueNames
 from vqtool.images.preview import png_bytes, preview_grid, save_image
 
 METADATA = "metadata.jsonl"
-SHEET_IMAGES = 400  # most pictures on one sheet
+PREVIEW_IMAGES = 400  # most pictures on one preview
 
 Texts = Sequence[str]
 
 
-class Gallery(AbstractContextManager["Gallery"], ABC):
+class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
     """Takes pictures as they come; what it leaves is whole when the block ends well."""
 
     def __init__(self, output: Path) -> None:
@@ -79,7 +79,7 @@ def _records(names: Texts, labels: Texts | None, captions: Texts | None) -> list
     return lines
 
 
-class FolderGallery(Gallery):
+class FolderWriter(ImageWriter):
     """One PNG file a picture."""
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
@@ -134,7 +134,7 @@ class FolderGallery(Gallery):
         super().__exit__(kind, error, traceback)
 
 
-class TarGallery(Gallery):
+class TarWriter(ImageWriter):
     """A tar of PNG files, to a file or as a stream; captions lie beside the pictures, webdataset style."""
 
     def __init__(self, output: Path, *, force: bool = False) -> None:
@@ -179,7 +179,7 @@ class TarGallery(Gallery):
         self._write(bytes(2 * tarfile.BLOCKSIZE))
 
 
-class SheetGallery(Gallery):
+class PreviewWriter(ImageWriter):
     """All pictures on one PNG, captions (else labels, else ids) under them."""
 
     def __init__(self, output: Path, *, columns: int | None = None, force: bool = False) -> None:
@@ -189,15 +189,15 @@ class SheetGallery(Gallery):
         else:
             refuse_existing(output, force=force)
         self.columns, self.force = columns, force
-        self.num_dropped = 0  # pictures beyond `SHEET_IMAGES`
+        self.num_dropped = 0  # pictures beyond `PREVIEW_IMAGES`
         self._images: list[NDArray[np.uint8]] = []
         self._captions: list[str] = []
 
     def write(
         self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
     ) -> None:
-        """Keep pictures until the sheet is full."""
-        room = SHEET_IMAGES - self.num_images
+        """Keep pictures until the preview is full."""
+        room = PREVIEW_IMAGES - self.num_images
         self.num_dropped += max(0, len(images) - room)
         images = images[:room]
         self._images.extend(images)
@@ -207,19 +207,19 @@ class SheetGallery(Gallery):
         self.num_images += len(images)
 
     def finish(self) -> None:
-        """Draw the sheet."""
-        sheet = preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
+        """Draw the preview."""
+        preview = preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
                               self._captions, columns=self.columns)  # fmt: skip
         if not is_stream(self.output):
-            save_image(sheet, self.output, force=self.force)
+            save_image(preview, self.output, force=self.force)
             return
         with open_output(self.output) as file:
-            file.write(png_bytes(sheet))
+            file.write(png_bytes(preview))
             file.flush()
 
 
-def gallery_type(output: Path) -> type[FolderGallery] | type[TarGallery] | type[SheetGallery]:
-    """The gallery that an output's name asks for: *.png a sheet, *.tar or "-" a tar, else a folder."""
+def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[PreviewWriter]:
+    """The writer that an output's name asks for: *.png a preview, *.tar or "-" a tar, else a folder."""
     if is_stream(output) or output.suffix == ".tar":
-        return TarGallery
-    return SheetGallery if output.suffix.lower() == ".png" else FolderGallery
+        return TarWriter
+    return PreviewWriter if output.suffix.lower() == ".png" else FolderWriter

@@ -83,7 +83,7 @@ class _States:
 
 
 def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | None = None) -> list[Image.Image]:
-    """Contact sheets of grids on their way, masked cells in grey.
+    """Preview grids of grids on their way, masked cells in grey.
 
     Args:
         grids: (F, B, H, W) int64 tokens or mask_id.

@@ -150,11 +150,11 @@ def write_sheet(
     num: int = 16,
 ) -> None:
     """Write a PNG of originals over reconstructions; the images are spread evenly over `images` (N, 3, h, w)."""
-    from vqtool.images.preview import comparison_sheet
+    from vqtool.images.preview import comparison_grid
 
     chosen = images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
     chosen = middle(chosen, size or (images.shape[2], images.shape[3]))
     batch = to_float(chosen).to(tokenizer.device)
     rebuilt = to_uint8(tokenizer.decode(tokenizer.encode(batch)))
     with artifacts.atomic_path(path, force=True) as temporary:
-        comparison_sheet(chosen, rebuilt).save(temporary, format="png")
+        comparison_grid(chosen, rebuilt).save(temporary, format="png")
