@@ -266,8 +266,8 @@ def test_larger_grids_say_their_own_size_and_what_they_take(folder):
     ("arguments", "message"),
     [
         (["--grid", "3x6"], "--grid 3x6: smaller than the 4x6 cells"),
-        (["--grid", "0"], "--grid 0: HEIGHTxWIDTH in cells is expected"),
-        (["--grid", "3x6x9"], "--grid 3x6x9: HEIGHTxWIDTH in cells is expected"),
+        (["--grid", "0"], "--grid '0': expected one number or HEIGHTxWIDTH in cells"),
+        (["--grid", "3x6x9"], "--grid '3x6x9': expected one number or HEIGHTxWIDTH in cells"),
         (["--overlap", "2"], "--overlap is about grids larger than those of training"),
         (["--grid", "8x8", "--overlap", "4"], "share 0 to 3 cells"),
         (["--grid", "8x8", "--grid-mode", "tiles"], "known are windows, stretch"),

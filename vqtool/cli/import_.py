@@ -84,7 +84,7 @@ def import_(
     options = interop.Options(
         weights=weights,
         num_heads=heads,
-        grid_size=parse_size(grid) if grid else None,
+        grid_size=parse_size(grid, "--grid", "cells") if grid else None,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         text_encoder=load_text_encoder(text_encoder) if text_encoder else None,
         code_map=interop.read_code_map(code_map) if code_map else None,

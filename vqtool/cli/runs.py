@@ -229,18 +229,6 @@ def filmed(
     echo(f"wrote {flags.trajectory}: {len(frames)} frames of {len(trajectory.seen)} grids")
 
 
-def read_grid_size(text: str) -> tuple[int, int]:
-    """(H, W) from a flag such as 32x48, or one number for both.
-
-    Raises:
-        VqtoolError: it is none.
-    """
-    match = re.fullmatch(r"([0-9]{1,4})(?:[xX×]([0-9]{1,4}))?", text.strip())
-    if not match or not int(match[1]) or not int(match[2] or 1):
-        raise VqtoolError(f"--grid {text}: HEIGHTxWIDTH in cells is expected, for example 32x48")
-    return int(match[1]), int(match[2] or match[1])
-
-
 def image_size(prior: "Prior", grid_size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) pixels of what grids of a size decode to, by those that the prior was trained on."""
     cells, pixels = prior.grid_spec.grid_size, prior.grid_spec.image_size

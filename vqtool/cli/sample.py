@@ -10,7 +10,7 @@ import typer
 from vqtool.cli.console import echo, warn
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, Seed, TokenizerOption
-from vqtool.cli.runs import Run, RunFlags, filmed, image_size, read_grid_size
+from vqtool.cli.runs import Run, RunFlags, filmed, image_size
 from vqtool.cli.sampling import SamplingFlags, describe
 from vqtool.distributed import own_range, world_size
 from vqtool.errors import VqtoolError
@@ -78,6 +78,7 @@ def sample(
     from vqtool.cli.inputs import choose_device, tokenizer_of
     from vqtool.grids.resume import check_resumable, resumable_writer
     from vqtool.grids.stream import is_stream
+    from vqtool.images import parse_size
     from vqtool.priors import load_prior
     from vqtool.samplers import sample_batches
 
@@ -89,7 +90,7 @@ def sample(
     texts = find_texts(model.conditioner, label, caption, captions)
     num = _check_range(num if num is not None else len(texts) if captions else DEFAULT_NUM, start)
     options = flags.choose(model, has_condition=bool(texts)) | run_flags.choose()
-    options |= {} if grid is None else {"grid_size": read_grid_size(grid)}
+    options |= {} if grid is None else {"grid_size": parse_size(grid, "--grid", "cells")}
     echo(f"prior {model.fingerprint} ({prior}): {num} grids by {options['sampler']} sampling, seed {seed}")
     conditions = {_PLURALS[model.conditioner.kind]: text_digest(texts)} if texts else {}
     details = {"num": num, "start": start, **describe(options), **conditions}

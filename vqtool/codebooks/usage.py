@@ -8,8 +8,7 @@ Source: van den Oord et al. 2017 (arXiv:1711.00937) for the perplexity. VQ-DDM w
 10 tokens on, which is `THRESHOLD`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridHeader, open_grids
+from vqtool.progress import Progress, silent
 
 THRESHOLD = 10  # tokens; usage is reported for 1 and for this
-
-# (what is done, how many) -> a context that yields advance(n)
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-
-
-def _silent(description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda n: None)
 
 
 def count_tokens(batches: Iterable[NDArray[np.integer[Any]]], codebook_size: int) -> NDArray[np.int64]:
@@ -106,7 +99,7 @@ class GridCounts:
     num_grids: int
 
 
-def count_grids(sources: Sequence[str | Path], *, progress: Progress = _silent) -> GridCounts:
+def count_grids(sources: Sequence[str | Path], *, progress: Progress = silent) -> GridCounts:
     """Count the tokens of files and streams of one tokenizer; their grids may differ in size.
 
     Args:

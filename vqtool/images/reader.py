@@ -39,8 +39,13 @@ class ImageBatch:
     items: list[ImageItem]
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse "64" or "48x80" as (height, width) in pixels.
+def parse_size(text: str, name: str = "size", unit: str = "pixels") -> tuple[int, int]:
+    """Parse "64" or "48x80" as (height, width).
+
+    Args:
+        text: one number for both sides, or HEIGHTxWIDTH.
+        name: of the parameter or flag, for the message.
+        unit: "pixels" of images or "cells" of grids, for the message.
 
     Raises:
         VqtoolError: anything else.
@@ -49,7 +54,7 @@ def parse_size(text: str) -> tuple[int, int]:
     sides = [int(side) for side in match.groups() if side is not None] if match else []
     if not sides or not all(0 < side <= _LARGEST_SIDE for side in sides):
         raise VqtoolError(
-            f"size {text!r}: expected one number or HEIGHTxWIDTH in pixels, each 1 to {_LARGEST_SIDE}, "
+            f"{name} {text!r}: expected one number or HEIGHTxWIDTH in {unit}, each 1 to {_LARGEST_SIDE}, "
             "for example 64 or 48x80"
         )
     return sides[0], sides[-1]

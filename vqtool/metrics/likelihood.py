@@ -27,9 +27,10 @@ from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.losses import stationary_term, variational_bound
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, open_grids
-from vqtool.metrics.report import Progress, Report, silent
+from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
 from vqtool.priors import Prior
+from vqtool.progress import Progress, silent
 
 DEFAULT_TIMES = 16  # looks a grid
 MAX_BATCH = 64  # grids

@@ -16,8 +16,9 @@ from vqtool.codebooks.usage import few_tokens
 from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, OnError, read_batches, to_float, to_uint8
 from vqtool.metrics import tokens
-from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Progress, Report, choose, silent
+from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
 from vqtool.metrics.score import Score
+from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
 
 PEAK = 255.0

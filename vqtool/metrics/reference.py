@@ -15,13 +15,12 @@ from vqtool.metrics.report import (
     LARGEST_SHORT_SIDE,
     MAX_IMAGES,
     READ_BATCH,
-    Progress,
     Report,
     choose,
     common_size,
-    silent,
 )
 from vqtool.metrics.score import Score
+from vqtool.progress import Progress, silent
 
 FEATURE_METRICS = (frechet, kernel, prdc)
 

@@ -5,8 +5,7 @@ What an input holds decides what can be measured: images against other images (c
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +21,6 @@ MAX_IMAGES = 10_000
 READ_BATCH = 32  # images
 PROBED_IMAGES = 8  # whose size is looked at
 LARGEST_SHORT_SIDE = 256  # px: the feature network sees 224
-
-# (what is done, how many) -> a context that yields advance(n); the commands hand in cli.console.progress.
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-
-
-def silent(description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress that shows nothing."""
-    return nullcontext(lambda n: None)
 
 
 @dataclass(frozen=True)

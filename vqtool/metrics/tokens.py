@@ -24,8 +24,9 @@ from vqtool.codebooks.usage import (
     usage,
 )
 from vqtool.grids.stream import SIGNATURE
-from vqtool.metrics.report import Progress, Report, silent
+from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
+from vqtool.progress import Progress, silent
 
 __all__ = ["count_tokens", "holds_grids", "measure", "measure_grids", "perplexity", "total_variation", "usage"]
 

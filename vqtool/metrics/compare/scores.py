@@ -12,8 +12,9 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, read_batches, to_uint8
 from vqtool.metrics import frechet, kernel
 from vqtool.metrics.features import FeatureNetwork, extract
-from vqtool.metrics.report import READ_BATCH, Progress, choose, silent
+from vqtool.metrics.report import READ_BATCH, choose
 from vqtool.metrics.score import Score
+from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
 
 METRICS = (kernel, frechet)
