@@ -11,7 +11,7 @@
 # Expected:  after these 402 steps most digits can be read, 8 the worst; of 100 samples KID-EfficientNetLite0 .202 +- .011
 #            (FD 137, biased by so few): strokes have gaps and coloured rims that handwriting has not
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 minutes=15       # in all
 after_training=3 # minutes kept for sampling, decoding and scoring
@@ -19,33 +19,17 @@ work="$root/runs/class-conditional"
 while (($#)); do
     case $1 in
         --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+        *[!0-9]* | "") usage ;;
         *) minutes=$1 && shift ;;
     esac
 done
 
-# An earlier run is removed; a folder of something else is not.
-if [[ -d $work && ! -e $work/.class-conditional && -n "$(ls -A "$work")" ]]; then
-    echo "error: $work holds something else: name an empty or new folder with --work" >&2
-    exit 1
-fi
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-rm -rf "$work"
-mkdir -p "$work"
-cd "$work"
-touch .class-conditional
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
+enter_anew "$work"
 
 run python "$root/recipes/draw_digits.py" imgs/
 run vqtool codebook refit imgs/ --codebook-size 512 # digits need few codes
 run vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 # at 64 pixels, grids of 8x8; class folders are labels
-train_minutes=$((minutes - after_training - (SECONDS + 59) / 60))
-((train_minutes > 0)) || train_minutes=1
+train_minutes=$(minutes_left $((minutes - after_training)))
 run vqtool train-prior --kernel mask-replace --condition class --minutes "$train_minutes"
 run vqtool sample --num 100 --cfg-scale 2 --purity -o samples.h5 # the labels in turn
 run vqtool decode samples.h5

@@ -16,34 +16,19 @@
 # Expected:  the table of docs/diffusion.md: bits per token 2.89 (absorbing), 2.91 (release), 3.29 (uniform), 3.27 (paper);
 #            KID-EfficientNetLite0 .121, .123, .148, .168
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 steps=3000
 work="$root/runs/compare-kernels"
 while (($#)); do
     case $1 in
         --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+        *[!0-9]* | "") usage ;;
         *) steps=$1 && shift ;;
     esac
 done
 
-# An earlier run is removed; a folder of something else is not.
-if [[ -d $work && ! -e $work/.compare-kernels && -n "$(ls -A "$work")" ]]; then
-    echo "error: $work holds something else: name an empty or new folder with --work" >&2
-    exit 1
-fi
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-rm -rf "$work"
-mkdir -p "$work"
-cd "$work"
-touch .compare-kernels
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
+enter_anew "$work"
 
 run python "$root/recipes/draw_digits.py" train/
 for file in train/*/*5.png; do # a tenth of each class

@@ -10,26 +10,20 @@
 # Expected:  inpaint.png, vary.png, outpaint.png and canvas.png in the work folder, much like those of docs/sampling.md;
 #            the kept halves are the same in every row
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 work="$root/runs/quickstart"
 while (($#)); do
     case $1 in
         --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *) sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+        *) usage ;;
     esac
 done
 if [[ ! -e $work/prior.safetensors ]]; then
     echo "error: $work/prior.safetensors does not exist: bash recipes/quickstart.sh makes it" >&2
     exit 1
 fi
-export PATH="$root/.venv/bin:$PATH"
-cd "$work"
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
+enter "$work"
 
 rm -rf some
 mkdir some

@@ -16,7 +16,7 @@
 # Date:      2026-11-22
 # Expected:  depends on the pictures
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 minutes=30
 size=64
@@ -36,50 +36,20 @@ while (($#)); do
     esac
 done
 if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ ]]; then
-    sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2
-    exit 2
+    usage
 fi
 folder=$(cd "$folder" && pwd)
 work=${work:-$root/runs/$(basename "$folder")}
 
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-mkdir -p "$work"
-cd "$work"
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
-
-# Runs a command that writes a file, unless the file is there. vqtool exits with 1 when it had to skip bad pictures;
-# what it wrote then is good, and it never leaves half a file.
-make() {
-    local output=$1
-    shift
-    if [[ -e $output ]]; then
-        echo "$output: there already" >&2
-    else
-        run "$@" || [[ -e $output ]]
-    fi
-}
-
-# The same for a training, which goes on if it was interrupted.
-train() {
-    if [[ -e ${1%.safetensors}.state.safetensors ]]; then
-        make "$@" --resume
-    else
-        make "$@" --minutes "$minutes"
-    fi
-}
+enter "$work"
 
 if [[ $own_tokenizer == yes ]]; then
-    train tokenizer.safetensors vqtool train-tokenizer "$folder" --size "$size" -o tokenizer.safetensors
+    train tokenizer.safetensors "--minutes $minutes" vqtool train-tokenizer "$folder" --size "$size"
 else
     make tokenizer.safetensors vqtool codebook refit "$folder" --size "$size" -o tokenizer.safetensors
 fi
 make tok.h5 vqtool encode "$folder" --size "$size" -t tokenizer.safetensors -o tok.h5
-train prior.safetensors vqtool train-prior tok.h5 --kernel mask-replace -o prior.safetensors
+train prior.safetensors "--minutes $minutes" vqtool train-prior tok.h5 --kernel mask-replace
 rm -rf samples.h5 decoded sheet.png scores.json
 run vqtool sample --num 256 --cfg-scale 3 --purity -o samples.h5
 run vqtool decode samples.h5 -o decoded/

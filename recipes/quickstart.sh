@@ -13,7 +13,7 @@
 #            people are recognisable, most other things are blobs of the right colour and outline. Measured before the
 #            default schedule was the published one: .174; since then, with 3 minutes of training in 6: .168
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 minutes=15       # in all
 after_training=3 # minutes kept for sampling, decoding and scoring
@@ -25,27 +25,12 @@ while (($#)); do
     case $1 in
         --full) minutes=360 after_training=30 more_samples=(--num 1000) && shift ;;
         --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+        *[!0-9]* | "") usage ;;
         *) minutes=$1 && shift ;;
     esac
 done
 
-# An earlier run is removed; a folder of something else is not.
-if [[ -d $work && ! -e $work/.quickstart && -n "$(ls -A "$work")" ]]; then
-    echo "error: $work holds something else: name an empty or new folder with --work" >&2
-    exit 1
-fi
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-rm -rf "$work"
-mkdir -p "$work"
-cd "$work"
-touch .quickstart
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
+enter_anew "$work"
 
 run python "$root/recipes/draw_emoji.py" imgs/ "${draw[@]}"
 run vqtool encode imgs/ -o tok.h5
@@ -53,8 +38,7 @@ run vqtool codebook refit imgs/
 if [[ $use_refitted == yes ]]; then
     run vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 --force
 fi
-train_minutes=$((minutes - after_training - (SECONDS + 59) / 60))
-((train_minutes > 0)) || train_minutes=1
+train_minutes=$(minutes_left $((minutes - after_training)))
 run vqtool train-prior --kernel mask-replace --minutes "$train_minutes"
 echo "\$ vqtool sample --cfg-scale 3 --purity ${more_samples[*]:-} | vqtool decode" >&2
 vqtool sample --cfg-scale 3 --purity ${more_samples[@]+"${more_samples[@]}"} | vqtool decode

@@ -19,7 +19,7 @@
 # Date:      2026-11-22
 # Expected:  the table of docs/codebooks.md: usage 78 % before, 96 % (1,024 codes) and 98 % (512) after
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 steps=2000         # of the plain training
 finetune_steps=800 # of each of the three fine-tunings
@@ -34,37 +34,20 @@ while (($#)); do
         --seeds) seeds=${2:?--seeds needs numbers, such as 0,1,2} && shift 2 ;;
         --pictures) pictures=${2:?--pictures needs a folder} && shift 2 ;;
         --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *) sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+        *) usage ;;
     esac
 done
 
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-mkdir -p "$work"
-work=$(cd "$work" && pwd)
-pictures=$(cd "${pictures:-$work}" && pwd)
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
-
-# Runs a command that writes a file, unless the file is there; vqtool never leaves half a file.
-make() {
-    [[ -e $1 ]] || run "${@:2}"
-}
-
-# The same for a training, which goes on if it was interrupted: what it writes, its steps, the command.
-train() {
-    local length=(--steps "$2")
-    if [[ -e ${1%.safetensors}.state.safetensors ]]; then
-        length=(--resume)
-    fi
-    make "$1" "${@:3}" "${length[@]}" --batch-size "$batch" --seed "$seed" --sheet-every 0 -o "$1"
-}
+if [[ -n $pictures ]]; then
+    pictures=$(cd "$pictures" && pwd)
+fi
+enter "$work"
+work=$PWD
+pictures=${pictures:-$work}
 
 finetune() { # a tokenizer's name
-    train "$1-finetuned.safetensors" "$finetune_steps" vqtool codebook finetune "$1.safetensors" "$pictures/train.h5"
+    train "$1-finetuned.safetensors" "--steps $finetune_steps" vqtool codebook finetune "$1.safetensors" \
+        "$pictures/train.h5" "${training[@]}"
 }
 
 # Scores of a tokenizer: PSNR of each kind of held-out pictures; usage of all of them; Frechet distance of 500.
@@ -90,7 +73,8 @@ fi
 for seed in ${seeds//,/ }; do
     mkdir -p "$work/seed-$seed"
     cd "$work/seed-$seed"
-    train plain.safetensors "$steps" vqtool train-tokenizer "$pictures/train.h5" \
+    training=(--batch-size "$batch" --seed "$seed" --sheet-every 0)
+    train plain.safetensors "--steps $steps" vqtool train-tokenizer "$pictures/train.h5" "${training[@]}" \
         --quantizer vq -K 1024 --k-means 0 --no-revive
     make refit-1024.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 1024 \
         --seed "$seed" -o refit-1024.safetensors
