@@ -35,7 +35,12 @@ def test_a_script_is_valid_shell(path):
 def test_shellcheck_finds_nothing_in_a_script(path):
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run(["shellcheck", "--external-sources", "--source-path", path.parent, path], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["shellcheck", "--external-sources", "--source-path", path.parent, path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.stdout == ""
 
 
@@ -112,7 +117,8 @@ def test_the_commands_of_the_quickstart_make_scored_pictures_of_a_folder(tmp_pat
     body, num_draws = re.subn(r"run python .*\n", "", body)
     body, num_lengths = re.subn(r'--minutes "\$train_minutes"', "--steps 2", body)
     assert (num_draws, num_lengths) == (1, 1)
-    settings = f"source '{ROOT}/recipes/lib/steps.sh'\nminutes=1 after_training=0 use_refitted=yes more_samples=(--num 16)\n"
+    settings = "minutes=1 after_training=0 use_refitted=yes more_samples=(--num 16)\n"
+    body = f"source '{ROOT}/recipes/lib/steps.sh'\n{body}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", settings + body], cwd=tmp_path, env=environment, check=True)
     assert len(list((tmp_path / "decoded").glob("*.png"))) == 16
