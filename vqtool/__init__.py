@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vqtool.diffusion import kernels, posterior
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import sample
-    from vqtool.tokenizers import Tokenizer, load_tokenizer
+    from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 
 _LAZY = {
     "kernels": "vqtool.diffusion.kernels",
@@ -28,6 +28,7 @@ _LAZY = {
     "sample": "vqtool.samplers",
     "Tokenizer": "vqtool.tokenizers",
     "load_tokenizer": "vqtool.tokenizers",
+    "tokenizer_of": "vqtool.tokenizers",
 }
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "metrics",
     "posterior",
     "sample",
+    "tokenizer_of",
 ]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from vqtool.errors import VqtoolError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,6 +57,24 @@ def has_gpu() -> bool:
     import torch
 
     return torch.accelerator.is_available() and not torch.backends.mps.is_available()
+
+
+def choose_device(name: str) -> str:
+    """The device that a name means: "auto" is a CUDA GPU, each process's own under `accelerate`, or else the CPU.
+
+    It is never "mps": Apple's GPUs have no float64, in which noise and kernels are.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{rank() % torch.cuda.device_count()}"
+        return "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise VqtoolError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def broadcast(value: T) -> T:

@@ -165,8 +165,7 @@ def test_a_full_disk_behind_stdout_is_one_error(imgs, tokenizer_path):
 def test_a_machine_whose_only_gpu_is_apples_uses_its_cpu(monkeypatch):
     import torch
 
-    from vqtool.cli.inputs import choose_device
-    from vqtool.distributed import has_gpu
+    from vqtool.distributed import choose_device, has_gpu
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

@@ -8,9 +8,10 @@ from support.commands import TINY, build_tokenizer
 import vqtool
 from vqtool import artifacts
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.grids import GridHeader
 from vqtool.images import to_float, to_uint8
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
-from vqtool.tokenizers import BUILTIN, Tokenizer, find_named_tokenizer, load_tokenizer, save_tokenizer
+from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import edges, reconstruction
@@ -137,43 +138,48 @@ def place(path, seed):
     return save_tokenizer(path, build_tokenizer(seed), force=True).fingerprint
 
 
+def find(fingerprint, location, **where):
+    """The tokenizer that a header of grids names."""
+    return tokenizer_of(GridHeader(16, (2, 3), (16, 24), fingerprint, location, ""), **where)
+
+
 def test_a_named_tokenizer_is_looked_for_there_then_beside_the_file_then_here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     near = tmp_path / "near"
     wanted = place(near / "t.safetensors", 0)
     for location in ("t.safetensors", "gone/t.safetensors", str(tmp_path / "elsewhere" / "t.safetensors")):
-        assert find_named_tokenizer(wanted, location, near=near).location == str(near / "t.safetensors")
+        assert find(wanted, location, source=near / "x.h5").location == str(near / "t.safetensors")
     place(near / "gone" / "t.safetensors", 0)
-    assert find_named_tokenizer(wanted, "gone/t.safetensors", near=near).location == str(near / "gone/t.safetensors")
+    assert find(wanted, "gone/t.safetensors", source=near / "x.h5").location == str(near / "gone/t.safetensors")
     place(tmp_path / "here" / "t.safetensors", 0)
-    assert find_named_tokenizer(wanted, "t.safetensors", near=near).location == "t.safetensors"
-    assert find_named_tokenizer(wanted, "gone/t.safetensors").location == "t.safetensors"
+    assert find(wanted, "t.safetensors", source=near / "x.h5").location == "t.safetensors"
+    assert find(wanted, "gone/t.safetensors").location == "t.safetensors"
 
 
 def test_a_file_of_that_name_with_another_fingerprint_or_damage_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wanted = place(tmp_path / "near" / "t.safetensors", 0)
     other = place(tmp_path / "t.safetensors", 1)
-    assert find_named_tokenizer(wanted, "t.safetensors", near=tmp_path / "near").fingerprint == wanted
+    assert find(wanted, "t.safetensors", source=tmp_path / "near" / "x.h5").fingerprint == wanted
     with pytest.raises(MismatchError, match=f"tokenizer {other} is not the tokenizer {wanted}"):
-        find_named_tokenizer(wanted, "t.safetensors")
+        find(wanted, "t.safetensors")
     (tmp_path / "t.safetensors").write_bytes(b"damaged")
-    assert find_named_tokenizer(wanted, "t.safetensors", near=tmp_path / "near").fingerprint == wanted
+    assert find(wanted, "t.safetensors", source=tmp_path / "near" / "x.h5").fingerprint == wanted
     with pytest.raises(FormatError, match="not a safetensors file"):
-        find_named_tokenizer(wanted, "t.safetensors")
+        find(wanted, "t.safetensors")
 
 
 def test_the_tokenizer_that_the_user_names_wins_and_has_to_fit(tmp_path, tokenizer_path, other_tokenizer_path):
     wanted = load_tokenizer(tokenizer_path).fingerprint
-    assert find_named_tokenizer(wanted, "gone", given=str(tokenizer_path)).fingerprint == wanted
+    assert find(wanted, "gone", given=str(tokenizer_path)).fingerprint == wanted
     with pytest.raises(MismatchError, match=wanted):
-        find_named_tokenizer(wanted, str(tokenizer_path), given=str(other_tokenizer_path))
+        find(wanted, str(tokenizer_path), given=str(other_tokenizer_path))
 
 
 def test_a_tokenizer_that_is_nowhere_is_named_with_the_remedy():
     with pytest.raises(VqtoolError, match=r"tokenizer 0123 .* is not at gone/t\.safetensors: .*--tokenizer"):
-        find_named_tokenizer("0123", "gone/t.safetensors")
+        find("0123", "gone/t.safetensors")
 
 
 def test_losses_are_as_worked_out_by_hand():

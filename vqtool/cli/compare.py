@@ -82,9 +82,9 @@ def compare(
         vqtool compare --ref imgs/ --label 7 --cfg-interval 0.2,0.8 --option cfg-scale=2,3,5 -o guidance.json
     """
     from vqtool.cli.console import echo
-    from vqtool.cli.inputs import Skipped, choose_device
+    from vqtool.cli.inputs import Skipped
     from vqtool.cli.sample import find_texts
-    from vqtool.distributed import is_main_process
+    from vqtool.distributed import choose_device, is_main_process
     from vqtool.metrics.compare import trials
     from vqtool.metrics.compare.file import SweepFile
     from vqtool.priors import load_prior
@@ -220,12 +220,10 @@ def _build_scores(
     from vqtool.cli.console import progress
     from vqtool.images import find_images
     from vqtool.metrics.compare import scores
-    from vqtool.tokenizers import find_named_tokenizer
+    from vqtool.tokenizers import tokenizer_of
 
     grid_spec = model.grid_spec
-    decoder = find_named_tokenizer(
-        grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=tokenizer, near=prior.parent
-    )
+    decoder = tokenizer_of(grid_spec, prior, given=tokenizer)
     network = metrics.EfficientNetLite0(model.device)
     if [path.suffix for path in ref] == [".npy"]:
         features = scores.read_features(ref[0], network)

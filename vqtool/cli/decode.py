@@ -33,11 +33,11 @@ def decode(
         vqtool sample --purity | vqtool decode -o preview.png
     """
     from vqtool.cli.console import echo, progress, shape, warn
-    from vqtool.cli.inputs import choose_device, tokenizer_of
-    from vqtool.distributed import is_main_process, rank, wait_for_all, world_size
+    from vqtool.distributed import choose_device, is_main_process, rank, wait_for_all, world_size
     from vqtool.grids import open_grids
     from vqtool.grids.stream import is_stream
     from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
+    from vqtool.tokenizers import tokenizer_of
     from vqtool.tokenizers.batches import decode_batch
 
     kind = writer_type(output)
@@ -47,7 +47,7 @@ def decode(
     with kind(output, force=force) as writer, open_grids(grids) as reader:
         if shared:
             wait_for_all()  # until every process has seen that the folder is free
-        model = tokenizer_of(reader.header, grids, tokenizer).to(choose_device(device))
+        model = tokenizer_of(reader.header, grids, given=tokenizer).to(choose_device(device))
         echo(f"grids of {shape(reader.header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
         with progress("decode", reader.num_grids) as advance:
             for number, batch in enumerate(reader.batches(batch_size)):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from vqtool.cli.console import echo, shape
-from vqtool.cli.inputs import Skipped, choose_device, tokenizer_of
+from vqtool.cli.inputs import Skipped
 from vqtool.cli.options import Device, Force, Seed, Strict, TokenizerOption
 from vqtool.cli.runs import Run, RunFlags, filmed
 from vqtool.cli.sample import find_texts
 from vqtool.cli.sampling import SamplingFlags, describe
+from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def _open_pictures(
     """Grids, or images as grids by the prior's tokenizer together with their pixels."""
     from vqtool.grids import open_grids
     from vqtool.metrics.tokens import holds_grids
+    from vqtool.tokenizers import tokenizer_of
 
     is_masked = name == "complete"
     if not is_masked and not holds_grids(sources[0]):
@@ -252,15 +254,16 @@ def _open_pictures(
             total=reader.num_grids,
             digests={reader.name: reader.digest} if reader.digest else {},
             read=lambda count: ((batch, None) for batch in reader.batches(count)),
-            tokenizer=cache(lambda: tokenizer_of(reader.header, source, flags.tokenizer).to(prior.device)),
+            tokenizer=cache(lambda: tokenizer_of(reader.header, source, given=flags.tokenizer).to(prior.device)),
         )
 
 
 def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skipped: Skipped) -> _Pictures:
     from vqtool.images import find_images, parse_size, read_batches
+    from vqtool.tokenizers import tokenizer_of
     from vqtool.tokenizers.batches import encode_batch, grid_header
 
-    model = _tokenizer_of(prior, flags).to(prior.device)
+    model = tokenizer_of(prior.grid_spec, flags.prior, given=flags.tokenizer).to(prior.device)
     size = prior.grid_spec.image_size if flags.size is None else parse_size(flags.size)
     header = replace(grid_header(model, size, {}), history=())
     items = find_images(sources)
@@ -280,19 +283,6 @@ def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skip
         read=read,
         tokenizer=lambda: model,
     )
-
-
-def _tokenizer_of(prior: "Prior", flags: EditFlags) -> "Tokenizer":
-    """The tokenizer whose tokens a prior models."""
-    from vqtool.tokenizers import find_named_tokenizer, load_tokenizer
-
-    grid_spec = prior.grid_spec
-    if grid_spec.tokenizer_fingerprint:
-        place = grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location
-        return find_named_tokenizer(*place, given=flags.tokenizer, near=flags.prior.parent)
-    if flags.tokenizer is None:
-        raise VqtoolError(f"{flags.prior} does not say which tokenizer its tokens are of: name it with --tokenizer")
-    return load_tokenizer(flags.tokenizer)
 
 
 def _find_text(prior: "Prior", flags: EditFlags) -> str | None:

@@ -41,8 +41,8 @@ def encode(
     """
     from vqtool.artifacts import history_record
     from vqtool.cli.console import echo, progress, shape
-    from vqtool.cli.inputs import Skipped, choose_device
-    from vqtool.distributed import own_share
+    from vqtool.cli.inputs import Skipped
+    from vqtool.distributed import choose_device, own_share
     from vqtool.grids import check_output
     from vqtool.grids.shared import shared_writer
     from vqtool.images import find_images, parse_size

@@ -172,7 +172,7 @@ def _measure_likelihood(
     force: bool,
 ) -> "Report":
     from vqtool.cli.console import echo, progress
-    from vqtool.cli.inputs import choose_device
+    from vqtool.distributed import choose_device
     from vqtool.metrics import DEFAULT_TIMES, measure_likelihood
     from vqtool.metrics.plots import check_matplotlib, plot_curve
     from vqtool.priors import load_prior
@@ -210,7 +210,7 @@ def _measure_tokenizer(
     skipped: "Skipped",
 ) -> "Report":
     from vqtool.cli.console import progress
-    from vqtool.cli.inputs import choose_device
+    from vqtool.distributed import choose_device
     from vqtool.images import find_images, parse_size
     from vqtool.metrics import measure_reconstruction
     from vqtool.tokenizers import load_tokenizer
@@ -238,7 +238,7 @@ def _compare_images(
     skipped: "Skipped",
 ) -> "Report":
     from vqtool.cli.console import progress
-    from vqtool.cli.inputs import choose_device
+    from vqtool.distributed import choose_device
     from vqtool.images import find_images, parse_size
     from vqtool.metrics import EfficientNetLite0, compare_images, compare_pairs
 

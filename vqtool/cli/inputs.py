@@ -1,4 +1,4 @@
-"""What several commands do with their inputs: skip and count bad ones, choose a device, resolve a tokenizer."""
+"""What several commands do with their inputs: skip and count bad ones, read them for training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vqtool.cli.console import echo, progress, shape, warn
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.cli.console import echo, progress, warn
+from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vqtool.grids import GridHeader
     from vqtool.images import ImageItem
-    from vqtool.tokenizers import Tokenizer
 
 
 @dataclass
@@ -43,26 +41,6 @@ class Skipped:
             raise typer.Exit(1)
 
 
-def choose_device(name: str) -> str:
-    """The device that `--device` means: "auto" is a CUDA GPU, each process's own under `accelerate`, or else the CPU.
-
-    It is never "mps": Apple's GPUs have no float64, in which noise and kernels are.
-    """
-    import torch
-
-    from vqtool import distributed
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return f"cuda:{distributed.rank() % torch.cuda.device_count()}"
-        return "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise VqtoolError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
-    return name
-
-
 def load_training_images(
     sources: Sequence[Path], size: tuple[int, int], skipped: Skipped, *, factor: int, room: float = 1.0
 ) -> "NDArray[np.uint8]":
@@ -83,22 +61,3 @@ def load_training_images(
     if not len(pixels):
         raise VqtoolError(f"none of the {len(items)} images could be read")
     return pixels
-
-
-def tokenizer_of(header: "GridHeader", source: Path, given: str | None) -> "Tokenizer":
-    """The tokenizer that grids were made with: the one given, or the one they name.
-
-    Raises:
-        MismatchError: it is another one, or its codebook size or factor are not those of the grids.
-    """
-    from vqtool.tokenizers import find_named_tokenizer
-
-    near = None if str(source) == "-" else source.parent
-    model = find_named_tokenizer(header.tokenizer_fingerprint, header.tokenizer_location, given=given, near=near)
-    if (header.codebook_size, header.grid_size) != (model.codebook_size, model.grid_size(header.image_size)):
-        raise MismatchError(
-            f"{source}: grids of {shape(header.grid_size)} tokens below {header.codebook_size} for images of "
-            f"{shape(header.image_size)} do not fit the tokenizer they name, {model.location}, which has "
-            f"{model.codebook_size} codes and factor {model.factor}: encode the images again"
-        )
-    return model

@@ -75,12 +75,13 @@ def sample(
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
     from vqtool.artifacts import history_record, text_digest
-    from vqtool.cli.inputs import choose_device, tokenizer_of
+    from vqtool.distributed import choose_device
     from vqtool.grids.resume import check_resumable, resumable_writer
     from vqtool.grids.stream import is_stream
     from vqtool.images import parse_size
     from vqtool.priors import load_prior
     from vqtool.samplers import sample_batches
+    from vqtool.tokenizers import tokenizer_of
 
     if tokenizer is not None and run_flags.trajectory is None:
         raise VqtoolError("--tokenizer is what --trajectory decodes with: give that too, or leave both out")
@@ -108,8 +109,9 @@ def sample(
         run.rehearse(samples)
         return
     header = _grid_header(model, run.windows.grid_size, record)
+    find = partial(tokenizer_of, header, prior, given=tokenizer)
     with (
-        filmed(run_flags, samples, lambda: tokenizer_of(header, prior, tokenizer), texts=texts, force=force) as observe,
+        filmed(run_flags, samples, find, texts=texts, force=force) as observe,
         resumable_writer(output, header, resume=resume, force=force) as writer,
     ):
         left = samples[writer.num_grids :]

@@ -37,12 +37,13 @@ def show(
         vqtool show decoded/ -n 16 -o preview.png
     """
     from vqtool.cli.console import echo
-    from vqtool.cli.inputs import Skipped, tokenizer_of
+    from vqtool.cli.inputs import Skipped
     from vqtool.grids import open_grids
     from vqtool.images import find_images, parse_size, read_batches
     from vqtool.images.writer import PreviewWriter
     from vqtool.metrics.report import common_size
     from vqtool.metrics.tokens import holds_grids
+    from vqtool.tokenizers import tokenizer_of
     from vqtool.tokenizers.batches import decode_batch, known_texts
 
     skipped, are_grids = Skipped(strict), holds_grids(sources[0])
@@ -55,7 +56,7 @@ def show(
             if len(sources) > 1:
                 raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
             with open_grids(sources[0]) as reader:
-                model = tokenizer_of(reader.header, sources[0], tokenizer)
+                model = tokenizer_of(reader.header, sources[0], given=tokenizer)
                 for batch in islice(reader.batches(1), num):
                     writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:

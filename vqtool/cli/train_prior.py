@@ -296,15 +296,11 @@ def _finish(
 
 def _sheet(prior: "Prior", grids: Path, given: str | None, path: Path) -> "Callable[[Prior, int], None]":
     """What draws samples now and then; where the tokenizer is not found, a warning and nothing."""
-    from vqtool.tokenizers import find_named_tokenizer
+    from vqtool.tokenizers import tokenizer_of
     from vqtool.training.prior import write_sheet
 
-    near = None if str(grids) == "-" else grids.parent
-    grid_spec = prior.grid_spec
     try:
-        tokenizer = find_named_tokenizer(
-            grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=given, near=near
-        )
+        tokenizer = tokenizer_of(prior.grid_spec, grids, given=given)
     except VqtoolError as error:
         if given is not None:
             raise

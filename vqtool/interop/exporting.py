@@ -6,7 +6,7 @@ from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
 from vqtool.interop import diffusers, diffusers_vqmodel, taming
 from vqtool.priors import load_prior
-from vqtool.tokenizers import find_named_tokenizer, load_tokenizer
+from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
 EXPORTS = {"prior": ("diffusers",), "tokenizer": ("diffusers", "taming")}  # kind of artifact -> formats
 
@@ -35,11 +35,7 @@ def export(path: Path, folder: Path, name: str, *, tokenizer: str | None = None,
         raise VqtoolError(f"{folder}: exists and is not an empty folder; --force replaces files of the same names")
     if kind == "prior":
         prior = load_prior(path)
-        grid_spec = prior.grid_spec
-        named = find_named_tokenizer(
-            grid_spec.tokenizer_fingerprint, grid_spec.tokenizer_location, given=tokenizer, near=path.parent
-        )
-        return diffusers.export(prior, named, folder)
+        return diffusers.export(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), folder)
     if tokenizer is not None:
         raise VqtoolError(f"--tokenizer goes with a prior, but {path} is a tokenizer itself")
     module = {"diffusers": diffusers_vqmodel, "taming": taming}[name]

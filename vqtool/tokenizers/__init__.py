@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,24 @@ from torch.nn import functional
 from vqtool import artifacts
 from vqtool.artifacts import Header
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.grids import GridHeader
 from vqtool.tokenizers import maskgit, vqgan, vqvae
 from vqtool.tokenizers.maskgit import MaskgitConfig
 from vqtool.tokenizers.quantizers import highest, nearest
 from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig, channels_last
 
-__all__ = ["BUILTIN", "LOOKUPS", "NETWORKS", "SIZES", "NetworkConfig", "Tokenizer", "load_tokenizer", "save_tokenizer"]
+__all__ = [
+    "BUILTIN",
+    "LOOKUPS",
+    "NETWORKS",
+    "SIZES",
+    "NetworkConfig",
+    "Tokenizer",
+    "load_tokenizer",
+    "save_tokenizer",
+    "tokenizer_of",
+]
 
 KIND = "tokenizer"
 BUILTIN = "builtin"
@@ -41,6 +52,18 @@ SIZES: dict[str, NetworkConfig] = {  # that new tokenizers are made in: "vqvae-f
     **{f"vqvae-{size}": config for size, config in vqvae.SIZES.items()},
     **{f"vqgan-{size}": config for size, config in vqgan.SIZES.items()},
 }
+
+
+class NamesTokenizer(Protocol):
+    """What says which tokenizer its tokens are of: a header of grids, a prior's `grid_spec`."""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of its file; empty if unknown."""
+
+    @property
+    def tokenizer_location(self) -> str:
+        """ "builtin" or a path, where it was."""
 
 
 class Tokenizer(nn.Module):
@@ -257,27 +280,55 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
     return tokenizer.eval()
 
 
-def find_named_tokenizer(
-    fingerprint: str, location: str, *, given: str | None = None, near: Path | None = None
+def tokenizer_of(
+    named: NamesTokenizer,
+    source: str | Path | None = None,
+    *,
+    given: str | Path | None = None,
+    parameter: str = "tokenizer",
 ) -> Tokenizer:
-    """The tokenizer that grids or a prior were made with.
+    """The tokenizer of token grids or of a prior: the one place where it is looked for.
 
     Args:
-        fingerprint: it must have.
-        location: where it was when they were made: "builtin" or a path.
-        given: what the user names instead; wins.
-        near: folder of the file that names it; looked in if the path itself leads nowhere.
+        named: a header of grids, or a prior's `grid_spec`.
+        source: the file that it stands in; its folder is looked in if the path that is named leads nowhere.
+        given: a file or "builtin", taken instead of the one that is named; it has to be the same tokenizer.
+        parameter: what `given` comes from, for messages.
 
     Raises:
-        MismatchError: what is there is another tokenizer.
-        VqtoolError: nothing is there.
+        MismatchError: what is there is another tokenizer, or its grids are not of that size.
+        VqtoolError: nothing is there, or nothing is named.
     """
-    if given is not None or location == BUILTIN:
-        return load_tokenizer(given or BUILTIN, fingerprint=fingerprint)
-    path = artifacts.find_named(fingerprint, location, near=near)
-    if path is None:
+    fingerprint, location = named.tokenizer_fingerprint, named.tokenizer_location
+    place: str | Path | None = given or location
+    if given is None and not fingerprint:
+        raise VqtoolError(f"{source} does not say which tokenizer its tokens are of: name it with --{parameter}")
+    if given is None and location != BUILTIN:
+        near = None if source is None or str(source) == "-" else Path(source).parent
+        place = artifacts.find_named(fingerprint, location, near=near)
+    if place is None:
         raise VqtoolError(
             f"the tokenizer {fingerprint} that this input was made with is not at {location}: "
-            "name its file with --tokenizer"
+            f"name its file with --{parameter}"
         )
-    return load_tokenizer(path, fingerprint=fingerprint)
+    try:
+        found = load_tokenizer(place, fingerprint=fingerprint or None)
+    except MismatchError as error:
+        if parameter == "tokenizer":
+            raise
+        raise MismatchError(f"{place} is not the tokenizer {fingerprint}: name its file with --{parameter}") from error
+    if isinstance(named, GridHeader):
+        _check_grids(named, found, str(source or "input"))
+    return found
+
+
+def _check_grids(header: GridHeader, tokenizer: Tokenizer, source: str) -> None:
+    """Raise MismatchError unless grids under this header can be a tokenizer's."""
+    if (header.codebook_size, header.grid_size) != (tokenizer.codebook_size, tokenizer.grid_size(header.image_size)):
+        rows, columns = header.grid_size
+        height, width = header.image_size
+        raise MismatchError(
+            f"{source}: grids of {rows}x{columns} tokens below {header.codebook_size} for images of {height}x{width} "
+            f"do not fit the tokenizer they name, {tokenizer.location}, which has {tokenizer.codebook_size} codes and "
+            f"factor {tokenizer.factor}: encode the images again"
+        )

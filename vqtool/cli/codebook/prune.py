@@ -35,17 +35,16 @@ def prune(
 
     from vqtool.artifacts import history_record, refuse_existing
     from vqtool.cli.console import echo, progress
-    from vqtool.cli.inputs import tokenizer_of
     from vqtool.codebooks.maps import kept_codes, pruning_map, save_map
     from vqtool.codebooks.rebuilt import with_codes
     from vqtool.codebooks.usage import count_grids
-    from vqtool.tokenizers import save_tokenizer
+    from vqtool.tokenizers import save_tokenizer, tokenizer_of
 
     map_path = code_map or output.with_suffix(".map.safetensors")
     for path in (output, map_path):
         refuse_existing(path, force=force)
     found = count_grids(grids, progress=lambda text, total: progress(text, total, "grids"))
-    old = tokenizer_of(found.header, grids[0], tokenizer)
+    old = tokenizer_of(found.header, grids[0], given=tokenizer)
     kept = kept_codes(found.counts, min_uses)
     record = history_record("codebook prune", inputs={"tokenizer": old.fingerprint}, min_uses=min_uses)
     new = save_tokenizer(

@@ -127,11 +127,11 @@ def _find_source(
     Raises:
         MismatchError: the images are not those of the grids.
     """
-    from vqtool.cli.inputs import choose_device, tokenizer_of
     from vqtool.codebooks.rebuilt import check_refittable
     from vqtool.codebooks.vectors import check_images, images_of, read_beginning
+    from vqtool.distributed import choose_device
     from vqtool.images import find_images, parse_size
-    from vqtool.tokenizers import BUILTIN, load_tokenizer
+    from vqtool.tokenizers import BUILTIN, load_tokenizer, tokenizer_of
 
     if grids is None:
         model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
@@ -140,7 +140,7 @@ def _find_source(
     if size is not None:
         raise VqtoolError("--size is that of the images that --grids was made of: give one of them")
     header, first, ids = read_beginning(grids)
-    model = tokenizer_of(header, grids, tokenizer).to(choose_device(device))
+    model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
     check_refittable(model)
     items = images_of(ids, find_images(images), str(grids))
     check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids))

@@ -1,17 +1,12 @@
 """`vqtool codebook remap`: token grids in the codes of a rebuilt tokenizer."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
-from vqtool.errors import MismatchError, VqtoolError
-
-if TYPE_CHECKING:
-    from vqtool.grids import GridHeader
-    from vqtool.tokenizers import Tokenizer
+from vqtool.errors import VqtoolError
 
 
 @command
@@ -42,14 +37,14 @@ def remap(
     from vqtool.cli.console import echo
     from vqtool.codebooks.maps import convert, converted_header, nearest_codes
     from vqtool.grids import GridWriter, check_output, open_grids
-    from vqtool.tokenizers import load_tokenizer
+    from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
     check_output(output, force=force)
     new = load_tokenizer(tokenizer)
     with open_grids(grids) as reader:
         if reader.header.tokenizer_fingerprint == new.fingerprint:
             raise VqtoolError(f"{reader.name}: its tokens are those of {tokenizer} already")
-        before = _tokenizer_of(reader.header, grids, old)
+        before = tokenizer_of(reader.header, grids, given=old, parameter="from")
         forward = nearest_codes(before, new, unrelated=unrelated)
         inputs = {"tokenizer": new.fingerprint, "from": before.fingerprint}
         header = converted_header(
@@ -64,31 +59,3 @@ def remap(
             for batch in convert(reader.batches(), forward):
                 writer.write(batch)
     echo(f"wrote {writer.num_grids} grids to {writer.name}")
-
-
-def _tokenizer_of(header: "GridHeader", source: str, given: str | None) -> "Tokenizer":
-    """The tokenizer of grids, given or where they name it.
-
-    Raises:
-        VqtoolError: it is not there.
-        MismatchError: it is another one.
-    """
-    from vqtool.artifacts import find_named
-    from vqtool.tokenizers import BUILTIN, load_tokenizer
-
-    near = None if source == "-" else Path(source).parent
-    place: str | Path | None = given or header.tokenizer_location
-    if place != BUILTIN and given is None:
-        place = find_named(header.tokenizer_fingerprint, header.tokenizer_location, near=near)
-    if place is None:
-        raise VqtoolError(
-            f"the tokenizer {header.tokenizer_fingerprint} of {source} is not at {header.tokenizer_location}: "
-            "name its file with --from"
-        )
-    found = load_tokenizer(place)
-    if found.fingerprint != header.tokenizer_fingerprint:
-        raise MismatchError(
-            f"{place} is tokenizer {found.fingerprint}, but the grids of {source} are of "
-            f"{header.tokenizer_fingerprint}: name its file with --from"
-        )
-    return found
