@@ -5,50 +5,26 @@ Files are told apart by their content, never by their name. A limit on the numbe
 
 from __future__ import annotations
 
-import re
-import struct
+import contextlib
 import warnings
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vqtool.errors import FormatError
+from vqtool.errors import FormatError, VqtoolError
 
 PREPROCESSING = "upright; over white; cover and centre crop, Pillow bicubic antialiased"
 
-# Oddities in EXIF and TIFF tags that have nothing to do with the pixels. Decoding runs in threads, where a filter for
-# the time of one call would not be safe.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Png)ImagePlugin")
+# Oddities of EXIF and TIFF tags have nothing to do with the pixels, whose number is limited below. Pictures are decoded
+# in threads, where a filter for the time of one call would not be safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Png|Jpeg)ImagePlugin")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_KINDS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (rb"\xff\xd8\xff", JpegImageFile),
-    (rb"\x89PNG\r\n\x1a\n", PngImageFile),
-    (rb"(?s)RIFF....WEBP", WebPImageFile),
-    (rb"GIF8[79]a", GifImageFile),
-    (rb"BM", BmpImageFile),
-    (rb"II[*+]\x00|MM\x00[*+]", TiffImageFile),
-    (rb"P[1-6]\s", PpmImageFile),
-)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
 _EXPECTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 _REDUCING_GAP = 3.0  # Pillow may shrink by an integer first, to no less than 3 times the wanted size
 _DRAFT_GAP = 2  # a JPEG may be decoded at a half, a quarter or an eighth, to no less than 2 times the wanted size
 
@@ -69,7 +45,8 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint
     try:
         image = _open(file)
         _check_pixels(image)
-        image.draft(None, _draft_size(image, size))
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, _draft_size(image, size))
         image.load()
         return _fit(_over_white(_turn_upright(image)), size)
     except FormatError:
@@ -77,6 +54,23 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"damaged or cut short ({reason})") from error
+
+
+def check_images(images: Any) -> NDArray[np.uint8]:
+    """A batch of images as an array (B, 3, height, width), from an array or a tensor.
+
+    Raises:
+        VqtoolError: another shape or type; says what was given.
+    """
+    array = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    if array.dtype != np.uint8:
+        raise VqtoolError(
+            f"images are {array.dtype}; expected uint8 in 0..255: `vqtool.images.to_uint8` maps floats in [-1, 1] to it"
+        )
+    if array.ndim != 4 or array.shape[1] != 3:
+        hint = ": one image is a batch of one, image[None]" if array.ndim == 3 and array.shape[0] == 3 else ""
+        raise VqtoolError(f"images have shape {array.shape}; expected (B, 3, height, width){hint}")
+    return array
 
 
 def fit_pixels(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -110,15 +104,14 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
-    """`Image.open` without its warnings, which cannot be silenced in threads, and with the formats named here alone."""
-    head = file.read(16)
-    file.seek(0)
-    if not head:
+    if not file.read(1):
         raise FormatError("the file is empty")
-    for pattern, plugin in _KINDS:
-        if re.match(pattern, head):
-            return plugin(file)
-    raise FormatError(f"not an image that can be read here; expected {_EXPECTED}")
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise FormatError(f"not an image that can be read here; expected {_EXPECTED}") from error
+    except Image.DecompressionBombError as error:
+        raise FormatError(f"{str(error).rstrip('.')}; shrink it first") from error
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -126,7 +119,7 @@ def _check_pixels(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None:
         return
-    limit *= 2 if image.format == "JPEG" else 1
+    limit *= 2 if image.format in ("JPEG", "MPO") else 1
     if image.width * image.height > limit:
         raise FormatError(f"{image.height}x{image.width} pixels are more than the limit of {limit}; shrink it first")
 
@@ -136,36 +129,26 @@ def _draft_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int, 
     if size is None:
         return image.size
     height, width = size
-    if _find_orientation(image) >= 5:
+    if _find_orientation(image) in _SIDEWAYS:
         height, width = width, height
     scale = _DRAFT_GAP * max(height / image.height, width / image.width)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_find_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    """By its EXIF orientation; Pillow has turned a TIFF by the time it is loaded."""
+    if image.format != "TIFF":
+        with contextlib.suppress(Exception):  # damaged EXIF: the pixels are turned before its other tags are looked at
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _find_orientation(image: Image.Image) -> int:
-    """1..8 as in EXIF. Pillow has turned a TIFF by the time it is loaded, and warns of damaged EXIF; this does not."""
-    exif = image.info.get("exif")
-    if image.format == "TIFF" or not isinstance(exif, bytes):
-        return 1
-    tiff = exif.removeprefix(b"Exif\x00\x00")
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4], "")
-    if not order:
-        return 1
+    """1..8 as in EXIF."""
     try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for i in range(count):
-            tag, _kind, _num, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * i)
-            if tag == _ORIENTATION_TAG:
-                return int(value)
-    except struct.error:  # cut short: the picture itself may be whole
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF: the picture itself may be whole
         return 1
-    return 1
 
 
 def _over_white(image: Image.Image) -> Image.Image:
