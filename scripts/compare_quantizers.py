@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 
 from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError
-from vqtool.images import find_images, parse_size, to_float, to_uint8
+from vqtool.images import find_images, parse_size, read_images, to_float, to_uint8
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer
-from vqtool.training.data import load_images
 from vqtool.training.loop import LoopConfig, measure_step_seconds
 from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
@@ -114,7 +113,7 @@ def read(sources: Sequence[Path], size: tuple[int, int], largest: int | None) ->
     items = find_images(sources)
     if largest is not None and len(items) > largest:
         items = [items[i] for i in np.linspace(0, len(items) - 1, largest).astype(int)]
-    return load_images(items, size)
+    return read_images(items, size).images
 
 
 def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None = None) -> int:

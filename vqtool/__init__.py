@@ -15,6 +15,8 @@ from vqtool.version import __version__
 if TYPE_CHECKING:
     from vqtool import metrics
     from vqtool.diffusion import kernels, posterior
+    from vqtool.images.reader import read_images
+    from vqtool.images.writer import save_images
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import sample
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
@@ -25,7 +27,9 @@ _LAZY = {
     "posterior": "vqtool.diffusion.posterior",
     "Prior": "vqtool.priors",
     "load_prior": "vqtool.priors",
+    "read_images": "vqtool.images.reader",
     "sample": "vqtool.samplers",
+    "save_images": "vqtool.images.writer",
     "Tokenizer": "vqtool.tokenizers",
     "load_tokenizer": "vqtool.tokenizers",
     "tokenizer_of": "vqtool.tokenizers",
@@ -43,7 +47,9 @@ __all__ = [
     "load_tokenizer",
     "metrics",
     "posterior",
+    "read_images",
     "sample",
+    "save_images",
     "tokenizer_of",
 ]
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vqtool
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images import ImageItem, find_images, parse_size, read_batches, read_image, to_float, to_uint8
 
@@ -309,3 +311,56 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         done = subprocess.run([sys.executable, "-c", code, str(num)], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))  # KiB
     assert peaks[1] - peaks[0] < 20_000  # 950 images of 480 kB would be 456,000
+
+
+class Told:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int | None]] = []
+        self.done: list[int] = []
+
+    @contextmanager
+    def __call__(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        self.said.append((description, total))
+        yield self.done.append
+
+
+def test_all_images_are_read_at_once_with_their_words_and_a_total(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 4, 6), dtype=np.uint8)
+    words = {"ids": [f"{i:02d}" for i in range(70)], "labels": ["cat", ""] * 35, "captions": ["", "a dog"] * 35}
+    writing, reading = Told(), Told()
+    vqtool.save_images(pixels, tmp_path / "out", **words, progress=writing)
+    found = vqtool.read_images(tmp_path / "out", progress=reading)
+    assert np.array_equal(found.images, pixels)
+    assert {name: getattr(found, name) for name in words} == words
+    assert (writing.said, writing.done) == ([("write", 70)], [64, 6])
+    assert (reading.said, reading.done) == ([("read", 70)], [64, 6])
+    assert vqtool.read_images([tmp_path / "out"], 8).images.shape == (70, 3, 8, 8)
+    assert vqtool.read_images(found.items[:2], "5x7").images.shape == (2, 3, 5, 7)
+    assert vqtool.read_images(str(tmp_path / "out"), (5, 7)).images.shape == (70, 3, 5, 7)
+
+
+def test_images_beyond_some_memory_are_read_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtool.images.reader._MEMORY_BYTES", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 6), dtype=np.uint8)
+    vqtool.save_images(pixels, tmp_path / "x.tar")
+    images = vqtool.read_images(tmp_path / "x.tar").images
+    assert isinstance(images, np.memmap)
+    assert np.array_equal(images, pixels)
+
+
+def test_bad_images_are_left_out_of_all_or_stop_it(tmp_path: Path) -> None:
+    for name in ("a.png", "c.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    told: list[str] = []
+    found = vqtool.read_images(tmp_path, on_error=lambda item, error: told.append(item.id))
+    assert (found.ids, found.labels, found.captions, told) == (["a", "c"], None, None, ["b"])
+    assert found.images.shape == (2, 3, 4, 4)
+    with pytest.raises(FormatError, match=r"b\.png: not an image"):
+        vqtool.read_images(tmp_path)
+    with pytest.raises(VqtoolError, match="none of the 1 images could be read"):
+        vqtool.read_images(tmp_path / "b.png", on_error=lambda item, error: None)
+    with pytest.raises(VqtoolError, match="size 'x': expected one number"):
+        vqtool.read_images(tmp_path, "x")

@@ -5,8 +5,10 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import vqtool
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_image
 from vqtool.images.writer import METADATA, PREVIEW_IMAGES, FolderWriter, PreviewWriter, TarWriter, writer_type
@@ -213,3 +215,32 @@ def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
     from pathlib import Path
 
     assert writer_type(Path(name) if name.startswith(("-", "/")) else tmp_path / name) is kind
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "message"),
+    [
+        (np.zeros((2, 3, 4, 4), np.float32), {}, r"are float32; expected uint8 in 0\.\.255: `vqtool.images.to_uint8`"),
+        (np.zeros((2, 3, 4, 4), np.int64), {}, "images are int64"),
+        (np.zeros((3, 4, 4), np.uint8), {}, r"expected \(B, 3, height, width\): one image is a batch of one"),
+        (np.zeros((2, 4, 4, 3), np.uint8), {}, r"shape \(2, 4, 4, 3\); expected"),
+        (np.zeros((2, 3, 4, 4), np.uint8), {"ids": ["a"]}, "ids: a list with one text an image is expected: 1 for 2"),
+        (np.zeros((2, 3, 4, 4), np.uint8), {"captions": "ab"}, "captions: .* one string for 2 images"),
+    ],
+)  # fmt: skip
+def test_what_is_no_batch_of_images_with_its_words_is_not_saved(tmp_path, images, words, message):
+    with pytest.raises(VqtoolError, match=message):
+        vqtool.save_images(images, tmp_path / "out", **words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_tensors_are_saved_under_numbers_that_sort(tmp_path, name):
+    images = torch.from_numpy(pictures(11))
+    vqtool.save_images(images, tmp_path / name)
+    found = vqtool.read_images(tmp_path / name)
+    assert found.ids == [f"{number:02d}" for number in range(11)]
+    assert np.array_equal(found.images, images.numpy())
+    with pytest.raises(VqtoolError, match="use --force"):
+        vqtool.save_images(images, tmp_path / name)
+    vqtool.save_images(images[:3], tmp_path / name, force=True)

@@ -49,15 +49,9 @@ def load_training_images(
     Raises:
         VqtoolError: the size is no multiple of the tokenizer's factor, or no image could be read.
     """
-    from vqtool.images import find_images
-    from vqtool.training.data import load_images
+    from vqtool.images import read_images
 
     if size[0] % factor or size[1] % factor:
         raise VqtoolError(f"--size {size[0]}x{size[1]}: both sides must be multiples of the factor {factor}")
-    items = find_images(sources)
-    with progress("read", len(items)) as advance:
-        larger = round(size[0] * room), round(size[1] * room)
-        pixels = load_images(items, larger, on_error=skipped.on_error, advance=advance)
-    if not len(pixels):
-        raise VqtoolError(f"none of the {len(items)} images could be read")
-    return pixels
+    larger = round(size[0] * room), round(size[1] * room)
+    return read_images(sources, larger, on_error=skipped.on_error, progress=progress).images

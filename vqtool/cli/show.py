@@ -44,7 +44,7 @@ def show(
     from vqtool.metrics.report import common_size
     from vqtool.metrics.tokens import holds_grids
     from vqtool.tokenizers import tokenizer_of
-    from vqtool.tokenizers.batches import decode_batch, known_texts
+    from vqtool.tokenizers.batches import decode_batch
 
     skipped, are_grids = Skipped(strict), holds_grids(sources[0])
     if are_grids and size is not None:
@@ -63,7 +63,6 @@ def show(
             items = find_images(sources)[:num]
             image_size = parse_size(size) if size else common_size(items) or MIXED_SIZE
             for found in read_batches(items, image_size, 64, on_error=skipped.on_error):
-                labels, captions = known_texts(found.items)
-                writer.write(found.images, [item.id for item in found.items], labels, captions)
+                writer.write(found.images, found.ids, found.labels, found.captions)
     echo(f"wrote {writer.num_images} pictures to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

@@ -1,7 +1,16 @@
 """Images: where they come from, how they become pixels, and how they are written and shown."""
 
 from vqtool.images.pixels import PREPROCESSING
-from vqtool.images.reader import ImageBatch, OnError, parse_size, read_batches, read_image, to_float, to_uint8
+from vqtool.images.reader import (
+    ImageBatch,
+    OnError,
+    parse_size,
+    read_batches,
+    read_image,
+    read_images,
+    to_float,
+    to_uint8,
+)
 from vqtool.images.sources import ImageItem, find_images
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "parse_size",
     "read_batches",
     "read_image",
+    "read_images",
     "to_float",
     "to_uint8",
 ]

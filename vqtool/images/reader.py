@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.pixels import fit_pixels, read_pixels
-from vqtool.images.sources import ImageItem
+from vqtool.images.sources import ImageItem, find_images
+from vqtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 OnError = Callable[[ImageItem, VqtoolError], None]
 _Pending = Future[NDArray[np.uint8]]
 _LARGEST_SIDE = 16384  # pixels
+_READ_BATCH = 64  # images
+_MEMORY_BYTES = 2 << 30  # beyond this many bytes the images of `read_images` lie in a temporary file
 _AHEAD = 4  # images a worker that are read beyond the next batch
 
 
@@ -37,6 +42,24 @@ class ImageBatch:
 
     images: NDArray[np.uint8]  # (B, 3, height, width)
     items: list[ImageItem]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def ids(self) -> list[str]:
+        """Their names, unique among the images found together."""
+        return [item.id for item in self.items]
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Their classes, "" for one that has none; None if none of them has."""
+        return _known([item.label for item in self.items])
+
+    @property
+    def captions(self) -> list[str] | None:
+        """Their captions, "" for one that has none; None if none of them has."""
+        return _known([item.caption for item in self.items])
 
 
 def parse_size(text: str, name: str = "size", unit: str = "pixels") -> tuple[int, int]:
@@ -58,6 +81,46 @@ def parse_size(text: str, name: str = "size", unit: str = "pixels") -> tuple[int
             "for example 64 or 48x80"
         )
     return sides[0], sides[-1]
+
+
+def read_images(
+    sources: str | Path | Sequence[str | Path] | Sequence[ImageItem],
+    size: int | str | tuple[int, int] | None = None,
+    *,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+) -> ImageBatch:
+    """Read all images of some sources at once; `read_batches` reads them one batch at a time.
+
+    Args:
+        sources: a folder, image file, tar shard or HDF5 file of images, several of them, or what `find_images` found.
+        size: pixels to cover and crop to: 64, (48, 80), or "48x80" as commands take it (height first); None: the
+            images' own, which must then be the same for all.
+        on_error: called for each image that cannot be read, which is then left out; None: raise.
+        progress: shows how far it is; see `vqtool.progress`.
+
+    Returns:
+        The images (N, 3, height, width), uint8, with their ids, labels and captions. Beyond 2 GB they lie in a
+        temporary file that is paged in as needed.
+
+    Raises:
+        FormatError: an image cannot be read, and there is no on_error.
+        VqtoolError: no images, none that can be read, or sizes that differ where none was given.
+    """
+    items = _find(sources)
+    sides = parse_size(str(size)) if isinstance(size, int | str) else size
+    images: NDArray[np.uint8] | None = None
+    kept: list[ImageItem] = []
+    with progress("read", len(items)) as advance:
+        for batch in read_batches(items, sides, _READ_BATCH, on_error=on_error):
+            if images is None:
+                images = _allocate((len(items), *batch.images.shape[1:]))
+            images[len(kept) : len(kept) + len(batch)] = batch.images
+            kept += batch.items
+            advance(len(batch))
+    if images is None:
+        raise VqtoolError(f"none of the {len(items)} images could be read")
+    return ImageBatch(images[: len(kept)], kept)
 
 
 def read_image(item: ImageItem, size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -132,6 +195,24 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
     scaled = (images.detach().to(torch.float32) + 1.0) * 127.5
     return scaled.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _find(sources: str | Path | Sequence[str | Path] | Sequence[ImageItem]) -> list[ImageItem]:
+    if isinstance(sources, str | Path):
+        return find_images([sources])
+    items = [source for source in sources if isinstance(source, ImageItem)]
+    return items if items and len(items) == len(sources) else find_images(cast("Sequence[str | Path]", sources))
+
+
+def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if np.prod(shape, dtype=np.int64) <= _MEMORY_BYTES:
+        return np.empty(shape, dtype=np.uint8)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it alive
+        return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+
+
+def _known(texts: Sequence[str | None]) -> list[str] | None:
+    return [text or "" for text in texts] if any(text is not None for text in texts) else None
 
 
 def _read_ahead(

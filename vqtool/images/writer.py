@@ -21,10 +21,13 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids.stream import explained, is_stream, open_output, refuse_terminal
 from vqtool.images.naming import UniqueNames
+from vqtool.images.pixels import check_images
 from vqtool.images.preview import png_bytes, preview_grid, save_image
+from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
 PREVIEW_IMAGES = 400  # most pictures on one preview
+_BATCH = 64  # images that `save_images` writes between two steps of its progress
 
 Texts = Sequence[str]
 
@@ -223,3 +226,42 @@ def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[Pre
     if is_stream(output) or output.suffix == ".tar":
         return TarWriter
     return PreviewWriter if output.suffix.lower() == ".png" else FolderWriter
+
+
+def save_images(
+    images: NDArray[np.uint8],
+    output: str | Path,
+    *,
+    ids: Texts | None = None,
+    labels: Texts | None = None,
+    captions: Texts | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Write images as the commands do: to a folder of PNG files, a tar of them, or one preview.
+
+    Args:
+        images: (N, 3, height, width) uint8, an array or a tensor.
+        output: a folder, x.tar, x.png (a preview of all), or "-" (a tar to standard output).
+        ids: one an image, names are made from them; None: their numbers.
+        labels: one an image, "" where unknown.
+        captions: one an image, "" where unknown.
+        force: overwrite what is there.
+        progress: shows how far it is; see `vqtool.progress`.
+
+    Raises:
+        VqtoolError: images of another type or shape, texts of another number, an output that exists or cannot be
+            written.
+    """
+    pixels, path = check_images(images), Path(output)
+    width = len(str(max(len(pixels) - 1, 0)))
+    ids = [f"{number:0{width}d}" for number in range(len(pixels))] if ids is None else ids
+    for name, texts in (("ids", ids), ("labels", labels), ("captions", captions)):
+        if texts is not None and (isinstance(texts, str) or len(texts) != len(pixels)):
+            given = "one string" if isinstance(texts, str) else str(len(texts))
+            raise VqtoolError(f"{name}: a list with one text an image is expected: {given} for {len(pixels)} images")
+    with writer_type(path)(path, force=force) as writer, progress("write", len(pixels)) as advance:
+        for start in range(0, len(pixels), _BATCH):
+            part = slice(start, start + _BATCH)
+            writer.write(pixels[part], ids[part], labels and labels[part], captions and captions[part])
+            advance(len(pixels[part]))

@@ -33,16 +33,6 @@ def grid_header(tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[
     )
 
 
-def known_texts(items: Sequence[ImageItem]) -> tuple[list[str] | None, list[str] | None]:
-    """Labels and captions of images: None if none of them has one, "" for one that has not."""
-    labels, captions = [item.label for item in items], [item.caption for item in items]
-    return _filled(labels), _filled(captions)
-
-
-def _filled(texts: Sequence[str | None]) -> list[str] | None:
-    return [text or "" for text in texts] if any(text is not None for text in texts) else None
-
-
 def encode_images(
     items: Sequence[ImageItem],
     tokenizer: Tokenizer,
@@ -67,8 +57,7 @@ def encode_images(
 def encode_batch(batch: ImageBatch, tokenizer: Tokenizer) -> GridBatch:
     """Token grids of images, with what is known of them."""
     tokens = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
-    labels, captions = known_texts(batch.items)
-    return GridBatch(tokens.cpu().numpy().astype(np.uint32), [item.id for item in batch.items], labels, captions)
+    return GridBatch(tokens.cpu().numpy().astype(np.uint32), batch.ids, batch.labels, batch.captions)
 
 
 def decode_batch(batch: GridBatch, tokenizer: Tokenizer) -> NDArray[np.uint8]:

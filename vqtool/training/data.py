@@ -1,9 +1,7 @@
-"""What is learnt from, as arrays: images, decoded once, in memory or in a temporary file; grids and conditions."""
+"""What is learnt from, as arrays: token grids with their conditions, and digests of images."""
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,49 +12,13 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.conditions import Conditioner
-from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch
-from vqtool.images import ImageItem, read_batches
 from vqtool.priors import GridSpec
 from vqtool.training.loop import Indices
 
-MEMORY_BYTES = 2 << 30  # beyond this the array lives in a temporary file, paged in as needed
 HELD_OUT_SHARE = 0.03
 MAX_HELD_OUT = 128
 MIN_GRIDS_TO_HOLD_OUT = 200
-
-
-def load_images(
-    items: Sequence[ImageItem],
-    size: tuple[int, int],
-    *,
-    on_error: Callable[[ImageItem, VqtoolError], None] | None = None,
-    advance: Callable[[int], None] = lambda n: None,
-) -> NDArray[np.uint8]:
-    """Read images of one size.
-
-    Args:
-        items: what `find_images` found.
-        size: (h, w) to resize and crop to.
-        on_error: told of a bad image, which is left out; None raises.
-        advance: told how many more are read.
-
-    Returns:
-        (N, 3, h, w) uint8; N counts the good ones.
-    """
-    shape = (len(items), 3, *size)
-    images: NDArray[np.uint8]
-    if np.prod(shape, dtype=np.int64) > MEMORY_BYTES:
-        with tempfile.TemporaryFile() as file:  # the mapping keeps it alive
-            images = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-    else:
-        images = np.empty(shape, dtype=np.uint8)
-    count = 0
-    for batch in read_batches(items, size, 64, on_error=on_error):
-        images[count : count + len(batch.images)] = batch.images
-        count += len(batch.images)
-        advance(len(batch.images))
-    return images[:count]
 
 
 def digest(array: NDArray[np.uint8]) -> str:
