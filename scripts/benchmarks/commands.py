@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import Row, seconds
+from benchmarks import Row, race, seconds
 from vqtool.images import find_images, read_batches, to_float
 from vqtool.tokenizers import load_tokenizer
 
@@ -48,10 +48,13 @@ def draw_pictures(folder: Path, num: int, side: int = 128) -> None:
 
 
 def startup(folder: Path, num: int) -> Iterator[Row]:
-    """Whole processes: --help, and info of a grid file; bound: 0.4 s for --help."""
+    """Whole processes: --help, against the libraries of every command line of this kind, and info of a grid file."""
     draw_pictures(folder / "few", 4)
     run("encode", "few", "-o", "few.h5", folder=folder)
-    yield "`vqtool --help`", f"{seconds(lambda: run('--help', folder=folder)):.2f} s"
+    libraries = [sys.executable, "-c", "import typer, rich"]
+    ours, bare = race(lambda: run("--help", folder=folder), lambda: subprocess.run(libraries, check=True), repeats=15)
+    yield "`vqtool --help`", f"{ours:.2f} s"
+    yield "the same over `python -c 'import typer, rich'`", f"{ours / bare:.2f}x"
     yield "`vqtool info tok.h5`", f"{seconds(lambda: run('info', 'few.h5', folder=folder)):.2f} s"
 
 

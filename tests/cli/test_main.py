@@ -1,10 +1,13 @@
 """The command itself: help and version without heavy imports, errors as one line, exit codes."""
 
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 import typer
+from support.command_lines import root_command
 from support.commands import COMMAND, error_lines, shell, write_pictures
 
 from vqtool.cli import main as cli
@@ -30,6 +33,56 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_vqtool_imports_no_command_and_nothing_that_draws():
+    code = """
+import sys
+from vqtool.cli import main as cli
+sys.argv = ["vqtool", "--help"]
+try:
+    cli.main()
+except SystemExit as stop:
+    assert not stop.code
+loaded = {name.removeprefix("vqtool.cli.") for name in sys.modules if name.startswith("vqtool.cli.")}
+assert loaded == {"main", "help", "flags"}, loaded
+drawing = {"rich.console", "rich.markdown", "rich.table", "typer.rich_utils", "pygments"} & set(sys.modules)
+assert not drawing, drawing
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_line_of_help_in_the_list_of_commands_is_the_first_of_the_command(name):
+    assert COMMANDS[name][1] == root_command().get_command(None, name).help.split("\n")[0]
+
+
+def test_the_help_groups_the_commands(vqtool):
+    lines = vqtool("--help").out.splitlines()
+    groups = [f"{group}:" for group in ("Begin", "Edit", "Look", "Convert")]
+    assert [line for line in lines if line in groups] == groups
+    group, found = "", {}
+    for line in lines:
+        group = line if line in groups else group
+        if group and line.strip():
+            found[line.split()[0]] = group[:-1]
+    assert {name: found[name] for name in COMMANDS} == {name: its for name, (its, _) in COMMANDS.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("vqtool in", {"inpaint", "info"}),
+        ("vqtool codebook re", {"refit", "remap"}),
+        ("vqtool encode --tok", {"--tokenizer"}),
+    ],
+)
+def test_the_shell_completes_commands_and_flags(words, expected):
+    environment = {**os.environ, "_VQTOOL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
+    code = "from vqtool.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert set(re.findall(r'"([\w-]+)"(?::|$)', done.stdout)) == expected
 
 
 def test_the_help_lists_every_command_and_goes_to_stdout(vqtool):

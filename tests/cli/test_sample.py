@@ -13,12 +13,12 @@ from support.exact import random_prior
 from typer.testing import CliRunner
 
 import vqtool
-from vqtool.cli.main import register
+from vqtool.cli.main import app
 from vqtool.cli.runs import RunFlags, filmed
 from vqtool.grids import read_grids
 from vqtool.tokenizers import load_tokenizer
 
-APP = register()
+APP = app
 
 
 @pytest.fixture

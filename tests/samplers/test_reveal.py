@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import vqtool
 from vqtool import rng, samplers
-from vqtool.cli.main import register
+from vqtool.cli.main import app
 from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
@@ -375,7 +375,7 @@ def test_flags_are_the_arguments_of_the_samplers(tmp_path, flags, arguments):
     prior, output = random_prior(), tmp_path / "x.h5"
     prior.save(tmp_path / "prior.safetensors")
     result = CliRunner().invoke(
-        register(), ["sample", str(tmp_path / "prior.safetensors"), "-n", "3", *flags, "-o", str(output)]
+        app, ["sample", str(tmp_path / "prior.safetensors"), "-n", "3", *flags, "-o", str(output)]
     )
     assert result.exit_code == 0, result.stderr
     assert torch.equal(

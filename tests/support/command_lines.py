@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from vqtool.cli.main import register
+from vqtool.cli.main import app
 
 Args = list[str]
 WRAPPERS = {"run", "make", "train", "time", "exec", "then", "do", "else", "if", "!"}  # what may begin a command
@@ -18,7 +18,7 @@ CHANGES_THE_SHELL = {"--install-completion", "--show-completion"}  # acts while 
 @cache
 def root_command() -> Any:
     """The vqtool command with all sub-commands."""
-    return typer.main.get_command(register())
+    return typer.main.get_command(app)
 
 
 def leaf_commands() -> dict[str, Any]:
@@ -27,8 +27,9 @@ def leaf_commands() -> dict[str, Any]:
     left = [("", root_command())]
     while left:
         words, command = left.pop()
-        if hasattr(command, "commands"):
-            left += [(f"{words} {name}".strip(), sub) for name, sub in command.commands.items()]
+        if hasattr(command, "list_commands"):
+            names = command.list_commands(None)
+            left += [(f"{words} {name}".strip(), command.get_command(None, name)) for name in names]
         else:
             found[words] = command
     return dict(sorted(found.items()))

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 import typer
 
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
+from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.version import __version__
@@ -31,28 +32,29 @@ _HELP = """Generate images with vector-quantised discrete diffusion.
 images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics
 """
 
-# Registered names, in the order in which --help lists them. "codebook refit" is cli/codebook/refit.py.
-COMMANDS = (
-    "encode",
-    "codebook",
-    "train-tokenizer",
-    "train-prior",
-    "sample",
-    "inpaint",
-    "outpaint",
-    "vary",
-    "complete",
-    "decode",
-    "eval",
-    "compare",
-    "import",
-    "export",
-    "show",
-    "info",
-    "head",
-    "cat",
-    "check",
-)
+# name -> (group in --help, line of help): in the order in which --help lists them. "codebook refit" is
+# cli/codebook/refit.py.
+COMMANDS = {
+    "encode": ("Begin", "Turn images into token grids."),
+    "codebook": ("Begin", "Measure, rebuild and prune codebooks; convert token grids."),
+    "train-tokenizer": ("Begin", "Train a VQ-VAE or VQGAN tokenizer on images."),
+    "train-prior": ("Begin", "Train a discrete diffusion prior on token grids."),
+    "sample": ("Begin", "Draw token grids from a prior."),
+    "decode": ("Begin", "Turn token grids into images."),
+    "inpaint": ("Edit", "Make a part of each picture anew."),
+    "outpaint": ("Edit", "Put each picture on a larger canvas and make what is around it."),
+    "vary": ("Edit", "Make pictures like those given."),
+    "complete": ("Edit", "Fill the masked cells of token grids."),
+    "eval": ("Look", "Score images or token grids: a table on stderr, JSON on stdout."),
+    "compare": ("Look", "Compare samplers: network calls, seconds and scores of each."),
+    "show": ("Look", "Draw one preview of pictures, with their captions, labels or ids under them."),
+    "info": ("Look", "Show what a file is, be it token grids, tokenizer or prior, and its history."),
+    "head": ("Look", "Write the first token grids of a file or stream."),
+    "check": ("Look", "Check files for truncation, damage and tokens out of range."),
+    "import": ("Convert", "Convert another project's checkpoint into artifacts of vqtool."),
+    "export": ("Convert", "Convert an artifact into the files of another project."),
+    "cat": ("Convert", "Join token grids of one tokenizer and one grid size."),
+}
 
 _state = {"debug": False}
 
@@ -149,12 +151,30 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _load(name: str) -> Any:
+    """The command of that name, from the file that bears it."""
+    function = _function_name(name)
+    module = importlib.import_module(f"vqtool.cli.{function}")
+    if hasattr(module, "app"):  # a command of several
+        group = typer.main.get_group(module.app)
+        group.name = name
+        return group
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(name, cls=Command)(getattr(module, function))
+    return typer.main.get_command(single)
+
+
+class _Root(LazyGroup):
+    table = COMMANDS
+    load = staticmethod(_load)
+
+
 app = typer.Typer(
     name="vqtool",
+    cls=_Root,
     help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -169,19 +189,6 @@ def _global(
     ] = False,
 ) -> None:
     _state["debug"] = debug
-
-
-@functools.cache
-def register(application: typer.Typer = app) -> typer.Typer:
-    """Add every command of `COMMANDS` from the file that bears its name."""
-    for name in COMMANDS:
-        function = _function_name(name)
-        module = importlib.import_module(f"vqtool.cli.{function}")
-        if hasattr(module, "app"):
-            application.add_typer(module.app, name=name)
-        else:
-            application.command(name)(getattr(module, function))
-    return application
 
 
 def _function_name(command_name: str) -> str:
@@ -200,4 +207,4 @@ def main() -> None:
     if "--debug" in arguments[:end]:
         arguments.remove("--debug")
         arguments.insert(0, "--debug")
-    register()(args=arguments, prog_name="vqtool")
+    app(args=arguments, prog_name="vqtool")

@@ -11,9 +11,10 @@ from vqtool.cli.codebook.prune import prune
 from vqtool.cli.codebook.refit import refit
 from vqtool.cli.codebook.remap import remap
 from vqtool.cli.codebook.usage import usage
+from vqtool.cli.help import Command
 
 COMMANDS = (usage, refit, finetune, remap, prune, apply_map)
 
 app = typer.Typer(help="Measure, rebuild and prune codebooks; convert token grids.", no_args_is_help=True)
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(cls=Command)(_command)
