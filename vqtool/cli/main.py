@@ -11,10 +11,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from vqtool.cli import _descriptors
+from vqtool.cli.console import warn
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
@@ -56,6 +58,9 @@ COMMANDS = {
     "cat": ("Convert", "Join token grids of one tokenizer and one grid size."),
 }
 
+# Flags of version 0.1 and 0.2 that have other names now: they go on working, with a warning.
+OLD_FLAGS = {"--holes": "--masked"}
+
 _state = {"debug": False}
 
 
@@ -88,7 +93,7 @@ def command(function: F) -> F:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except (Exception, KeyboardInterrupt) as error:
-            _stop(error, flags)
+            raise typer.Exit(_report(error, flags)) from error
 
     spread = [part for name in parameters for part in _flags(parameters[name], records.get(name), groups.get(name))]
     flags = {part.name: flag_of(part.name) for part in spread}
@@ -111,22 +116,23 @@ def _flags(parameter: inspect.Parameter, record: Any, group: FlagGroup | None) -
             )
 
 
-def _stop(error: BaseException, flags: dict[str, str]) -> NoReturn:
+def _report(error: BaseException, flags: dict[str, str]) -> int:
+    """Say what went wrong in one line, and return the exit code."""
     if _state["debug"]:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
         _give_up_stdout()
-        raise typer.Exit(EXIT_PIPE_CLOSED) from error
+        return EXIT_PIPE_CLOSED
     if isinstance(error, KeyboardInterrupt):
         if is_main_process():
             print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        return EXIT_INTERRUPTED
     print(f"error: {name_flags(_one_line(error), flags)}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:
         _give_up_stdout()
-    raise typer.Exit(EXIT_ERROR) from error
+    return EXIT_ERROR
 
 
 def _give_up_stdout() -> None:
@@ -202,9 +208,23 @@ def main() -> None:
     # OpenMP's threads spin for milliseconds while they wait, and so starve whatever shares the cores with them: threads
     # that read images, the other end of a pipe. Spinning for some 50 microseconds is as quick on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    arguments = sys.argv[1:]
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    if "--debug" in arguments[:end]:
-        arguments.remove("--debug")
-        arguments.insert(0, "--debug")
-    app(args=arguments, prog_name="vqtool")
+    _descriptors.prepare()
+    try:
+        app(args=_arguments(sys.argv[1:]), prog_name="vqtool")
+    except (OSError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command
+        sys.exit(_report(error, {}))
+
+
+def _arguments(given: list[str]) -> list[str]:
+    """The arguments with --debug in front and flags of earlier versions by their present names, each told."""
+    end = given.index("--") if "--" in given else len(given)
+    before, after = given[:end], given[end:]
+    front = ["--debug"] if "--debug" in before else []
+    renamed = []
+    for argument in before:
+        flag, equals, value = argument.partition("=")
+        if flag in OLD_FLAGS:
+            warn(f"{flag} is called {OLD_FLAGS[flag]} now")
+        if flag != "--debug":
+            renamed.append(OLD_FLAGS.get(flag, flag) + equals + value)
+    return front + renamed + after

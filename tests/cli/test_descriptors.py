@@ -1,0 +1,62 @@
+"""Standard input, output and error closed or full: no message in the data, no traceback, and finished work counts."""
+
+import pytest
+from support.commands import shell, write_pictures
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tokenizer_path):
+    """A folder with imgs/ and tok.h5, 4 grids."""
+    folder = tmp_path_factory.mktemp("work")
+    write_pictures(folder / "imgs", 4)
+    result = shell("$vqtool encode imgs -t $t --size 16 -o tok.h5", folder, t=tokenizer_path)
+    assert result.code == 0, result.err
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$vqtool cat tok.h5 -o $o >&-", 0),
+        ("$vqtool cat tok.h5 -o $o <&-", 0),
+        ("$vqtool cat tok.h5 -o $o 2>&-", 0),
+        ("$vqtool cat tok.h5 -o $o >&- 2>&- <&-", 0),
+        ("$vqtool cat tok.h5 -o $o 2>/dev/full", 0),
+        ("$vqtool encode imgs -t $t --size 16 -o $o 2>&-", 0),
+        ("$vqtool info tok.h5 >&-", 1),
+        ("$vqtool info tok.h5 2>&-", 0),
+        ("$vqtool cat tok.h5 -o - >&-", 1),
+        ("$vqtool --help >&-", 1),
+        ("$vqtool --help >/dev/full", 1),
+        ("$vqtool sample --help >/dev/full", 1),
+        ("$vqtool info none.h5 2>/dev/full", 1),
+    ],
+)
+def test_a_closed_or_full_descriptor_fails_what_needs_it_and_nothing_else(work, tmp_path, tokenizer_path, line, code):
+    output = tmp_path / "out.h5"
+    result = shell(line, work, o=output, t=tokenizer_path)
+    assert result.code == code, result.err
+    assert "Traceback" not in result.err
+    assert "Exception ignored" not in result.err
+    assert not ("$o" in line and code == 0) or output.read_bytes()[:8] == b"\x89HDF\r\n\x1a\n"
+
+
+def test_no_message_reaches_the_data_when_stderr_is_closed(work):
+    result = shell("$vqtool head -n 2 tok.h5 2>&- | $vqtool info - | grep -c 'grids *2 of'", work)
+    assert (result.code, result.out) == (0, "1\n")
+
+
+def test_help_into_a_closed_pipe_is_quiet(work):
+    result = shell("$vqtool --help | true; $vqtool sample --help | head -1", work)
+    assert result.err == ""
+
+
+def test_a_flag_of_an_earlier_version_works_and_is_told(vqtool, tmp_path):
+    result = vqtool("inpaint", tmp_path / "none.h5", "--mask", "left-half", "--holes", "-o", tmp_path / "x.h5")
+    assert "warning: --holes is called --masked now" in result.err
+    assert "No such option" not in result.err
+
+
+def test_a_late_or_early_ctrl_c_shows_no_traceback(work):
+    line = "for t in .4 .5 .6; do timeout -s INT $t $vqtool cat tok.h5 -o /dev/null; done"
+    assert "Traceback" not in shell(line, work).err
