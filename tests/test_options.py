@@ -6,7 +6,7 @@ import pytest
 
 from vqtool import options
 from vqtool.errors import VqtoolError
-from vqtool.options import Checked, Option, option, options_of, read_literal, read_options
+from vqtool.options import Checked, Option, distribute, option, options_of, read_literal, read_names, read_options
 
 TEXT = '''"""A strategy."""
 from vqtool.options import Checked, option
@@ -38,11 +38,11 @@ class Options(Checked):
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "PACKAGE", tmp_path)
-    for cached in (options._parse, read_options, read_literal):
+    for cached in (options._parse, read_options, read_literal, read_names):
         cached.cache_clear()
     (tmp_path / "strategy.py").write_text(TEXT)
     yield tmp_path
-    for cached in (options._parse, read_options, read_literal):
+    for cached in (options._parse, read_options, read_literal, read_names):
         cached.cache_clear()
 
 
@@ -56,6 +56,37 @@ def test_a_constant_is_read_without_an_import(source):
     assert read_literal("strategy.py", "NAMES") == ("a", "b-c")
     with pytest.raises(ValueError, match=r"strategy\.py assigns no literal to OTHERS"):
         read_literal("strategy.py", "OTHERS")
+
+
+def test_the_options_of_a_base_are_read_wherever_it_stands(source):
+    (source / "deep").mkdir()
+    (source / "deep" / "base.py").write_text(
+        "class Base:\n    a: int = option(1, 'First.')\n    b: int = option(2, 'Second.')\n"
+    )
+    (source / "above.py").write_text("from vqtool.deep.base import Base\nclass Options(Base):\n    pass\n")
+    (source / "one.py").write_text(
+        "from vqtool import above as up\nclass Mine(up.Options):\n    c: int = option(3, 'Third.')\n"
+        "class Options(Mine):\n    b: int = option(5, 'Mine.')\n"
+    )
+    assert [(each.name, each.default) for each in read_options("one.py")] == [("a", 1), ("b", 5), ("c", 3)]
+
+
+def test_choices_may_stand_elsewhere(source):
+    (source / "a.py").write_text("SIZES: dict[str, int] = {'tiny': 1, **OTHERS, 'small': f(2)}\n")
+    (source / "b.py").write_text("SIZES = ('small', 'huge')\n")
+    assert Option(default="tiny", help="How large.", choices="*.py:SIZES").known == ("tiny", "small", "huge")
+    with pytest.raises(ValueError, match=r"\*\.py has no names in NAMES_OF_ALL"):
+        read_names("*.py", "NAMES_OF_ALL")
+
+
+def test_options_go_where_they_are_known():
+    @dataclass(frozen=True, kw_only=True)
+    class Others(Checked):
+        size: "str" = option("tiny", "How large.")
+
+    assert distribute({"size": "base", "steps": 3}, Options, Others) == [Options(steps=3), Others(size="base")]
+    with pytest.raises(TypeError, match="no options are called heft, sise; there are form, interval, note, size"):
+        distribute({"heft": 1, "sise": 2}, Options, Others)
 
 
 def test_an_option_that_is_no_literal_is_refused(source):

@@ -11,11 +11,14 @@ What a strategy can be told stands in its own file and nowhere else:
 Constructing the dataclass checks the values. Commands make flags and help of the same lines: they read them from the
 source, without importing it, so that --help need not wait for torch. Hence all arguments of `option` are literals.
 
+A dataclass may take over the options of another one, by inheritance. Where the choices of an option are a list that
+stands elsewhere, such as that of registered names, `choices` says where: "denoisers/__init__.py:NAMES".
+
 Messages name an option by its Python name in backquotes, `purity_weight`; a command shows it as --purity-weight.
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -36,11 +39,16 @@ class Option:
     minimum: float | None = None
     above: float | None = None  # values have to be larger than this
     maximum: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | str = ()  # or where they stand: "FILE:CONSTANT", a tuple or the keys of dicts
     flag: str = ""  # a second flag, such as "--top-p" or "-K"
     advanced: bool = False  # whether the flag is for few people
     name: str = ""
     type: str = ""  # as written in the source, such as "int | None"
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The choices; empty if there is no such list."""
+        return read_names(*self.choices.split(":")) if isinstance(self.choices, str) else self.choices
 
     @property
     def default_text(self) -> str:
@@ -61,8 +69,8 @@ class Option:
         """
         if value is None:
             return
-        if self.choices and value not in self.choices:
-            raise VqtoolError(f"`{self.name}` {value}: unknown; known are {', '.join(self.choices)}")
+        if self.choices and value not in self.known:
+            raise VqtoolError(f"`{self.name}` {value}: unknown; known are {', '.join(self.known)}")
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers if self._has_range else ():
             if not (
@@ -114,6 +122,21 @@ def options_of(kind: type[Any]) -> tuple[Option, ...]:
     )
 
 
+def distribute(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """One object of each dataclass of options, made of those that are given; each option goes where it is known.
+
+    Raises:
+        TypeError: nobody knows an option.
+        VqtoolError: a value is not possible.
+    """
+    names = [{each.name for each in fields(kind)} for kind in kinds]
+    if unknown := sorted(given.keys() - set().union(*names)):
+        raise TypeError(
+            f"no options are called {', '.join(unknown)}; there are {', '.join(sorted(set().union(*names)))}"
+        )
+    return [kind(**{n: given[n] for n in known if n in given}) for kind, known in zip(kinds, names, strict=True)]
+
+
 @cache
 def read_options(file: str, kind: str = "Options") -> tuple[Option, ...]:
     """The options of a dataclass in a source file of the package, read without importing it.
@@ -125,11 +148,28 @@ def read_options(file: str, kind: str = "Options") -> tuple[Option, ...]:
     Raises:
         ValueError: an argument of `option(...)` is not a literal.
     """
-    found = []
+    found: dict[str, Option] = {}
     for node in _parse(file).body:
         if isinstance(node, ast.ClassDef) and node.name == kind:
-            found += [_read_option(line) for line in node.body if _is_option(line)]
-    return tuple(found)
+            for base in map(ast.unparse, node.bases):
+                inherited = () if base == "Checked" else _read_inherited(file, base)
+                found |= {each.name: each for each in inherited}
+            found |= {each.name: each for each in (_read_option(line) for line in node.body if _is_option(line))}
+    return tuple(found.values())
+
+
+def _read_inherited(file: str, base: str) -> tuple[Option, ...]:
+    """The options of a base class, `Base` or `module.Base`, of the same file or imported from one of the package."""
+    module, _, name = base.rpartition(".")
+    for node in _parse(file).body:
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("vqtool."):
+            for alias in node.names:
+                if (alias.asname or alias.name) == (module or name):
+                    place = f"{node.module}.{alias.name}" if module else str(node.module)
+                    return read_options(
+                        f"{place[len('vqtool.') :].replace('.', '/')}.py", name if module else alias.name
+                    )
+    return () if module else read_options(file, name)
 
 
 @cache
@@ -149,6 +189,35 @@ def read_registered(package: str, names: Iterable[str] | None = None) -> dict[st
     """The options of every strategy of a package: name -> options, in the order of its list NAMES."""
     listed = read_literal(f"{package}/__init__.py", "NAMES") if names is None else names
     return {name: read_options(f"{package}/{name.replace('-', '_')}.py") for name in listed}
+
+
+@cache
+def read_names(pattern: str, constant: str) -> tuple[str, ...]:
+    """The names in a constant, a tuple or the keys of a dict, of a source file, read without importing it.
+
+    Args:
+        pattern: of the files, such as "denoisers/*.py": the names in all of them that have the constant.
+        constant: such as "SIZES".
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: dict[str, None] = {}
+    for path in sorted(PACKAGE.glob(pattern)):
+        for value in _values(path.relative_to(PACKAGE).as_posix(), constant):
+            items = value.keys if isinstance(value, ast.Dict) else value.elts if isinstance(value, ast.Tuple) else []
+            found |= dict.fromkeys(ast.literal_eval(item) for item in items if item is not None)
+    if not found:
+        raise ValueError(f"{pattern} has no names in {constant}")
+    return tuple(found)
+
+
+def _values(file: str, constant: str) -> Iterator[ast.expr]:
+    for node in _parse(file).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if value is not None and any(isinstance(to, ast.Name) and to.id == constant for to in targets):
+            yield value
 
 
 @cache

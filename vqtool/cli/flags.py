@@ -20,6 +20,7 @@ from vqtool.errors import VqtoolError
 from vqtool.options import Option, read_options, read_registered
 
 ADVANCED = "Advanced"
+MAX_METAVAR = 30  # letters: more choices than that go into the help
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,16 @@ def _merge(users: dict[str, Option], *, all_of_them: bool) -> Option:
 
 def _annotation(each: Option, panels: dict[str, str]) -> Any:
     kind = _base_type(each.type)
-    text = f"{each.help} Default: {each.default_text}." if each.default_text else each.help
+    text = each.help
+    short = "|".join(each.known) if each.choices else ""
+    if len(short) >= MAX_METAVAR:
+        text += f" One of {', '.join(each.known)}."
+    text += f" Default: {each.default_text}." if each.default_text else ""
     names = [flag_of(each.name), *filter(None, [each.flag])]
     if kind is bool:
         names[0] += f"/--no-{flag_of(each.name)[2:]}"
-    complete: Callable[[], list[str]] | None = (lambda: list(each.choices)) if each.choices else None
-    metavar = "[" + "|".join(each.choices) + "]" if each.choices and len("|".join(each.choices)) < 30 else None
+    complete: Callable[[], list[str]] | None = (lambda: list(each.known)) if each.choices else None
+    metavar = f"[{short}]" if 0 < len(short) < MAX_METAVAR else None
     details = typer.Option(
         *names,
         help=text,
@@ -138,6 +143,6 @@ def numbers(flag: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]
         VqtoolError: it is none.
     """
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in re.split("[,x]", text))
     except ValueError as error:
         raise VqtoolError(f"{flag} {text}: numbers with commas between them are expected") from error
