@@ -222,11 +222,14 @@ def test_every_flipped_bit_of_the_data_is_found(path):
     ("content", "message"),
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a safetensors file"),
-        (b"PK\x03\x04" + bytes(100), "not a safetensors file|cut short inside its header"),
-        ((12).to_bytes(8, "little") + b"not json at ", "its header is not JSON"),
-        ((4).to_bytes(8, "little") + b"[1] ", "its header is not a JSON object"),
-        ((9).to_bytes(8, "little") + b'{"a": 12}', "a tensor has no dtype"),
-        ((26).to_bytes(8, "little") + b'{"a": {"data_offsets": 1}}', "a tensor has no dtype"),
+        (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
+        ((12).to_bytes(8, "little") + b"not json at ", "not a safetensors file, or truncated or damaged: .*header"),
+        ((4).to_bytes(8, "little") + b"[1] ", "not a safetensors file, or truncated or damaged: .*header"),
+        ((9).to_bytes(8, "little") + b'{"a": 12}', "not a safetensors file, or truncated or damaged: .*header"),
+        (
+            (26).to_bytes(8, "little") + b'{"a": {"data_offsets": 1}}',
+            "not a safetensors file, or truncated or damaged: .*header",
+        ),
         (to_bytes({"x": torch.zeros(2)}), "not made by vqtool"),
         (to_bytes({"x": torch.zeros(2)}, metadata={"format": "pt"}), "not made by vqtool"),
         (to_bytes({"x": torch.zeros(2)}, metadata={"vqtool": "[]"}), "its vqtool header is damaged"),
@@ -270,7 +273,7 @@ def test_headers_are_read_and_files_verified_without_torch(path):
 import sys
 from vqtool import artifacts
 print(artifacts.verify({str(path)!r}).kind, artifacts.tensor_shapes({str(path)!r})["weight"])
-assert "torch" not in sys.modules and "safetensors" not in sys.modules
+assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "tokenizer (2, 3)\n"

@@ -12,10 +12,11 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
 
 
@@ -43,81 +43,41 @@ class Header:
     format_version: int = FORMAT_VERSION
 
 
-def fingerprint(kind: str, config: Mapping[str, Any], entries: Mapping[str, Any], data: bytes | memoryview) -> str:
+def fingerprint(kind: str, config: Mapping[str, Any], tensors: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     """Identity of an artifact: SHA-256 over its kind, config and tensors, not over its history.
 
     Args:
         kind: of the artifact.
         config: JSON-able; its keys are sorted.
-        entries: name -> {dtype, shape, data_offsets} of each tensor, as in safetensors; "__metadata__" is left out.
-        data: what the offsets point into.
+        tensors: name and {dtype, shape, data} of each, as `safetensors.deserialize` gives them; sorted by name here.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256(f"{kind}\n{json.dumps(config, sort_keys=True)}\n".encode())
-    view = memoryview(data)
-    for name in sorted(set(entries) - {"__metadata__"}):
-        begin, end = entries[name]["data_offsets"]
-        digest.update(f"{name} {entries[name]['dtype']} {list(entries[name]['shape'])}\n".encode())
-        digest.update(view[begin:end])
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
+        digest.update(f"{name} {tensor['dtype']} {list(tensor['shape'])}\n".encode())
+        digest.update(tensor["data"])
     return digest.hexdigest()[:16]
 
 
-def _split(encoded: bytes) -> tuple[dict[str, Any], memoryview]:
-    """The entries of a whole safetensors file and its data."""
-    start = 8 + int.from_bytes(encoded[:8], "little")
-    return json.loads(encoded[8:start]), memoryview(encoded)[start:]
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose header is compared with the size of the file."""
+    from safetensors import SafetensorError, safe_open
 
-
-def _parse_header(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise FormatError(f"{path}: not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: not a safetensors file: its header is not a JSON object")
-    return header
-
-
-def _read_safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file; checks that the file is not cut short."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-                raise FormatError(f"{path}: not a safetensors file")
-            if 8 + length > size:
-                raise FormatError(f"{path}: cut short inside its header, or not a safetensors file")
-            header = _parse_header(file.read(length), path)
+        path.open("rb").close()  # safetensors' own errors do not say why a file cannot be read
+        with safe_open(path, "numpy") as file:
+            yield file
     except OSError as error:
         raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
-    entries = [entry for name, entry in header.items() if name != "__metadata__"]
-    if not all(map(_is_entry, entries)):
-        raise FormatError(f"{path}: not a safetensors file: a tensor has no dtype, shape or data_offsets")
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-    if end != size:
-        raise FormatError(f"{path}: {'truncated' if size < end else 'damaged'}: {size} bytes instead of {end}")
-    return header
+    except SafetensorError as error:
+        raise FormatError(f"{path}: not a safetensors file, or truncated or damaged: {error}") from error
 
 
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and all(
-            isinstance(entry.get(key), list) and all(isinstance(number, int) and number >= 0 for number in entry[key])
-            for key in ("shape", "data_offsets")
-        )
-        and len(entry["data_offsets"]) == 2
-    )
-
-
-def _artifact_header(header: Mapping[str, Any], path: Path) -> Header:
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or "vqtool" not in metadata:
+def _parse_header(metadata: Mapping[str, str], path: Path) -> Header:
+    if "vqtool" not in metadata:
         raise FormatError(f"{path}: a safetensors file, but not made by vqtool (no vqtool header)")
     try:
         fields = json.loads(metadata["vqtool"])
@@ -138,13 +98,14 @@ def read_header(path: str | Path) -> Header:
         FormatError: not a safetensors file, cut short, or not vqtool's.
     """
     path = Path(path)
-    return _artifact_header(_read_safetensors_header(path), path)
+    with _opened(path) as file:
+        return _parse_header(file.metadata() or {}, path)
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in a safetensors file, without loading them."""
-    header = _read_safetensors_header(Path(path))
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    with _opened(Path(path)) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def verify(path: str | Path) -> Header:
@@ -158,9 +119,11 @@ def verify(path: str | Path) -> Header:
 
 def _read_whole(path: Path) -> tuple[Header, bytes]:
     """The header and all bytes of an artifact that is what was written."""
+    from safetensors import deserialize
+
     header = read_header(path)
     encoded = path.read_bytes()
-    found = fingerprint(header.kind, header.config, *_split(encoded))
+    found = fingerprint(header.kind, header.config, deserialize(encoded))
     if found != header.fingerprint:
         raise FormatError(f"{path}: damaged: its content has fingerprint {found}, its header says {header.fingerprint}")
     return header, encoded
@@ -182,6 +145,7 @@ def save(
     Raises:
         VqtoolError: the file exists and `force` is off, or it cannot be written.
     """
+    from safetensors import deserialize
     from safetensors.torch import save as to_bytes
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -189,7 +153,7 @@ def save(
     header = Header(
         kind=kind,
         config=config,
-        fingerprint=fingerprint(kind, config, *_split(to_bytes(tensors))),
+        fingerprint=fingerprint(kind, config, deserialize(to_bytes(tensors))),
         parents=dict(parents or {}),
         history=tuple(dict(record) for record in history),
         summary=dict(summary or {}),
@@ -210,7 +174,6 @@ def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, 
     Raises:
         FormatError: not an artifact, damaged, or of another kind.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
     path = Path(path)
@@ -218,10 +181,7 @@ def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, 
     if kind is not None and header.kind != kind:
         raise FormatError(f"{path}: a {header.kind}, but a {kind} is needed here")
     header, encoded = _read_whole(path)
-    try:
-        return header, from_bytes(encoded)
-    except SafetensorError as error:
-        raise FormatError(f"{path}: damaged: {error}") from error
+    return header, from_bytes(encoded)
 
 
 def find_named(fingerprint: str, location: str, *, near: Path | None = None) -> Path | None:
