@@ -108,7 +108,7 @@ def test_the_dense_loss_of_the_benchmark_and_its_gradient_are_ours(schedule):
 def test_the_dense_network_of_the_benchmark_is_ours():
     torch.manual_seed(0)
     config = vq_diffusion.Config(7, (3, 4), 9, 2, 32, 4, text_width=8, text_length=5, learned_null=False)
-    network = vq_diffusion.build(config).requires_grad_(False)
+    network = vq_diffusion.Network(config).requires_grad_(False)
     x_t, t, text = torch.randint(0, 8, (3, 3, 4)), torch.tensor([1, 5, 9]), torch.randn(3, 5, 8)
     theirs = benchmarks_dense.dense_logits(network, x_t, t, text).view(3, 3, 4, 7)
     torch.testing.assert_close(network(x_t, t, text), theirs, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ temporary name in the same folder and renamed, so a file under its final name is
 import errno
 import hashlib
 import json
-import os
 import secrets
 import shlex
 import sys
@@ -123,7 +122,7 @@ def _read_whole(path: Path) -> tuple[Header, bytes]:
 
     header = read_header(path)
     encoded = path.read_bytes()
-    found = fingerprint(header.kind, header.config, deserialize(encoded))
+    found = fingerprint(header.kind, header.config, deserialize(encoded))  # type: ignore[no-untyped-call]
     if found != header.fingerprint:
         raise FormatError(f"{path}: damaged: its content has fingerprint {found}, its header says {header.fingerprint}")
     return header, encoded
@@ -150,10 +149,11 @@ def save(
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     config = dict(json.loads(json.dumps(config)))
+    content = deserialize(to_bytes(tensors))  # type: ignore[no-untyped-call]
     header = Header(
         kind=kind,
         config=config,
-        fingerprint=fingerprint(kind, config, deserialize(to_bytes(tensors))),
+        fingerprint=fingerprint(kind, config, content),
         parents=dict(parents or {}),
         history=tuple(dict(record) for record in history),
         summary=dict(summary or {}),

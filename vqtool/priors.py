@@ -13,6 +13,7 @@ from vqtool.conditions import Conditioner
 from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.posterior import add_at_tokens, log_evidence
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
 
@@ -52,19 +53,10 @@ def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, pa
         (B, H, W, K) float32, nats; exp sums to 1 over the last axis.
     """
     logits = logits.float()
-    if parameterisation != "direct":
-        known = x_t < kernel.mask_id
-        added = torch.where(known, _weight(t, kernel, parameterisation)[:, None, None], 0.0)
-        logits = logits.scatter_add(-1, torch.where(known, x_t, 0)[..., None], added[..., None])
-    return logits.log_softmax(-1)
-
-
-def _weight(t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:
-    """(B,) float32: what is added to the logit of an unmasked x_t."""
-    if parameterisation == "residual":
-        return torch.ones_like(t, dtype=torch.float32)
-    alpha_bar, beta_bar, _ = kernel.cumulative(t)
-    return torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).clamp(max=MAX_EVIDENCE).float()
+    if parameterisation == "direct":
+        return logits.log_softmax(-1)
+    raised = torch.ones_like(t) if parameterisation == "residual" else log_evidence(t, kernel).clamp(max=MAX_EVIDENCE)
+    return add_at_tokens(logits, x_t, raised, kernel.mask_id).log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqtool.denoisers.vq_diffusion import VqDiffusion
+from vqtool.denoisers.vq_diffusion import Network
 from vqtool.diffusion.kernels import Kernel
 
 FLOOR = -70.0
@@ -73,7 +73,7 @@ class DenseDiffusion:
         return self.num_steps * terms.mean()
 
 
-def dense_logits(network: VqDiffusion, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+def dense_logits(network: Network, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
     """(B, N, K): the text network of VQ-Diffusion with the matrix of attention weights; the text anew in every call."""
     config = network.config
     places = network._places((x_t.shape[1], x_t.shape[2]))

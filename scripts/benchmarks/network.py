@@ -26,7 +26,7 @@ def _network(num_layers: int, width: int, num_heads: int) -> VqDiffusion:
         learned_null=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    return vq_diffusion.build(config).eval().requires_grad_(False)
+    return vq_diffusion.Network(config).eval().requires_grad_(False)
 
 
 def to_diffusers(network: VqDiffusion) -> Transformer2DModel:

@@ -58,7 +58,7 @@ class Case:
             sizes.tokens, size, sizes.steps, sizes.num_layers, sizes.width, sizes.num_heads,
             text_width=sizes.text_width, text_length=sizes.text_length, learned_null=False,
         )  # fmt: skip
-        network = vq_diffusion.build(config).eval().requires_grad_(False)
+        network = vq_diffusion.Network(config).eval().requires_grad_(False)
         words = {START: 0, END: 1, **{f"{number}</w>": number for number in range(2, 64)}}
         text = TextConfig(len(words), sizes.text_length, sizes.text_width, num_layers=0, num_heads=1, mlp_width=1)
         encoder = TextEncoder(text).requires_grad_(False)

@@ -155,7 +155,7 @@ def test_minutes_become_steps(folder, vqtool):
     ("options", "message"),
     [
         (("none.h5",), "none.h5: no such file: make token grids with `vqtool encode`"),
-        (("--kernel", "magic"), "unknown kernel 'magic'; known kernels: mask-replace, absorbing, uniform"),
+        (("--kernel", "magic"), "unknown kernel 'magic': known are mask-replace, absorbing, uniform"),
         (("--schedule", "cosine"), "not for kernel 'mask-replace'"),
         (("--size", "enormous"), "--size enormous: unknown; known are tiny, small, base, large, huge"),
         (("--denoiser", "cnn"), "unknown denoiser 'cnn': known are transformer"),

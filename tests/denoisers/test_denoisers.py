@@ -6,6 +6,7 @@ import torch
 from vqtool import conditions, denoisers
 from vqtool.denoisers import transformer
 from vqtool.errors import VqtoolError
+from vqtool.registry import count_parameters
 
 
 def config(**changes):
@@ -23,7 +24,7 @@ def config(**changes):
 def shaken(**changes):
     """A network whose gates and head are open."""
     torch.manual_seed(0)
-    network = transformer.build(config(**changes)).eval()
+    network = transformer.Network(config(**changes)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -40,7 +41,7 @@ CAPTIONS = {"vocabulary_size": 30, "max_length": 6}
 
 def test_a_fresh_network_says_that_all_tokens_are_equally_likely():
     x_t, t = inputs()
-    assert torch.equal(transformer.build(config())(x_t, t), torch.zeros(3, 3, 5, 13))
+    assert torch.equal(transformer.Network(config())(x_t, t), torch.zeros(3, 3, 5, 13))
 
 
 def test_every_cell_the_mask_and_the_time_change_the_prediction_everywhere():
@@ -136,8 +137,8 @@ def test_a_network_is_rebuilt_from_its_config_as_json_has_it():
 
 
 def test_sizes_are_counted_without_being_made():
-    counted = transformer.count_parameters(config())
-    assert counted == sum(parameter.numel() for parameter in transformer.build(config()).parameters())
+    counted = count_parameters(transformer.Network, config())
+    assert counted == sum(parameter.numel() for parameter in transformer.Network(config()).parameters())
     for size in transformer.SIZES.values():
         assert size["width"] % 64 == 0
         assert size["width"] % size["num_heads"] == 0

@@ -11,6 +11,7 @@ from vqtool import denoisers
 from vqtool.denoisers import guided_unet, unet
 from vqtool.diffusion.losses import variational_bound
 from vqtool.priors import log_probabilities
+from vqtool.registry import count_parameters
 
 K = 13
 NAMES = ("unet", "guided-unet")
@@ -27,7 +28,7 @@ def config(name, **changes):
 def shaken(name, **changes):
     """A network whose gains and head are open."""
     torch.manual_seed(0)
-    network = denoisers.module(name).build(config(name, **changes)).eval()
+    network = denoisers.module(name).Network(config(name, **changes)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -41,22 +42,24 @@ def inputs(num=3, size=(3, 5)):
 
 def test_the_published_network_has_117_6_million_weights():
     published = unet.Config(1024, (16, 16), 4000, **unet.SIZES["large"], num_inputs=1024, bounded_attention=False)
-    assert unet.count_parameters(published) == 117_586_568
+    assert count_parameters(unet.Network, published) == 117_586_568
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_are_counted_without_being_made(name):
     module = denoisers.module(name)
-    made = module.build(config(name))
-    assert module.count_parameters(config(name)) == sum(parameter.numel() for parameter in made.parameters())
-    counts = [module.count_parameters(module.Config(512, (8, 8), 100, **size)) for size in module.SIZES.values()]
+    made = module.Network(config(name))
+    assert count_parameters(module.Network, config(name)) == sum(parameter.numel() for parameter in made.parameters())
+    counts = [
+        count_parameters(module.Network, module.Config(512, (8, 8), 100, **size)) for size in module.SIZES.values()
+    ]
     assert counts == sorted(counts)
     assert module.SIZES.keys() == module.LEARNING_RATES.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fresh_network_predicts_the_shares_it_is_given_or_all_tokens_alike(name):
-    network = denoisers.module(name).build(config(name))
+    network = denoisers.module(name).Network(config(name))
     x_t, t = inputs()
     rms = {"unet": 0.5, "guided-unet": 1e-6}[name]  # the head of the first starts with noise
     assert float(network(x_t, t).detach().square().mean().sqrt()) < rms
@@ -151,7 +154,7 @@ def test_a_fresh_network_learns_a_chessboard_with_every_kernel(name, kernel):
     # One of two boards, so that a cell needs its neighbours: knowing the boards' tokens alone leaves log 2 a cell.
     forward = build_kernel(kernel, codebook_size=K, num_steps=20)
     torch.manual_seed(0)
-    network = denoisers.module(name).build(config(name))
+    network = denoisers.module(name).Network(config(name))
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     board = (torch.arange(4)[:, None] + torch.arange(4)) % 2
     losses = []
@@ -172,6 +175,6 @@ def test_a_fresh_network_learns_a_chessboard_with_every_kernel(name, kernel):
 
 
 def test_a_token_enters_the_guided_network_as_a_number_and_the_mask_beside_it():
-    network = guided_unet.build(config("guided-unet"))
+    network = guided_unet.Network(config("guided-unet"))
     numbers = network._inputs(torch.tensor([[[0, 6, 12, K]]]))
     assert numbers.tolist() == [[[[0.0, 0.5, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]]]]

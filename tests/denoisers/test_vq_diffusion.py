@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from vqtool import denoisers
 from vqtool.denoisers import vq_diffusion
+from vqtool.registry import count_parameters
 
 K, T = 13, 20
 TEXT = {"text_width": 24, "text_length": 5}
@@ -34,7 +35,7 @@ def config(**changes):
 def shaken(dtype=torch.float32, **changes):
     """A network all of whose weights matter."""
     torch.manual_seed(0)
-    network = vq_diffusion.build(config(**changes)).eval()
+    network = vq_diffusion.Network(config(**changes)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -141,7 +142,9 @@ def test_every_variant_computes_its_formulas(changes):
 )
 def test_networks_have_the_published_number_of_parameters(size, changes, millions):
     fields = {"grid_size": (16, 16), "num_steps": 100, **vq_diffusion.SIZES[size], **changes}
-    assert vq_diffusion.count_parameters(vq_diffusion.Config(**fields)) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert count_parameters(vq_diffusion.Network, vq_diffusion.Config(**fields)) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_every_size_has_a_learning_rate_and_a_valid_config():
@@ -217,7 +220,7 @@ def test_other_grid_sizes_interpolate_the_map_of_places(changes):
 
 def test_fresh_weights_are_those_of_the_published_code_and_the_head_starts_near_the_frequencies():
     torch.manual_seed(0)
-    network = vq_diffusion.build(config(width=256, num_heads=8))
+    network = vq_diffusion.Network(config(width=256, num_heads=8))
     weights = [p for name, p in network.named_parameters() if p.ndim == 2 and p.numel() > 5000]
     assert len(weights) > 10
     for weight in weights:
@@ -227,7 +230,7 @@ def test_fresh_weights_are_those_of_the_published_code_and_the_head_starts_near_
     network.set_frequencies(shares)
     found = network(*inputs()).detach().softmax(-1).mean((0, 1, 2))
     assert float((found - shares).abs().sum()) < 0.5 * float((1 / K - shares).abs().sum())
-    headless = vq_diffusion.build(config(**VARIANTS["time-free"]))
+    headless = vq_diffusion.Network(config(**VARIANTS["time-free"]))
     before = headless.head.weight.clone()
     headless.set_frequencies(shares)
     assert torch.equal(headless.head.weight, before)

@@ -131,7 +131,7 @@ def test_defaults_are_release_linear_and_cosine():
 
 
 def test_an_unknown_kernel_is_refused_with_the_known_ones():
-    with pytest.raises(VqtoolError, match="unknown kernel 'gauss'; known kernels: mask-replace, absorbing, uniform"):
+    with pytest.raises(VqtoolError, match="unknown kernel 'gauss': known are mask-replace, absorbing, uniform"):
         kernels.build("gauss", codebook_size=5)
 
 

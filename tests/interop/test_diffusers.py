@@ -268,7 +268,7 @@ def test_export_and_import_are_the_identity(folder, tmp_path, learned):
 
 def changed(prior, **settings):
     """The prior with a network of other settings."""
-    denoiser = vq_diffusion.build(replace(prior.denoiser.config, **settings))
+    denoiser = vq_diffusion.Network(replace(prior.denoiser.config, **settings))
     return replace(prior, denoiser=denoiser)
 
 

@@ -19,6 +19,7 @@ from vqtool import rng
 from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
 from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.registry import check_known
 
 KINDS = ("none", "class", "caption")
 VOCABULARIES = ("bpe", "sentencepiece")
@@ -215,6 +216,7 @@ def build(
     Raises:
         VqtoolError: an unknown kind or vocabulary, or the grids have no labels or captions.
     """
+    check_known("condition", kind, KINDS)
     if kind == "none":
         return NoCondition()
     if kind == "class":
@@ -222,10 +224,7 @@ def build(
         if not known:
             raise VqtoolError("--condition class needs labels, but the grids have none: encode images in class folders")
         return ClassCondition(known)
-    if kind != "caption":
-        raise VqtoolError(f"unknown condition {kind!r}: known are {', '.join(KINDS)}")
-    if vocabulary not in VOCABULARIES:
-        raise VqtoolError(f"unknown vocabulary {vocabulary!r}: known are {', '.join(VOCABULARIES)}")
+    check_known("vocabulary", vocabulary, VOCABULARIES)
     texts = [caption for caption in captions or () if caption]
     if not texts:
         raise VqtoolError("--condition caption needs captions, but the grids have none: give them in metadata.jsonl")

@@ -1,7 +1,8 @@
 """Denoisers: networks that look at a noisy grid and say what each clean token may be, p(x_0 | x_t, t, y).
 
 The contract is `Denoiser`: a module that maps (x_t, t, condition) to logits over the K tokens. The list of names below
-is the registration: a denoiser is a file of that name with `Config`, `build(config)`, `SIZES` and `count_parameters`.
+is the registration: a denoiser is a file of that name with `Config`, `Network` (made from a `Config`), `SIZES`,
+`LEARNING_RATES`, `CONDITIONS` (that it can be trained with) and its `PARAMETERISATION`.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vqtool.registry import find_module
@@ -19,7 +21,7 @@ NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
 class EncodedCondition(NamedTuple):
     """What a denoiser keeps of a condition: made once a sample, used in every call. Unused parts are None."""
 
-    vector: Tensor | None = None  # (B, D), as the denoiser uses it: one that steers its norms
+    embedding: Tensor | None = None  # (B, D): added to that of the time, or the scales and shifts of norms
     keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
     mask: Tensor | None = None  # (B, L) bool, True where there is text
 
@@ -43,9 +45,12 @@ class Denoiser(nn.Module, ABC):
             condition: (B, ...) int64, from `conditions.Conditioner.encode`; or (B, L, D) features of texts.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def set_frequencies(self, frequencies: Tensor) -> None:
-        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike."""
+        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike, by its head's bias."""
+        bias = self.get_submodule("head").bias
+        if isinstance(bias, Tensor):
+            bias.copy_(frequencies.log())
 
     @abstractmethod
     def forward(
@@ -77,5 +82,5 @@ def build(name: str, config: Mapping[str, Any]) -> Denoiser:
     """A denoiser with fresh weights from its name and its config as it stands in a prior's header."""
     file = module(name)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    denoiser: Denoiser = file.build(file.Config(**fields))
+    denoiser: Denoiser = file.Network(file.Config(**fields))
     return denoiser

@@ -1,4 +1,4 @@
-"""Parts of `vq_diffusion`: blocks of attention and an MLP, whose LayerNorms are steered by time or class.
+"""Blocks of attention and an MLP, whose LayerNorms are scaled and shifted by time or class (AdaLN).
 
 Names are those of the weights in a prior's file: an importer fills them by these names.
 """
@@ -53,6 +53,11 @@ def sinusoids(phases: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=phases.device, dtype=torch.float64) * -math.log(1e4) / (half - 1))
     angles = phases.double()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def pick(x: Tensor, cells: Tensor) -> Tensor:
+    """(B, n, D): of (B, N, D) those of the cells (B, n)."""
+    return x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class SelfAttention(nn.Module):

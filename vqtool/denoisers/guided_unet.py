@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers._blocks import pick
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 32, "dim_mults": (1, 2), "num_blocks": 1, "num_heads": 2, "attention_levels": (1,)},
@@ -52,31 +53,20 @@ class Config:
     sees_mask: bool = True  # whether there is the second input
 
 
-def count_parameters(config: Config) -> int:
-    """How many weights a network has, without making them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in GuidedUNet(config).parameters())
-
-
-def build(config: Config) -> "GuidedUNet":
-    """A network with fresh weights, drawn from torch's default generator."""
-    return GuidedUNet(config)
-
-
 class _Convolution(nn.Conv2d):
     """3x3; of stride 2 on the way down."""
 
     def __init__(self, width_in: int, width: int, stride: int = 1) -> None:
         super().__init__(width_in, width, 3, stride, padding=1)
 
-    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
 class _Up(_Convolution):
     """Twice the size, then a convolution."""
 
-    def forward(self, x: Tensor, steer: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor | None = None) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -92,8 +82,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, steer: Tensor) -> Tensor:
-        h = self.first(F.silu(self.first_norm(x))) + self.time(steer)[..., None, None]
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        h = self.first(F.silu(self.first_norm(x))) + self.time(conditioning)[..., None, None]
         return self.skip(x) + self.second(F.silu(self.second_norm(h)))  # type: ignore[no-any-return]
 
 
@@ -111,7 +101,7 @@ class _Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, steer: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         rows = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, D)
         qkv = self.qkv(rows).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         seen = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).flatten(2)
@@ -121,13 +111,13 @@ class _Attention(nn.Module):
 class _Stage(nn.ModuleList):
     """Parts one after the other; what comes out on the way down is kept for the twin on the way up."""
 
-    def forward(self, x: Tensor, steer: Tensor) -> Tensor:
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         for part in self:
-            x = part(x, steer)
+            x = part(x, conditioning)
         return x
 
 
-class GuidedUNet(Denoiser):
+class Network(Denoiser):
     """The network."""
 
     def __init__(self, config: Config) -> None:
@@ -182,26 +172,20 @@ class GuidedUNet(Denoiser):
         """What depends on the condition alone: (B,) class numbers, or (B, 0) nothing."""
         return EncodedCondition() if self.classes is None else EncodedCondition(self.classes(condition))
 
-    @torch.no_grad()
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike."""
-        self.head.bias.copy_(frequencies.log())  # type: ignore[union-attr]
-
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
-        steer = self._embed_time(t)
-        if condition is not None and condition.vector is not None:
-            steer = steer + condition.vector
-        features = F.silu(self.norm(self._features(self._inputs(x_t), F.silu(steer))))  # (B, D, H, W)
+        conditioning = self._embed_time(t)
+        if condition is not None and condition.embedding is not None:
+            conditioning = conditioning + condition.embedding
+        features = F.silu(self.norm(self._features(self._inputs(x_t), F.silu(conditioning))))  # (B, D, H, W)
         if cells is None:
             return self.head(features).movedim(1, -1)  # type: ignore[no-any-return]
         around = F.unfold(features, 3, padding=1).transpose(1, 2)  # (B, H * W, 9 * D)
-        around = around.gather(1, cells[..., None].expand(-1, -1, around.shape[-1]))
-        return F.linear(around, self.head.weight.flatten(1), self.head.bias)
+        return F.linear(pick(around, cells), self.head.weight.flatten(1), self.head.bias)
 
     def _inputs(self, x_t: Tensor) -> Tensor:
         """(B, 1 or 2, H, W): tokens as numbers in [0, 1], and where the mask is."""
@@ -211,16 +195,16 @@ class GuidedUNet(Denoiser):
         mask = x_t == self.config.codebook_size
         return torch.stack([numbers.masked_fill(mask, 0.0), mask.to(numbers.dtype)], dim=1)
 
-    def _features(self, x: Tensor, steer: Tensor) -> Tensor:
+    def _features(self, x: Tensor, conditioning: Tensor) -> Tensor:
         made: list[Tensor] = []
         for stage in self.down:
-            x = stage(x, steer)
+            x = stage(x, conditioning)
             made.append(x)
-        x = self.middle(x, steer)
+        x = self.middle(x, conditioning)
         for stage in self.up:
             twin = made.pop()
             height, width = twin.shape[-2:]
-            x = stage(torch.cat([x[..., :height, :width], twin], dim=1), steer)
+            x = stage(torch.cat([x[..., :height, :width], twin], dim=1), conditioning)
         return x
 
     def _embed_time(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Transformer denoiser: every cell sees every other; time, class and caption steer it.
+"""Transformer denoiser: every cell sees every other; time, class and caption condition it.
 
 When to use it: grids up to some 32 x 32 cells. A cell is its token's embedding plus one learned embedding for its row
 and one for its column; on a grid of another size than the one trained on, the two tables are interpolated linearly, so
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers._blocks import pick
 
 # Size -> fields of Config; widths are multiples of 64, which matrix units like.
 SIZES: dict[str, dict[str, Any]] = {
@@ -56,17 +57,6 @@ class Config:
     vocabulary_size: int = 0  # 0: no caption condition
     max_length: int = 0  # tokens of a caption
     text_layers: int = 1
-
-
-def count_parameters(config: Config) -> int:
-    """How many weights a network has, without making them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Transformer(config).parameters())
-
-
-def build(config: Config) -> "Transformer":
-    """A network with fresh weights, drawn from torch's default generator."""
-    return Transformer(config)
 
 
 class _Attention(nn.Module):
@@ -121,8 +111,8 @@ class _Block(nn.Module):
         self.mlp = _Mlp(width, config.mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, x: Tensor, steer: Tensor, keys_values: Tensor | None, mask: Tensor | None) -> Tensor:
-        s1, b1, g1, s2, b2, g2 = self.modulation(steer).chunk(6, dim=-1)
+    def forward(self, x: Tensor, conditioning: Tensor, keys_values: Tensor | None, mask: Tensor | None) -> Tensor:
+        s1, b1, g1, s2, b2, g2 = self.modulation(conditioning).chunk(6, dim=-1)
         x = x + g1[:, None] * self.attention(_modulate(self.attention_norm(x), s1, b1))
         if self.cross is not None and keys_values is not None and mask is not None:
             x = x + self.cross(x, keys_values, mask)
@@ -143,7 +133,7 @@ class _TextBlock(nn.Module):
 
 
 class _TextEncoder(nn.Module):
-    """Caption tokens -> the keys and values of every block's cross-attention, and one vector for AdaLN."""
+    """Caption tokens -> the keys and values of every block's cross-attention, and one embedding for AdaLN."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -167,7 +157,7 @@ class _TextEncoder(nn.Module):
         return EncodedCondition(self.pooled(mean), keys_values, mask)
 
 
-class Transformer(Denoiser):
+class Network(Denoiser):
     """The network."""
 
     stretches = True
@@ -216,30 +206,25 @@ class Transformer(Denoiser):
             return EncodedCondition(self.classes(condition))
         return EncodedCondition()
 
-    @torch.no_grad()
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike."""
-        self.head.bias.copy_(frequencies.log())
-
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
-        vector, keys_values, mask = condition or EncodedCondition()
-        steer = self._embed_time(t)
-        if vector is not None:
-            steer = steer + vector
-        steer = F.silu(steer)
+        embedding, keys_values, mask = condition or EncodedCondition()
+        conditioning = self._embed_time(t)
+        if embedding is not None:
+            conditioning = conditioning + embedding
+        conditioning = F.silu(conditioning)
         height, width = x_t.shape[1:]
         x = self.tokens(x_t) + _resized(self.rows, height)[:, None] + _resized(self.columns, width)
         x = x.flatten(1, 2)  # (B, H * W, D)
         for number, block in enumerate(self.blocks):
-            x = block(x, steer, None if keys_values is None else keys_values[:, number], mask)
+            x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask)
         if cells is not None:
-            x = x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))
-        scale, shift = self.modulation(steer).chunk(2, dim=-1)
+            x = pick(x, cells)
+        scale, shift = self.modulation(conditioning).chunk(2, dim=-1)
         logits: Tensor = self.head(_modulate(self.norm(x), scale, shift))
         return logits if cells is not None else logits.view(len(x_t), height, width, -1)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers._blocks import pick
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 32, "dim_mults": (1, 2)},
@@ -55,17 +56,6 @@ class Config:
     bounded_attention: bool = True  # softmax the queries too; off in VQ-DDM
 
 
-def count_parameters(config: Config) -> int:
-    """How many weights a network has, without making them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(config).parameters())
-
-
-def build(config: Config) -> "UNet":
-    """A network with fresh weights, drawn from torch's default generator."""
-    return UNet(config)
-
-
 class _Convolution(nn.Sequential):
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__(nn.Conv2d(width_in, width, 3, padding=1), nn.GroupNorm(NUM_GROUPS, width), nn.Mish())
@@ -81,8 +71,8 @@ class _Block(nn.Module):
         self.second = _Convolution(width, width)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
-    def forward(self, x: Tensor, steer: Tensor) -> Tensor:
-        h = self.first(x) + self.time(steer)[..., None, None]
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        h = self.first(x) + self.time(conditioning)[..., None, None]
         return self.skip(x) + self.second(h)  # type: ignore[no-any-return]
 
 
@@ -114,8 +104,8 @@ class _Level(nn.Module):
         self.attention = _Attention(width, bounded=config.bounded_attention)
         self.resize = resize
 
-    def forward(self, x: Tensor, steer: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.attention(self.second(self.first(x, steer), steer))
+    def forward(self, x: Tensor, conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.attention(self.second(self.first(x, conditioning), conditioning))
         return self.resize(x), x
 
 
@@ -126,11 +116,11 @@ class _Middle(nn.Module):
         self.attention = _Attention(width, bounded=config.bounded_attention)
         self.second = _Block(width, width, config.dim)
 
-    def forward(self, x: Tensor, steer: Tensor) -> Tensor:
-        return self.second(self.attention(self.first(x, steer)), steer)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        return self.second(self.attention(self.first(x, conditioning)), conditioning)  # type: ignore[no-any-return]
 
 
-class UNet(Denoiser):
+class Network(Denoiser):
     """The network."""
 
     def __init__(self, config: Config) -> None:
@@ -163,35 +153,30 @@ class UNet(Denoiser):
         """What depends on the condition alone: (B,) class numbers, or (B, 0) nothing."""
         return EncodedCondition() if self.classes is None else EncodedCondition(self.classes(condition))
 
-    @torch.no_grad()
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Make a fresh network predict these shares of the tokens, (K,), instead of all alike."""
-        self.head.bias.copy_(frequencies.log())
-
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
-        steer = self._embed_time(t)
-        if condition is not None and condition.vector is not None:
-            steer = steer + condition.vector
-        features = self._features(self.tokens(x_t).movedim(-1, 1), F.mish(steer))  # (B, D, H, W)
+        conditioning = self._embed_time(t)
+        if condition is not None and condition.embedding is not None:
+            conditioning = conditioning + condition.embedding
+        features = self._features(self.tokens(x_t).movedim(-1, 1), F.mish(conditioning))  # (B, D, H, W)
         features = features.movedim(1, -1)
         if cells is not None:
             features = features.flatten(1, 2)
-            features = features.gather(1, cells[..., None].expand(-1, -1, features.shape[-1]))
+            features = pick(features, cells)
         return self.head(features)  # type: ignore[no-any-return]
 
-    def _features(self, x: Tensor, steer: Tensor) -> Tensor:
+    def _features(self, x: Tensor, conditioning: Tensor) -> Tensor:
         made: list[Tensor] = []
         for level in self.down:
-            x, kept = level(x, steer)
+            x, kept = level(x, conditioning)
             made.append(kept)
-        x = self.middle(x, steer)
+        x = self.middle(x, conditioning)
         for level in self.up:
-            x, _ = level(torch.cat([x, made.pop()], dim=1), steer)
+            x, _ = level(torch.cat([x, made.pop()], dim=1), conditioning)
             x = x[..., : made[-1].shape[-2], : made[-1].shape[-1]]
         return self.last(x)  # type: ignore[no-any-return]
 

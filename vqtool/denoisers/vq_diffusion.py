@@ -39,6 +39,7 @@ from vqtool.denoisers._blocks import (
     LinearMlp,
     SelfAttention,
     normalise,
+    pick,
     sinusoids,
 )
 
@@ -123,17 +124,6 @@ class Config:
         return self.table_size or self.grid_size
 
 
-def count_parameters(config: Config) -> int:
-    """How many weights a network has, without making them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in VqDiffusion(config).parameters())
-
-
-def build(config: Config) -> VqDiffusion:
-    """A network with fresh weights, drawn from torch's default generator."""
-    return VqDiffusion(config)
-
-
 def _timed_norm(config: Config) -> nn.Module:
     if config.time == "none":
         return nn.LayerNorm(config.width)
@@ -166,14 +156,14 @@ class _Block(nn.Module):
     ) -> Tensor:
         """The next (B, N, D); with `cells` (B, n) only those of it, (B, n, D)."""
         answers = self.attention(normalise(self.attention_norm, x, time), cells)
-        x = answers + (x if cells is None else _rows(x, cells))
+        x = answers + (x if cells is None else pick(x, cells))
         if self.cross is not None:
             x = x + self.cross(normalise(self.cross_norm, x, time), keys_values, mask)
         normed = self.mlp_norm(x) if modulation is None else self.mlp_norm(x, modulation)
         return x + self.mlp(normed, grid_size)  # type: ignore[no-any-return]
 
 
-class VqDiffusion(Denoiser):
+class Network(Denoiser):
     """The network."""
 
     def __init__(self, config: Config) -> None:
@@ -234,20 +224,14 @@ class VqDiffusion(Denoiser):
         made = [cross.keys_values(condition) for cross in parts if isinstance(cross, CrossAttention)]
         return EncodedCondition(None, *_fill_up(torch.stack(made, dim=1)))
 
-    @torch.no_grad()
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Start a fresh network near these shares of the tokens, (K,); a head without bias stays as it is."""
-        if self.head.bias is not None:
-            self.head.bias.copy_(frequencies.log())
-
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
-        vector, keys_values, mask = condition or EncodedCondition()
-        if (self.config.num_classes and vector is None) or (self.config.text_width and keys_values is None):
+        embedding, keys_values, mask = condition or EncodedCondition()
+        if (self.config.num_classes and embedding is None) or (self.config.text_width and keys_values is None):
             raise ValueError("this network was made for a condition, and none is given")
         size = (x_t.shape[1], x_t.shape[2])
         time = self._embed_time(t)
@@ -258,14 +242,14 @@ class VqDiffusion(Denoiser):
             x = block(
                 x,
                 time,
-                None if vector is None else vector.view(len(x), last + 1, -1)[:, number],
+                None if embedding is None else embedding.view(len(x), last + 1, -1)[:, number],
                 None if keys_values is None else keys_values[:, number],
                 mask,
                 grid_size=size,
                 cells=wanted,
             )
         if cells is not None and self.config.mlp != "linear":
-            x = _rows(x, cells)
+            x = pick(x, cells)
         logits: Tensor = self.head(self.norm(x))
         return logits if cells is not None else logits.view(len(x_t), *size, -1)
 
@@ -299,8 +283,3 @@ def _fill_up(keys_values: Tensor) -> tuple[Tensor, Tensor | None]:
         return keys_values, None
     seen = torch.arange(length + missing) < length
     return F.pad(keys_values, (0, 0, 0, missing)), seen.expand(len(keys_values), -1)
-
-
-def _rows(x: Tensor, cells: Tensor) -> Tensor:
-    """(B, n, D): of (B, N, D) those of the wanted cells, (B, n)."""
-    return x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))

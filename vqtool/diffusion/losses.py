@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtool.diffusion._arithmetic import log_add, quotient
 from vqtool.diffusion.kernels import Kernel
-from vqtool.diffusion.posterior import Cells, average_cells, known_cells, log_add, replaces
+from vqtool.diffusion.posterior import Cells, average_cells, known_cells, replaces
 from vqtool.errors import VqtoolError
 
 # Keeps float32 finite. A larger ratio means a floor below 1e-30, a rounding error of a schedule, with as little weight.
@@ -163,8 +164,7 @@ def _reweighted(kernel: Kernel) -> Tensor:
 def _opening(kernel: Kernel) -> Tensor:
     """(T + 1,): chance that a cell masked at t is open at t - 1; 0 at t = 0."""
     before = torch.cat([kernel.gamma_bar[:1], kernel.gamma_bar[:-1]])
-    masked = kernel.gamma_bar > 0
-    return torch.where(masked, (kernel.gamma_bar - before) / kernel.gamma_bar.where(masked, 1.0), 0.0)
+    return quotient(kernel.gamma_bar - before, kernel.gamma_bar)
 
 
 def _visible_before(kernel: Kernel) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqtool.diffusion._arithmetic import log_add, nonzero, quotient, safe_log
 from vqtool.diffusion.kernels import Kernel
 
 RULES = ("mixture", "plug-in")
@@ -145,6 +146,27 @@ def least_stay(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str = "m
     return torch.minimum(cases[0].log_stay, cases[1].log_stay).exp()
 
 
+def log_evidence(t: Tensor, kernel: Kernel) -> Tensor:
+    """What an unmasked x_t tells about its x_0: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k.
+
+    Args:
+        t: (B,) int64 in [0, T].
+        kernel: the forward process that made x_t.
+
+    Returns:
+        (B,) float64, nats; about 700 where x_t must be x_0.
+    """
+    alpha_bar, beta_bar, _ = kernel.cumulative(t)
+    return torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300))
+
+
+def add_at_tokens(log_p: Tensor, x_t: Tensor, amount: Tensor, mask_id: int) -> Tensor:
+    """Add (B,) amounts to (B, ..., K) logits at the token of each unmasked cell of x_t (B, ...)."""
+    known = x_t < mask_id
+    added = torch.where(known, amount.to(log_p).view(-1, *[1] * (x_t.ndim - 1)), 0.0)
+    return log_p.scatter_add(-1, torch.where(known, x_t, 0)[..., None], added[..., None])
+
+
 def draw(log_p: Tensor, noise: Tensor) -> Tensor:
     """One token per row by the inverse of its cumulative distribution, summed in float64: unbiased for rare tokens too.
 
@@ -197,7 +219,7 @@ def average_cells(log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
         return _plug_in(same, x_t, t, s, kernel)
     # Not 1 - p(x_0 = x_t): where the denoiser is sure, that difference is all rounding.
     if replaces(kernel):
-        other = _safe_log(_OtherTokens.apply(log_x0, token).double())  # type: ignore[no-untyped-call]
+        other = safe_log(_OtherTokens.apply(log_x0, token).double())  # type: ignore[no-untyped-call]
     else:
         other = torch.full_like(same, -torch.inf)
     return _mixture(same, other, x_t, t, s, kernel)
@@ -249,14 +271,12 @@ def _mixture(same: Tensor, other: Tensor, x_t: Tensor, t: Tensor, s: Tensor, ker
     same = torch.where(reachable, same, 0.0)
     other = torch.where(reachable, other, -torch.inf)
     # If x_0 = x_t, whose chance is alpha_t + beta_t; if not, beta_t.
-    stay_same = torch.where(
-        reachable, (r.alpha + r.beta) * (r.alpha_s + r.beta_s) / _nonzero(r.alpha_t + r.beta_t), 1.0
-    )
-    stay_other = _quotient((r.alpha + r.beta) * r.beta_s, r.beta_t)
-    floor_same = _quotient(r.beta * r.beta_s, r.alpha_t + r.beta_t)
-    floor_other = _quotient(r.beta * r.beta_s, r.beta_t)
+    stay_same = torch.where(reachable, (r.alpha + r.beta) * (r.alpha_s + r.beta_s) / nonzero(r.alpha_t + r.beta_t), 1.0)
+    stay_other = quotient((r.alpha + r.beta) * r.beta_s, r.beta_t)
+    floor_same = quotient(r.beta * r.beta_s, r.alpha_t + r.beta_t)
+    floor_other = quotient(r.beta * r.beta_s, r.beta_t)
     seen = Cells(
-        log_scale=_quotient(r.beta * r.alpha_s, r.beta_t).log(),
+        log_scale=quotient(r.beta * r.alpha_s, r.beta_t).log(),
         log_floor=log_add(floor_same.log() + same, floor_other.log() + other),
         log_stay=log_add(stay_same.log() + same, stay_other.log() + other),
     )
@@ -280,34 +300,13 @@ def _plug_in(same: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) ->
 
 def _masked(r: _Rates) -> Cells:
     """The numbers of a masked cell: it opens with 1 - gamma_s / gamma_t, to the law of x_s given that it is a token."""
-    opens = torch.where(r.gamma_t > 0, (r.gamma_t - r.gamma_s) / _nonzero(r.gamma_t), 1.0)
+    opens = torch.where(r.gamma_t > 0, (r.gamma_t - r.gamma_s) / nonzero(r.gamma_t), 1.0)
     return Cells(
-        log_scale=(opens * _quotient(r.alpha_s, 1.0 - r.gamma_s)).log(),
-        log_floor=(opens * _quotient(r.beta_s, 1.0 - r.gamma_s)).log(),
-        log_stay=_quotient(r.gamma_s, r.gamma_t).log(),
+        log_scale=(opens * quotient(r.alpha_s, 1.0 - r.gamma_s)).log(),
+        log_floor=(opens * quotient(r.beta_s, 1.0 - r.gamma_s)).log(),
+        log_stay=quotient(r.gamma_s, r.gamma_t).log(),
     )
 
 
 def _choose(masked: Tensor, if_masked: Cells, if_seen: Cells) -> Cells:
     return Cells(*(torch.where(masked, a, b) for a, b in zip(if_masked, if_seen, strict=True)))
-
-
-def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) + exp(b)); -inf is a number like any other, in the gradient too."""
-    nothing = b == -torch.inf
-    return torch.where(nothing, a, torch.logaddexp(a, b.where(~nothing, 0.0)))
-
-
-def _safe_log(p: Tensor) -> Tensor:
-    """Log p, with gradient 0 where p is 0."""
-    return torch.where(p > 0, _nonzero(p).log(), -torch.inf)
-
-
-def _quotient(part: Tensor, whole: Tensor) -> Tensor:
-    """Part / whole, and 0 where the whole is 0."""
-    return torch.where(whole > 0, part / _nonzero(whole), 0.0)
-
-
-def _nonzero(value: Tensor) -> Tensor:
-    """The value, with 1 in place of what is not positive: for a quotient that is not used there."""
-    return torch.where(value > 0, value, 1.0)

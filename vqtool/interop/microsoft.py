@@ -54,7 +54,7 @@ def load(source: Source, options: Options) -> Imported:
     _compare(shapes, settings, source)
     kernel = _kernel(tensors, shapes.codebook_size, source, notes)
     config = _config(shapes, settings, source, options, notes)
-    denoiser = vq_diffusion.build(config)
+    denoiser = vq_diffusion.Network(config)
     fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
     tower = _text_encoder(shapes, tensors, source)
     reader = tower or options.text_encoder if shapes.text_width else None

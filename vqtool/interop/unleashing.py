@@ -57,7 +57,7 @@ def load(source: Source, options: Options) -> Imported:
         )
     except ValueError as error:
         raise FormatError(f"{source.path}: {error}") from error
-    denoiser = vq_diffusion.build(config)
+    denoiser = vq_diffusion.Network(config)
     found = tensors_in(source.content) | {f"{PREFIX}pos_emb": tensors["pos_emb"][0]}
     fill_stacked(denoiser, names_of(config), found, source, ignored=IGNORED)
     prior = Prior(

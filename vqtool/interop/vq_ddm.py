@@ -89,9 +89,9 @@ def load(source: Source, options: Options) -> Imported:
     try:
         if guided:
             num_heads = _num_heads(source, options, notes)
-            denoiser = guided_unet.build(_guided_config(weights, source, grid_size, len(rates), num_heads))
+            denoiser = guided_unet.Network(_guided_config(weights, source, grid_size, len(rates), num_heads))
         else:
-            denoiser = unet.build(_unet_config(weights, source, grid_size, len(rates)))
+            denoiser = unet.Network(_unet_config(weights, source, grid_size, len(rates)))
         _fill(denoiser, GUIDED_NAMES if guided else UNET_NAMES, weights, source, prefix)
         kernel = _kernel(rates, denoiser.config.codebook_size, notes)
     except FormatError:

@@ -104,8 +104,8 @@ def encode_null(prior: Prior, num: int, null: str | None) -> EncodedCondition:
         return prior.encode_condition(features.expand(num, -1, -1), num)
     if conditioner.kind == "caption":
         return prior.encode_condition(conditioner.encode([""] * num), num)
-    vector = prior.encode_condition(conditioner.encode(conditioner.examples), len(conditioner.examples)).vector
-    return EncodedCondition(None if vector is None else vector.mean(0).expand(num, -1))
+    classes = prior.encode_condition(conditioner.encode(conditioner.examples), len(conditioner.examples)).embedding
+    return EncodedCondition(None if classes is None else classes.mean(0).expand(num, -1))
 
 
 def _check_second(prior: Prior, second: Prior) -> None:

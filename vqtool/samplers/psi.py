@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
-from vqtool.diffusion.posterior import draw, replaces, sample_posterior
+from vqtool.diffusion.posterior import add_at_tokens, draw, log_evidence, replaces, sample_posterior
 from vqtool.errors import VqtoolError
 from vqtool.samplers import ancestral
 from vqtool.samplers._times import choose_times
@@ -129,9 +129,5 @@ def _draw_x0(walk: Walk, x_t: Tensor, t: Tensor, cells: Tensor, rule: str, choic
     if rule == "mixture":
         return walk.draw_x0(x_t, t, choice, cells)
     log_x0, seen = walk.log_x0(x_t, t, cells), pick(x_t, cells)  # (B, n, K), (B, n)
-    alpha_bar, beta_bar, _ = walk.kernel.cumulative(t)
-    evidence = torch.log1p(alpha_bar / beta_bar.clamp(min=1e-300)).to(log_x0)[:, None]
-    known = seen < walk.kernel.mask_id
-    added = torch.where(known, evidence, 0.0)
-    log_x0 = log_x0.scatter_add(-1, torch.where(known, seen, 0)[..., None], added[..., None])
+    log_x0 = add_at_tokens(log_x0, seen, log_evidence(t, walk.kernel), walk.kernel.mask_id)
     return draw(log_x0 - log_x0.amax(-1, keepdim=True), pick(choice, cells))

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vqtool import registry
 from vqtool.diffusion import schedules
+from vqtool.diffusion._arithmetic import nonzero, quotient
 from vqtool.diffusion.kernels import absorbing, mask_replace, uniform
 from vqtool.errors import VqtoolError
 
@@ -115,10 +117,10 @@ class Kernel:
         alpha_s, beta_s, gamma_s = self.cumulative(s)
         alpha_t, beta_t, gamma_t = self.cumulative(t)
         same = (s == t).double()
-        alpha = _ratio(alpha_t, alpha_s, otherwise=same)
+        alpha = quotient(alpha_t, alpha_s, otherwise=same)
         # Not 1 - alpha - gamma: a beta of 1e-8, as in the release schedule, would keep half its digits.
-        beta = _ratio(beta_t - alpha * beta_s, 1.0 - gamma_s, otherwise=0.0 * same).clamp(min=0.0)
-        gamma = _ratio(gamma_t - gamma_s, 1.0 - gamma_s, otherwise=1.0 - same)
+        beta = quotient(beta_t - alpha * beta_s, 1.0 - gamma_s, otherwise=0.0 * same).clamp(min=0.0)
+        gamma = quotient(gamma_t - gamma_s, 1.0 - gamma_s, otherwise=1.0 - same)
         return alpha, beta, gamma
 
     def sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class Kernel:
     def _place(self, x_0: Tensor, *, keep: Tensor, replace: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
         """One uniform number a cell decides: [0, mask) the mask, the next ``keep`` x_0, the rest any token alike."""
         left = noise - mask - keep  # (B, H, W)
-        anew = (left / _nonzero(1.0 - mask - keep) * self.codebook_size).long().clamp(0, self.codebook_size - 1)
+        anew = (left / nonzero(1.0 - mask - keep) * self.codebook_size).long().clamp(0, self.codebook_size - 1)
         token = torch.where((left < 0) | ~replace, x_0, anew)
         return torch.where(noise < mask, self.mask_id, token)
 
@@ -225,16 +227,4 @@ def find(name: str) -> Process:
     Raises:
         VqtoolError: the name is unknown.
     """
-    if name not in KERNELS:
-        raise VqtoolError(f"unknown kernel {name!r}; known kernels: {', '.join(KERNELS)}")
-    return KERNELS[name]
-
-
-def _ratio(part: Tensor, whole: Tensor, *, otherwise: Tensor) -> Tensor:
-    """Part / whole, and ``otherwise`` where the whole is 0."""
-    return torch.where(whole > 0, part / _nonzero(whole), otherwise)
-
-
-def _nonzero(value: Tensor) -> Tensor:
-    """The value, with 1 in place of what is not positive: for a quotient that is not used there."""
-    return torch.where(value > 0, value, 1.0)
+    return registry.find("kernel", name, KERNELS)

@@ -6,6 +6,7 @@ codebook and lookup: `effective_codebook()` and `lookup`.
 
 from typing import Any
 
+from vqtool import registry
 from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer
 from vqtool.tokenizers.quantizers._gradients import GRADIENTS
 from vqtool.tokenizers.quantizers._lookup import highest, nearest
@@ -38,11 +39,10 @@ def build(name: str, codebook_size: int, code_dim: int, **given: Any) -> Quantiz
         **given: its options.
 
     Raises:
-        ValueError: it is unknown, or sizes or options do not suit it.
+        VqtoolError: the name is unknown.
+        ValueError: sizes or options do not suit it.
     """
-    if name not in QUANTIZERS:
-        raise ValueError(f"quantizer is {name!r}, known are {tuple(QUANTIZERS)}")
-    quantizer = QUANTIZERS[name]
+    quantizer = registry.find("quantizer", name, QUANTIZERS)
     if unknown := sorted(given.keys() - quantizer.options):
         raise ValueError(f"{name} does not take {unknown}, only {quantizer.options}")
     return quantizer(codebook_size, code_dim, **given)
