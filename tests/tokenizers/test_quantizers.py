@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from vqtool.errors import VqtoolError
 from vqtool.tokenizers import Tokenizer
 from vqtool.tokenizers.quantizers import QUANTIZERS, _lookup, build, highest, nearest
 from vqtool.tokenizers.quantizers._gradients import pass_gradient
