@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from vqtool import conditions
 from vqtool.conditions import clip
-from vqtool.conditions.clip import ClipCondition, ClipVocabulary, read_vocabulary
+from vqtool.conditions.clip import ClipCondition, ClipVocabulary
 from vqtool.errors import FormatError
+from vqtool.interop.transformers import read_vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "df-pipeline"
 TEXTS = [
@@ -101,38 +102,6 @@ def test_a_condition_without_its_vocabulary_is_damaged():
     conditioner = read_vocabulary(GOLDEN / "tokenizer")
     with pytest.raises(FormatError, match="vocabulary of the captions is missing"):
         conditions.load(conditioner.config(), {})
-
-
-def test_a_folder_limits_the_length_only_where_it_says_so(tmp_path):
-    for name in ("vocab.json", "merges.txt"):
-        (tmp_path / name).write_text((GOLDEN / "tokenizer" / name).read_text())
-    assert read_vocabulary(tmp_path).max_length == 77
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
-    assert read_vocabulary(tmp_path, max_length=12).max_length == 12
-    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 9}')
-    assert read_vocabulary(tmp_path, max_length=12).max_length == 9
-
-
-def test_folders_that_hold_no_clip_tokenizer_are_refused(tmp_path):
-    with pytest.raises(FormatError, match=r"no CLIP tokenizer: tokenizer\.json, or vocab\.json and merges\.txt"):
-        read_vocabulary(tmp_path)
-    file = tmp_path / "tokenizer.json"
-    file.write_text('{"model": {"type": "WordPiece"}}')
-    with pytest.raises(FormatError, match="not a tokenizer of CLIP"):
-        read_vocabulary(tmp_path)
-    file.write_text("{")
-    with pytest.raises(FormatError, match="not a JSON file"):
-        read_vocabulary(tmp_path)
-    file.write_text("[]")
-    with pytest.raises(FormatError, match="not a JSON object"):
-        read_vocabulary(tmp_path)
-    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []}
-    file.write_text(json.dumps({"model": model}))
-    with pytest.raises(FormatError, match=r"no <\|startoftext\|>, <\|endoftext\|>"):
-        read_vocabulary(tmp_path)
-    file.write_text(json.dumps({"model": {**model, "merges": ["a b c"]}}))
-    with pytest.raises(FormatError, match="not pairs of tokens"):
-        read_vocabulary(tmp_path)
 
 
 def test_the_built_in_vocabulary_is_small_whole_and_licensed(monkeypatch):

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from support.text_priors import random_encoder, text_prior
 
 import vqtool
 from vqtool import artifacts, interop
 from vqtool.conditions import text_encoders
-from vqtool.conditions.text_encoders import TextEncoder, from_openai, from_transformers, to_transformers
+from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.diffusion.guidance import guide
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.interop import Source, openai
 from vqtool.interop.pickles import read_pickle
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,50 +26,6 @@ PREFIX = "transformer.condition_emb."
 def openai_tensors():
     model = read_pickle(GOLDEN / "ms-prior-text-tower" / "tiny_text_pretrained.pth")["model"]
     return {name.removeprefix(PREFIX): tensor for name, tensor in model.items() if name.startswith(PREFIX)}
-
-
-def transformers_folder():
-    folder = GOLDEN / "df-pipeline" / "text_encoder"
-    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
-
-
-@pytest.mark.parametrize(("ids", "features"), [("tokens", "cond"), ("tokens_null", "cond_null")])
-def test_the_tower_of_microsofts_checkpoint_gives_its_features(openai_tensors, ids, features):
-    encoder = from_openai(openai_tensors, "tiny.pth")
-    with safe_open(GOLDEN / "ms-prior-text-tower" / "io.safetensors", "pt") as file:
-        found = encoder(file.get_tensor(ids))
-        torch.testing.assert_close(found, file.get_tensor(features), rtol=0, atol=2e-5)
-
-
-def test_the_tower_of_a_transformers_folder_gives_its_features():
-    encoder = from_transformers(*transformers_folder(), "text_encoder")
-    with safe_open(GOLDEN / "df-pipeline" / "io.safetensors", "pt") as file:
-        torch.testing.assert_close(encoder(file.get_tensor("input_ids")), file.get_tensor("cond"), rtol=0, atol=2e-6)
-
-
-def test_names_with_and_without_their_prefix_and_of_a_whole_clip_are_the_same_tower():
-    tensors, settings = transformers_folder()
-    bare = from_transformers(tensors, settings, "x").state_dict()
-    named = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    for other in (from_transformers(named, settings, "x"), from_transformers(named, {"text_config": settings}, "x")):
-        assert all(torch.equal(tensor, bare[name]) for name, tensor in other.state_dict().items())
-
-
-def test_features_are_those_of_transformers_and_writing_its_names_is_undone_by_reading_them():
-    transformers = pytest.importorskip("transformers")
-    encoder = random_encoder()
-    tensors, settings = to_transformers(encoder)
-    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings)).eval()
-    names = set(model.state_dict())
-    prefix = "" if "embeddings.token_embedding.weight" in names else "text_model."
-    model.load_state_dict({prefix + name.removeprefix("text_model."): tensor for name, tensor in tensors.items()})
-    ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        states = model(ids).last_hidden_state
-    torch.testing.assert_close(encoder(ids), states / states.norm(dim=-1, keepdim=True), rtol=0, atol=1e-5)
-    again = from_transformers(tensors, settings, "x")
-    assert again.config == encoder.config
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in encoder.state_dict().items())
 
 
 def test_features_have_length_one_and_do_not_depend_on_later_tokens():
@@ -84,7 +40,7 @@ def test_features_have_length_one_and_do_not_depend_on_later_tokens():
 
 
 def test_an_encoder_is_the_same_after_saving_and_half_tensors_stay_half(openai_tensors, tmp_path):
-    encoder = from_openai(openai_tensors, "tiny.pth")
+    encoder = openai.read_text_encoder(openai_tensors, Source(Path("tiny.pth")))
     path = tmp_path / "text-encoder.safetensors"
     header = text_encoders.save_text_encoder(path, encoder, history=[{"step": "import"}])
     assert (encoder.fingerprint, encoder.location) == (header.fingerprint, str(path))
@@ -118,25 +74,6 @@ def test_a_missing_or_another_encoder_is_an_error_that_says_what_to_do(tmp_path)
     text_encoders.save_text_encoder(path, random_encoder())
     with pytest.raises(MismatchError, match="is not the text encoder 0000000000000000"):
         text_encoders.find_named_text_encoder("0" * 16, str(path))
-
-
-def test_missing_and_ill_fitting_tensors_are_named(openai_tensors):
-    gone = {name: tensor for name, tensor in openai_tensors.items() if "resblocks.1.ln_1" not in name}
-    with pytest.raises(FormatError, match=r"x\.pth: 2 tensors .* transformer\.resblocks\.1\.ln_1\.weight"):
-        from_openai(gone, "x.pth")
-    with pytest.raises(FormatError, match=r"x\.pth: 2 tensors .* token_embedding\.weight"):
-        from_openai({}, "x.pth")
-    with pytest.raises(FormatError, match=r"ln_final\.bias has shape \(3,\) instead of \(64,\)"):
-        from_openai({**openai_tensors, "ln_final.bias": torch.zeros(3)}, "x.pth")
-
-
-def test_settings_of_other_networks_are_refused():
-    tensors, settings = transformers_folder()
-    with pytest.raises(FormatError, match="hidden_act gelu"):
-        from_transformers(tensors, {**settings, "hidden_act": "gelu"}, "x")
-    del settings["hidden_size"]
-    with pytest.raises(FormatError, match=r"config\.json says nothing of hidden_size"):
-        from_transformers(tensors, settings, "x")
 
 
 def test_a_file_whose_tensors_do_not_fit_its_config_is_refused(tmp_path):

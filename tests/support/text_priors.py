@@ -7,9 +7,9 @@ import torch
 
 from support.exact import grid_spec
 from vqtool import denoisers
-from vqtool.conditions.clip import read_vocabulary
 from vqtool.conditions.text_encoders import Config, TextEncoder
 from vqtool.diffusion import kernels
+from vqtool.interop.transformers import read_vocabulary
 from vqtool.priors import Prior
 
 GOLDEN = Path(__file__).parents[1] / "golden"

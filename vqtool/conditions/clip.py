@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtool.artifacts import atomic_path
 from vqtool.conditions import Conditioner
 from vqtool.errors import FormatError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77  # tokens that CLIP's towers read
-_NO_LIMIT = 1 << 20  # a tokenizer's model_max_length from here on says nothing
-_END_OF_WORD = "</w>"
+END_OF_WORD = "</w>"
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -49,7 +47,7 @@ class ClipVocabulary:
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
         bpe = models.BPE(
-            dict(self.tokens), list(self.merges), end_of_word_suffix=_END_OF_WORD, unk_token=self.special[1]
+            dict(self.tokens), list(self.merges), end_of_word_suffix=END_OF_WORD, unk_token=self.special[1]
         )
         model = Tokenizer(bpe)
         model.normalizer = normalizers.Sequence(
@@ -72,7 +70,7 @@ def standard() -> ClipVocabulary:
     lines = lzma.decompress(packed).decode().split("\n")
     merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
     letters = _letters()
-    names = [*letters, *(letter + _END_OF_WORD for letter in letters), *(a + b for a, b in merges), START, END]
+    names = [*letters, *(letter + END_OF_WORD for letter in letters), *(a + b for a, b in merges), START, END]
     return ClipVocabulary({name: number for number, name in enumerate(names)}, merges)
 
 
@@ -166,88 +164,3 @@ def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipCondit
         raise FormatError("the vocabulary of the captions is missing")
     vocabulary = ClipVocabulary(known.tokens, known.merges, tuple(config["special"]))
     return ClipCondition(vocabulary, max_length=config["max_length"], pad=config["pad"])
-
-
-def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition:
-    """The conditioner of a folder that transformers' CLIPTokenizer was saved to.
-
-    Args:
-        folder: with tokenizer.json, or vocab.json and merges.txt, and the settings beside them.
-        max_length: tokens that the text encoder reads; the folder may say fewer.
-
-    Raises:
-        FormatError: files are missing or are not CLIP's.
-    """
-    settings = {
-        **_optional_json(folder / "special_tokens_map.json"),
-        **_optional_json(folder / "tokenizer_config.json"),
-    }
-    start, end, pad = (
-        _text(settings.get(f"{role}_token")) or word for role, word in (("bos", START), ("eos", END), ("pad", END))
-    )
-    tokens, merges = _read_model(folder)
-    missing = [word for word in (start, end, pad) if word not in tokens]
-    if missing:
-        raise FormatError(f"{folder}: its vocabulary has no {', '.join(missing)}")
-    limit = settings.get("model_max_length") or _NO_LIMIT
-    vocabulary = ClipVocabulary(tokens, merges, tuple(dict.fromkeys((start, end, pad))))
-    length = max_length if limit >= _NO_LIMIT else min(max_length, int(limit))
-    return ClipCondition(vocabulary, max_length=length, pad=tokens[pad])
-
-
-def write_vocabulary(conditioner: ClipCondition, folder: Path) -> None:
-    """Write the folder that transformers' CLIPTokenizer.from_pretrained reads; made if it is not there."""
-    vocabulary = conditioner.vocabulary
-    words = {number: word for word, number in vocabulary.tokens.items()}
-    tokens = {
-        "bos_token": vocabulary.special[0],
-        "eos_token": vocabulary.special[1],
-        "pad_token": words[conditioner.pad],
-    }
-    settings = {**tokens, "unk_token": vocabulary.special[1], "model_max_length": conditioner.max_length}
-    merges = "\n".join(["#version: 0.2", *(f"{left} {right}" for left, right in vocabulary.merges)])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {
-        "vocab.json": json.dumps(dict(vocabulary.tokens), ensure_ascii=False),
-        "merges.txt": merges,
-        "tokenizer_config.json": json.dumps({"tokenizer_class": "CLIPTokenizer", **settings}, indent=2),
-    }.items():
-        with atomic_path(folder / name, force=True) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        names = folder / "vocab.json", folder / "merges.txt"
-        if not all(name.is_file() for name in names):
-            raise FormatError(
-                f"{folder}: no CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected"
-            )
-        lines = names[1].read_text(encoding="utf-8").split("\n")
-        found = _optional_json(names[0]), [line for line in lines if line and not line.startswith("#version")]
-    else:
-        model = _optional_json(file).get("model", {})
-        if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != _END_OF_WORD:
-            raise FormatError(f"{file}: not a tokenizer of CLIP: a BPE model with {_END_OF_WORD} is expected")
-        found = model.get("vocab", {}), model.get("merges", [])
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in found[1]]
-    if any(len(pair) != 2 for pair in pairs):
-        raise FormatError(f"{folder}: its merges are not pairs of tokens")
-    return dict(found[0]), pairs  # type: ignore[return-value]
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise FormatError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: not a JSON object")
-    return found
-
-
-def _text(token: Any) -> str | None:
-    """A special token as written: a text, or an object that holds it."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None

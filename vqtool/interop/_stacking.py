@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,31 @@ from torch import Tensor, nn
 from vqtool.errors import FormatError
 from vqtool.interop._sources import Source, fill, listed
 
+Module = TypeVar("Module", bound=nn.Module)
 Names = Mapping[str, tuple[str, ...]]  # of a module -> those of the source
 
 
+def block_names(parts: Names, ours: str, theirs: str, num_blocks: int) -> dict[str, tuple[str, ...]]:
+    """Names of the weights and biases of the parts of each block.
+
+    Args:
+        parts: of one block: our name -> those of the source.
+        ours: what stands before a block's number with us, such as "blocks.".
+        theirs: what stands there in the source.
+        num_blocks: how many.
+    """
+    return {
+        f"{ours}{number}.{part}.{kind}": tuple(f"{theirs}{number}.{name}.{kind}" for name in names)
+        for number in range(num_blocks)
+        for part, names in parts.items()
+        for kind in ("weight", "bias")
+    }
+
+
 def fill_stacked(
-    module: nn.Module, names: Names, tensors: Mapping[str, Tensor], source: Source, *, ignored: Iterable[str] = ()
-) -> None:
-    """Put tensors into a module: all that it has, and all that there are.
+    module: Module, names: Names, tensors: Mapping[str, Tensor], source: Source, *, ignored: Iterable[str] = ()
+) -> Module:
+    """Put tensors into a module and return it: all that it has, and all that there are.
 
     Args:
         module: gets the weights, in its own types.
@@ -38,3 +57,4 @@ def fill_stacked(
             raise FormatError(f"{source.path}: tensors do not fit together: {', '.join(theirs)}")
         found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     fill(module, found, source, names={ours: " + ".join(theirs) for ours, theirs in names.items()}, ignored=ignored)
+    return module

@@ -15,17 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vqtool.artifacts import atomic_path
-from vqtool.conditions import text_encoders
-from vqtool.conditions.clip import ClipCondition, read_vocabulary, write_vocabulary
+from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.interop import diffusers_vqmodel
+from vqtool.interop import diffusers_vqmodel, transformers
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source
-from vqtool.interop._stacking import Names, fill_stacked
+from vqtool.interop._stacking import Names, block_names, fill_stacked
 from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
 
@@ -61,10 +60,11 @@ def load(source: Source, options: Options) -> Imported:
         MismatchError: its parts do not fit together.
     """
     notes: list[str] = []
-    encoder = text_encoders.from_transformers(
-        source.tensors("text_encoder"), source.json("text_encoder/config.json"), f"{source.path}/text_encoder"
+    folder = Source(source.path / "text_encoder")
+    encoder = transformers.read_text_encoder(folder.tensors(), folder.json("config.json"), folder)
+    conditioner = transformers.read_vocabulary(
+        options.vocabulary or source.path / "tokenizer", encoder.config.max_length
     )
-    conditioner = read_vocabulary(options.vocabulary or source.path / "tokenizer", encoder.config.max_length)
     settings = source.json("transformer/config.json")
     kernel = _kernel(source.json("scheduler/scheduler_config.json"), source, notes)
     config = _config(settings, source, conditioner)
@@ -168,17 +168,12 @@ def names_of(config: vq_diffusion.Config) -> Names:
     }
     if config.learned_null:
         names["null_text"] = (f"{NULL_TEXT}.embeddings",)
-    modules: dict[str, tuple[str, ...]] = {"norm": ("norm_out",), "head": ("out",)}
+    for part in ("weight", "bias"):
+        names |= {f"norm.{part}": (f"norm_out.{part}",), f"head.{part}": (f"out.{part}",)}
     for number in range(config.num_layers):
-        theirs = f"transformer_blocks.{number}"
-        for norm, their_norm in (("attention_norm", "norm1"), ("cross_norm", "norm2")):
-            names[f"blocks.{number}.{norm}.table.weight"] = (f"{theirs}.{their_norm}.emb.weight",)
-        for name, parts in _BLOCK.items():
-            modules[f"blocks.{number}.{name}"] = tuple(f"{theirs}.{part}" for part in parts)
-    for name, parts in modules.items():
-        for kind in ("weight", "bias"):
-            names[f"{name}.{kind}"] = tuple(f"{part}.{kind}" for part in parts)
-    return names
+        for norm, theirs in (("attention_norm", "norm1"), ("cross_norm", "norm2")):
+            names[f"blocks.{number}.{norm}.table.weight"] = (f"transformer_blocks.{number}.{theirs}.emb.weight",)
+    return {**names, **block_names(_BLOCK, "blocks.", "transformer_blocks.", config.num_layers)}
 
 
 _BLOCK: dict[str, tuple[str, ...]] = {
@@ -231,9 +226,9 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
         WEIGHTS,
         {} if null_text is None else {"embeddings": null_text},
     )
-    text_tensors, text_settings = text_encoders.to_transformers(encoder)
+    text_tensors, text_settings = transformers.export_text_encoder(encoder)
     _write(folder / "text_encoder", text_settings, "model.safetensors", text_tensors)
-    write_vocabulary(conditioner, folder / "tokenizer")
+    transformers.write_vocabulary(conditioner, folder / "tokenizer")
     _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_settings(prior.kernel))
     _write_json(folder / "model_index.json", _INDEX)
     return _export_notes(conditioner)

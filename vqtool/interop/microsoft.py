@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip, text_encoders
+from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip
 from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.interop import taming
+from vqtool.interop import openai, taming, transformers
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._microsoft_names import IGNORED, names_of
 from vqtool.interop._sources import Source, tensors_in, without
@@ -287,13 +287,15 @@ def _conditioner(
 def _text_encoder(shapes: _Shapes, tensors: Mapping[str, Tensor], source: Source) -> TextEncoder | None:
     """CLIP's text tower, whose weights are half precision, computed in float32."""
     tower = without("condition_emb.", tensors)
-    return text_encoders.from_openai(tower, str(source.path)) if tower and shapes.text_width else None
+    return openai.read_text_encoder(tower, source) if tower and shapes.text_width else None
 
 
 def _captions(tower: TextEncoder, source: Source, options: Options) -> ClipCondition:
     """Captions in the tokens that the tower knows."""
     length, known = tower.config.max_length, tower.config.vocabulary_size
-    vocabulary = clip.read_vocabulary(options.vocabulary, length).vocabulary if options.vocabulary else clip.standard()
+    vocabulary = (
+        transformers.read_vocabulary(options.vocabulary, length).vocabulary if options.vocabulary else clip.standard()
+    )
     if vocabulary.size > known:
         raise MismatchError(
             f"{source.path}: its text tower knows {known} tokens, the vocabulary has {vocabulary.size}: "

@@ -12,7 +12,7 @@ from vqtool.diffusion import kernels
 from vqtool.errors import FormatError
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in, without
-from vqtool.interop._stacking import Names, fill_stacked
+from vqtool.interop._stacking import Names, block_names, fill_stacked
 from vqtool.priors import GridSpec, Prior
 
 PUBLISHED_WIDTH, PUBLISHED_HEADS = 512, 8
@@ -96,7 +96,7 @@ def _grid_size(num_cells: int, source: Source, options: Options, notes: list[str
 
 def names_of(config: vq_diffusion.Config) -> Names:
     """Our names of a network's weights -> theirs."""
-    names: dict[str, tuple[str, ...]] = {
+    top = {
         "tokens.weight": ("tok_emb.weight",),
         "positions": ("pos_emb",),
         "norm.weight": ("ln_f.weight",),
@@ -111,8 +111,5 @@ def names_of(config: vq_diffusion.Config) -> Names:
         "mlp.first": ("mlp.0",),
         "mlp.second": ("mlp.2",),
     }
-    for number in range(config.num_layers):
-        for ours, theirs in block.items():
-            for part in ("weight", "bias"):
-                names[f"blocks.{number}.{ours}.{part}"] = tuple(f"blocks.{number}.{name}.{part}" for name in theirs)
+    names = {**top, **block_names(block, "blocks.", "blocks.", config.num_layers)}
     return {ours: tuple(PREFIX + name for name in theirs) for ours, theirs in names.items()}

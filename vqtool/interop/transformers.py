@@ -1,0 +1,162 @@
+"""transformers' CLIPTextModel and CLIPTokenizer: the folders of a text encoder and of its vocabulary."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vqtool.artifacts import atomic_path
+from vqtool.conditions.clip import END, END_OF_WORD, MAX_LENGTH, START, ClipCondition, ClipVocabulary
+from vqtool.conditions.text_encoders import Config, TextEncoder
+from vqtool.errors import FormatError
+from vqtool.interop._sources import Source, read_json, without
+from vqtool.interop._stacking import Names, block_names, fill_stacked
+
+ACTIVATION, EPSILON = "quick_gelu", 1e-5  # of all of OpenAI's
+PREFIX = "text_model."  # of each name; left out by some versions
+TOP = {
+    "tokens.weight": ("embeddings.token_embedding.weight",),
+    "positions": ("embeddings.position_embedding.weight",),
+    "norm.weight": ("final_layer_norm.weight",),
+    "norm.bias": ("final_layer_norm.bias",),
+}
+BLOCK = {
+    "attention_norm": ("layer_norm1",),
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.out_proj",),
+    "mlp_norm": ("layer_norm2",),
+    "mlp_in": ("mlp.fc1",),
+    "mlp_out": ("mlp.fc2",),
+}
+SETTINGS = {  # a field of Config -> its name in config.json
+    "vocabulary_size": "vocab_size",
+    "max_length": "max_position_embeddings",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+}
+_NO_LIMIT = 1 << 20  # a tokenizer's model_max_length from here on says nothing
+
+
+def read_text_encoder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: Source) -> TextEncoder:
+    """The tower of a CLIPTextModel.
+
+    Args:
+        tensors: of its folder, with or without `text_model.` before each name.
+        settings: of its config.json.
+        source: for messages.
+
+    Raises:
+        FormatError: the settings are not CLIP's, or tensors are missing or do not fit.
+    """
+    settings = settings.get("text_config") or settings
+    activation, epsilon = settings.get("hidden_act", ACTIVATION), settings.get("layer_norm_eps", EPSILON)
+    if activation != ACTIVATION or epsilon != EPSILON:
+        raise FormatError(
+            f"{source.path}: hidden_act {activation} and layer_norm_eps {epsilon} are not those of OpenAI's text "
+            f"towers, {ACTIVATION} and {EPSILON}, the only ones understood"
+        )
+    try:
+        config = Config(**{ours: settings[theirs] for ours, theirs in SETTINGS.items()})
+    except KeyError as error:
+        raise FormatError(f"{source.path}: its config.json says nothing of {error.args[0]}") from error
+    bare = without(PREFIX, tensors) or tensors
+    return fill_stacked(TextEncoder(config), _names(config), bare, source, ignored=[".*"]).eval().requires_grad_(False)
+
+
+def export_text_encoder(encoder: TextEncoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and settings of a CLIPTextModel: what `read_text_encoder` reads."""
+    names, tensors = _names(encoder.config), {}
+    for name, tensor in encoder.state_dict().items():
+        for theirs, part in zip(names[name], tensor.chunk(len(names[name])), strict=True):
+            tensors[PREFIX + theirs] = part.contiguous()
+    settings = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": EPSILON,
+        **{theirs: getattr(encoder.config, ours) for ours, theirs in SETTINGS.items()},
+    }
+    return tensors, settings
+
+
+def _names(config: Config) -> Names:
+    return {**TOP, **block_names(BLOCK, "blocks.", "encoder.layers.", config.num_layers)}
+
+
+def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition:
+    """The conditioner of a folder that a CLIPTokenizer was saved to.
+
+    Args:
+        folder: with tokenizer.json, or vocab.json and merges.txt, and the settings beside them.
+        max_length: tokens that the text encoder reads; the folder may say fewer.
+
+    Raises:
+        FormatError: files are missing or are not CLIP's.
+    """
+    files = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    settings = {name: value for file in files if file.is_file() for name, value in read_json(file).items()}
+    start, end, pad = (
+        _text(settings.get(f"{role}_token")) or word for role, word in (("bos", START), ("eos", END), ("pad", END))
+    )
+    tokens, merges = _read_model(folder)
+    missing = [word for word in (start, end, pad) if word not in tokens]
+    if missing:
+        raise FormatError(f"{folder}: its vocabulary has no {', '.join(missing)}")
+    limit = settings.get("model_max_length") or _NO_LIMIT
+    vocabulary = ClipVocabulary(tokens, merges, tuple(dict.fromkeys((start, end, pad))))
+    length = max_length if limit >= _NO_LIMIT else min(max_length, int(limit))
+    return ClipCondition(vocabulary, max_length=length, pad=tokens[pad])
+
+
+def write_vocabulary(conditioner: ClipCondition, folder: Path) -> None:
+    """Write the folder that CLIPTokenizer.from_pretrained reads; made if it is not there."""
+    vocabulary = conditioner.vocabulary
+    words = {number: word for word, number in vocabulary.tokens.items()}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": vocabulary.special[0],
+        "eos_token": vocabulary.special[1],
+        "pad_token": words[conditioner.pad],
+        "unk_token": vocabulary.special[1],
+        "model_max_length": conditioner.max_length,
+    }
+    merges = "\n".join(["#version: 0.2", *(f"{left} {right}" for left, right in vocabulary.merges)])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in {
+        "vocab.json": json.dumps(dict(vocabulary.tokens), ensure_ascii=False),
+        "merges.txt": merges,
+        "tokenizer_config.json": json.dumps(settings, indent=2),
+    }.items():
+        with atomic_path(folder / name, force=True) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        names = folder / "vocab.json", folder / "merges.txt"
+        if not all(name.is_file() for name in names):
+            raise FormatError(
+                f"{folder}: no CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected"
+            )
+        lines = names[1].read_text(encoding="utf-8").split("\n")
+        found = read_json(names[0]), [line for line in lines if line and not line.startswith("#version")]
+    else:
+        model = read_json(file).get("model", {})
+        if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != END_OF_WORD:
+            raise FormatError(f"{file}: not a tokenizer of CLIP: a BPE model with {END_OF_WORD} is expected")
+        found = model.get("vocab", {}), model.get("merges", [])
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in found[1]]
+    if any(len(pair) != 2 for pair in pairs):
+        raise FormatError(f"{folder}: its merges are not pairs of tokens")
+    return dict(found[0]), pairs  # type: ignore[return-value]
+
+
+def _text(token: Any) -> str | None:
+    """A special token as written: a text, or an object that holds it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
