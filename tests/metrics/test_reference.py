@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vqtool.errors import VqtoolError
-from vqtool.images import find_images
+from vqtool.images import common_size, find_images
 from vqtool.metrics import FEATURE_METRICS, Report, Score, compare_images, compare_pairs, frechet_distance
-from vqtool.metrics.report import choose, common_size
+from vqtool.metrics.report import choose
 
 
 class MeanColour:

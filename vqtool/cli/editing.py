@@ -233,7 +233,7 @@ def _open_pictures(
 ) -> Iterator[_Pictures]:
     """Grids, or images as grids by the prior's tokenizer together with their pixels."""
     from vqtool.grids import open_grids
-    from vqtool.metrics.tokens import holds_grids
+    from vqtool.images.sources import holds_grids
     from vqtool.tokenizers import tokenizer_of
 
     is_masked = name == "complete"

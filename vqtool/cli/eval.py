@@ -121,7 +121,7 @@ def _check_kind(
     Raises:
         VqtoolError: inputs and flags do not go together.
     """
-    from vqtool.metrics.tokens import holds_grids
+    from vqtool.images.sources import holds_grids
 
     kinds = {path: "grids" if holds_grids(path) else "images" for path in [*sources, *ref]}
     kind = kinds[sources[0]]

@@ -4,6 +4,7 @@ from vqtool.images.pixels import PREPROCESSING
 from vqtool.images.reader import (
     ImageBatch,
     OnError,
+    common_size,
     parse_size,
     read_batches,
     read_image,
@@ -18,6 +19,7 @@ __all__ = [
     "ImageBatch",
     "ImageItem",
     "OnError",
+    "common_size",
     "find_images",
     "parse_size",
     "read_batches",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 OnError = Callable[[ImageItem, VqtoolError], None]
 _Pending = Future[NDArray[np.uint8]]
 _LARGEST_SIDE = 16384  # pixels
+_PROBED_IMAGES = 8  # whose size `common_size` looks at
+_LARGEST_SHORT_SIDE = 256  # pixels
 _READ_BATCH = 64  # images
 _MEMORY_BYTES = 2 << 30  # beyond this many bytes the images of `read_images` lie in a temporary file
 _AHEAD = 4  # images a worker that are read beyond the next batch
@@ -178,6 +180,21 @@ def read_batches(
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1: {batch_size}, {workers}")
     return _assemble(_read_ahead(items, size, workers, batch_size + _AHEAD * workers), batch_size, on_error)
+
+
+def common_size(items: Sequence[ImageItem]) -> tuple[int, int] | None:
+    """(height, width) that the first few images share, reduced to a short side of 256 px; None if they differ."""
+    sizes = set()
+    for item in items[:_PROBED_IMAGES]:
+        try:
+            sizes.add(read_image(item, None).shape[1:])
+        except VqtoolError:
+            continue  # named when it is read for good
+    if len(sizes) != 1:
+        return None
+    height, width = sizes.pop()
+    scale = min(1.0, _LARGEST_SHORT_SIDE / min(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:

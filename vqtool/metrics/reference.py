@@ -8,19 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, read_batches
+from vqtool.images import ImageItem, OnError, common_size, read_batches
 from vqtool.metrics import frechet, kernel, prdc, reconstruction
 from vqtool.metrics.features import FeatureNetwork, extract
-from vqtool.metrics.report import (
-    LARGEST_SHORT_SIDE,
-    MAX_IMAGES,
-    READ_BATCH,
-    Report,
-    choose,
-    common_size,
-)
+from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
 from vqtool.metrics.score import Score
 from vqtool.progress import Progress, silent
+
+MIXED_SIZE = (256, 256)  # of images of several sizes: the feature network sees 224
 
 FEATURE_METRICS = (frechet, kernel, prdc)
 
@@ -72,7 +67,7 @@ def compare_images(
     Raises:
         VqtoolError: fewer than two images on a side.
     """
-    size = size or common_size(images) or common_size(reference) or (LARGEST_SHORT_SIDE, LARGEST_SHORT_SIDE)
+    size = size or common_size(images) or common_size(reference) or MIXED_SIZE
     num = min(len(images), len(reference), max_images)
     _need_two(num)
     features = []
@@ -121,7 +116,7 @@ def compare_pairs(
         MismatchError: no id is on both sides.
         VqtoolError: none of the pairs could be read.
     """
-    size = size or common_size(images) or (LARGEST_SHORT_SIDE, LARGEST_SHORT_SIDE)
+    size = size or common_size(images) or MIXED_SIZE
     order = {item.id: i for i, item in enumerate(images)}
     theirs = sorted((item for item in originals if item.id in order), key=lambda item: order[item.id])
     ours = [images[order[item.id]] for item in theirs]

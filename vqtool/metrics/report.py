@@ -1,11 +1,10 @@
-"""What `vqtool eval` says: scores with all they depend on; and which images it looks at, at which size.
+"""What `vqtool eval` says: scores with all they depend on; and which images it looks at.
 
 What an input holds decides what can be measured: images against other images (compare.py), images through a tokenizer
 (reconstruction.py), token grids (tokens.py).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool import rng
-from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, read_image
 from vqtool.metrics.score import Score
 
 MAX_IMAGES = 10_000
 READ_BATCH = 32  # images
-PROBED_IMAGES = 8  # whose size is looked at
-LARGEST_SHORT_SIDE = 256  # px: the feature network sees 224
 
 
 @dataclass(frozen=True)
@@ -43,21 +38,6 @@ class Report:
             "settings": {score.name: score.settings for score in self.scores if score.settings},
             "warnings": self.warnings,
         }
-
-
-def common_size(items: Sequence[ImageItem]) -> tuple[int, int] | None:
-    """(height, width) that the first few images share, reduced to a short side of 256 px; None if they differ."""
-    sizes = set()
-    for item in items[:PROBED_IMAGES]:
-        try:
-            sizes.add(read_image(item, None).shape[1:])
-        except VqtoolError:
-            continue  # named when it is read for good
-    if len(sizes) != 1:
-        return None
-    height, width = sizes.pop()
-    scale = min(1.0, LARGEST_SHORT_SIDE / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def choose(total: int, num: int, seed: int) -> NDArray[np.int64]:

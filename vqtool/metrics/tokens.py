@@ -9,7 +9,6 @@ Cost: one pass over the tokens, memory O(K).
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -23,12 +22,11 @@ from vqtool.codebooks.usage import (
     perplexity,
     usage,
 )
-from vqtool.grids.stream import SIGNATURE
 from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
 from vqtool.progress import Progress, silent
 
-__all__ = ["count_tokens", "holds_grids", "measure", "measure_grids", "perplexity", "total_variation", "usage"]
+__all__ = ["count_tokens", "measure", "measure_grids", "perplexity", "total_variation", "usage"]
 
 
 def total_variation(counts_a: ArrayLike, counts_b: ArrayLike) -> float:
@@ -93,18 +91,3 @@ def measure_grids(
         f"tokenizer {header.tokenizer_fingerprint}, codebook of {header.codebook_size}"
     )
     return Report(headline, scores, about, warnings)
-
-
-def holds_grids(source: str | Path) -> bool:
-    """Whether an input is token grids rather than images: an HDF5 file without images, a pipe, or standard input."""
-    path = Path(source)
-    if str(source) == "-" or not path.is_file():
-        return str(source) == "-" or (path.exists() and not path.is_dir())
-    with path.open("rb") as stream:
-        if stream.read(len(SIGNATURE)) != SIGNATURE:
-            return False
-    try:
-        with h5py.File(path, "r") as file:
-            return "images" not in file
-    except (OSError, RuntimeError):
-        return True  # damaged: reading says how

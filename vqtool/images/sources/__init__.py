@@ -14,7 +14,7 @@ from vqtool.images.sources.folder import describe_file, find_in_folder
 from vqtool.images.sources.items import Entry, FileOrigin, ImageItem, has_image_suffix
 from vqtool.images.sources.tars import TAR_ENDINGS, find_in_tar
 
-__all__ = ["ImageItem", "find_images"]
+__all__ = ["ImageItem", "find_images", "holds_grids"]
 
 _FILES = ""  # the group of files named one by one; any other group is one source, under its name
 
@@ -47,6 +47,23 @@ def find_images(sources: Sequence[str | Path]) -> list[ImageItem]:
             raise VqtoolError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
         groups.setdefault(name if name == _FILES else _unused(name, groups), []).extend(entries)
     return _make_items(groups)
+
+
+def holds_grids(source: str | Path) -> bool:
+    """Whether an input is token grids rather than images: an HDF5 file without images, a pipe, or standard input."""
+    import h5py
+
+    path = Path(source)
+    if str(source) == "-" or not path.is_file():
+        return str(source) == "-" or (path.exists() and not path.is_dir())
+    with path.open("rb") as stream:
+        if stream.read(len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
+            return False
+    try:
+        with h5py.File(path, "r") as file:
+            return "images" not in file
+    except (OSError, RuntimeError):
+        return True  # damaged: reading says how
 
 
 def _find_in(path: Path) -> tuple[str, list[Entry]]:
