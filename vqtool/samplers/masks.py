@@ -1,7 +1,7 @@
-"""Which part of a picture is made anew: by name, by a box, by chance or by a picture; in pixels and in cells.
+"""Masks for inpainting, in pixels and in cells of the grid: named halves, boxes, random cells, or an image file.
 
-A mask is white (True) where the picture is made anew. A cell of the grid is made anew as soon as one of its pixels is;
-the pixels of such a cell that are not may be pasted back from the original, with a soft edge.
+A mask is True (white) where the sampler draws the picture again. A cell is masked if at least one of its pixels is;
+its other pixels can be pasted back from the original, with a soft edge.
 """
 
 import re
@@ -29,7 +29,7 @@ _DARK, _LIGHT = 64, 192  # a mask is black or white, but for its edges
 
 
 class Mask:
-    """What is made anew of each picture of a run; only a random mask differs between them.
+    """The mask of each picture of a run: the same for all, unless it is random.
 
     Args:
         text: one of NAMED, box:..., random:... or the path of an image.
@@ -38,7 +38,7 @@ class Mask:
         seed: of a random mask.
 
     Raises:
-        VqtoolError: it means nothing, does not fit the pictures, or makes nothing or all anew.
+        VqtoolError: the text is no mask, does not fit the pictures, or masks no cell or all of them.
     """
 
     def __init__(self, text: str, image_size: tuple[int, int], grid_size: tuple[int, int], *, seed: int = 0) -> None:
@@ -51,15 +51,15 @@ class Mask:
             self._pixels = _read(text, image_size)
             cells = to_cells(self._pixels, grid_size)
             if not cells.any():
-                raise VqtoolError(f"--mask {text}: keeps the whole picture, so that there is nothing to make anew")
+                raise VqtoolError(f"`mask` {text}: keeps the whole picture, so that there is nothing to make anew")
             if cells.all():
                 raise VqtoolError(
-                    f"--mask {text}: keeps no cell of the {grid_size[0]}x{grid_size[1]}: `vqtool sample` makes whole "
+                    f"`mask` {text}: keeps no cell of the {grid_size[0]}x{grid_size[1]}: `vqtool sample` makes whole "
                     "pictures anew, `vqtool vary` makes pictures like yours"
                 )
 
     def cells(self, number: int) -> NDArray[np.bool_]:
-        """(H, W) bool: the cells of a picture of the run that are made anew."""
+        """(H, W) bool: the masked cells of a picture, by its number in the run."""
         if self._chosen is None:
             return to_cells(self._pixels, self._grid_size)
         noise = rng.uniform(self._seed, [number], 0, self._grid_size, stream=rng.MASK)[0].numpy()
@@ -68,7 +68,7 @@ class Mask:
         return chosen
 
     def pixels(self, number: int) -> Pixels:
-        """(height, width) bool: the pixels of a picture of the run that are made anew."""
+        """(height, width) bool: the masked pixels of a picture, by its number in the run."""
         if self._chosen is None:
             return self._pixels
         rows, columns = _places(self._image_size, self._grid_size)
@@ -76,7 +76,7 @@ class Mask:
 
 
 def to_cells(pixels: Pixels, grid_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool: the cells of which at least one pixel of (height, width) bool is True."""
+    """(H, W) bool: the cells in which at least one of the pixels (height, width) is True."""
     rows, columns = _places((pixels.shape[0], pixels.shape[1]), grid_size)
     cells = np.zeros(grid_size, dtype=bool)
     np.logical_or.at(cells, (rows[:, None], columns), pixels)
@@ -86,13 +86,13 @@ def to_cells(pixels: Pixels, grid_size: tuple[int, int]) -> NDArray[np.bool_]:
 def paste_back(
     made: NDArray[np.uint8], original: NDArray[np.uint8], pixels: Pixels, *, feather: int = 0
 ) -> NDArray[np.uint8]:
-    """What was made inside of a mask, the original outside, and over `feather` pixels outside from one to the other.
+    """Blend two pictures: `made` on the mask, `original` elsewhere, and a linear ramp of `feather` pixels between them.
 
     Args:
-        made: (3, height, width), made anew.
-        original: (3, height, width), what it was made of.
-        pixels: (height, width) bool, True where made anew.
-        feather: how wide the soft edge is, pixels; with 0 every pixel outside is that of the original.
+        made: (3, height, width), the picture that was drawn.
+        original: (3, height, width), the picture that it was drawn over.
+        pixels: (height, width) bool, the mask.
+        feather: width in pixels of the ramp, which lies outside of the mask; 0: every pixel outside is the original's.
     """
     share = _soften(pixels, feather)
     mixed = original + share * (made.astype(np.float64) - original)
@@ -122,10 +122,10 @@ def _read(text: str, image_size: tuple[int, int]) -> Pixels:
     if text.startswith("box:"):
         match = re.fullmatch(r"box:(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})", text)
         if not match:
-            raise VqtoolError(f"--mask {text}: expected box:TOP,LEFT,HEIGHT,WIDTH in pixels, as in box:16,16,24,32")
+            raise VqtoolError(f"`mask` {text}: expected box:TOP,LEFT,HEIGHT,WIDTH in pixels, as in box:16,16,24,32")
         top, left, tall, wide = map(int, match.groups())
         if not (tall and wide and top + tall <= height and left + wide <= width):
-            raise VqtoolError(f"--mask {text}: the box is empty, or not inside of pictures of {height}x{width} pixels")
+            raise VqtoolError(f"`mask` {text}: the box is empty, or not inside of pictures of {height}x{width} pixels")
         return _fill(image_size, top, left, top + tall, left + wide)
     return _read_file(text, image_size)
 
@@ -139,32 +139,32 @@ def _fill(size: tuple[int, int], top: int, left: int, bottom: int, right: int) -
 def _read_file(text: str, image_size: tuple[int, int]) -> Pixels:
     path = Path(text)
     if not path.is_file():
-        raise VqtoolError(f"--mask {text}: neither a file nor one of {_KNOWN}")
+        raise VqtoolError(f"`mask` {text}: neither a file nor one of {_KNOWN}")
     try:
         with path.open("rb") as file:
             light = read_pixels(file, None).mean(0)
     except (FormatError, OSError) as error:
-        raise VqtoolError(f"--mask {text}: cannot be read as an image: {error}") from error
+        raise VqtoolError(f"`mask` {text}: cannot be read as an image: {error}") from error
     if light.shape != image_size:
         raise VqtoolError(
-            f"--mask {text}: has {light.shape[0]}x{light.shape[1]} pixels, the pictures have "
+            f"`mask` {text}: has {light.shape[0]}x{light.shape[1]} pixels, the pictures have "
             f"{image_size[0]}x{image_size[1]} (height x width): a mask of their size is needed"
         )
     if ((light > _DARK) & (light < _LIGHT)).mean() > 0.5:
-        raise VqtoolError(f"--mask {text}: most of it is neither black (keep) nor white (make anew): not a mask")
+        raise VqtoolError(f"`mask` {text}: most of it is neither black (keep) nor white (make anew): not a mask")
     white: Pixels = light >= (_DARK + _LIGHT) / 2
     return white
 
 
 def _count(text: str, num_cells: int) -> int:
-    """How many cells a random mask makes anew."""
+    """How many cells a random mask covers."""
     try:
         share = float(text.removeprefix("random:"))
     except ValueError:
         share = -1.0
     count = round(share * num_cells) if 0 <= share <= 1 else 0
     if not 0 < count < num_cells:
-        raise VqtoolError(f"--mask {text}: expected a share of the {num_cells} cells, some but not all: random:0.5")
+        raise VqtoolError(f"`mask` {text}: expected a share of the {num_cells} cells, some but not all: random:0.5")
     return count
 
 
