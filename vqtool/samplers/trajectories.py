@@ -1,7 +1,8 @@
-"""How samples came about: what a sampler made of the first few, state by state, and as pictures.
+"""Trajectories: the states that the first few samples pass through, as grids and as frames of an animation.
 
-A sampler shows its grids before every call of the denoiser and at the end; a state that is like the one before is not
-kept, so what is kept of a sample depends on its number alone. Of long walks every second, fourth, ... state is kept.
+A sampler reports its grids before every call of the denoiser and at the end. A state that equals the one before is not
+kept, so that the trajectory of a sample does not depend on the others in its batch. Of a long trajectory every second,
+fourth, ... state is kept.
 """
 
 from collections.abc import Sequence
@@ -23,19 +24,19 @@ GREY = 128  # of what is still masked
 
 
 class Trajectory:
-    """Keeps the states of the first few samples; its `observe` is for `vqtool.sample`.
+    """Records the states of the first few samples; pass its `observe` to `vqtool.sample`.
 
     Attributes:
-        samples: numbers of the samples that are kept.
+        samples: the numbers of the samples that are recorded.
     """
 
     def __init__(self, samples: range) -> None:
-        """Keep the first of these samples."""
+        """Record the first NUM_SAMPLES of these samples."""
         self.samples = samples[:NUM_SAMPLES]
         self._walks = {number: _States() for number in self.samples}
 
     def observe(self, walk: Walk, x_t: Tensor) -> None:
-        """Take the states x_t (B, H, W) of a batch."""
+        """Record the states x_t (B, H, W) of a batch."""
         wanted = [place for place, number in enumerate(walk.samples) if number in self._walks]
         if wanted:
             for place, grid in zip(wanted, x_t[wanted].to("cpu", torch.int32), strict=True):
@@ -43,11 +44,11 @@ class Trajectory:
 
     @property
     def seen(self) -> list[int]:
-        """The samples that have been seen."""
+        """The numbers of the samples that have been recorded."""
         return [number for number, walk in self._walks.items() if walk.last is not None]
 
     def grids(self) -> Tensor:
-        """(F, B, H, W) int64: frames from the first states to the last; a short walk stands longer at each state."""
+        """(F, B, H, W) int64: the frames, first to last; a shorter trajectory shows each state for several frames."""
         walks = [self._walks[number].states() for number in self.seen]
         if not walks:
             return torch.empty(0, 0, 0, 0, dtype=torch.int64)
@@ -59,7 +60,7 @@ class Trajectory:
 
 
 class _States:
-    """The distinct states of one sample, thinned out so that they stay few, and the last."""
+    """The distinct states of one sample: at most MAX_FRAMES of them, evenly thinned out, and the last."""
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
@@ -77,13 +78,13 @@ class _States:
             self._kept, self._stride = self._kept[::2], 2 * self._stride
 
     def states(self) -> list[Tensor]:
-        """Those kept, and the last."""
+        """The states that were kept, and the last."""
         more = [] if self.last is None or self.last is self._kept[-1] else [self.last]
         return self._kept + more
 
 
 def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | None = None) -> list[Image.Image]:
-    """Preview grids of grids on their way, masked cells in grey.
+    """One preview a state, masked cells in grey.
 
     Args:
         grids: (F, B, H, W) int64 tokens or mask_id.
@@ -95,7 +96,7 @@ def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | N
 
 @torch.no_grad()
 def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
-    """Images of grids with masked cells: these are grey, and the mean of the codebook to the cells around them.
+    """Images of grids with masked cells. A masked cell is grey; its neighbours see the codebook's mean in its place.
 
     Args:
         grid: (B, H, W) int64 tokens, or codebook_size where masked.
@@ -108,5 +109,5 @@ def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
     codes = tokenizer.codebook[torch.where(masked, 0, grid).to(tokenizer.device)]
     codes[masked.to(tokenizer.device)] = tokenizer.codebook.mean(0)
     images = to_uint8(tokenizer.decode_codes(codes))
-    hidden = masked.numpy().repeat(tokenizer.factor, axis=1).repeat(tokenizer.factor, axis=2)
-    return np.where(hidden[:, None], np.uint8(GREY), images)
+    grey = masked.numpy().repeat(tokenizer.factor, axis=1).repeat(tokenizer.factor, axis=2)
+    return np.where(grey[:, None], np.uint8(GREY), images)
