@@ -10,7 +10,7 @@ import pytest
 from support.command_lines import commands_in, examples, leaf_commands, parse, root_command
 
 import vqtool
-from vqtool import denoisers, samplers
+from vqtool import denoisers, metrics, samplers
 from vqtool.cli.main import COMMANDS
 from vqtool.diffusion import kernels
 from vqtool.tokenizers import quantizers
@@ -93,6 +93,11 @@ def test_modules_are_documented_short_and_without_assert(path):
     [
         ("samplers", samplers.NAMES, {"editing", "estimates", "masks", "trajectories"}),
         ("denoisers", denoisers.NAMES, set()),
+        (
+            "metrics",
+            metrics.NAMES,
+            {"features", "likelihood", "plots", "reconstruction", "reference", "report", "score", "tokens"},
+        ),
         ("diffusion/kernels", tuple(kernels.KERNELS), set()),
         ("tokenizers/quantizers", tuple(quantizers.QUANTIZERS), set()),
     ],

@@ -298,6 +298,7 @@ def test_the_same_numbers_give_the_same_picture_and_points_on_the_front_are_beat
         point for point, is_beaten in zip(points, beaten, strict=True) if not is_beaten
     }
     assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
+    assert trials.find_front([(calls, -score) for calls, score in points], better="higher") == front
     rows = [
         {
             "sampler": "fewer",
@@ -308,7 +309,7 @@ def test_the_same_numbers_give_the_same_picture_and_points_on_the_front_are_beat
         for calls, score in points
     ]
     for name in ("a.png", "b.png"):
-        plot_front(rows, ["KID-x", "FD-x"], tmp_path / name)
+        plot_front(rows, {"KID-x": "lower", "FD-x": "lower"}, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 

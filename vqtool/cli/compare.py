@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.cli.flags import FlagGroup
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, Strict, TokenizerOption
 from vqtool.cli.sampling import GuidanceFlags, describe, numbers
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vqtool.samplers import Rows
 
 LONGEST_LIST = 64  # steps or seeds
-WIDTH = 120  # characters, where there is no terminal
+WIDTH = 200  # characters, where there is no terminal
 _COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "network s"}
 
 
@@ -54,6 +55,7 @@ def compare(
         Path | None, typer.Option("--captions", help="File of captions or labels. Default: the prior's own examples.")
     ] = None,
     guidance: GuidanceFlags,
+    metric_options: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     tokenizer: TokenizerOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures drawn at once.")] = 64,
     device: Device = "auto",
@@ -69,7 +71,7 @@ def compare(
 ) -> None:
     """Compare samplers: network calls, seconds and scores of each.
 
-    With --ref also KID and Fréchet distance on EfficientNet-Lite0 features, of pictures decoded in memory. A line of
+    With --ref also every metric of `eval`, on EfficientNet-Lite0 features of pictures decoded in memory. A line of
     the table is in the JSON file as soon as it is measured; --resume goes on, with further samplers and steps too.
     Guidance is the same for all lines, but for what --option varies.
 
@@ -104,11 +106,12 @@ def compare(
     texts = find_texts(model.conditioner, label, caption, captions)
     settings = _choose_settings(model, guidance, cells, options, has_condition=bool(texts))
     about = _describe(model, texts, ref, max_images) | arguments | {"cfg_scale": 1.0, **describe(settings)}
+    about |= metric_options
     arguments |= {"condition": _condition(model, texts), **settings}
     results = SweepFile(path, about, resume=resume, force=force)
     left = [cell for cell in cells if not any(cell.is_row(row) for row in results.rows)]
     if ref and left:
-        arguments["score"] = _build_scores(model, prior, tokenizer, ref, max_images, skipped)
+        arguments["score"] = _build_scores(model, prior, tokenizer, ref, max_images, skipped, metric_options)
     _measure(model, left, arguments, results)
     _report(results, path, plot, force=force or resume)
     skipped.finish()
@@ -214,7 +217,13 @@ def _describe(model: "Prior", texts: Sequence[str], ref: Sequence[Path] | None, 
 
 
 def _build_scores(
-    model: "Prior", prior: Path, tokenizer: str | None, ref: Sequence[Path], max_images: int, skipped: "Skipped"
+    model: "Prior",
+    prior: Path,
+    tokenizer: str | None,
+    ref: Sequence[Path],
+    max_images: int,
+    skipped: "Skipped",
+    options: Mapping[str, Any],
 ) -> "ImageScores":
     from vqtool import metrics
     from vqtool.cli.console import progress
@@ -236,7 +245,7 @@ def _build_scores(
             on_error=skipped.on_error,
             progress=progress,
         )
-    return scores.ImageScores(decoder.to(model.device), network, features)
+    return scores.ImageScores(decoder.to(model.device), network, features, **options)
 
 
 def _measure(model: "Prior", cells: "Sequence[Cell]", arguments: Mapping[str, Any], results: "SweepFile") -> None:
@@ -275,7 +284,7 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
     columns = [*_COLUMNS, *scores, "usage", "perplexity"]
     table = Table("sampler", "steps", *(_COLUMNS.get(name, name.partition("-")[0]) for name in columns))
     for column in table.columns:
-        column.justify, column.no_wrap = "right" if column is not table.columns[0] else "left", True
+        column.justify = "right" if column is not table.columns[0] else "left"
     for row in results.rows:
         name = Cell(row["sampler"], None, row["options"]).series
         values = [f"{row['values'][column]:.4g}{_error(row, column, scores)}" for column in columns]
@@ -290,5 +299,5 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
         echo(f"wrote {plot}")
 
 
-def _error(row: Mapping[str, Any], column: str, scores: Sequence[str]) -> str:
+def _error(row: Mapping[str, Any], column: str, scores: Collection[str]) -> str:
     return f" ± {row['standard_errors'][column]:.2g}" if column in scores and column in row["standard_errors"] else ""

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.cli.flags import FlagGroup
 from vqtool.cli.main import command
 from vqtool.cli.options import Device, Force, Seed, Strict
 from vqtool.errors import VqtoolError
@@ -19,6 +20,7 @@ DEFAULT_RECONSTRUCTION_SIZE = "64"
 
 @command
 def eval(
+    *,
     sources: Annotated[
         list[Path], typer.Argument(help="Images (folder, files, tar, HDF5), or token grids (.h5, - for stdin).")
     ],
@@ -52,6 +54,7 @@ def eval(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="--likelihood: PNG file for the curve.", show_default=False)
     ] = None,
+    options: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     seed: Seed = 0,
     device: Device = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; - is stdout.")] = Path("-"),
@@ -107,7 +110,7 @@ def eval(
     elif tokenizer is not None:
         report = _measure_tokenizer(sources, tokenizer, size, max_images, seed, device, skipped)
     else:
-        report = _compare_images(sources, references, paired, size, max_images, seed, device, skipped)
+        report = _compare_images(sources, references, paired, size, max_images, seed, device, skipped, options)
     _show(report)
     _write(report, sources, references, output, force=force, num_skipped=skipped.count)
     skipped.finish()
@@ -236,6 +239,7 @@ def _compare_images(
     seed: int,
     device: str,
     skipped: "Skipped",
+    options: dict[str, Any],
 ) -> "Report":
     from vqtool.cli.console import progress
     from vqtool.distributed import choose_device
@@ -255,6 +259,7 @@ def _compare_images(
         seed=seed,
         on_error=skipped.on_error,
         progress=progress,
+        **options,
     )
 
 

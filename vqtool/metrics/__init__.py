@@ -1,12 +1,13 @@
 """Images or grids -> numbers.
 
-A metric of features is one file with a function
+A metric of features is a file `vqtool/metrics/NAME.py` with
 
-    def measure(reference: (N, D), generated: (M, D), *, seed: int) -> list[Score]
+    Options                                                a dataclass of its options, which become flags; may be empty
+    measure(reference (N, D), generated (M, D), options, *, seed) -> list[Score]
 
-whose module stands in FEATURE_METRICS (compare.py): that is the registration, it feeds `vqtool eval`. Metrics of
-tokens and of pixels have functions of their own input. What `vqtool eval` calls takes images or token grids and gives
-a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`, `measure_likelihood`.
+and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
+measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and
+gives a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`, `measure_likelihood`.
 """
 
 from vqtool.metrics.compare.scores import ImageScores
@@ -17,14 +18,16 @@ from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distan
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
-from vqtool.metrics.reference import FEATURE_METRICS, compare_images, compare_pairs, measure_features
+from vqtool.metrics.reference import compare_images, compare_pairs
 from vqtool.metrics.report import Report
-from vqtool.metrics.score import Score
+from vqtool.metrics.score import Score, measure_features
 from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
+
+NAMES = ("frechet", "kernel", "prdc")  # of the metrics of features
 
 __all__ = [
     "DEFAULT_TIMES",
-    "FEATURE_METRICS",
+    "NAMES",
     "Cell",
     "EfficientNetLite0",
     "FeatureNetwork",

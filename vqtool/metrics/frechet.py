@@ -18,8 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from vqtool.metrics.score import Score, check_features
+from vqtool.options import Checked
 
 CHUNK_ROWS = 4096  # rows in float64 at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """There are none."""
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def frechet_distance_of_statistics(a: Statistics, b: Statistics) -> float:
     return _distance(a.mean, _factor(a.covariance), b.mean, _factor(b.covariance))
 
 
-def measure(reference: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> list[Score]:
+def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
     """The score "FD" of generated features (M, D) against reference features (N, D); draws nothing from the seed."""
     return [Score("FD", frechet_distance(reference, generated), better="lower")]
 

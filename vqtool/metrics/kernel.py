@@ -15,11 +15,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
+from vqtool.errors import VqtoolError
 from vqtool.metrics.score import Score, check_features
+from vqtool.options import Checked, option
 
-NUM_SUBSETS = 100
 SUBSET_SIZE = 1000
 WHOLE_ROWS = 2048  # up to so many rows a side the kernel is computed once, for all subsets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Which subsets are drawn."""
+
+    num_subsets: int = option(100, "Subsets to average over.", minimum=1, advanced=True)
+    subset_size: int | None = option(
+        None, "Images of a side in each subset.", shown="1000, or half of a side", minimum=2, advanced=True
+    )
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,12 @@ def kernel_distances(
 
 
 def kernel_distance(
-    a: ArrayLike, b: ArrayLike, *, num_subsets: int = NUM_SUBSETS, subset_size: int | None = None, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    num_subsets: int = 100,
+    subset_size: int | None = None,
+    seed: int = 0,
 ) -> KernelDistance:
     """KID between two sets of features, with subsets drawn by seed.
 
@@ -97,9 +116,16 @@ def kernel_distance(
     return KernelDistance(float(values.mean()), std, error, size, num_subsets)
 
 
-def measure(reference: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> list[Score]:
-    """The score "KID" of generated features (M, D) against reference features (N, D)."""
-    result = kernel_distance(reference, generated, seed=seed)
+def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
+    """The score "KID" of generated features (M, D) against reference features (N, D).
+
+    Raises:
+        VqtoolError: a subset is to hold more images than there are.
+    """
+    x, y = check_features(reference), check_features(generated)
+    if options.subset_size is not None and options.subset_size > min(len(x), len(y)):
+        raise VqtoolError(f"`subset_size` {options.subset_size}: there are {min(len(x), len(y))} images on a side")
+    result = kernel_distance(x, y, num_subsets=options.num_subsets, subset_size=options.subset_size, seed=seed)
     settings = {"std": result.std, "num_subsets": result.num_subsets, "subset_size": result.subset_size}
     return [Score("KID", result.mean, better="lower", standard_error=result.standard_error, settings=settings)]
 

@@ -17,6 +17,7 @@ from vqtool.metrics.compare.trials import Cell, find_front
 MAX_BARS = 64
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch
 _PANEL = (5.2, 4.2)  # inches
+_COLUMNS = 3  # of panels
 _COLOURS = (
     "#204a73",
     "#c8553d",
@@ -127,13 +128,13 @@ def plot_usage(counts: NDArray[np.int64], path: str | Path, *, force: bool = Fal
 
 
 def plot_front(
-    rows: Sequence[Mapping[str, Any]], scores: Sequence[str], path: str | Path, *, force: bool = False
+    rows: Sequence[Mapping[str, Any]], scores: Mapping[str, str], path: str | Path, *, force: bool = False
 ) -> None:
     """Write a PNG file of scores against network calls, with two standard errors, and the front of the best.
 
     Args:
         rows: from `sweep.measure_cell`.
-        scores: names of values, a panel each; lower is better.
+        scores: names of values, a panel each, and whether "lower" or "higher" ones are better.
         path: the file.
         force: overwrite what is there.
 
@@ -146,17 +147,18 @@ def plot_front(
     series: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["values"]["calls"]):
         series.setdefault(Cell(row["sampler"], None, row["options"]).series, []).append(row)
-    figure = Figure(figsize=(_PANEL[0] * len(scores), _PANEL[1]), dpi=_DOTS, layout="constrained")
-    for place, score in enumerate(scores, start=1):
-        axes = figure.add_subplot(1, len(scores), place)
+    columns, lines = min(_COLUMNS, len(scores)), -(-len(scores) // _COLUMNS)
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * lines), dpi=_DOTS, layout="constrained")
+    for place, (score, better) in enumerate(scores.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
         for number, name in enumerate(sorted(series)):
             _plot_series(axes, series[name], score, name, number)
         points = [(row["values"]["calls"], row["values"][score]) for row in rows]
-        front = [points[index] for index in find_front(points)]
+        front = [points[index] for index in find_front(points, better=better)]
         style: dict[str, Any] = {"color": "#dddddd", "linewidth": 6, "zorder": 0, "drawstyle": "steps-post"}
         axes.plot(*zip(*front, strict=True), **style, label="the best for so many calls")
         _label_calls(axes, sorted({round(calls) for calls, _ in points}))
-        axes.set(ylabel=f"{score} (lower is better)")
+        axes.set(ylabel=f"{score} ({better} is better)")
         axes.grid(axis="y", color="#eeeeee")
         if place == 1:
             axes.legend(frameon=False, fontsize=8)

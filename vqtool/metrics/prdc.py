@@ -16,11 +16,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vqtool.errors import VqtoolError
 from vqtool.metrics.score import Score, check_features
+from vqtool.options import Checked, option
 
 NEAREST_K = 5
 CHUNK_BYTES = 32 * 2**20  # of distances held at once
 ROUNDING = 1e-12  # a row whose squared distance is this share of the largest squared norm off a sphere is on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """What a neighbourhood is."""
+
+    nearest_k: int | None = option(
+        None, "Which nearest image a neighbourhood reaches to.", shown="5", minimum=1, advanced=True
+    )
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -84,13 +98,19 @@ def neighbour_scores(
     )
 
 
-def measure(reference: ArrayLike, generated: ArrayLike, *, seed: int = 0) -> list[Score]:
+def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
     """The four scores of generated features (M, D) against reference features (N, D); draws nothing from the seed.
 
-    k is 5, or the number of rows - 1 where that is less.
+    k is 5, or the number of rows - 1 where that is less, unless it is given.
+
+    Raises:
+        VqtoolError: the k that is given needs more images than there are.
     """
     x, y = check_features(reference), check_features(generated)
-    nearest_k = min(NEAREST_K, len(x) - 1, len(y) - 1)
+    most = min(len(x), len(y)) - 1
+    nearest_k = min(NEAREST_K, most) if options.nearest_k is None else options.nearest_k
+    if nearest_k > most:
+        raise VqtoolError(f"`nearest_k` {nearest_k}: there are {most + 1} images on a side, so {most} at most")
     result = neighbour_scores(x, y, nearest_k=nearest_k)
     names = ("precision", "recall", "density", "coverage")
     return [Score(name, getattr(result, name), better="higher", settings={"nearest_k": nearest_k}) for name in names]

@@ -2,41 +2,20 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, common_size, read_batches
-from vqtool.metrics import frechet, kernel, prdc, reconstruction
+from vqtool.metrics import reconstruction
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
-from vqtool.metrics.score import Score
+from vqtool.metrics.score import measure_features
 from vqtool.progress import Progress, silent
 
 MIXED_SIZE = (256, 256)  # of images of several sizes: the feature network sees 224
-
-FEATURE_METRICS = (frechet, kernel, prdc)
-
-
-def measure_features(reference: ArrayLike, generated: ArrayLike, network_name: str, *, seed: int = 0) -> list[Score]:
-    """Every metric of FEATURE_METRICS, each score named after its network, e.g. "FD-EfficientNetLite0".
-
-    Args:
-        reference: (N, D) features of real images.
-        generated: (M, D) features of generated images; M = N unless there is a reason.
-        network_name: of the network that made both.
-        seed: of the subsets that some metrics draw.
-
-    Returns:
-        The scores in the order of FEATURE_METRICS.
-    """
-    return [
-        replace(score, name=f"{score.name}-{network_name}")
-        for metric in FEATURE_METRICS
-        for score in metric.measure(reference, generated, seed=seed)
-    ]
 
 
 def compare_images(
@@ -49,8 +28,9 @@ def compare_images(
     seed: int = 0,
     on_error: OnError | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> Report:
-    """Fréchet distance, KID, precision, recall, density and coverage of images against reference images.
+    """Every metric of features, such as the Fréchet distance and KID, of images against reference images.
 
     Both sides are used in equal numbers (the larger one is subsampled) and read at the same size.
 
@@ -63,9 +43,10 @@ def compare_images(
         seed: chooses the images of the larger side, and the subsets of KID.
         on_error: see read_batches.
         progress: shows how far it is.
+        options: of the metrics, by name.
 
     Raises:
-        VqtoolError: fewer than two images on a side.
+        VqtoolError: fewer than two images on a side, or an option that no metric has.
     """
     size = size or common_size(images) or common_size(reference) or MIXED_SIZE
     num = min(len(images), len(reference), max_images)
@@ -91,7 +72,7 @@ def compare_images(
         f"{num} images a side, of {len(images)} and {len(reference)} (seed {seed}); "
         f"{about['size']} pixels; features of {network.name}"
     )
-    scores = measure_features(theirs, ours, network.name, seed=seed)
+    scores = measure_features(theirs, ours, network.name, seed=seed, **options)
     return Report(headline, scores, about, _feature_warnings(num, network.feature_dim))
 
 

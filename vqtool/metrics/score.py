@@ -1,10 +1,15 @@
-"""One score, and what every metric of features asks of its input."""
+"""One score, what every metric of features asks of its input, and all of these metrics at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from vqtool.errors import VqtoolError
+from vqtool.options import options_of
+from vqtool.registry import find_module
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,47 @@ def check_features(features: ArrayLike) -> NDArray[np.floating]:
     if not np.isfinite(x).all():
         raise ValueError("features hold nan or infinity")
     return x
+
+
+def find_metric(name: str) -> ModuleType:
+    """The file of a metric of features.
+
+    Raises:
+        VqtoolError: an unknown name.
+    """
+    from vqtool.metrics import NAMES
+
+    return find_module("vqtool.metrics", "metric", name, NAMES)
+
+
+def measure_features(
+    reference: ArrayLike, generated: ArrayLike, network_name: str, *, seed: int = 0, **options: Any
+) -> list[Score]:
+    """Every metric of `metrics.NAMES`; each score is named after its network too, e.g. "FD-EfficientNetLite0".
+
+    Args:
+        reference: (N, D) features of real images.
+        generated: (M, D) features of generated images; M = N unless there is a reason.
+        network_name: of the network that made both.
+        seed: of the subsets that some metrics draw.
+        options: of the metrics, by name; each goes to those that have it.
+
+    Returns:
+        The scores, in the order of `metrics.NAMES`.
+
+    Raises:
+        VqtoolError: an option that no metric has, or a value that is not possible.
+    """
+    from vqtool.metrics import NAMES
+
+    files = [find_metric(name) for name in NAMES]
+    own = [{each.name for each in options_of(file.Options)} for file in files]
+    for name in sorted(set(options).difference(*own)):
+        raise VqtoolError(f"`{name}` is an option of no metric; there are {', '.join(sorted(set().union(*own)))}")
+    return [
+        replace(score, name=f"{score.name}-{network_name}")
+        for file, names in zip(files, own, strict=True)
+        for score in file.measure(
+            reference, generated, file.Options(**{name: options[name] for name in names & set(options)}), seed=seed
+        )
+    ]

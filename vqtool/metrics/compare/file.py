@@ -51,7 +51,7 @@ class SweepFile:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             rows = record.pop("rows")
-            named = [{"sampler", "steps", "options", "values", "standard_errors"} <= set(row) for row in rows]
+            named = [{"sampler", "steps", "options", "values", "standard_errors", "better"} <= set(row) for row in rows]
         except OSError as error:
             raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:

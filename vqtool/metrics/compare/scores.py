@@ -1,7 +1,8 @@
-"""What grids are worth: KID and Fréchet distance of the pictures they decode to, to features of reference images."""
+"""What grids are worth: the metrics of the pictures that they decode to, against features of reference images."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,25 +11,24 @@ from torch import Tensor
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, read_batches, to_uint8
-from vqtool.metrics import frechet, kernel
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import READ_BATCH, choose
-from vqtool.metrics.score import Score
+from vqtool.metrics.score import Score, measure_features
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
 
-METRICS = (kernel, frechet)
 MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
 
 
 class ImageScores:
-    """KID and Fréchet distance of grids, decoded in memory, to reference features.
+    """Every metric of features of grids, decoded in memory, against reference features.
 
     Args:
         tokenizer: decodes the grids, on its device.
         network: images -> features.
         reference: (N, D) features of real images.
         batch_size: pictures in the tokenizer at once.
+        options: of the metrics, by name.
     """
 
     def __init__(
@@ -38,21 +38,19 @@ class ImageScores:
         reference: NDArray[np.floating],
         *,
         batch_size: int = READ_BATCH,
+        **options: Any,
     ) -> None:
         self._tokenizer = tokenizer
         self._network = network
         self._reference = reference
         self._batch_size = batch_size
+        self._options = options
 
     def __call__(self, grids: Tensor) -> list[Score]:
         """The scores of grids (num, H, W) int64, num at least 2."""
         batches = (grids[start : start + self._batch_size] for start in range(0, len(grids), self._batch_size))
         features = extract(self._network, map(self._decode, batches))
-        return [
-            Score(f"{score.name}-{self._network.name}", score.value, score.better, score.unit, score.standard_error)
-            for metric in METRICS
-            for score in metric.measure(self._reference, features)
-        ]
+        return measure_features(self._reference, features, self._network.name, **self._options)
 
     @torch.no_grad()
     def _decode(self, grids: Tensor) -> NDArray[np.uint8]:

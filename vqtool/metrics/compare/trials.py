@@ -132,13 +132,14 @@ def measure_cell(
         arguments: of `samplers.sample`, the same for all cells: condition, batch_size, cfg_scale, ...
 
     Returns:
-        JSON-able: sampler, steps, options; values and standard_errors by name; by_seed, the values of each seed.
+        JSON-able: sampler, steps, options; values and standard_errors by name; better, "lower" or "higher" by the
+        name of each score; by_seed, the values of each seed.
         calls, seconds and network_seconds are those of one picture.
 
     Raises:
         VqtoolError: the prior cannot be sampled so, e.g. in so many steps.
     """
-    by_seed, errors = {}, {}
+    by_seed, errors, better = {}, {}, {}
     for seed in seeds:
         grids, values = _draw(prior, cell, num, seed=seed, **arguments)
         counts = tokens.count_tokens([grids.numpy()], prior.kernel.codebook_size)
@@ -146,6 +147,7 @@ def measure_cell(
         for result in score(grids) if score is not None else []:
             values[result.name] = result.value
             errors[result.name] = result.standard_error
+            better[result.name] = result.better
         by_seed[str(seed)] = values
     table = {name: np.array([values[name] for values in by_seed.values()]) for name in next(iter(by_seed.values()))}
     if len(seeds) > 1:
@@ -156,6 +158,7 @@ def measure_cell(
         "options": dict(cell.options),
         "values": {name: float(column.mean()) for name, column in table.items()},
         "standard_errors": {name: error for name, error in errors.items() if error is not None and np.isfinite(error)},
+        "better": better,
         "by_seed": by_seed,
     }
 
@@ -205,20 +208,24 @@ def time_network(*networks: nn.Module) -> Iterator[Callable[[], float]]:
             handle.remove()
 
 
-def find_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points (calls, score) no other one beats: none has fewer calls or as many, and a lower score.
+def find_front(points: Sequence[tuple[float, float]], *, better: str = "lower") -> list[int]:
+    """Which points (calls, score) no other one beats: none has fewer calls or as many, and a better score.
+
+    Args:
+        points: (calls, score) each.
+        better: "lower" or "higher" scores.
 
     Returns:
         Their indices, from the fewest calls to the most.
     """
     front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda index: points[index]):
-        if not front or points[index][1] < points[front[-1]][1]:
+    signed = [(calls, -score if better == "higher" else score) for calls, score in points]
+    for index in sorted(range(len(points)), key=lambda index: signed[index]):
+        if not front or signed[index][1] < signed[front[-1]][1]:
             front.append(index)
     return front
 
 
-def names_of_scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The values of rows that stand for quality: KID and Fréchet distance; lower is better."""
-    names = dict.fromkeys(name for row in rows for name in row["values"])
-    return [name for name in names if name.startswith(("KID-", "FD-"))]
+def names_of_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The values of rows that stand for quality: name -> whether "lower" or "higher" is better."""
+    return {name: better for row in rows for name, better in row["better"].items()}

@@ -1,0 +1,157 @@
+"""What every registered metric keeps to, and that a new one is one file and one name."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vqtool
+from vqtool.errors import VqtoolError
+from vqtool.metrics import NAMES, measure_features
+from vqtool.metrics.score import find_metric
+from vqtool.options import options_of, read_registered
+
+TOY = '''"""How far the means are apart: a toy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vqtool.metrics.score import Score, check_features
+from vqtool.options import Checked, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    toy_power: float = option(2.0, "The exponent.", above=0)
+
+
+def measure(reference, generated, options, *, seed):
+    apart = np.abs(check_features(reference).mean(0) - check_features(generated).mean(0))
+    return [Score("toy", float((apart**options.toy_power).sum()), better="lower")]
+'''
+
+RUN = """
+import sys
+import numpy as np
+from support.commands import build_tokenizer, write_pictures
+from support.exact import random_prior
+from dataclasses import replace
+from pathlib import Path
+from vqtool import metrics
+from vqtool.cli.main import main
+from vqtool.priors import GridSpec
+from vqtool.tokenizers import save_tokenizer
+
+class MeanColour:
+    name, feature_dim = "MeanColour", 3
+    def __init__(self, device="cpu"): pass
+    def __call__(self, images): return images.mean(axis=(2, 3)).astype(np.float32)
+
+metrics.EfficientNetLite0 = MeanColour
+tokenizer = build_tokenizer()
+fingerprint = save_tokenizer("tokenizer.safetensors", tokenizer).fingerprint
+spec = GridSpec(fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
+replace(random_prior(codebook_size=16), grid_spec=spec).save("prior.safetensors")
+for name in ("a", "b"):
+    write_pictures(Path(name), 4, size=(32, 48))
+sampling = ["-n", "3", "--seeds", "0", "--steps", "2", "--sampler", "ancestral", "--toy-power", "3"]
+for line in (["eval", "a", "--ref", "b", "--toy-power", "1"], ["compare", *sampling, "--ref", "a"], ["eval", "-h"]):
+    sys.argv = ["vqtool", *line]
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code == 0, line
+"""
+
+
+def features(seed, shift=0.0, num=60):
+    return np.random.default_rng(seed).normal(size=(num, 4)) + shift
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_is_documented_and_its_options_are_those_of_its_source(name):
+    file = find_metric(name)
+    assert {each.name for each in options_of(file.Options)} == {each.name for each in read_registered("metrics")[name]}
+    for part in ("What it does", "When to use", "Cost", "Source"):
+        assert part in file.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_set_of_the_same_law_scores_better_than_one_far_off(name):
+    measure = find_metric(name).measure
+    near, far = (measure(features(0), features(1, shift)) for shift in (0.0, 3.0))
+    assert [score.name for score in near] == [score.name for score in far]
+    for one, other in zip(near, far, strict=True):
+        assert one.better in ("lower", "higher")
+        assert (one.value < other.value) == (one.better == "lower")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_scores_in_any_precision(name):
+    measure = find_metric(name).measure
+    first, again = (measure(features(0), features(1), seed=3) for _ in range(2))
+    assert first == again
+    single = measure(features(0).astype(np.float32), features(1).astype(np.float32), seed=3)
+    assert [score.value for score in single] == pytest.approx([score.value for score in first], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [np.full((8, 4), np.nan), np.zeros((1, 4)), np.zeros((8, 3)), np.zeros(8)])
+def test_features_that_cannot_be_measured_are_refused(name, wrong):
+    with pytest.raises(ValueError, match=r"features|dimensions"):
+        find_metric(name).measure(features(0), wrong)
+
+
+def test_scores_of_all_metrics_have_names_of_their_own_and_bear_that_of_the_network():
+    names = [score.name for score in measure_features(features(0), features(1), "Net")]
+    assert len(set(names)) == len(names) >= len(NAMES)
+    assert all(name.endswith("-Net") for name in names)
+
+
+def test_options_go_to_the_metrics_that_have_them():
+    default, other = (
+        {score.name: score for score in measure_features(features(0), features(1), "Net", **options)}
+        for options in ({}, {"subset_size": 7, "nearest_k": 2})
+    )
+    assert other["FD-Net"] == default["FD-Net"]
+    assert other["KID-Net"].settings["subset_size"] == 7
+    assert other["density-Net"].settings == {"nearest_k": 2}
+    assert other["density-Net"].value != default["density-Net"].value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset_size": 61}, "`subset_size` 61: there are 60 images on a side"),
+        ({"nearest_k": 60}, "`nearest_k` 60: there are 60 images on a side, so 59 at most"),
+        ({"num_subsets": 0}, "`num_subsets` 0: must be 1 or more"),
+        ({"magic": 1}, "`magic` is an option of no metric; there are nearest_k, num_subsets, subset_size"),
+    ],
+)
+def test_options_that_are_not_possible_are_refused(options, message):
+    with pytest.raises(VqtoolError, match=message):
+        measure_features(features(0), features(1), "Net", **options)
+
+
+def test_a_metric_of_ones_own_is_one_file_and_one_name(tmp_path):
+    package, tests = Path(vqtool.__file__).parent, Path(__file__).resolve().parents[1]
+    shutil.copytree(package, tmp_path / "vqtool", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    (tmp_path / "vqtool/metrics/toy.py").write_text(TOY)
+    listed = tmp_path / "vqtool/metrics/__init__.py"
+    listed.write_text(listed.read_text().replace('NAMES = ("frechet", ', 'NAMES = ("toy", "frechet", '))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{tests}", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Of eval the score; of compare the mean, whether less is better, and the value of the seed.
+    assert done.stdout.count('"toy-MeanColour"') == 4
+    assert "--toy-power" in done.stdout
