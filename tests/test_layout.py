@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from support.command_lines import commands_in, examples, leaf_commands, parse, root_command
+from typer.testing import CliRunner
 
 import vqtool
 from vqtool import denoisers, metrics, samplers
-from vqtool.cli.main import COMMANDS
+from vqtool.cli import help
+from vqtool.cli.main import COMMANDS, app
 from vqtool.diffusion import kernels
 from vqtool.tokenizers import quantizers
 
@@ -147,6 +149,29 @@ def test_the_help_of_a_command_is_one_imperative_line_and_examples_that_parse(wo
 def test_every_option_of_a_command_says_what_it_does(words):
     for parameter in leaf_commands()[words].params:
         assert getattr(parameter, "help", None), f"vqtool {words}: {parameter.name} has no help"
+
+
+SCREEN = (24, 100)  # lines and columns of a terminal
+UNSORTED = {  # commands whose flags are not in panels yet
+    "compare", "complete", "eval", "inpaint", "outpaint", "sample", "train-prior", "train-tokenizer", "vary",
+    "codebook finetune",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", sorted({*leaf_commands()} - UNSORTED))
+def test_the_flags_of_every_day_come_first_and_fit_a_screen(words, monkeypatch):
+    lines, columns = SCREEN
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = CliRunner().invoke(app, [*words.split(), "--help"]).output.splitlines()
+    titles = {match[1]: number for number, line in enumerate(text) if (match := re.match(r"╭─ (.+?) ─+╮", line))}
+    panels = [title for title in titles if title != "Arguments"]
+    known = [title for title in (*help.PANELS, *map(help.advanced, help.PANELS)) if title in panels]
+    assert [title for title in panels if not title.startswith("Sampler")] == known
+    ends = [number for number, line in enumerate(text) if line.startswith("╰")]
+    every_day = [title for title in panels if title in help.PANELS]
+    assert every_day == panels[: len(every_day)]
+    if every_day:
+        assert min(end for end in ends if end > titles[every_day[-1]]) < lines, "\n".join(text)
 
 
 @pytest.mark.parametrize(

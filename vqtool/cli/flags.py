@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
+from vqtool.cli.help import advanced
 from vqtool.errors import VqtoolError
 from vqtool.options import Option, read_options, read_registered
 
-ADVANCED = "Advanced"
 MAX_METAVAR = 30  # letters: more choices than that go into the help
 
 
@@ -41,7 +41,7 @@ class FlagGroup:
             without: options that are no flags of this command.
         """
         options = tuple(each for each in read_options(file, kind) if each.name not in without)
-        return cls(options, {each.name: ADVANCED if each.advanced else panel for each in options})
+        return cls(options, {each.name: advanced(panel) if each.advanced else panel for each in options})
 
     @classmethod
     def of_registered(cls, package: str, *, what: str, without: tuple[str, ...] = ()) -> "FlagGroup":

@@ -1,8 +1,8 @@
 """How help is laid out: commands in groups and imported one by one, flags in panels with those of every day first.
 
-A flag names its panel: `rich_help_panel=METHOD`, or `advanced(METHOD)` if few people need it. The panels of every day
-and what stands above them fit a screen of 24 lines at 100 columns; the advanced ones, the description and the examples
-follow.
+A flag names its panel, `rich_help_panel=METHOD`, or `advanced(METHOD)` if few people need it; without one it is of
+input and output. The panels of every day and what stands above them fit a screen of 24 lines at 100 columns; the
+advanced ones, the description and the examples follow.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from copy import copy
 from typing import Any, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 INPUT_OUTPUT = "Input and output"
 METHOD = "Method"
@@ -37,6 +37,9 @@ class Command(TyperCommand):
         shown = copy(self)
         first, _, rest = (self.help or "").partition("\n\n")
         shown.help, shown.add_help_option = first, False
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption) and parameter.rich_help_panel is None:
+                parameter.rich_help_panel = INPUT_OUTPUT
         shown.params = sorted(self.params, key=_place)
         TyperCommand.format_help(shown, ctx, formatter)
         typer.echo("\n".join(f" {line}".rstrip() for line in _laid_out(rest)))

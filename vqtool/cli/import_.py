@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vqtool.cli.console import echo
+from vqtool.cli.help import INPUT_OUTPUT, NETWORK, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, one_of
 
@@ -30,7 +31,12 @@ def import_(
     weights: Annotated[str, typer.Option("--weights", help="ema or raw, where a checkpoint holds both.")] = "ema",
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="Its settings, YAML or JSON. Default: the one beside it.", show_default=False),
+        typer.Option(
+            "--config",
+            help="Its settings, YAML or JSON. Default: the one beside it.",
+            show_default=False,
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None,
@@ -38,19 +44,41 @@ def import_(
     ] = None,
     text_encoder: Annotated[
         Path | None,
-        typer.Option("--text-encoder", help="Artifact that captions are read with, where the source holds none."),
+        typer.Option(
+            "--text-encoder",
+            help="Artifact that captions are read with, where the source holds none.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = None,
     code_map: Annotated[
-        Path | None, typer.Option("--code-map", help="Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.")
+        Path | None,
+        typer.Option(
+            "--code-map",
+            help="Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", min=1, help="Attention heads, where the source does not say.")
+        int | None,
+        typer.Option(
+            "--heads", min=1, help="Attention heads, where the source does not say.", rich_help_panel=advanced(NETWORK)
+        ),
     ] = None,
     grid: Annotated[
-        str | None, typer.Option("--grid", help="Cells, 32 or 24x32 (height x width), where the source does not say.")
+        str | None,
+        typer.Option(
+            "--grid",
+            help="Cells, 32 or 24x32 (height x width), where the source does not say.",
+            rich_help_panel=advanced(NETWORK),
+        ),
     ] = None,
     vocabulary: Annotated[
-        Path | None, typer.Option("--vocabulary", help="Of captions, where the source has none of its own: a folder.")
+        Path | None,
+        typer.Option(
+            "--vocabulary",
+            help="Of captions, where the source has none of its own: a folder.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = None,
     force: Force = False,
 ) -> None:

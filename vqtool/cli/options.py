@@ -6,25 +6,44 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.errors import VqtoolError
 
+
+def _check_seed(seed: int) -> int:
+    if not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"{seed} is not in the range from 0 to 2**63 - 1.")
+    return seed
+
+
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is there.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad input instead of skipping it.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of all noise. Same seed, same result.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="How many pass the network at once.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first bad input.", rich_help_panel=advanced(INPUT_OUTPUT))
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", help="Same seed, same result.", callback=_check_seed, rich_help_panel=METHOD),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", "-b", min=1, help="How many go at once.", rich_help_panel=advanced(MACHINE)),
+]
 Labels = Annotated[
-    list[str] | None, typer.Option("--label", help="Class to draw; repeat for several.", show_default=False)
+    list[str] | None,
+    typer.Option("--label", metavar="TEXT", help="Class to draw; repeat for several.", show_default=False),
 ]
 Captions = Annotated[
-    list[str] | None, typer.Option("--caption", help="Caption to draw; repeat for several.", show_default=False)
+    list[str] | None,
+    typer.Option("--caption", metavar="TEXT", help="Caption to draw; repeat for several.", show_default=False),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a CUDA GPU if there is one.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1; auto: a GPU if any.", rich_help_panel=advanced(MACHINE)),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option(
-        "--tokenizer", "-t", help="Tokenizer file, or 'builtin'. Default: the one the input names, or builtin."
-    ),
+    typer.Option("--tokenizer", "-t", help="File, or 'builtin'. Default: what the input names, or builtin."),
 ]
 Images = Annotated[
     list[Path],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
 from vqtool.errors import MismatchError, VqtoolError
@@ -23,7 +24,9 @@ def apply_map(
         str | None,
         typer.Option("--tokenizer", "-t", help="Tokenizer of the converted grids. Default: the one the map names."),
     ] = None,
-    inverse: Annotated[bool, typer.Option("--inverse", help="Go back, from reduced to full codes.")] = False,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Go back, from reduced to full codes.", rich_help_panel=METHOD)
+    ] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is stdout.")] = "-",
     force: Force = False,
 ) -> None:

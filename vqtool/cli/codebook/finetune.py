@@ -8,6 +8,7 @@ import typer
 
 from vqtool.cli import tokenizer_training as shared
 from vqtool.cli.console import echo
+from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
 
 DEFAULT_RATE = 2e-4
@@ -26,7 +27,8 @@ def finetune(
     tokenizer: Annotated[str, typer.Argument(help="Tokenizer file, or 'builtin'.", show_default=False)],
     pictures: shared.PictureFlags,
     keep_codes: Annotated[
-        bool, typer.Option("--keep-codes", help="Train the decoder alone: images keep their tokens.")
+        bool,
+        typer.Option("--keep-codes", help="Train the decoder alone: images keep their tokens.", rich_help_panel=METHOD),
     ] = False,
     judges: shared.LossFlags,
     run: RunFlags,

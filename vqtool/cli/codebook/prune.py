@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, TokenizerOption
 
@@ -17,7 +18,9 @@ def prune(
         Path | None, typer.Option("--map", help="Map to write. Default: beside the tokenizer, x.map.safetensors.")
     ] = None,
     tokenizer: TokenizerOption = None,
-    min_uses: Annotated[int, typer.Option("--min-uses", min=1, help="Drop codes that occur less often.")] = 1,
+    min_uses: Annotated[
+        int, typer.Option("--min-uses", min=1, help="Drop codes that occur less often.", rich_help_panel=METHOD)
+    ] = 1,
     force: Force = False,
 ) -> None:
     """Drop the codes of a tokenizer that token grids do not use, and write the map from old tokens to new ones.

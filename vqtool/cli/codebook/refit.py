@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vqtool.cli.help import MACHINE, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Device, Force, Images, Seed, Strict, TokenizerOption, one_of
 from vqtool.errors import VqtoolError
@@ -30,18 +31,42 @@ def refit(
     output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("tokenizer.safetensors"),
     tokenizer: TokenizerOption = None,
     codebook_size: Annotated[
-        int | None, typer.Option("--codebook-size", "-K", min=2, help="Codes. Default: as many as there were.")
+        int | None,
+        typer.Option(
+            "--codebook-size", "-K", min=2, help="Codes. Default: as many as there were.", rich_help_panel=METHOD
+        ),
     ] = None,
-    vectors: Annotated[int, typer.Option("--vectors", min=2, help="Encoder vectors to fit to.")] = 20_000,
-    seeding: Annotated[str, typer.Option("--seeding", help="k-means++ or afk-mc2 (for many vectors).")] = "k-means++",
+    vectors: Annotated[
+        int, typer.Option("--vectors", min=2, help="Encoder vectors to fit to.", rich_help_panel=METHOD)
+    ] = 20_000,
+    seeding: Annotated[
+        str, typer.Option("--seeding", help="k-means++ or afk-mc2 (for many vectors).", rich_help_panel=METHOD)
+    ] = "k-means++",
     chain_length: Annotated[
-        int | None, typer.Option("--chain-length", min=1, help="Candidates a seed of afk-mc2. Default: 200.")
+        int | None,
+        typer.Option(
+            "--chain-length",
+            min=1,
+            help="Candidates a seed of afk-mc2. Default: 200.",
+            rich_help_panel=advanced(METHOD),
+        ),
     ] = None,
     k_means: Annotated[
-        str | None, typer.Option("--k-means", help="lloyd or mini-batch. Default: lloyd below 200,000 vectors.")
+        str | None,
+        typer.Option(
+            "--k-means",
+            help="lloyd or mini-batch. Default: lloyd below 200,000 vectors.",
+            rich_help_panel=advanced(METHOD),
+        ),
     ] = None,
     memory: Annotated[
-        float, typer.Option("--memory", min=0, help="GiB of vectors to hold; more lie in a temporary file.")
+        float,
+        typer.Option(
+            "--memory",
+            min=0,
+            help="GiB of vectors to hold; more lie in a temporary file.",
+            rich_help_panel=advanced(MACHINE),
+        ),
     ] = 2.0,
     size: Annotated[
         str | None, typer.Option("--size", help="Pixels of the images: 64, or 48x80 (height x width). Default: 64.")

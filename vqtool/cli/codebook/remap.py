@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
 from vqtool.errors import VqtoolError
@@ -18,7 +19,12 @@ def remap(
     ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is stdout.")] = "-",
     unrelated: Annotated[
-        bool, typer.Option("--unrelated", help="Take a tokenizer whose encoder is another: distances may mean nothing.")
+        bool,
+        typer.Option(
+            "--unrelated",
+            help="Take a tokenizer whose encoder is another: distances may mean nothing.",
+            rich_help_panel=advanced(METHOD),
+        ),
     ] = False,
     force: Force = False,
 ) -> None:
