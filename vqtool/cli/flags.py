@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.help import advanced
+from vqtool.cli.help import METHOD, advanced
 from vqtool.errors import VqtoolError
 from vqtool.options import Option, read_options, read_registered
 
@@ -62,7 +62,7 @@ class FlagGroup:
         panels = {
             name: f"{what} {next(iter(own))}" if len(own) == 1 else f"{what}s in general" for name, own in users.items()
         }
-        return cls(merged, panels | {each.name: ADVANCED for each in merged if each.advanced})
+        return cls(merged, panels | {each.name: advanced(METHOD) for each in merged if each.advanced})
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         """The flags, as parameters of a typer command; each is None unless it is given."""
