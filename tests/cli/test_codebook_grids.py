@@ -15,6 +15,7 @@ from vqtool import artifacts
 from vqtool.codebooks.maps import load_map
 from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.errors import MismatchError
+from vqtool.extras import install_command
 from vqtool.grids import GridWriter, read_grids
 from vqtool.priors import GridSpec
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
@@ -103,7 +104,7 @@ def test_without_matplotlib_only_the_picture_is_refused(vqtool, work, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     result = vqtool("codebook", "usage", "tok.h5", "--plot", "usage.png")
     assert result.code == 1
-    assert "pip install 'vqtool[eval]'" in error_lines(result.err)[0]
+    assert install_command("eval") in error_lines(result.err)[0]
     assert vqtool("codebook", "usage", "tok.h5").code == 0
 
 

