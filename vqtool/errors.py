@@ -1,4 +1,6 @@
-"""Errors that a user can mend. The commands print them as one line and exit with 1."""
+"""Errors that a user can mend, warnings, and safe text for both. The commands print each as one line."""
+
+import warnings
 
 
 class VqtoolError(Exception):
@@ -11,3 +13,22 @@ class FormatError(VqtoolError):
 
 class MismatchError(VqtoolError):
     """Two files are good but do not fit together."""
+
+
+class VqtoolWarning(UserWarning):
+    """Something a user should know that stops nothing, such as what is left out and why."""
+
+
+def warn(text: str) -> None:
+    """Issue a `VqtoolWarning`; names from files are escaped as by `printable`."""
+    warnings.warn(printable(text), VqtoolWarning, stacklevel=3)
+
+
+def printable(text: str) -> str:
+    """Text on one line that cannot control a terminal: escape sequences, line breaks and the like are shown escaped.
+
+    Whatever comes out of a file (names, labels, captions, values) passes here before it is printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -225,3 +225,25 @@ def test_a_machine_whose_only_gpu_is_apples_uses_its_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto") == "cpu"
     assert not has_gpu()
+
+
+def test_warnings_of_the_library_are_lines_with_flags_each_once(vqtool, monkeypatch):
+    from vqtool.errors import warn
+
+    def show(**values):
+        for _ in range(2):
+            warn("x\n\x1b[31m.png: left out; `num` takes more")
+
+    monkeypatch.setattr("vqtool.tokenizers.preview.draw_preview", lambda *sources, **options: show() or 0)
+    result = vqtool("show", ".")
+    assert result.err.splitlines() == [
+        r"warning: x\n\x1b[31m.png: left out; --num takes more",
+        "wrote 0 pictures to preview.png",
+    ]
+
+
+def test_names_in_errors_cannot_control_the_terminal(vqtool):
+    result = vqtool("show", "\x1b]0;owned\x07.png")
+    assert error_lines(result.err) == [
+        r"error: \x1b]0;owned\x07.png: no such file or folder; expected images, tar shards or an HDF5 of images"
+    ]

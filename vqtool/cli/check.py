@@ -6,6 +6,7 @@ import typer
 
 from vqtool.cli.main import EXIT_ERROR, command
 from vqtool.cli.options import JsonOutput
+from vqtool.errors import printable
 
 
 @command
@@ -30,7 +31,7 @@ def check(
         results.append({"file": file, **_result(file)})
         if not json:
             why = results[-1].get("why")
-            print(f"bad {file}: {why}" if why else f"ok {file}", flush=True)
+            print(printable(f"bad {file}: {why}" if why else f"ok {file}"), flush=True)
     if json:
         print(dumps(results, indent=2))
     if not all(result["ok"] for result in results):

@@ -289,7 +289,7 @@ def _report(results: "SweepFile", output: Path | None, plot: Path | None, *, for
         name = Cell(row["sampler"], None, row["options"]).series
         values = [f"{row['values'][column]:.4g}{_error(row, column, scores)}" for column in columns]
         table.add_row(name, "" if row["steps"] is None else str(row["steps"]), *values)
-    Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH).print(table)
+    Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else WIDTH).print(table)
     if output is None:
         print(results.text(), flush=True)
     else:

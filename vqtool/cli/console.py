@@ -2,23 +2,56 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from vqtool.distributed import is_main_process
+from vqtool.errors import VqtoolWarning, printable
 
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
 
 
 def echo(message: str) -> None:
-    """Print a line on stderr (the main process only)."""
+    """Print one line on stderr (the main process only), with what could control the terminal escaped."""
     if is_main_process():
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr (the main process only)."""
     echo(f"warning: {message}")
+
+
+@contextmanager
+def shown_warnings(name_flags: Callable[[str], str] = str) -> Iterator[None]:
+    """Print warnings of the library as lines on stderr, each text once; other warnings appear as Python shows them.
+
+    Args:
+        name_flags: puts flags in place of the parameters that a text names.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", VqtoolWarning)
+        as_python, seen = warnings.showwarning, set[str]()
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: Any = None,
+            line: Any = None,
+        ) -> None:
+            text = name_flags(str(message))
+            if not issubclass(category, VqtoolWarning):
+                as_python(message, category, filename, lineno, file, line)
+            elif text not in seen:
+                seen.add(text)
+                warn(text)
+
+        warnings.showwarning = show
+        yield
 
 
 def shape(sides: Sequence[int]) -> str:

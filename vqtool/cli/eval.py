@@ -277,7 +277,7 @@ def _show(report: "Report") -> None:
     for score in report.scores:
         error = "" if score.standard_error is None else f"{score.standard_error:.4g}"
         table.add_row(score.name, f"{score.value:.5g} {score.unit}".strip(), error, score.better)
-    Console(stderr=True).print(table)
+    Console(stderr=True, markup=False).print(table)
     for text in report.warnings:
         warn(text)
 

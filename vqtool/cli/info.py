@@ -7,6 +7,7 @@ import typer
 
 from vqtool.cli.main import command
 from vqtool.cli.options import JsonOutput
+from vqtool.errors import printable
 
 
 @command
@@ -30,7 +31,7 @@ def info(
     if json:
         print(dumps(description, indent=2))
     else:
-        print("\n".join(map(_printable, _lines(description))))
+        print("\n".join(map(printable, _lines(description))))
 
 
 def _lines(description: Mapping[str, Any]) -> Iterator[str]:
@@ -74,8 +75,3 @@ def _record(record: Mapping[str, Any]) -> str:
     seed = f", seed {record['seed']}" if "seed" in record else ""
     made = f"{record.get('time', 'at an unknown time')}, vqtool {record.get('version', '?')}{seed}"
     return f"{record.get('step', '?')} ({made}): {record.get('command', '?')}"
-
-
-def _printable(line: str) -> str:
-    """Text from a file must not steer the terminal."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)

@@ -16,11 +16,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from vqtool.cli import _descriptors
-from vqtool.cli.console import warn
+from vqtool.cli.console import shown_warnings, warn
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, printable
 from vqtool.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,7 +87,8 @@ def command(function: F) -> F:
                 values[name] = group.collect(values)
             for name, record in records.items():
                 values[name] = record(**{field.name: values.pop(field.name) for field in fields(record)})
-            result = function(**values)
+            with shown_warnings(lambda text: name_flags(text, flags)):
+                result = function(**values)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not while Python exits
             return result
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -127,7 +128,7 @@ def _report(error: BaseException, flags: dict[str, str]) -> int:
         if is_main_process():
             print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(f"error: {name_flags(_one_line(error), flags)}", file=sys.stderr)
+    print(f"error: {printable(name_flags(_one_line(error), flags))}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:
