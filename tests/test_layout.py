@@ -98,7 +98,17 @@ def test_modules_are_documented_short_and_without_assert(path):
         (
             "metrics",
             metrics.NAMES,
-            {"features", "likelihood", "plots", "reconstruction", "reference", "report", "score", "tokens"},
+            {
+                "evaluation",
+                "features",
+                "likelihood",
+                "plots",
+                "reconstruction",
+                "reference",
+                "report",
+                "score",
+                "tokens",
+            },
         ),
         ("diffusion/kernels", tuple(kernels.KERNELS), set()),
         ("tokenizers/quantizers", tuple(quantizers.QUANTIZERS), set()),

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from vqtool.diffusion import kernels, posterior
     from vqtool.images.reader import read_images
     from vqtool.images.writer import save_images
+    from vqtool.metrics.evaluation import evaluate
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import sample
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 
 _LAZY = {
+    "evaluate": "vqtool.metrics.evaluation",
     "kernels": "vqtool.diffusion.kernels",
     "metrics": "vqtool.metrics",
     "posterior": "vqtool.diffusion.posterior",
@@ -42,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "VqtoolError",
     "__version__",
+    "evaluate",
     "kernels",
     "load_prior",
     "load_tokenizer",

@@ -288,3 +288,12 @@ def test_what_cannot_be_scored_is_one_clear_line(run, tmp_path, monkeypatch, arg
     last = err.splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
+
+
+def test_on_a_terminal_there_is_the_table_alone_unless_json_is_asked_for(run, tmp_path, monkeypatch):
+    write_grids(tmp_path / "a.h5", np.zeros((3, 4, 4), int))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = run(tmp_path / "a.h5")
+    assert (code, out) == (0, "")
+    assert "perplexity" in err
+    assert json.loads(run(tmp_path / "a.h5", "-o", "-")[1])["num_grids"] == 3

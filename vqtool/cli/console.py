@@ -1,15 +1,18 @@
 """What commands say to people, all of it on stderr: messages, warnings, progress. stdout is for data alone."""
 
+import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolWarning, printable
 
+TABLE_WIDTH = 200  # characters, where there is no terminal
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
 
 
@@ -154,3 +157,46 @@ def _lines(
     yield advance
     seconds = time.monotonic() - start
     echo(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s{more()})")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stderr; its first column is on the left, numbers are on the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(stderr=True, width=None if sys.stderr.isatty() else TABLE_WIDTH).print(table)
+
+
+def check_json(output: Path | None, *, force: bool) -> None:
+    """Refuse early to overwrite what `write_json` would.
+
+    Raises:
+        VqtoolError: as `artifacts.refuse_existing` says.
+    """
+    from vqtool.artifacts import refuse_existing
+
+    if output is not None and str(output) != "-":
+        refuse_existing(output, force=force)
+
+
+def write_json(record: Mapping[str, Any], output: Path | None, *, force: bool) -> None:
+    """Write JSON to a file; to stdout if that is "-", or no file is named and stdout is no terminal.
+
+    Raises:
+        VqtoolError: the file exists and `force` is off, or it cannot be written.
+    """
+    from vqtool.artifacts import atomic_path
+
+    text = json.dumps(record, indent=2)
+    if output is not None and str(output) != "-":
+        with atomic_path(output, force=force) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        echo(f"wrote {output}")
+    elif output is not None or not sys.stdout.isatty():
+        print(text, flush=True)

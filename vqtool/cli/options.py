@@ -40,6 +40,10 @@ Device = Annotated[
     str,
     typer.Option("--device", help="cpu, cuda, cuda:1; auto: a GPU if any.", rich_help_panel=advanced(MACHINE)),
 ]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="JSON file; - is stdout. Default: that, if no terminal."),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 TokenizerOption = Annotated[
     str | None,

@@ -114,7 +114,7 @@ def count_grids(sources: Sequence[str | Path], *, progress: Progress = silent) -
     first: GridHeader | None = None
     counts, num = np.zeros(0, np.int64), 0
     for source in sources:
-        with open_grids(source) as reader, progress(f"read {reader.name}", reader.num_grids) as advance:
+        with open_grids(source) as reader, progress(f"read {reader.name}", reader.num_grids, "grids") as advance:
             if first is None:
                 first, counts = reader.header, np.zeros(reader.header.codebook_size, np.int64)
             check_one_tokenizer(first, reader.header, str(sources[0]), str(source))

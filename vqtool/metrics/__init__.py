@@ -7,11 +7,13 @@ A metric of features is a file `vqtool/metrics/NAME.py` with
 
 and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
 measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and
-gives a `Report`: `compare_images`, `compare_pairs`, `measure_reconstruction`, `measure_grids`, `measure_likelihood`.
+gives a `Report`: `evaluate`, or one by one `compare_images`, `compare_pairs`, `measure_reconstruction`,
+`measure_grids`, `measure_likelihood`.
 """
 
 from vqtool.metrics.compare.scores import ImageScores
 from vqtool.metrics.compare.trials import Cell, measure_cell, plan
+from vqtool.metrics.evaluation import evaluate
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
@@ -41,6 +43,7 @@ __all__ = [
     "compare_images",
     "compare_pairs",
     "count_tokens",
+    "evaluate",
     "extract",
     "frechet_distance",
     "frechet_distance_of_statistics",

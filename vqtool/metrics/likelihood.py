@@ -186,7 +186,7 @@ def measure_likelihood(
     for source in sources:
         with open_grids(source) as reader:
             prior.check_grids(reader.header, reader.name)
-            with progress(f"measure {reader.name}", reader.num_grids) as advance:
+            with progress(f"measure {reader.name}", reader.num_grids, "grids") as advance:
                 for batch in reader.batches(batch_size):
                     texts = _texts(prior, batch) if conditional else [None] * len(batch)
                     without += texts.count(None)

@@ -1,10 +1,11 @@
-"""What `vqtool eval` says: scores with all they depend on; and which images it looks at.
+"""What `vqtool eval` says: scores with all they depend on; and which images it takes.
 
-What an input holds decides what can be measured: images against other images (compare.py), images through a tokenizer
+What an input holds decides what can be measured: images against other images (reference.py), images through a tokenizer
 (reconstruction.py), token grids (tokens.py).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,12 @@ class Report:
     scores: list[Score]
     about: dict[str, Any]  # JSON-able: numbers of images, size, network, seed, ...
     warnings: list[str] = field(default_factory=list)
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """The scores for people: name, value with its unit, standard error, and what is better."""
+        for score in self.scores:
+            error = "" if score.standard_error is None else f"{score.standard_error:.4g}"
+            yield score.name, f"{score.value:.5g} {score.unit}".strip(), error, score.better
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; numbers that are not finite become None."""

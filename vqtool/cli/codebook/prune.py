@@ -46,7 +46,7 @@ def prune(
     map_path = code_map or output.with_suffix(".map.safetensors")
     for path in (output, map_path):
         refuse_existing(path, force=force)
-    found = count_grids(grids, progress=lambda text, total: progress(text, total, "grids"))
+    found = count_grids(grids, progress=progress)
     old = tokenizer_of(found.header, grids[0], given=tokenizer)
     kept = kept_codes(found.counts, min_uses)
     record = history_record("codebook prune", inputs={"tokenizer": old.fingerprint}, min_uses=min_uses)

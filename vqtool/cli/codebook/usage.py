@@ -46,7 +46,7 @@ def usage(
 
         check_matplotlib()
         refuse_existing(plot, force=force)
-    found = count_grids(grids or ["-"], progress=lambda text, total: progress(text, total, "grids"))
+    found = count_grids(grids or ["-"], progress=progress)
     description = describe(found, top=top)
     print(dumps(description, indent=2) if json else "\n".join(_lines(description)))
     for text in few_tokens(found.counts):
