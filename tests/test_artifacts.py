@@ -133,9 +133,9 @@ def test_the_file_appears_when_the_block_ends_with_the_permissions_of_any_new_fi
 
 def test_an_existing_file_is_kept_without_force(path):
     path.write_text("old")
-    with pytest.raises(VqtoolError, match="exists; use --force"), atomic_path(path):
+    with pytest.raises(VqtoolError, match="exists; use `force`"), atomic_path(path):
         pytest.fail("the block must not run")
-    with pytest.raises(VqtoolError, match="exists; use --force"):
+    with pytest.raises(VqtoolError, match="exists; use `force`"):
         save(path, force=False)
     assert path.read_text() == "old"
 
@@ -199,7 +199,7 @@ def test_a_truncated_file_says_so(path):
     for size in (0, 5, 40, len(raw) - 30, len(raw) - 1):
         path.write_bytes(raw[:size])
         for read in (artifacts.read_header, artifacts.load, artifacts.verify):
-            with pytest.raises(FormatError, match=r"a\.safetensors: (truncated|cut short|not a safetensors file)"):
+            with pytest.raises(FormatError, match=r"a\.safetensors: (truncated|not a safetensors file)"):
                 read(path)
     path.write_bytes(raw + b"more")
     with pytest.raises(FormatError, match="damaged: "):
@@ -223,12 +223,12 @@ def test_every_flipped_bit_of_the_data_is_found(path):
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a safetensors file"),
         (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
-        ((12).to_bytes(8, "little") + b"not json at ", "not a safetensors file, or truncated or damaged: .*header"),
-        ((4).to_bytes(8, "little") + b"[1] ", "not a safetensors file, or truncated or damaged: .*header"),
-        ((9).to_bytes(8, "little") + b'{"a": 12}', "not a safetensors file, or truncated or damaged: .*header"),
+        ((12).to_bytes(8, "little") + b"not json at ", "not a safetensors file"),
+        ((4).to_bytes(8, "little") + b"[1] ", "not a safetensors file"),
+        ((9).to_bytes(8, "little") + b'{"a": 12}', "truncated or damaged: .*header"),
         (
             (26).to_bytes(8, "little") + b'{"a": {"data_offsets": 1}}',
-            "not a safetensors file, or truncated or damaged: .*header",
+            "truncated or damaged: .*header",
         ),
         (to_bytes({"x": torch.zeros(2)}), "not made by vqtool"),
         (to_bytes({"x": torch.zeros(2)}, metadata={"format": "pt"}), "not made by vqtool"),

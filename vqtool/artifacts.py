@@ -72,7 +72,10 @@ def _opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
     except SafetensorError as error:
-        raise FormatError(f"{path}: not a safetensors file, or truncated or damaged: {error}") from error
+        with path.open("rb") as raw:
+            begins_well = raw.read(9)[8:] == b"{"
+        found = f"truncated or damaged: {error}" if begins_well else "not a safetensors file"
+        raise FormatError(f"{path}: {found}") from error
 
 
 def _parse_header(metadata: Mapping[str, str], path: Path) -> Header:
@@ -246,13 +249,13 @@ def refuse_existing(path: str | Path, *, force: bool) -> None:
     """
     path = Path(path)
     if str(path) == "-":
-        raise VqtoolError("-: this does not go to standard output; name a file with -o")
+        raise VqtoolError("-: this does not go to standard output; name a file")
     if path.is_dir():
         raise VqtoolError(f"{path}: is a folder, but a file is to be written")
     if path.exists() and not path.is_file():
-        raise VqtoolError(f"{path}: is a pipe or a device, but this goes to an ordinary file; name one with -o")
+        raise VqtoolError(f"{path}: is a pipe or a device, but this goes to an ordinary file; name one")
     if path.exists() and not force:
-        raise VqtoolError(f"{path}: exists; use --force to overwrite it or -o to write elsewhere")
+        raise VqtoolError(f"{path}: exists; use `force` to overwrite it or write elsewhere")
     if not path.parent.is_dir():
         raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
 

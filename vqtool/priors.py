@@ -107,7 +107,7 @@ class Prior:
         if self.text_encoder is None:
             raise VqtoolError(
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
-                "--text-encoder"
+                "its `text_encoder`"
             )
         rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
         features = torch.cat([self.text_encoder(row[None].to(self.device)) for row in rows])
@@ -153,7 +153,7 @@ class Prior:
                 f"tokenizer with other codes, `vqtool codebook remap {name} -t {mine.tokenizer_location}` does it",
             ),
             ("codebook size", self.kernel.codebook_size, header.codebook_size, "train a prior on these grids"),
-            ("grid size", _shown(mine.grid_size), _shown(header.grid_size), "encode with the same --size"),
+            ("grid size", _shown(mine.grid_size), _shown(header.grid_size), "encode at the same size"),
         ):
             if own != theirs:
                 raise MismatchError(f"{name} has {what} {theirs}, but the prior has {what} {own}: {remedy}")

@@ -146,7 +146,7 @@ def test_an_existing_output_is_kept_without_force(encode):
     Path("tok.h5").write_bytes(b"old")
     result = encode("imgs")
     assert result.code == 1
-    assert error_lines(result.err) == ["error: tok.h5: exists; use --force to overwrite it or -o to write elsewhere"]
+    assert error_lines(result.err) == ["error: tok.h5: exists; use --force to overwrite it or write elsewhere"]
     assert Path("tok.h5").read_bytes() == b"old"
     assert encode("imgs", "--force").code == 0
     assert len(read_grids("tok.h5")[1]) == 5
@@ -190,7 +190,7 @@ def test_a_tokenizer_that_is_missing_or_none_is_named(encode, work):
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [("20", "both sides must be multiples of 8, e.g. --size 16x16"), ("large", "size 'large'"), ("0", "size '0'")],
+    [("20", "both sides must be multiples of 8, e.g. 16x16"), ("large", "size 'large'"), ("0", "size '0'")],
 )
 def test_sizes_that_do_not_fit_are_refused_with_what_does(encode, size, message):
     result = encode("imgs", size=size)

@@ -138,7 +138,7 @@ def test_a_saved_text_prior_finds_its_encoder_and_predicts_bit_for_bit_what_it_d
 def test_a_prior_without_its_text_encoder_says_how_to_get_it():
     prior = replace(text_prior(), text_encoder=None)
     x_t, t = torch.full((1, 2, 3), 5), torch.tensor([6])
-    with pytest.raises(VqtoolError, match="import it again with --text-encoder"):
+    with pytest.raises(VqtoolError, match="import it again with its `text_encoder`"):
         prior.log_x0(x_t, t)
     assert prior.log_x0(x_t, t, torch.zeros(1, 9, 16)).isfinite().all()
 
@@ -178,7 +178,7 @@ def test_a_tower_may_come_from_elsewhere_but_must_fit(words):
     whole = interop.load(source, interop.Options(vocabulary=words))
     alone = interop.load(bare, interop.Options())
     assert alone.prior.text_encoder is None
-    assert any("none in the file; without --text-encoder" in note for note in alone.notes)
+    assert any("none in the file; without `text_encoder`" in note for note in alone.notes)
     options = interop.Options(vocabulary=words, text_encoder=whole.text_encoder)
     again = interop.load(bare, options)
     assert again.text_encoder is None, "it has a file already"

@@ -233,7 +233,7 @@ def test_losses_of_masked_cells_are_refused_for_other_kernels_and_the_error_says
                     losses.find(name, built)
             else:
                 assert losses.find(name, built) is loss
-    with pytest.raises(VqtoolError, match="--loss l2: unknown; known are reweighted, bound, elbo"):
+    with pytest.raises(VqtoolError, match="`loss` l2: unknown; known are reweighted, bound, elbo"):
         losses.find("l2", kernels.build("absorbing", codebook_size=5))
 
 

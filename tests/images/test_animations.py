@@ -42,7 +42,7 @@ def test_one_frame_is_enough_and_none_are_too_few(tmp_path):
 
 def test_what_cannot_be_written_is_refused_and_what_is_there_is_kept(tmp_path, monkeypatch):
     (tmp_path / "x.gif").write_bytes(b"precious")
-    with pytest.raises(VqtoolError, match="exists; use --force"):
+    with pytest.raises(VqtoolError, match="exists; use `force`"):
         check_animation(tmp_path / "x.gif", force=False)
     with pytest.raises(VqtoolError, match=r"x.mp4: an animation is a .webp, .gif, .png file"):
         check_animation(tmp_path / "x.mp4", force=False)

@@ -167,7 +167,7 @@ def test_a_png_is_written_whole_and_over_another_only_by_force(tmp_path: Path) -
     path = tmp_path / "a.png"
     save_image(preview_grid(make_images(2, 8, 8)), path)
     before = path.read_bytes()
-    with pytest.raises(VqtoolError, match=r"a\.png: exists; use --force"):
+    with pytest.raises(VqtoolError, match=r"a\.png: exists; use `force`"):
         save_image(make_images(1, 8, 8)[0], path)
     assert path.read_bytes() == before
     save_image(make_images(1, 8, 8)[0], path, force=True)

@@ -189,7 +189,7 @@ def test_what_is_there_is_not_overwritten_without_force(tmp_path):
     with pytest.raises(VqtoolError, match="exists and is not a folder"):
         FolderWriter(file, force=True)
     for kind, name in ((PreviewWriter, "file.png"), (TarWriter, "file.tar")):
-        with pytest.raises(VqtoolError, match="exists; use --force"):
+        with pytest.raises(VqtoolError, match="exists; use `force`"):
             kind(tmp_path / name)
         assert (tmp_path / name).read_text() == "mine"
 
@@ -241,6 +241,6 @@ def test_tensors_are_saved_under_numbers_that_sort(tmp_path, name):
     found = vqtool.read_images(tmp_path / name)
     assert found.ids == [f"{number:02d}" for number in range(11)]
     assert np.array_equal(found.images, images.numpy())
-    with pytest.raises(VqtoolError, match="use --force"):
+    with pytest.raises(VqtoolError, match="use `force`"):
         vqtool.save_images(images, tmp_path / name)
     vqtool.save_images(images[:3], tmp_path / name, force=True)

@@ -222,7 +222,7 @@ def test_parts_that_do_not_fit_together_are_refused(folder, settings, message):
 def test_a_vocabulary_larger_than_the_text_encoder_is_refused(folder, tmp_path):
     words = json.loads((folder / "tokenizer" / "vocab.json").read_text())
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps({**words, "more</w>": len(words)}))
-    with pytest.raises(MismatchError, match=r"has 524 tokens, the text encoder 523: .* --vocabulary"):
+    with pytest.raises(MismatchError, match=r"has 524 tokens, the text encoder 523: .* `vocabulary`"):
         load(folder)
     assert load(folder, vocabulary=GOLDEN / "tokenizer").prior.conditioner.vocabulary_size == 523
 

@@ -110,7 +110,7 @@ def test_a_prior_of_reduced_codes_needs_their_map():
             part[f"{prefix}transformer.{name}"] = part[f"{prefix}transformer.{name}"][:rows]
         part[f"{prefix}log_cumprod_bt"] = part[f"{prefix}log_cumprod_bt"] + torch.tensor(64 / 40).log()
     source = Source(source.path, source.content)
-    with pytest.raises(MismatchError, match=r"the prior has 40 tokens, but the tokenizer 64 codes: .*--code-map"):
+    with pytest.raises(MismatchError, match=r"the prior has 40 tokens, but the tokenizer 64 codes: .*`code_map`"):
         interop.load(source, Options())
     code_map = torch.zeros(64, dtype=torch.int64)
     code_map[24:] = torch.arange(40)
@@ -242,7 +242,7 @@ def put(name, value):
         (
             lambda content, config: parameters(config).update(content_seq_len=15, content_spatial_size=[4, 4]),
             FormatError,
-            "how 15 cells are laid out is not known: say it with --grid",
+            "how 15 cells are laid out is not known: give `grid_size`",
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_one_of_the_two_sets_of_weights_may_be_missing():
     assert any(note.startswith("the file holds no averaged weights") for note in found.notes)
     io, tolerance = numbers("class")
     assert_close(log_p(found.prior, io, io["cond"]), io["log_p_x0_raw"], tolerance["log_p_x0_raw"])
-    with pytest.raises(FormatError, match="leave out --weights raw"):
+    with pytest.raises(FormatError, match="leave out `weights` raw"):
         interop.load(changed("class", lambda content, config: content.pop("model")), Options(weights="raw"))
 
 

@@ -364,7 +364,7 @@ def test_settings_that_contradict_the_weights_are_one_clear_line(tmp_path, chang
     params = settings["model"]["params"]
     inner = params["ddconfig"] | changes.pop("ddconfig", {})
     source = written(tmp_path, {"state_dict": state}, {"model": {"params": {**params, **changes, "ddconfig": inner}}})
-    with pytest.raises(FormatError, match=rf"last\.ckpt: {message}.*--config"):
+    with pytest.raises(FormatError, match=rf"last\.ckpt: {message}.*`config`"):
         interop.load(source, Options())
 
 

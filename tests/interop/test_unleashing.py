@@ -44,7 +44,7 @@ def test_the_kernel_is_absorbing_and_linear_with_a_step_a_cell(imported):
     exact = kernels.build("absorbing", schedule="linear", codebook_size=56, num_steps=16)
     assert imported.prior.kernel.config == exact.config
     assert torch.equal(imported.prior.kernel.alpha_bar, exact.alpha_bar)
-    assert imported.notes == ["grids: 4x4 cells, from 16 positions (--grid)"]
+    assert imported.notes == ["grids: 4x4 cells, from 16 positions (`grid_size`)"]
 
 
 def test_a_prior_saved_and_loaded_is_the_same(imported, io, tmp_path):
@@ -76,9 +76,13 @@ def changed(change):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda found: None, {}, "48 is not the width of the published models: say it with --heads"),
+        (lambda found: None, {}, "48 is not the width of the published models: say it with `num_heads`"),
         (lambda found: None, {"num_heads": 5}, "cannot be shared by 5 heads"),
-        (lambda found: None, {"num_heads": 4, "grid_size": (3, 5)}, "has 16 positions, a grid of 3x5 cells: .*--grid"),
+        (
+            lambda found: None,
+            {"num_heads": 4, "grid_size": (3, 5)},
+            "has 16 positions, a grid of 3x5 cells: .*`grid_size`",
+        ),
         (
             lambda found: found.update({"_denoise_fn.pos_emb": torch.zeros(1, 15, 48)}),
             {"num_heads": 4},

@@ -164,8 +164,8 @@ def test_without_settings_the_shapes_say_all_but_grid_and_heads(golden):
     )
     chosen = interop.load(source(name, config=False), Options())
     assert chosen.prior.grid_spec.grid_size == (16, 16)
-    assert any("--grid" in note for note in chosen.notes)
-    assert any("--heads" in note for note in chosen.notes) == (name == "vqddm-noise")
+    assert any("`grid_size`" in note for note in chosen.notes)
+    assert any("`num_heads`" in note for note in chosen.notes) == (name == "vqddm-noise")
 
 
 def test_one_copy_of_the_network_is_enough(golden):

@@ -51,7 +51,7 @@ def test_images_do_not_change_with_the_batch_that_they_are_in(tokenizer):
 
 def test_a_size_that_does_not_fit_is_refused_with_one_that_does(tokenizer):
     for size, near in (((20, 33), "24x32|16x32"), ((3, 16), "8x16"), ((16, 0), "16x8")):
-        with pytest.raises(VqtoolError, match=rf"factor 8.*multiples of 8, e\.g\. --size ({near})"):
+        with pytest.raises(VqtoolError, match=rf"factor 8.*multiples of 8, e\.g\. ({near})"):
             tokenizer.grid_size(size)
     with pytest.raises(VqtoolError, match="factor 8"):
         tokenizer.encode(noise(1, 20, 16))
@@ -110,7 +110,7 @@ def test_half_precision_rounds_once_and_halves_the_file(tmp_path, tokenizer):
 
 def test_another_fingerprint_is_refused_naming_both(tokenizer_path):
     found = load_tokenizer(tokenizer_path).fingerprint
-    with pytest.raises(MismatchError, match=rf"tokenizer {found} is not the tokenizer 0123abcd .*--tokenizer.*encode"):
+    with pytest.raises(MismatchError, match=rf"tokenizer {found} is not the tokenizer 0123abcd .*`tokenizer`.*encode"):
         load_tokenizer(tokenizer_path, fingerprint="0123abcd")
 
 

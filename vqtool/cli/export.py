@@ -14,7 +14,7 @@ from vqtool.cli.options import Force, TokenizerOption
 def export(
     file: Annotated[Path, typer.Argument(help="Prior or tokenizer.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("exported"),
-    name: Annotated[
+    format: Annotated[
         str, typer.Option("--format", help="diffusers: text priors and VQGANs. taming: VQGANs.")
     ] = "diffusers",
     tokenizer: TokenizerOption = None,
@@ -33,6 +33,6 @@ def export(
     """
     from vqtool.interop.exporting import export as export_artifact
 
-    for note in export_artifact(file, output, name, tokenizer=tokenizer, force=force):
+    for note in export_artifact(file, output, format, tokenizer=tokenizer, force=force):
         echo(note)
-    echo(f"wrote {output}: {file} for {name}")
+    echo(f"wrote {output}: {file} for {format}")

@@ -1,16 +1,17 @@
 """`vqtool import`: other projects' checkpoints -> artifacts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.console import echo
-from vqtool.cli.help import INPUT_OUTPUT, NETWORK, advanced
+from vqtool.cli.flags import FlagGroup, flag_of, name_flags
+from vqtool.cli.help import INPUT_OUTPUT
 from vqtool.cli.main import command
-from vqtool.cli.options import Force, one_of
+from vqtool.cli.options import Force
 
-WEIGHTS = ("ema", "raw")
+OPTIONS = FlagGroup.of_file("interop/_contract.py", panel="What the source does not say")
+FLAGS = {name: flag_of(name) for name in ("config", "format", *(each.name for each in OPTIONS.options))}
 
 
 @command
@@ -18,6 +19,7 @@ def import_(
     source: Annotated[
         str, typer.Argument(help="Checkpoint, diffusers folder, or owner/name on the Hugging Face hub.", metavar="SRC")
     ],
+    options: Annotated[dict[str, Any], OPTIONS],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -25,59 +27,17 @@ def import_(
             "-o",
             help="Artifact to write; a prior's tokenizer and text encoder go beside it. Default: prior.safetensors or "
             "tokenizer.safetensors.",
+            rich_help_panel=INPUT_OUTPUT,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--format", help="Of the source. Default: found by its content.")] = None,
-    weights: Annotated[str, typer.Option("--weights", help="ema or raw, where a checkpoint holds both.")] = "ema",
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Of the source. Default: found by its content.", rich_help_panel=INPUT_OUTPUT),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config",
-            help="Its settings, YAML or JSON. Default: the one beside it.",
-            show_default=False,
-            rich_help_panel=advanced(INPUT_OUTPUT),
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", "-t", help="Artifact that the tokens are of, where the source holds none."),
-    ] = None,
-    text_encoder: Annotated[
-        Path | None,
-        typer.Option(
-            "--text-encoder",
-            help="Artifact that captions are read with, where the source holds none.",
-            rich_help_panel=advanced(INPUT_OUTPUT),
-        ),
-    ] = None,
-    code_map: Annotated[
-        Path | None,
-        typer.Option(
-            "--code-map",
-            help="Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.",
-            rich_help_panel=advanced(INPUT_OUTPUT),
-        ),
-    ] = None,
-    heads: Annotated[
-        int | None,
-        typer.Option(
-            "--heads", min=1, help="Attention heads, where the source does not say.", rich_help_panel=advanced(NETWORK)
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            "--grid",
-            help="Cells, 32 or 24x32 (height x width), where the source does not say.",
-            rich_help_panel=advanced(NETWORK),
-        ),
-    ] = None,
-    vocabulary: Annotated[
-        Path | None,
-        typer.Option(
-            "--vocabulary",
-            help="Of captions, where the source has none of its own: a folder.",
-            rich_help_panel=advanced(INPUT_OUTPUT),
+            "--config", help="Its settings, YAML or JSON. Default: the file beside it.", rich_help_panel=INPUT_OUTPUT
         ),
     ] = None,
     force: Force = False,
@@ -97,30 +57,7 @@ def import_(
         vqtool import microsoft/vq-diffusion-ithq -o ithq.safetensors
     """
     from vqtool import interop
-    from vqtool.artifacts import history_record
-    from vqtool.conditions.text_encoders import load_text_encoder
-    from vqtool.images import parse_size
-    from vqtool.tokenizers import load_tokenizer
+    from vqtool.cli.console import echo
 
-    one_of("--weights", weights, WEIGHTS)
-    if name is not None:
-        interop.module(name)
-    path = interop.find_source(source)
-    found = interop.read_source(path, config)
-    name = name or interop.recognise(found)
-    echo(f"{source}: {name}")
-    options = interop.Options(
-        weights=weights,
-        num_heads=heads,
-        grid_size=parse_size(grid, "--grid", "cells") if grid else None,
-        tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-        text_encoder=load_text_encoder(text_encoder) if text_encoder else None,
-        code_map=interop.read_code_map(code_map) if code_map else None,
-        vocabulary=vocabulary,
-    )
-    imported = interop.load(found, options, name)
-    for note in imported.notes:
-        echo(note)
-    record = history_record("import", source=source, format=name, notes=imported.notes)
-    for what, file, fingerprint in interop.save(imported, output, record=record, force=force):
-        echo(f"wrote {file}: {what} {fingerprint}")
+    for line in interop.convert(source, output, format=format, config=config, force=force, **options):
+        echo(name_flags(line, FLAGS))

@@ -81,7 +81,7 @@ class NoCondition(Conditioner):
             VqtoolError: a text was given.
         """
         if any(text is not None for text in texts):
-            raise VqtoolError("this prior takes no labels and no captions: it was trained with --condition none")
+            raise VqtoolError("this prior takes no labels and no captions: it was trained without a condition")
         return self.null(len(texts))
 
     def null(self, num: int) -> Tensor:
@@ -222,12 +222,12 @@ def build(
     if kind == "class":
         known = sorted({label for label in labels or () if label})
         if not known:
-            raise VqtoolError("--condition class needs labels, but the grids have none: encode images in class folders")
+            raise VqtoolError("`condition` class needs labels, but the grids have none: encode images in class folders")
         return ClassCondition(known)
     check_known("vocabulary", vocabulary, VOCABULARIES)
     texts = [caption for caption in captions or () if caption]
     if not texts:
-        raise VqtoolError("--condition caption needs captions, but the grids have none: give them in metadata.jsonl")
+        raise VqtoolError("`condition` caption needs captions, but the grids have none: give them in metadata.jsonl")
     return _build_caption(texts, vocabulary)
 
 

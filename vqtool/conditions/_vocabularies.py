@@ -91,7 +91,7 @@ class SentencePieceVocabulary:
             )
         except RuntimeError as error:
             raise VqtoolError(
-                f"SentencePiece cannot learn from these captions ({error}): use --vocabulary bpe"
+                f"SentencePiece cannot learn from these captions ({error}): use `vocabulary` bpe"
             ) from error
         return cls(model.getvalue())
 

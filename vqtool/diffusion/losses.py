@@ -56,11 +56,11 @@ def find(name: str, kernel: Kernel) -> Loss:
         VqtoolError: the name is unknown, or the loss counts masked cells alone and the kernel also replaces tokens.
     """
     if name not in LOSSES:
-        raise VqtoolError(f"--loss {name}: unknown; known are {', '.join(LOSSES)}")
+        raise VqtoolError(f"`loss` {name}: unknown; known are {', '.join(LOSSES)}")
     if LOSSES[name].of_masked and replaces(kernel):
         fitting = ", ".join(other for other, loss in LOSSES.items() if not loss.of_masked)
         raise VqtoolError(
-            f"--loss {name} counts masked cells alone, so it goes with kernels that do nothing but mask (absorbing), "
+            f"`loss` {name} counts masked cells alone, so it goes with kernels that do nothing but mask (absorbing), "
             f"not with {kernel.name}; losses that fit that: {fitting}"
         )
     return LOSSES[name]

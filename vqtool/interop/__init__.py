@@ -9,11 +9,12 @@ and its name in FORMATS. Importers run no code of a source (see `pickles`), neve
 silence: what they had to choose stands in `Imported.notes`.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from torch import Tensor
-
+from vqtool.artifacts import history_record
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop import _hub
 from vqtool.interop._contract import Imported, Options
@@ -23,12 +24,13 @@ from vqtool.interop._sources import (
     fill,
     find_config,
     listed,
+    read_code_map,
     read_config,
     read_file,
     tensors_in,
     without,
 )
-from vqtool.registry import find_module
+from vqtool.registry import check_known, find_module
 
 FORMATS: tuple[str, ...] = (
     "microsoft",
@@ -43,8 +45,8 @@ FORMATS: tuple[str, ...] = (
 )
 
 __all__ = [
-    "FORMATS", "Imported", "Options", "Source", "fill", "find_source", "listed", "load", "read_code_map", "read_source",
-    "save", "tensors_in", "without",
+    "FORMATS", "Imported", "Options", "Source", "convert", "fill", "find_source", "listed", "load", "read_code_map",
+    "read_source", "save", "tensors_in", "without",
 ]  # fmt: skip
 
 
@@ -55,6 +57,46 @@ def module(name: str) -> ModuleType:
         VqtoolError: an unknown name.
     """
     return find_module("vqtool.interop", "format", name, FORMATS)
+
+
+def convert(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    format: str | None = None,
+    config: str | Path | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Iterator[str]:
+    """Convert a checkpoint of another project into artifacts, as `vqtool import` does.
+
+    Args:
+        source: a file or folder, or a repository on the Hugging Face hub, owner/name.
+        output: of the prior, or of the tokenizer if that is all; other parts go beside it. None: prior.safetensors or
+            tokenizer.safetensors.
+        format: one of FORMATS; None finds it by the content.
+        config: YAML or JSON file of settings; None looks beside the checkpoint.
+        force: overwrite.
+        **options: what the source does not say: fields of `Options`; artifacts also by their paths.
+
+    Yields:
+        Lines on what was found, chosen, left out and written.
+
+    Raises:
+        VqtoolError: the source or an option cannot be understood, or a file exists and `force` is off.
+        TypeError: an option is unknown.
+    """
+    if format is not None:
+        check_known("format", format, FORMATS)
+    chosen = Options.read(options)
+    found = read_source(find_source(str(source)), None if config is None else Path(config))
+    format = format or recognise(found)
+    yield f"{source}: {format}"
+    imported = load(found, chosen, format)
+    yield from imported.notes
+    record = history_record("import", source=str(source), format=format, notes=imported.notes)
+    for what, file, fingerprint in save(imported, None if output is None else Path(output), record=record, force=force):
+        yield f"wrote {file}: {what} {fingerprint}"
 
 
 def find_source(name: str) -> Path:
@@ -95,7 +137,7 @@ def recognise(source: Source) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise FormatError(f"{source.path}: could be {' or '.join(fitting)}: choose with --format")
+        raise FormatError(f"{source.path}: could be {' or '.join(fitting)}: choose with `format`")
     raise FormatError(f"{source.path}: of no format that is known ({', '.join(FORMATS)}); it holds {_describe(source)}")
 
 
@@ -112,18 +154,6 @@ def load(source: Source, options: Options, name: str | None = None) -> Imported:
     """
     imported: Imported = module(name or recognise(source)).load(source, options)
     return attach_tokenizer(imported, options)
-
-
-def read_code_map(path: Path) -> Tensor:
-    """A map of codes as VQ-Diffusion publishes it: (K_full,) int64, the reduced code of each full one.
-
-    Raises:
-        FormatError: the file holds something else.
-    """
-    found = read_file(path)
-    if not (isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point()):
-        raise FormatError(f"{path}: not a map of codes: one row of whole numbers is expected")
-    return found.long()
 
 
 def _describe(source: Source) -> str:

@@ -1,26 +1,59 @@
 """What an importer is told beside its source, and what it gives back."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from vqtool.conditions.text_encoders import TextEncoder
+from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder
+from vqtool.options import Checked, option
 from vqtool.priors import Prior
-from vqtool.tokenizers import Tokenizer
+from vqtool.tokenizers import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user may say about a source."""
+class Options(Checked):
+    """What a user may say about a source. Artifacts are given as they are or as the paths of their files."""
 
-    weights: str = "ema"  # or "raw": which of the two that a training checkpoint holds
-    num_heads: int | None = None  # of attention, where the source does not say
-    grid_size: tuple[int, int] | None = None  # (H, W), where the source does not say
-    tokenizer: Tokenizer | None = None  # what a prior's tokens decode with, where the source has none
-    text_encoder: TextEncoder | None = None  # that a prior reads captions with, where the source has none
-    code_map: Tensor | None = None  # (K_full,) int64: full code -> reduced code
-    vocabulary: Path | None = None  # of captions, where the source has none: a folder of transformers' CLIPTokenizer
+    weights: str = option("ema", "Averaged or raw weights, where a checkpoint holds both.", choices=("ema", "raw"))
+    tokenizer: Tokenizer | None = option(
+        None, "Artifact that the tokens are of, where the source holds none.", flag="-t"
+    )
+    text_encoder: TextEncoder | None = option(
+        None, "Artifact that captions are read with, where the source holds none."
+    )
+    vocabulary: Path | None = option(
+        None, "Of captions, where the source has none of its own: a folder of transformers' CLIPTokenizer."
+    )
+    code_map: Tensor | None = option(None, "Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.")
+    num_heads: int | None = option(None, "Attention heads, where the source does not say.", minimum=1, flag="--heads")
+    grid_size: tuple[int, int] | None = option(
+        None, "Cells, 32 or 24x32 (height x width), where the source does not say.", minimum=1, flag="--grid"
+    )
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "Options":
+        """Options whose artifacts may be the paths of their files; a grid of one number is a square.
+
+        Raises:
+            VqtoolError: a file cannot be read, or a value is not possible.
+        """
+        from vqtool.interop._sources import read_code_map
+
+        readers: dict[str, Callable[[Any], Any]] = {
+            "tokenizer": load_tokenizer,
+            "text_encoder": load_text_encoder,
+            "code_map": read_code_map,
+        }
+        found = {
+            name: readers[name](value) if name in readers and isinstance(value, str | Path) else value
+            for name, value in given.items()
+        }
+        if len(found.get("grid_size") or ()) == 1:
+            found["grid_size"] *= 2
+        return cls(**found)
 
 
 @dataclass(frozen=True)

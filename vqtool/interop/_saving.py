@@ -28,7 +28,7 @@ def attach_tokenizer(imported: Imported, options: Options) -> Imported:
     if tokenizer.codebook_size != codes:
         raise MismatchError(
             f"the prior has {codes} tokens, but the tokenizer {tokenizer.codebook_size} codes: "
-            "a prior of reduced codes needs its map, --code-map"
+            "a prior of reduced codes needs its map, `code_map`"
         )
     return replace(imported, prior=_decoded_by(imported.prior, tokenizer))
 

@@ -112,6 +112,18 @@ def read_file(path: Path) -> Any:
     return read_pickle(path)
 
 
+def read_code_map(path: str | Path) -> Tensor:
+    """A map of codes as VQ-Diffusion publishes it: (K_full,) int64, the reduced code of each full one.
+
+    Raises:
+        FormatError: the file holds something else.
+    """
+    found = read_file(Path(path))
+    if not (isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point()):
+        raise FormatError(f"{path}: not a map of codes: one row of whole numbers is expected")
+    return found.long()
+
+
 def tensors_in(content: Any) -> dict[str, Tensor]:
     """The tensors that stand directly in a mapping, by name; empty for anything else."""
     if not isinstance(content, Mapping):
@@ -183,6 +195,6 @@ def find_config(path: Path) -> Path | None:
     near = sorted(file for file in path.parent.iterdir() if file.suffix in endings)
     if len(near) > 1:
         raise VqtoolError(
-            f"{path}: {listed(file.name for file in near)} are beside it: name the right one with --config"
+            f"{path}: {listed(file.name for file in near)} are beside it: name the right one with `config`"
         )
     return near[0] if near else None

@@ -209,7 +209,7 @@ def compare(settings: Mapping[str, tuple[Any, Any]], source: Source) -> None:
         if declared is not None and _plain(declared) != _plain(found):
             raise FormatError(
                 f"{source.path}: {name} is {_plain(declared)} in its settings but {_plain(found)} by its weights: "
-                "give the settings that belong to it with --config"
+                "give the settings that belong to it with `config`"
             )
 
 

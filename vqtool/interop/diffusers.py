@@ -155,7 +155,7 @@ def _compare(
     if conditioner.vocabulary_size > encoder.config.vocabulary_size:
         raise MismatchError(
             f"{source.path}: the vocabulary has {conditioner.vocabulary_size} tokens, the text encoder "
-            f"{encoder.config.vocabulary_size}: name the right one with --vocabulary"
+            f"{encoder.config.vocabulary_size}: name the right one with `vocabulary`"
         )
 
 

@@ -11,13 +11,15 @@ from vqtool.tokenizers import load_tokenizer, tokenizer_of
 EXPORTS = {"prior": ("diffusers",), "tokenizer": ("diffusers", "taming")}  # kind of artifact -> formats
 
 
-def export(path: Path, folder: Path, name: str, *, tokenizer: str | None = None, force: bool = False) -> list[str]:
+def export(
+    path: str | Path, folder: str | Path, format: str, *, tokenizer: str | Path | None = None, force: bool = False
+) -> list[str]:
     """Write an artifact as another project reads it.
 
     Args:
         path: of a prior or tokenizer.
         folder: made if it is not there; files of the same names are replaced.
-        name: of the format, one of EXPORTS.
+        format: one of EXPORTS for this kind of artifact.
         tokenizer: of a prior, where it is not found by the prior's own account.
         force: write into a folder that is not empty.
 
@@ -27,17 +29,18 @@ def export(path: Path, folder: Path, name: str, *, tokenizer: str | None = None,
     Raises:
         VqtoolError: the format cannot hold it, says why; or the folder is not empty.
     """
+    path, folder = Path(path), Path(folder)
     kind = read_header(path).kind
-    if name not in EXPORTS.get(kind, ()):
+    if format not in EXPORTS.get(kind, ()):
         known = ", ".join(f"{known} to {' or '.join(names)}" for known, names in EXPORTS.items())
-        raise VqtoolError(f"{path}: a {kind} cannot be exported to {name!r}; what can be is {known}")
+        raise VqtoolError(f"{path}: a {kind} cannot be exported to {format!r}; what can be is {known}")
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
-        raise VqtoolError(f"{folder}: exists and is not an empty folder; --force replaces files of the same names")
+        raise VqtoolError(f"{folder}: exists and is not an empty folder; `force` replaces files of the same names")
     if kind == "prior":
         prior = load_prior(path)
         return diffusers.export(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), folder)
     if tokenizer is not None:
-        raise VqtoolError(f"--tokenizer goes with a prior, but {path} is a tokenizer itself")
-    module = {"diffusers": diffusers_vqmodel, "taming": taming}[name]
+        raise VqtoolError(f"`tokenizer` goes with a prior, but {path} is a tokenizer itself")
+    module = {"diffusers": diffusers_vqmodel, "taming": taming}[format]
     module.export(load_tokenizer(path), folder)
     return []

@@ -59,7 +59,7 @@ def load(source: Source, options: Options) -> Imported:
     tower = _text_encoder(shapes, tensors, source)
     reader = tower or options.text_encoder if shapes.text_width else None
     if reader is None and shapes.text_width:
-        notes.append("text tower: none in the file; without --text-encoder the prior cannot read captions")
+        notes.append("text tower: none in the file; without `text_encoder` the prior cannot read captions")
     prior = Prior(
         kernel=kernel,
         denoiser=denoiser.eval().requires_grad_(False),
@@ -84,7 +84,7 @@ def _weights(source: Source, options: Options, notes: list[str]) -> dict[str, Te
     model = without("transformer.", tensors_in(source.content.get("model")))
     averaged = tensors_in(source.content.get("ema"))
     if options.weights == "raw" and not model:
-        raise FormatError(f"{source.path}: holds averaged weights alone: leave out --weights raw")
+        raise FormatError(f"{source.path}: holds averaged weights alone: leave out `weights` raw")
     if options.weights == "ema" and not averaged:
         notes.append("the file holds no averaged weights (ema): the raw ones are taken")
     return model if options.weights == "raw" or not averaged else averaged
@@ -180,7 +180,7 @@ def _compare(shapes: _Shapes, settings: Mapping[str, Any], source: Source) -> No
         if (list(said) if isinstance(said, tuple) else said) != weights:
             raise MismatchError(
                 f"{source.path}: its settings are of other weights: {name} is {said} there, {weights} in the weights: "
-                "name the right ones with --config"
+                "name the right ones with `config`"
             )
 
 
@@ -209,12 +209,12 @@ def _config(
     if heads is None:
         heads = PUBLISHED_HEADS
         notes.append(
-            f"attention heads: {heads}, as in the published models; the weights do not say (--heads, --config)"
+            f"attention heads: {heads}, as in the published models; the weights do not say (`num_heads`, `config`)"
         )
     activation = settings.get("block_activate")
     if activation is None:
         activation = "GELU2"
-        notes.append("activation: GELU2, as in the published models; the weights do not say (--config)")
+        notes.append("activation: GELU2, as in the published models; the weights do not say (`config`)")
     if activation not in ("GELU", "GELU2"):
         raise FormatError(f"{source.path}: block_activate {activation} is not understood: GELU and GELU2 are")
     grid = _grid_size(shapes, settings, source, options, notes)
@@ -256,12 +256,14 @@ def _grid_size(
     if num_cells:
         fitting = [size for size in known if math.prod(size) == num_cells]
         if not fitting:
-            raise FormatError(f"{source.path}: how {num_cells} cells are laid out is not known: say it with --grid")
+            raise FormatError(
+                f"{source.path}: how {num_cells} cells are laid out is not known: say it with `grid_size`"
+            )
         return fitting[0]
     published = not shapes.text_width and shapes.table_size == PUBLISHED_TABLES
     height, width = PUBLISHED_GRID if published else shapes.table_size
     reason = "as in the published models with such position tables" if published else "the size of its position tables"
-    notes.append(f"grids: {height}x{width} cells, {reason}; the weights do not say (--grid, --config)")
+    notes.append(f"grids: {height}x{width} cells, {reason}; the weights do not say (`grid_size`, `config`)")
     return height, width
 
 
@@ -299,6 +301,6 @@ def _captions(tower: TextEncoder, source: Source, options: Options) -> ClipCondi
     if vocabulary.size > known:
         raise MismatchError(
             f"{source.path}: its text tower knows {known} tokens, the vocabulary has {vocabulary.size}: "
-            "name the folder of the right one with --vocabulary"
+            "name the folder of the right one with `vocabulary`"
         )
     return ClipCondition(vocabulary, max_length=length, pad=0)

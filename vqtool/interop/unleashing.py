@@ -77,9 +77,11 @@ def _num_heads(width: int, source: Source, options: Options, notes: list[str]) -
     if width != PUBLISHED_WIDTH:
         raise FormatError(
             f"{source.path}: the weights do not say how many heads attention has, and {width} is not the width of the "
-            "published models: say it with --heads"
+            "published models: say it with `num_heads`"
         )
-    notes.append(f"attention heads: {PUBLISHED_HEADS}, as in the published models; the weights do not say (--heads)")
+    notes.append(
+        f"attention heads: {PUBLISHED_HEADS}, as in the published models; the weights do not say (`num_heads`)"
+    )
     return PUBLISHED_HEADS
 
 
@@ -88,9 +90,9 @@ def _grid_size(num_cells: int, source: Source, options: Options, notes: list[str
     size = options.grid_size or (side, side)
     if math.prod(size) != num_cells:
         what = f"a grid of {size[0]}x{size[1]} cells" if options.grid_size else "no square grid"
-        raise FormatError(f"{source.path}: has {num_cells} positions, {what}: say how they are laid out with --grid")
+        raise FormatError(f"{source.path}: has {num_cells} positions, {what}: give their layout, `grid_size`")
     if options.grid_size is None:
-        notes.append(f"grids: {side}x{side} cells, from {num_cells} positions (--grid)")
+        notes.append(f"grids: {side}x{side} cells, from {num_cells} positions (`grid_size`)")
     return size
 
 

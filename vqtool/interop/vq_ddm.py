@@ -174,7 +174,7 @@ def _check(source: Source, part: str, found: Mapping[str, Any]) -> None:
     if differing:
         raise FormatError(
             f"{source.path}: the settings of {part} do not fit the weights: {listed(differing)}; "
-            "name others with --config"
+            "name others with `config`"
         )
 
 
@@ -185,7 +185,7 @@ def _grid_size(source: Source, options: Options, notes: list[str]) -> tuple[int,
     if isinstance(shape, list) and len(shape) >= 2 and all(isinstance(side, int) and side > 0 for side in shape):
         return shape[-2], shape[-1]
     height, width = PUBLISHED_GRID
-    notes.append(f"grids: {height}x{width} cells, as published; neither weights nor settings say (--grid)")
+    notes.append(f"grids: {height}x{width} cells, as published; neither weights nor settings say (`grid_size`)")
     return height, width
 
 
@@ -195,7 +195,7 @@ def _num_heads(source: Source, options: Options, notes: list[str]) -> int:
         return options.num_heads
     if isinstance(said, int):
         return said
-    notes.append(f"attention heads: {PUBLISHED_HEADS}, as published; neither weights nor settings say (--heads)")
+    notes.append(f"attention heads: {PUBLISHED_HEADS}, as published; neither weights nor settings say (`num_heads`)")
     return PUBLISHED_HEADS
 
 

@@ -137,7 +137,7 @@ class Tokenizer(nn.Module):
             near = [max(1, round(side / self.factor)) * self.factor for side in image_size]
             raise VqtoolError(
                 f"images of {height}x{width} do not fit a tokenizer with factor {self.factor}: "
-                f"both sides must be multiples of {self.factor}, e.g. --size {near[0]}x{near[1]}"
+                f"both sides must be multiples of {self.factor}, e.g. {near[0]}x{near[1]}"
             )
         return height // self.factor, width // self.factor
 
@@ -260,7 +260,7 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
     if fingerprint is not None and header.fingerprint != fingerprint:
         raise MismatchError(
             f"{name}: tokenizer {header.fingerprint} is not the tokenizer {fingerprint} that this input was made with: "
-            f"name the right file with --tokenizer, encode the images again with `vqtool encode -t {name}`, or, if "
+            f"name the right file as `tokenizer`, encode the images again with `vqtool encode -t {name}`, or, if "
             f"only the codes were rebuilt, convert the grids with `vqtool codebook remap GRIDS -t {name}`"
         )
     config: dict[str, Any] = {
