@@ -242,7 +242,7 @@ def put(name, value):
         (
             lambda content, config: parameters(config).update(content_seq_len=15, content_spatial_size=[4, 4]),
             FormatError,
-            "how 15 cells are laid out is not known: give `grid_size`",
+            "how 15 cells are laid out is not known: .*`grid_size`",
         ),
     ],
 )
