@@ -241,6 +241,6 @@ def test_tensors_are_saved_under_numbers_that_sort(tmp_path, name):
     found = vqtool.read_images(tmp_path / name)
     assert found.ids == [f"{number:02d}" for number in range(11)]
     assert np.array_equal(found.images, images.numpy())
-    with pytest.raises(VqtoolError, match="use (--|`)force"):
+    with pytest.raises(VqtoolError, match=r"use (--|`)force"):
         vqtool.save_images(images, tmp_path / name)
     vqtool.save_images(images[:3], tmp_path / name, force=True)

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
-from vqtool.cli.help import INPUT_OUTPUT
+from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
 
-OPTIONS = FlagGroup.of_file("interop/_contract.py", panel="What the source does not say")
+OPTIONS = FlagGroup.of_file("interop/_contract.py", panel=METHOD)
 FLAGS = {name: flag_of(name) for name in ("config", "format", *(each.name for each in OPTIONS.options))}
 
 
@@ -37,7 +37,9 @@ def import_(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", help="Its settings, YAML or JSON. Default: the file beside it.", rich_help_panel=INPUT_OUTPUT
+            "--config",
+            help="Its settings, YAML or JSON. Default: the file beside it.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = None,
     force: Force = False,

@@ -17,20 +17,30 @@ from vqtool.tokenizers import Tokenizer, load_tokenizer
 class Options(Checked):
     """What a user may say about a source. Artifacts are given as they are or as the paths of their files."""
 
-    weights: str = option("ema", "Averaged or raw weights, where a checkpoint holds both.", choices=("ema", "raw"))
     tokenizer: Tokenizer | None = option(
         None, "Artifact that the tokens are of, where the source holds none.", flag="-t"
     )
     text_encoder: TextEncoder | None = option(
-        None, "Artifact that captions are read with, where the source holds none."
+        None, "Artifact that captions are read with, where the source holds none.", advanced=True
     )
     vocabulary: Path | None = option(
-        None, "Of captions, where the source has none of its own: a folder of transformers' CLIPTokenizer."
+        None,
+        "Of captions, where the source has none of its own: a folder of transformers' CLIPTokenizer.",
+        advanced=True,
     )
-    code_map: Tensor | None = option(None, "Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.")
-    num_heads: int | None = option(None, "Attention heads, where the source does not say.", minimum=1, flag="--heads")
+    weights: str = option(
+        "ema", "Averaged or raw weights, where a checkpoint holds both.", choices=("ema", "raw"), advanced=True
+    )
+    code_map: Tensor | None = option(None, "Full -> reduced codes: VQ-Diffusion's taming_vqvae_2887.pt.", advanced=True)
+    num_heads: int | None = option(
+        None, "Attention heads, where the source does not say.", minimum=1, flag="--heads", advanced=True
+    )
     grid_size: tuple[int, int] | None = option(
-        None, "Cells, 32 or 24x32 (height x width), where the source does not say.", minimum=1, flag="--grid"
+        None,
+        "Cells, 32 or 24x32 (height x width), where the source does not say.",
+        minimum=1,
+        flag="--grid",
+        advanced=True,
     )
 
     @classmethod
