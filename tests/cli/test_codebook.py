@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_the_codebook_can_change_its_size_and_its_seeding(refit, work):
     assert result.code == 0
     assert load_tokenizer("new").codebook.shape == (40, 4)
     assert artifacts.read_header("new").summary["after"]["usage"] == 1
+
+
+def test_few_images_make_a_smaller_codebook_unless_a_size_is_given(vqtool, work):
+    save_tokenizer("large.safetensors", Tokenizer(replace(TINY, codebook_size=121)))
+    result = vqtool("codebook", "refit", "imgs", "--size", "16", "-t", "large.safetensors")
+    assert result.code == 0
+    assert "warning: 120 distinct vectors make 120 codes, not 121: more images make more" in result.err
+    assert load_tokenizer("tokenizer.safetensors").codebook_size == 120
 
 
 def test_vectors_beyond_the_memory_lie_in_a_file_and_are_the_same(refit, work):

@@ -95,12 +95,12 @@ def _mini_batch(points: Vectors, seeds: Vectors, noise: np.random.Generator) -> 
 
 
 def _check_vectors(points: Vectors, size: int) -> None:
-    if size < 2:
-        raise VqtoolError(f"a codebook of {size} says nothing about images: give --codebook-size 2 or more")
     for block in _blocks(points):
         if not np.isfinite(block).all():
             raise VqtoolError("the encoder made vectors that are not finite: the tokenizer is damaged or badly trained")
-    distinct = _count_distinct(points, size)
+    if size < 2:
+        raise VqtoolError(f"a codebook of {size} says nothing about images: give --codebook-size 2 or more")
+    distinct = count_distinct(points, size)
     if distinct < size:
         raise VqtoolError(
             f"{distinct} distinct vectors cannot make {size} codes: give more images, more --vectors "
@@ -108,14 +108,14 @@ def _check_vectors(points: Vectors, size: int) -> None:
         )
 
 
-def _count_distinct(points: Vectors, enough: int) -> int:
-    """How many distinct vectors there are; stops counting where they are enough."""
+def count_distinct(points: Vectors, enough: int) -> int:
+    """How many distinct vectors there are, or `enough` if there are more."""
     seen: set[bytes] = set()
     for block in _blocks(points):
         seen.update(row.tobytes() for row in block + np.float32(0))  # + 0: -0.0 is 0.0
         if len(seen) >= enough:
             break
-    return len(seen)
+    return min(len(seen), enough)
 
 
 def _blocks(points: Vectors) -> Iterator[Vectors]:

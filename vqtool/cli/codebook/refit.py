@@ -33,7 +33,11 @@ def refit(
     codebook_size: Annotated[
         int | None,
         typer.Option(
-            "--codebook-size", "-K", min=2, help="Codes. Default: as many as there were.", rich_help_panel=METHOD
+            "--codebook-size",
+            "-K",
+            min=2,
+            help="Codes. Default: as many as before, if vectors suffice.",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     vectors: Annotated[
@@ -92,10 +96,10 @@ def refit(
     """
     from vqtool import rng
     from vqtool.artifacts import history_record, refuse_existing
-    from vqtool.cli.console import echo, shape
+    from vqtool.cli.console import echo, shape, warn
     from vqtool.cli.inputs import Skipped
     from vqtool.codebooks.rebuilt import with_codebook
-    from vqtool.codebooks.refit import K_MEANS, fit_codebook, measure_fit
+    from vqtool.codebooks.refit import K_MEANS, count_distinct, fit_codebook, measure_fit
     from vqtool.codebooks.seeding import SEEDINGS
     from vqtool.codebooks.vectors import sample_latents
     from vqtool.tokenizers import save_tokenizer
@@ -113,7 +117,9 @@ def refit(
         found = sample_latents(source.items, old, source.size, vectors, noise, file=file, on_error=skipped.on_error)
         if not len(found):
             raise VqtoolError(f"none of the {len(source.items)} images could be read")
-        new_size = codebook_size or old.codebook_size
+        new_size = codebook_size or count_distinct(found.numpy(), old.codebook_size)
+        if codebook_size is None and 1 < new_size < old.codebook_size:
+            warn(f"{new_size} distinct vectors make {new_size} codes, not {old.codebook_size}: more images make more")
         echo(f"{len(found)} vectors -> {new_size} codes: seeding by {seeding}, then k-means")
         method = k_means or (None if file is None else "mini-batch")
         codebook = fit_codebook(
