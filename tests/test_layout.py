@@ -23,7 +23,7 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 
 # Data flows from top to bottom; a package imports only what stands above it.
 LAYERS = (
-    "errors", "version", "extras", "options", "registry", "rng", "distributed", "progress", "artifacts",
+    "errors", "version", "extras", "options", "registry", "rng", "distributed", "progress", "outputs", "artifacts",
     "grids", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "priors", "samplers",
     "interop", "training", "metrics", "cli",
 )  # fmt: skip

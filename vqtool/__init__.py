@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import sample
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
+    from vqtool.tokenizers.batches import decode, encode
 
 _LAZY = {
     "evaluate": "vqtool.metrics.evaluation",
@@ -28,6 +29,8 @@ _LAZY = {
     "metrics": "vqtool.metrics",
     "posterior": "vqtool.diffusion.posterior",
     "Prior": "vqtool.priors",
+    "decode": "vqtool.tokenizers.batches",
+    "encode": "vqtool.tokenizers.batches",
     "load_prior": "vqtool.priors",
     "read_images": "vqtool.images.reader",
     "sample": "vqtool.samplers",
@@ -44,6 +47,8 @@ __all__ = [
     "Tokenizer",
     "VqtoolError",
     "__version__",
+    "decode",
+    "encode",
     "evaluate",
     "kernels",
     "load_prior",

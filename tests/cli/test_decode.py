@@ -40,7 +40,7 @@ def work(tmp_path, monkeypatch, header):
 
 @pytest.fixture
 def stream(work, vqtool):
-    """`stream`: the same grids as a stream of members of 2 grids; returns where each member ends, in bytes."""
+    """`stream`: the same grids as a stream of chunks of 2 grids; returns where each chunk ends, in bytes."""
     path = work / "stream"
     header, batch = read_grids("tok.h5")
     buffer, ends = io.BytesIO(), []
@@ -136,7 +136,7 @@ def test_hostile_ids_cannot_leave_the_folder(vqtool, work, header):
 
 
 def test_what_arrived_of_a_cut_stream_is_kept(vqtool, work, stream):
-    """Cut at the ends and at random places: all grids of whole members are there, and the exit code is 1."""
+    """Cut at the ends and at random places: all grids of whole chunks are there, and the exit code is 1."""
     data = Path("stream").read_bytes()
     places = np.random.default_rng(0).integers(1, len(data), 5).tolist()
     for number, cut in enumerate([1, *places, stream[0], stream[0] + 5, len(data) - 1]):

@@ -1,6 +1,8 @@
 """`vqtool encode`: grids of images; every bad input is named, and good ones are not lost with it."""
 
+import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 import torch
 from support.commands import error_lines, shell, start, write_pictures
 
+import vqtool as vqtool_package
 from vqtool.grids import open_grids, read_grids
+from vqtool.grids.resume import Journal
 from vqtool.images import find_images, read_batches, to_float
 from vqtool.tokenizers import load_tokenizer
 
@@ -111,13 +115,24 @@ def test_a_corrupt_file_among_good_ones_is_named_skipped_and_counted(encode, wor
     assert read_grids("tok.h5")[1].ids == ["00", "02", "04"]
 
 
-def test_strict_stops_at_the_first_bad_file_and_writes_nothing(encode, work):
+def test_strict_stops_at_the_first_bad_file_and_keeps_what_is_done(encode, work):
+    picture = (work / "imgs" / "03.png").read_bytes()
     (work / "imgs" / "03.png").write_bytes(b"this is no image")
     result = encode("imgs", "--strict", "-b", "2")
     assert result.code == 1
     assert len(error_lines(result.err)) == 1
     assert "imgs/03.png" in error_lines(result.err)[0]
-    assert entries(".") == ["imgs"]
+    assert entries(".") == ["imgs", "tok.partial.h5"]
+    (work / "imgs" / "03.png").write_bytes(picture)
+    assert encode("imgs", "--strict", "--resume").code == 0
+    assert encode("imgs", "-o", "whole.h5").code == 0
+    assert digest_of("tok.h5") == digest_of("whole.h5")
+    assert entries(".") == ["imgs", "tok.h5", "whole.h5"]
+
+
+def digest_of(path):
+    with open_grids(path) as reader:
+        return reader.digest
 
 
 def test_images_of_which_none_can_be_read_leave_no_file(encode, work):
@@ -184,7 +199,9 @@ def test_a_tokenizer_that_is_missing_or_none_is_named(encode, work):
         1, ["error: gone.safetensors: cannot be read: No such file or directory"],
     )  # fmt: skip
     result = encode("imgs", tokenizer="imgs/00.png")
-    assert (result.code, error_lines(result.err)) == (1, ["error: imgs/00.png: not a safetensors file"])
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert line.startswith("error: imgs/00.png: not a safetensors file")
     assert entries(".") == ["imgs"]
 
 
@@ -207,20 +224,114 @@ def test_an_unknown_device_is_refused(encode):
         assert "--device cuda" in error_lines(encode("imgs", "--device", "cuda").err)[0]
 
 
-def test_ctrl_c_while_writing_leaves_no_half_file(tmp_path, tokenizer_path):
-    (tmp_path / "imgs").mkdir()
-    picture = (write_pictures(tmp_path / "one", 1) / "00.png").read_bytes()
-    for i in range(1500):
-        (tmp_path / "imgs" / f"{i}.png").write_bytes(picture)
-    arguments = ("encode", "imgs", "-t", tokenizer_path, "--size", 64, "-b", 1)
-    process = start(*arguments, cwd=tmp_path, stderr=-1)
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A current folder with 300 pictures of 64x64 in imgs/, and one in the middle that is none."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "imgs", 300, size=(64, 64))
+    (tmp_path / "imgs" / "100.png").write_bytes(b"this is no image")
+    return tmp_path
+
+
+def stop_when_begun(process, number):
+    """Send a signal to a process once it has kept some grids."""
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".tok.h5.*")):
+    while not Path("tok.partial.h5").exists() or Path("tok.partial.h5").stat().st_size < 20000:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err.decode()
-    assert err.decode().splitlines()[-1] == "interrupted"
-    assert entries(tmp_path) == ["imgs", "one"]
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1].decode()
+
+
+def test_ctrl_c_leaves_no_half_file_and_says_how_to_go_on(many, vqtool, tokenizer_path):
+    arguments = ("encode", "imgs", "-t", tokenizer_path, "--size", 64, "-b", 1)
+    process = start(*arguments, stderr=-1)
+    err = stop_when_begun(process, signal.SIGINT)
+    assert process.returncode == 130, err
+    last = err.splitlines()[-1]
+    assert re.fullmatch(r"interrupted: \d+ grids are kept in tok.partial.h5; --resume goes on with them", last)
+    assert entries(many) == ["imgs", "tok.partial.h5"]
+    again = vqtool(*arguments)
+    assert again.code == 1
+    assert "tok.partial.h5: an earlier run is there: --resume goes on with it" in error_lines(again.err)[0]
+
+
+def test_a_killed_run_goes_on_to_the_same_grids_and_names_what_is_bad_again(many, vqtool, tokenizer_path):
+    arguments = ("encode", "imgs", "-t", tokenizer_path, "--size", 64)
+    process = start(*arguments, "-b", 1, stderr=-1)
+    stop_when_begun(process, signal.SIGKILL)
+    kept = Path("tok.partial.h5").stat().st_size
+    result = vqtool(*arguments, "--resume")
+    assert result.code == 1
+    assert error_lines(result.err) == ["error: 1 bad input skipped; the rest is done"]
+    assert "wrote 299 grids to tok.h5" in result.err
+    assert vqtool(*arguments, "-o", "whole.h5").code == 1
+    assert digest_of("tok.h5") == digest_of("whole.h5")
+    assert read_grids("tok.h5")[1].ids == read_grids("whole.h5")[1].ids
+    assert entries(many) == ["imgs", "tok.h5", "whole.h5"]
+    assert kept > 0
+
+
+def leave_partial(encode):
+    """tok.partial.h5 as a killed run leaves it: 3 of 5 grids."""
+    assert encode("imgs").code == 0
+    header, batch = read_grids("tok.h5")
+    Path("tok.h5").unlink()
+    with Journal(Path("tok.partial.h5"), header) as journal:
+        journal.write(batch[:3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer": "other"}, "a run with tokenizer "),
+        ({"size": "24"}, "a run with image size 16x16, but now it is 24x24"),
+        ({"more": "05"}, "a run with num 5, but now it is 6"),
+        ({"label": "01"}, "a run with images sha256:"),
+    ],
+)
+def test_a_run_of_other_settings_or_images_is_not_gone_on_with(encode, work, other_tokenizer_path, change, message):
+    leave_partial(encode)
+    before = Path("tok.partial.h5").read_bytes()
+    if "more" in change:
+        (work / "imgs" / "05.png").write_bytes((work / "imgs" / "00.png").read_bytes())
+    if "label" in change:
+        (work / "imgs" / "01.txt").write_text("a caption")
+    how = {"size": change["size"]} if "size" in change else {}
+    how |= {"tokenizer": other_tokenizer_path} if "tokenizer" in change else {}
+    result = encode("imgs", "--resume", **how)
+    assert result.code == 1
+    assert f"tok.partial.h5: {message}" in error_lines(result.err)[0]
+    assert Path("tok.partial.h5").read_bytes() == before
+    assert not Path("tok.h5").exists()
+
+
+def test_a_picture_that_was_bad_and_is_not_any_more_is_no_part_of_the_same_run(encode, work):
+    picture = (work / "imgs" / "01.png").read_bytes()
+    (work / "imgs" / "01.png").write_bytes(b"this is no image")
+    assert encode("imgs").code == 1
+    header, batch = read_grids("tok.h5")
+    Path("tok.h5").unlink()
+    with Journal(Path("tok.partial.h5"), header) as journal:
+        journal.write(batch[:2])
+    (work / "imgs" / "01.png").write_bytes(picture)
+    result = encode("imgs", "--resume")
+    assert result.code == 1
+    assert "imgs/01.png: was left out before and can be read now" in error_lines(result.err)[0]
+
+
+def test_encoding_and_decoding_are_functions_too(work, tokenizer_path):
+    told = []
+
+    @contextlib.contextmanager
+    def progress(description, total):
+        told.append((description, total))
+        yield told.append
+
+    how = {"batch_size": 2, "progress": progress}
+    assert vqtool_package.encode(["imgs"], "tok.h5", tokenizer_path, image_size=(16, 16), **how) == 5
+    done = vqtool_package.decode("tok.h5", "back", **how)
+    assert (done.num_images, done.warnings) == (5, ())
+    assert told == [("encode", 5), 2, 2, 1, ("decode", 5), 2, 2, 1]
+    assert entries("back") == [f"0{i}.png" for i in range(5)]

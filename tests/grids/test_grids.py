@@ -24,13 +24,13 @@ from vqtool.grids import GridBatch, GridHeader, GridWriter, concatenate, join_ba
 from vqtool.grids._full_disk import uninterrupted
 
 
-def members_of(data: bytes) -> list[bytes]:
-    members = []
+def chunks_of(data: bytes) -> list[bytes]:
+    chunks = []
     while data:
         end = stream.end_address(data[:64], "test")
-        members.append(data[:end])
+        chunks.append(data[:end])
         data = data[end:]
-    return members
+    return chunks
 
 
 def read_until_error(path: Path) -> tuple[int, str]:
@@ -69,12 +69,12 @@ def test_the_way_grids_are_batched_changes_neither_content_nor_digest(tmp_path: 
             assert reader.num_grids == 600
             assert_same(join_batches(HEADER, list(reader.batches(13))), whole)
         data = write_stream(tmp_path / f"{size}.stream", *(whole[i : i + size] for i in range(0, 600, size)))
-        with h5py.File(io.BytesIO(members_of(data)[-1])) as last:
+        with h5py.File(io.BytesIO(chunks_of(data)[-1])) as last:
             digests.add(last.attrs["digest"].decode())
     assert len(digests) == 1
 
 
-def test_plain_h5py_reads_a_file_and_the_first_member_of_a_stream(tmp_path: Path) -> None:
+def test_plain_h5py_reads_a_file_and_the_first_chunk_of_a_stream(tmp_path: Path) -> None:
     batch = make_batch(9)
     write_stream(tmp_path / "s.h5", batch, make_batch(4, first=9))
     for path in (write_file(tmp_path / "a.h5", batch), tmp_path / "s.h5"):
@@ -149,10 +149,10 @@ def test_concatenated_files_and_streams_are_a_stream(tmp_path: Path) -> None:
     assert_same(read_grids(tmp_path / "all.h5")[1], join_batches(HEADER, parts))
 
 
-def test_every_cut_of_a_stream_is_an_error_after_all_whole_members_were_delivered(tmp_path: Path) -> None:
+def test_every_cut_of_a_stream_is_an_error_after_all_whole_chunks_were_delivered(tmp_path: Path) -> None:
     batches = [make_batch(n, first=100 * n) for n in (4, 1, 9, 3)]
     data = write_stream(tmp_path / "s.h5", *batches)
-    ends = np.cumsum([len(member) for member in members_of(data)]).tolist()
+    ends = np.cumsum([len(chunk) for chunk in chunks_of(data)]).tolist()
     rng = random.Random(1)
     cuts = {rng.randrange(1, len(data)) for _ in range(60)} | set(ends[:-1]) | {1, 7, 8, 9, 63, 64, ends[0] + 1}
     cut_path = tmp_path / "cut.h5"
@@ -193,12 +193,12 @@ def test_damaged_bytes_give_an_error_or_the_right_grids_and_never_a_hang(tmp_pat
     assert errors > 100  # most bytes carry something; the rest is padding
 
 
-def test_a_lost_member_is_noticed(tmp_path: Path) -> None:
-    members = members_of(write_stream(tmp_path / "s.h5", *(make_batch(5, first=5 * i) for i in range(3))))
-    (tmp_path / "lost.h5").write_bytes(members[0] + members[2] + members[3])
+def test_a_lost_chunk_is_noticed(tmp_path: Path) -> None:
+    chunks = chunks_of(write_stream(tmp_path / "s.h5", *(make_batch(5, first=5 * i) for i in range(3))))
+    (tmp_path / "lost.h5").write_bytes(chunks[0] + chunks[2] + chunks[3])
     arrived, message = read_until_error(tmp_path / "lost.h5")
     assert arrived == 5
-    assert "member 2 of a stream came where member 1 was expected" in message
+    assert "chunk 2 of a stream came where chunk 1 was expected" in message
 
 
 def test_a_sequence_cut_off_by_the_next_one_is_noticed(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_superblock_that_claims_2_to_the_60_bytes_takes_no_memory(tmp_path: Pa
     start[44:48] = stream.lookup3(bytes(start[:44])).to_bytes(4, "little")
     tracemalloc.start()
     with pytest.raises(FormatError, match=rf"truncated: {len(start)} of {1 << 60} bytes"):
-        list(stream.read_members(io.BytesIO(start), "pipe"))
+        list(stream.read_files(io.BytesIO(start), "pipe"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
@@ -349,7 +349,7 @@ def test_a_batch_that_does_not_fit_is_the_callers_bug_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_member_leaves_before_the_second_batch_is_there(tmp_path: Path) -> None:
+def test_the_first_chunk_leaves_before_the_second_batch_is_there(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with subprocess.Popen([sys.executable, "-c", CONSUMER, fifo], stdout=subprocess.PIPE) as consumer:
@@ -367,17 +367,17 @@ def test_the_first_member_leaves_before_the_second_batch_is_there(tmp_path: Path
 def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path: Path) -> None:
     header = GridHeader(1024, (32, 32), (256, 256), "f", "builtin", "p")
     batch = make_batch(256, header=header)
-    member = write_file(tmp_path / "a.h5", batch, header=header).read_bytes()
-    (tmp_path / "s.h5").write_bytes(member * 20)
+    chunk = write_file(tmp_path / "a.h5", batch, header=header).read_bytes()
+    (tmp_path / "s.h5").write_bytes(chunk * 20)
     tracemalloc.start()
     with open_grids(tmp_path / "s.h5") as reader:
         assert sum(map(len, reader.batches(64))) == 20 * 256
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 * len(member)
+    assert peak < 8 * len(chunk)
 
 
-def test_a_member_above_the_memory_budget_goes_through_a_temporary_file(
+def test_a_chunk_above_the_memory_budget_goes_through_a_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "MEMORY_BYTES", 100)
@@ -461,7 +461,7 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name_and_a_killed_produc
     assert "the producer stopped early: 6000 grids arrived" in message
 
 
-def test_an_interrupt_leaves_no_file_and_no_last_member(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_file_and_no_last_chunk(tmp_path: Path) -> None:
     with produce(str(tmp_path / "a.h5"), "wait") as process:
         assert process.stderr is not None
         process.stderr.readline()
@@ -469,7 +469,7 @@ def test_an_interrupt_leaves_no_file_and_no_last_member(tmp_path: Path) -> None:
         assert b"KeyboardInterrupt" in process.stderr.read()
     assert list(tmp_path.iterdir()) == []
     data = write_stream(tmp_path / "s.h5", make_batch(3), finish=False)
-    assert len(members_of(data)) == 1
+    assert len(chunks_of(data)) == 1
 
 
 @pytest.mark.parametrize("output", ["file", "stdout"])
@@ -491,13 +491,13 @@ def test_a_device_that_is_full_is_an_error() -> None:
         write_file(Path("/dev/full"), make_batch(3))
 
 
-def test_standard_output_gets_a_file_when_fresh_and_members_when_appending(tmp_path: Path) -> None:
-    for mode, num_members in (("wb", 1), ("ab", 22)):
+def test_standard_output_gets_a_file_when_fresh_and_chunks_when_appending(tmp_path: Path) -> None:
+    for mode, num_chunks in (("wb", 1), ("ab", 22)):
         path = tmp_path / "a.h5"
         # "ab" comes second and appends to the file of before
         with path.open(mode) as stdout, produce("-", "run", stdout=stdout) as process:
             assert process.wait() == 0
-        assert len(members_of(path.read_bytes())) == num_members
+        assert len(chunks_of(path.read_bytes())) == num_chunks
         assert len(read_grids(path)[1]) == (6000 if mode == "wb" else 12000)
 
 

@@ -16,7 +16,7 @@ from support.commands import error_lines, start
 from support.exact import random_prior
 
 from vqtool.grids import GridBatch, GridHeader, read_grids
-from vqtool.grids.resume import PartialWriter, resumable_writer
+from vqtool.grids.resume import Journal, resumable_writer
 
 RUN = ["-n", 40, "--steps", 3, "--seed", 5, "--start", 7]
 
@@ -53,7 +53,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_file(folder, vqtool):
         process = start("sample", *RUN, "-b", 1, "-o", "x.h5", *resume, stderr=subprocess.DEVNULL)
         assert interrupt_when(process, kept, there + moment.randrange(1, 15000), signal.SIGKILL)
         assert kept.stat().st_size >= there
-        with kept.open("ab") as file:  # what a power cut leaves of a member
+        with kept.open("ab") as file:  # what a power cut leaves of a chunk
             file.write(kept.read_bytes()[: moment.randrange(1, 1000)])
         there = kept.stat().st_size
     assert vqtool("sample", *RUN, "-b", 3, "-o", "x.h5", "--resume").code == 0
@@ -95,7 +95,7 @@ def leave_partial(vqtool, *arguments):
     vqtool("sample", *RUN, *arguments, "-o", "x.h5", "--force")
     header, batch = read_grids("x.h5")
     os.remove("x.h5")
-    with PartialWriter(Path("x.partial.h5"), header) as writer:
+    with Journal(Path("x.partial.h5"), header) as writer:
         writer.write(batch[:10])
 
 
@@ -160,7 +160,7 @@ def test_two_processes_go_on_with_what_each_has_kept(folder, vqtool):
     vqtool("sample", *RUN, "-o", "whole.h5")
     header, whole = read_grids("whole.h5")
     for rank, rows in ((0, slice(0, 20)), (1, slice(20, 27))):  # of 20 each
-        with PartialWriter(folder / f"x.partial-{rank}-of-2.h5", header) as writer:
+        with Journal(folder / f"x.partial-{rank}-of-2.h5", header) as writer:
             writer.write(whole[rows])
     launch(*RUN, "-o", "x.h5", "--resume")
     assert datasets("x.h5") == datasets("whole.h5")
@@ -175,9 +175,9 @@ def batch_of(*numbers):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 63, 500, 10**9])
-def test_a_partial_file_cut_anywhere_is_gone_on_with_after_its_last_whole_member(tmp_path, cut):
+def test_a_partial_file_cut_anywhere_is_gone_on_with_after_its_last_whole_chunk(tmp_path, cut):
     ends = []
-    with PartialWriter(tmp_path / "x.partial.h5", HEADER) as writer:
+    with Journal(tmp_path / "x.partial.h5", HEADER) as writer:
         for number in range(3):
             writer.write(batch_of(number, number))
             ends.append(os.path.getsize(tmp_path / "x.partial.h5"))
@@ -189,8 +189,8 @@ def test_a_partial_file_cut_anywhere_is_gone_on_with_after_its_last_whole_member
     assert read_grids(tmp_path / "x.h5")[1].ids == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_a_partial_file_torn_in_its_first_member_is_begun_anew(tmp_path):
-    with PartialWriter(tmp_path / "x.partial.h5", HEADER) as writer:
+def test_a_partial_file_torn_in_its_first_chunk_is_begun_anew(tmp_path):
+    with Journal(tmp_path / "x.partial.h5", HEADER) as writer:
         writer.write(batch_of(1))
     os.truncate(tmp_path / "x.partial.h5", 100)
     with resumable_writer(tmp_path / "x.h5", HEADER, resume=True) as writer:

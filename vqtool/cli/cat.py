@@ -22,14 +22,9 @@ def cat(
 
         vqtool cat tok.h5 | vqtool info
     """
-    from vqtool.artifacts import history_record
+    from vqtool import grids
     from vqtool.cli.console import echo
-    from vqtool.grids import GridWriter, check_output, concatenate
+    from vqtool.outputs import output_name
 
-    check_output(output, force=force)
-    with concatenate(files or ["-"]) as joined:
-        header = joined.header.with_step(history_record("cat", inputs=joined.digests))
-        with GridWriter(output, header, force=force) as writer:
-            for batch in joined.batches():
-                writer.write(batch)
-    echo(f"wrote {writer.num_grids} grids to {writer.name}")
+    num = grids.cat(files or ["-"], output, force=force)
+    echo(f"wrote {num} grids to {output_name(output)}")

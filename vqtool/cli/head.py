@@ -23,15 +23,9 @@ def head(
 
         vqtool head -n 2 tok.h5 | vqtool info
     """
-    from vqtool.artifacts import history_record
+    from vqtool import grids
     from vqtool.cli.console import echo
-    from vqtool.grids import GridWriter, check_output, open_grids
+    from vqtool.outputs import input_name, output_name
 
-    check_output(output, force=force)
-    with open_grids(file, masked=True) as reader:
-        inputs = {file: reader.digest} if reader.digest else {}
-        header = reader.header.with_step(history_record("head", inputs=inputs))
-        with GridWriter(output, header, force=force) as writer:
-            for batch in reader.first(num):
-                writer.write(batch)
-    echo(f"wrote {writer.num_grids} grids of {reader.name} to {writer.name}")
+    num = grids.head(file, output, num=num, force=force)
+    echo(f"wrote {num} grids of {input_name(file)} to {output_name(output)}")

@@ -77,8 +77,8 @@ def sample(
     from vqtool.artifacts import history_record, text_digest
     from vqtool.distributed import choose_device
     from vqtool.grids.resume import check_resumable, resumable_writer
-    from vqtool.grids.stream import is_stream
     from vqtool.images import parse_size
+    from vqtool.outputs import is_stream
     from vqtool.priors import load_prior
     from vqtool.samplers import sample_batches
     from vqtool.tokenizers import tokenizer_of

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import MismatchError
+from vqtool.errors import MismatchError, VqtoolError
 
 FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
+MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
 
 
@@ -117,8 +118,21 @@ def join_batches(header: GridHeader, batches: Sequence[GridBatch]) -> GridBatch:
     return GridBatch(tokens, columns[0] or [], columns[1], columns[2])
 
 
-class GridDigest:
-    """SHA-256 over tokens, ids, labels and captions in row order; how rows are batched does not matter."""
+@dataclass(frozen=True)
+class Place:
+    """Where an HDF5 file stands in its sequence: chunk number `index`, and the sum of all up to its end."""
+
+    index: int
+    last: bool
+    total: int  # grids
+    digest: str  # of all rows: "sha256:" and 64 hexadecimal digits
+
+
+class SequenceState:
+    """What the rows of a sequence amount to so far: a writer states it, a reader compares.
+
+    The digest is a SHA-256 over tokens, ids, labels and captions in row order; how rows are batched does not matter.
+    """
 
     def __init__(self, header: GridHeader) -> None:
         holes = " holes" if header.masked else ""
@@ -126,18 +140,52 @@ class GridDigest:
         self._dtype = header.dtype.newbyteorder("<")
         self._tokens = hashlib.sha256()
         self._texts = {name: hashlib.sha256() for name in TEXTS}
+        self.num_chunks = 0
+        self.num_grids = 0
 
     def update(self, batch: GridBatch) -> None:
         """Take in the next rows."""
+        self.num_grids += len(batch)
         self._tokens.update(np.ascontiguousarray(batch.tokens, self._dtype).data)
         for name, column in batch.texts.items():
             encoded = [text.encode() for text in (column or [""] * len(batch))]
             self._texts[name].update(b"".join(len(text).to_bytes(8, "little") + text for text in encoded))
 
-    def value(self) -> str:
-        """The digest of all rows so far: "sha256:" and 64 hexadecimal digits."""
+    def end_chunk(self, *, last: bool) -> Place:
+        """The place of the chunk that ends with the latest rows; the next rows are another's."""
         parts = [self._tokens.digest(), *(self._texts[name].digest() for name in TEXTS)]
-        return "sha256:" + hashlib.sha256(self._start + b"".join(parts)).hexdigest()
+        digest = hashlib.sha256(self._start + b"".join(parts)).hexdigest()
+        self.num_chunks += 1
+        return Place(self.num_chunks - 1, last, self.num_grids, f"sha256:{digest}")
+
+
+def checked_batch(header: GridHeader, batch: GridBatch) -> GridBatch:
+    """A batch as it is written: tokens of the header's type, texts that HDF5 can hold.
+
+    Raises:
+        ValueError: shapes, lengths or tokens do not fit the header.
+        VqtoolError: a text is too long.
+    """
+    size, tokens = header.num_states, batch.tokens
+    if tokens.shape[1:] != header.grid_size or tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}, not integers (B, {header.grid_size})")
+    for name, column in batch.texts.items():
+        if column is not None and len(column) != len(tokens):
+            raise ValueError(f"{len(tokens)} grids, but {len(column)} {name}s")
+    if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
+        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} are not in [0, {size})")
+    texts = [
+        None if column is None else [_checked_text(text, name) for text in column]
+        for name, column in batch.texts.items()
+    ]
+    return GridBatch(tokens.astype(header.dtype, copy=False), texts[0] or [], texts[1], texts[2])
+
+
+def _checked_text(text: str, name: str) -> str:
+    text = clean_text(text)
+    if len(text.encode()) > MAX_TEXT_BYTES:
+        raise VqtoolError(f"the {name} {text[:40]!r}... is longer than {MAX_TEXT_BYTES} bytes: shorten it")
+    return text
 
 
 def clean_text(text: str) -> str:

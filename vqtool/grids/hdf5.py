@@ -1,10 +1,15 @@
-"""One HDF5 file of token grids: what stands where in it. grids.py makes files and streams of these."""
+"""HDF5 files of token grids, whole ones and chunks of a stream: what stands where in them."""
 
+import io
 import json
+import math
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -12,17 +17,48 @@ from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.grids._full_disk import LIBVER, HDF5Output, create_hdf5, uninterrupted
-from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridDigest, GridHeader, clean_text, join_batches
+from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text, join_batches
 
 FORMAT_VERSION = 2  # of grids with masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
+SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
 
 
-def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
-    """The bytes of a complete HDF5 file with these grids: see `_write_attributes` for `place`."""
-    with h5py.File("member", "w", driver="core", backing_store=False, libver=LIBVER) as file:
+class ChunkFile:
+    """An output that complete HDF5 files are appended to: a pipe, a device, a journal."""
+
+    def __init__(self, output: BinaryIO, header: GridHeader, *, durable: bool = False) -> None:
+        """Start a sequence.
+
+        Args:
+            output: open for writing.
+            header: what the grids have in common.
+            durable: wait until the disk has what is written, once a second and for the first chunk.
+        """
+        self._output = output
+        self._header = header
+        self._durable = durable
+        self._synced = -math.inf
+
+    def append(self, batch: GridBatch, place: Place) -> None:
+        """Write the next grids; they have left when this returns."""
+        self._output.write(encode_chunk(self._header, batch, place))
+        self._output.flush()
+        if self._durable and time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(self._output.fileno())
+            self._synced = time.monotonic()
+
+    def finish(self, place: Place) -> None:
+        """Write a chunk without grids, which says that it is the last."""
+        self.append(join_batches(self._header, []), place)
+
+
+def encode_chunk(header: GridHeader, batch: GridBatch, place: Place) -> bytes:
+    """The bytes of a complete HDF5 file with these grids."""
+    image = io.BytesIO()  # not the "core" driver: before h5py 3.16 its image has a superblock with a wrong checksum
+    with h5py.File(image, "w", libver=LIBVER) as file:
         rows = len(batch)
         options = {"chunks": (min(_chunk_rows(header), rows), *header.grid_size), **FILTERS} if rows else {}
         file.create_dataset("tokens", data=batch.tokens, dtype=header.dtype, **options)
@@ -30,9 +66,8 @@ def member_image(header: GridHeader, batch: GridBatch, **place: Any) -> bytes:
             if name == "id" or column is not None:
                 texts = _encoded(column or [])
                 file.create_dataset(name, data=texts, **({"chunks": _text_chunks(texts), **FILTERS} if rows else {}))
-        _write_attributes(file, header, **place)
-        file.flush()
-        return file.id.get_file_image()  # type: ignore[no-any-return]
+        _write_attributes(file, header, place)
+    return image.getvalue()
 
 
 class GrowingFile:
@@ -50,7 +85,7 @@ class GrowingFile:
             self._file.create_dataset("tokens", (0, *size), header.dtype, **options)
             self._make_room("id", np.dtype("S1"))
 
-    def append(self, batch: GridBatch) -> None:
+    def append(self, batch: GridBatch, place: Place) -> None:
         """Write the next grids.
 
         Raises:
@@ -61,11 +96,11 @@ class GrowingFile:
         if waiting >= _chunk_rows(self._header):
             self._write(waiting - waiting % _chunk_rows(self._header))
 
-    def finish(self, **place: Any) -> None:
-        """Write what still waits, and the attributes: see `_write_attributes` for `place`."""
+    def finish(self, place: Place) -> None:
+        """Write what still waits, and the attributes."""
         self._write(sum(map(len, self._waiting)))
         with uninterrupted():
-            _write_attributes(self._file, self._header, **place)
+            _write_attributes(self._file, self._header, replace(place, index=0))  # the only one of its sequence
 
     def _write(self, rows: int) -> None:
         waiting = join_batches(self._header, self._waiting)
@@ -123,7 +158,7 @@ def _rows_that_fit(row_bytes: int) -> int:
     return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // row_bytes))
 
 
-def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last: bool, total: int, digest: str) -> None:
+def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None:
     """Write what describes the file and its place in a stream."""
     texts = {
         "format": FORMAT,
@@ -131,7 +166,7 @@ def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last:
         "tokenizer_location": header.tokenizer_location,
         "preprocessing": header.preprocessing,
         "history": json.dumps(header.history),
-        "digest": digest,
+        "digest": place.digest,
     }
     file.attrs.update({name: _encoded([clean_text(text)])[0] for name, text in texts.items()})
     file.attrs.update(
@@ -139,9 +174,9 @@ def _write_attributes(file: h5py.File, header: GridHeader, *, member: int, last:
             "format_version": FORMAT_VERSION if header.masked else 1,
             "codebook_size": header.codebook_size,
             "image_size": header.image_size,
-            "member": member,
-            "last": int(last),
-            "total": total,
+            "member": place.index,
+            "last": int(place.last),
+            "total": place.total,
             **({"holes": 1} if header.masked else {}),
         }
     )
@@ -172,7 +207,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 class GridFileReader:
-    """An open HDF5 file of token grids: a whole one, or one member of a stream."""
+    """An open HDF5 file of token grids: a whole one, or one chunk of a stream."""
 
     def __init__(self, file: h5py.File, name: str) -> None:
         self._file = file
@@ -180,10 +215,9 @@ class GridFileReader:
         with _reading(name):
             self.header = self._read_header()
             self.num_grids = int(file["tokens"].shape[0])
-            self.member = int(file.attrs["member"])
-            self.last = bool(file.attrs["last"])
-            self.total = int(file.attrs["total"])
-            self.digest = self._text("digest")
+            numbers = (int(file.attrs[name]) for name in ("member", "last", "total"))
+            index, last, total = numbers
+            self.place = Place(index, bool(last), total, self._text("digest"))
             self.columns = [text for text in TEXTS if text in file]
             for text in self.columns:
                 if file[text].shape != (self.num_grids,):
@@ -238,31 +272,33 @@ class GridFileReader:
 
 
 class SequenceCheck:
-    """Where a reader stands in a sequence: what the next member has to say about itself."""
+    """Compares what the chunks of a sequence say with what came."""
 
     def __init__(self, header: GridHeader, name: str) -> None:
         self._name = name
-        self._digest = GridDigest(header)
-        self.member = 0
-        self.num_grids = 0
+        self._state = SequenceState(header)
 
-    def begin(self, member: GridFileReader) -> None:
-        """Check that this member comes next."""
-        if member.member != self.member:
+    @property
+    def begun(self) -> bool:
+        """Whether a whole chunk has come."""
+        return self._state.num_chunks > 0
+
+    def begin(self, chunk: GridFileReader) -> None:
+        """Check that this chunk comes next."""
+        if chunk.place.index != self._state.num_chunks:
             raise FormatError(
-                f"{self._name}: member {member.member} of a stream came where member {self.member} was expected: "
-                "the producer stopped early, or a part was lost"
+                f"{self._name}: chunk {chunk.place.index} of a stream came where chunk {self._state.num_chunks} was "
+                "expected: the producer stopped early, or a part was lost"
             )
 
     def update(self, batch: GridBatch) -> None:
         """Take in the next grids."""
-        self.num_grids += len(batch)
-        self._digest.update(batch)
+        self._state.update(batch)
 
-    def end(self, member: GridFileReader) -> None:
+    def end(self, chunk: GridFileReader) -> None:
         """Check that what came so far is what was written."""
-        self.member += 1
-        if member.total != self.num_grids:
-            raise FormatError(f"{self._name}: damaged: it says {member.total} grids, but {self.num_grids} are there")
-        if member.digest != self._digest.value():
+        said, found = chunk.place, self._state.end_chunk(last=chunk.place.last)
+        if said.total != found.total:
+            raise FormatError(f"{self._name}: damaged: it says {said.total} grids, but {found.total} are there")
+        if said.digest != found.digest:
             raise FormatError(f"{self._name}: damaged: its content does not match its digest")

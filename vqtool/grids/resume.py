@@ -1,28 +1,30 @@
-"""Runs that write token grids and may be killed: what is done stands beside the output, and a later run goes on.
+"""Long runs that write token grids: by one process or several, kept while they last, and gone on with.
 
-While a run lasts, the grids of x.h5 are in x.partial.h5: a stream of members without a last one (docs/formats.md), each
-flushed to the disk before the next is made. When all are there the output is written whole, renamed, and the partial
-file removed. Under `accelerate launch` every process has a partial file of its own: x.partial-0-of-2.h5 and so on.
+While a run lasts, the grids of x.h5 are in a journal, x.partial.h5: a stream without a last chunk (docs/formats.md), to
+which every batch is appended. Under `accelerate launch` every process has one, for a contiguous part of the work:
+x.partial-0-of-2.h5 and so on. When all are done the main process writes the output from the journals, in their order,
+renames it and removes them; the result is the same for any number of processes and interruptions. A stream gets the
+main process's grids at once, and those of the others, from journals in a temporary folder, after that.
 """
 
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vqtool import distributed
 from vqtool.artifacts import refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.grids import GridBatch, GridHeader, GridWriter
-from vqtool.grids.batch import GridDigest
-from vqtool.grids.hdf5 import GridFileReader, SequenceCheck, member_image
-from vqtool.grids.shared import shared_writer
-from vqtool.grids.stream import SIGNATURE, explained, is_stream, read_members, refuse_terminal
-from vqtool.grids.writer import checked_batch
+from vqtool.grids.batch import GridBatch, GridHeader
+from vqtool.grids.hdf5 import ChunkFile, GridFileReader, SequenceCheck
+from vqtool.grids.stream import SIGNATURE, read_files
+from vqtool.grids.writer import GridWriter
+from vqtool.outputs import explained, is_stream, refuse_terminal
 
 _MAY_DIFFER = ("command", "time")  # of the last record of a history
 
@@ -52,7 +54,7 @@ def check_resumable(output: Path | str, *, resume: bool, force: bool) -> None:
 
 
 def partial_paths(output: Path | str) -> list[Path]:
-    """The partial files of an output, one for each process."""
+    """The journals of an output, one for each process."""
     output, num = Path(output), distributed.world_size()
     endings = [f".partial-{rank}-of-{num}.h5" for rank in range(num)] if num > 1 else [".partial.h5"]
     return [output.with_name(output.stem + ending) for ending in endings]
@@ -63,10 +65,79 @@ def _find_partials(output: Path | str) -> list[Path]:
     return sorted(path for path in Path(output).parent.iterdir() if pattern.fullmatch(path.name))
 
 
+class Journal(GridWriter):
+    """Keeps the grids of a run in a stream without a last chunk: each batch is there when `write` returns.
+
+    The disk has it, even if the power fails, a second later.
+
+    Args:
+        path: of the file; it is made by the first batch.
+        header: what the grids have in common.
+        resume: go on with what is there, without a torn end; the header is then that of the start.
+        output: what messages call it.
+
+    Raises:
+        FormatError: the file is no grid file.
+        MismatchError: it is of another run.
+    """
+
+    def __init__(
+        self, path: Path, header: GridHeader, *, resume: bool = False, output: Path | str | None = None
+    ) -> None:
+        super().__init__(path, header, force=True)
+        self.path = path
+        self._output = output or path
+        self.kept_ids: list[str] = []  # of the grids that were there
+        if resume and path.exists():
+            self._go_on()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, batch: GridBatch) -> None:
+        """Write the next grids; see `GridWriter.write`."""
+        if self._target is None and len(batch):
+            self._append_to("xb")
+        if self._target is not None:
+            super().write(batch)
+
+    def count_all(self, whole: GridWriter) -> None:
+        """Let `num_grids` be that of the output, to which all processes have contributed."""
+        self._state = whole._state
+
+    def _append_to(self, mode: str, end: int = 0) -> None:
+        with explained(self._output):
+            file = self._stack.enter_context(self.path.open(mode))
+            file.truncate(end)
+            file.seek(end)
+        self._target = ChunkFile(file, self.header, durable=True)  # type: ignore[arg-type]
+
+    def _go_on(self) -> None:
+        """Count what is there and cut off what is not whole."""
+        end = 0
+        try:
+            for chunk, batch, stop in _read(self.path):
+                if end == 0:
+                    _check_same_run(self.path, chunk.header, self.header)
+                    self.header = chunk.header
+                self._state.update(batch)
+                self._state.end_chunk(last=False)
+                self.kept_ids += batch.ids
+                end = stop
+        except FormatError:
+            with self.path.open("rb") as file:
+                if not SIGNATURE.startswith(file.read(len(SIGNATURE))):
+                    raise
+        self._append_to("r+b", end)
+
+
 @contextmanager
 def resumable_writer(
     output: Path | str, header: GridHeader, *, resume: bool = False, force: bool = False
-) -> "Iterator[PartialWriter | GridWriter]":
+) -> Iterator[GridWriter]:
     """A writer for this process's part of an output; see `distributed.own_range` for which part that is.
 
     Its `num_grids` says how many are there already. Every process has to enter and leave the block; when it has ended
@@ -74,7 +145,7 @@ def resumable_writer(
     is kept.
 
     Args:
-        output: a path, or "-" for standard output.
+        output: a path, or "-" for standard output, which only the main process writes to.
         header: what the grids have in common; the last record of its history says all that they depend on. When a run
             is gone on with, the header is that of its start.
         resume: go on with what is there.
@@ -84,125 +155,78 @@ def resumable_writer(
         MismatchError: what is there is kept of another run; names the first difference.
         VqtoolError: the output cannot be written.
     """
-    if is_stream(output):
-        with shared_writer(output, header, force=force) as stream:
-            yield stream
-        return
-    paths = partial_paths(output)
-    if force and not resume:
-        stale = [paths[distributed.rank()]]
-        if distributed.is_main_process():
-            stale += [path for path in _find_partials(output) if path not in paths]
-        for path in stale:
-            path.unlink(missing_ok=True)
-    with PartialWriter(paths[distributed.rank()], header, resume=resume) as writer:
-        try:
-            yield writer
-        except KeyboardInterrupt as error:
-            kept = f"{writer.num_grids} grids are kept in {writer.path}; --resume goes on with them"
-            raise KeyboardInterrupt(kept if writer.num_grids else "") from error
-    distributed.wait_for_all()
-    if distributed.is_main_process():
+    with _journals(output, anew=force and not resume) as paths:
+        if is_stream(output) and distributed.is_main_process():
+            with GridWriter(output, header, force=force) as stream:
+                yield stream
+                distributed.wait_for_all()
+                _copy(paths[1:], stream)
+            return
+        with Journal(paths[distributed.rank()], header, resume=resume, output=output) as writer:
+            try:
+                yield writer
+            except KeyboardInterrupt as error:
+                kept = f"{writer.num_grids} grids are kept in {writer.path}; --resume goes on with them"
+                raise KeyboardInterrupt(kept if writer.num_grids else "") from error
+        distributed.wait_for_all()
+        if is_stream(output) or not distributed.is_main_process():
+            return
         with GridWriter(output, writer.header, force=force or resume) as whole:
-            for path in filter(Path.exists, paths):
-                for _, batch, _ in _read(path):
-                    whole.write(batch)
+            _copy(paths, whole)
+        writer.count_all(whole)
         with Path(output).open("rb") as file:
             os.fsync(file.fileno())  # a power cut may come between this and the next
         for path in paths:
             path.unlink(missing_ok=True)
 
 
-class PartialWriter:
-    """Writes one partial file; every batch is on the disk when `write` returns.
+@contextmanager
+def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
+    """The journals of all processes: beside a file, and of a stream in a folder that the main process removes.
 
     Args:
-        path: of the file; it is made by the first batch.
-        header: what the grids have in common.
-        resume: go on with what is there, without a torn end.
-
-    Raises:
-        FormatError: the file is no grid file.
-        MismatchError: it is of another run.
+        output: of the run.
+        anew: remove what is kept of earlier runs.
     """
+    if not is_stream(output):
+        paths = partial_paths(output)
+        if anew:
+            stale = [path for path in _find_partials(output) if path not in paths]
+            for path in [paths[distributed.rank()], *(stale if distributed.is_main_process() else [])]:
+                path.unlink(missing_ok=True)
+        yield paths
+    elif distributed.world_size() == 1:
+        yield []
+    else:
+        with ExitStack() as stack:
+            name = None
+            if distributed.is_main_process():
+                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vqtool-", ignore_cleanup_errors=True))
+            yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
 
-    def __init__(self, path: Path, header: GridHeader, *, resume: bool = False) -> None:
-        self.path = path
-        self.header = header
-        self.num_grids = 0
-        self._members = 0
-        self._digest = GridDigest(header)
-        self._file: BinaryIO | None = None
-        if resume and path.exists():
-            self._go_on()
 
-    def __enter__(self) -> "PartialWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, batch: GridBatch) -> None:
-        """Write the next grids.
-
-        Raises:
-            ValueError: shapes, lengths or tokens do not fit the header.
-            VqtoolError: the disk is full.
-        """
-        if not len(batch):
-            return
-        batch = checked_batch(self.header, batch)
-        self._take(batch)
-        place = {"member": self._members - 1, "last": False, "total": self.num_grids, "digest": self._digest.value()}
-        with explained(self.path):
-            if self._file is None:
-                self._file = self.path.open("xb")
-            self._file.write(member_image(self.header, batch, **place))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def _take(self, batch: GridBatch) -> None:
-        self._digest.update(batch)
-        self.num_grids += len(batch)
-        self._members += 1
-
-    def _go_on(self) -> None:
-        """Count what is there and cut off what is not whole."""
-        end = 0
-        try:
-            for member, batch, stop in _read(self.path):
-                if self._members == 0:
-                    _check_same_run(self.path, member.header, self.header)
-                    self.header = member.header
-                self._take(batch)
-                end = stop
-        except FormatError:
-            with self.path.open("rb") as file:
-                if not SIGNATURE.startswith(file.read(len(SIGNATURE))):
-                    raise
-        with explained(self.path):
-            self._file = self.path.open("r+b")
-            self._file.truncate(end)
-            self._file.seek(end)
+def _copy(paths: list[Path], writer: GridWriter) -> None:
+    for path in filter(Path.exists, paths):
+        for _, batch, _ in _read(path):
+            writer.write(batch)
 
 
 def _read(path: Path) -> Iterator[tuple[GridFileReader, GridBatch, int]]:
-    """The members of a partial file with their grids, and where each ends, up to the first that is not whole.
+    """The chunks of a journal with their grids, and where each ends, up to the first that is not whole.
 
     Raises:
-        FormatError: some member is not whole.
+        FormatError: some chunk is not whole.
     """
     check = None
-    with path.open("rb") as stream, closing(read_members(stream, str(path))) as files:
+    with path.open("rb") as stream, closing(read_files(stream, str(path))) as files:
         for file in files:
-            member = GridFileReader(file, str(path))
-            check = check or SequenceCheck(member.header, str(path))
-            check.begin(member)
-            batch = member.read(0, member.num_grids)
+            chunk = GridFileReader(file, str(path))
+            check = check or SequenceCheck(chunk.header, str(path))
+            check.begin(chunk)
+            batch = chunk.read(0, chunk.num_grids)
             check.update(batch)
-            check.end(member)
-            yield member, batch, stream.tell()
+            check.end(chunk)
+            yield chunk, batch, stream.tell()
 
 
 def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
@@ -210,11 +234,17 @@ def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
     before, now = _settings(old), _settings(new)
     for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
-            shown = ["not given" if value is None else value for value in (before.get(name), now.get(name))]
+            shown = [_shown(values.get(name)) for values in (before, now)]
             raise MismatchError(
                 f"{path}: a run with {name.replace('_', ' ')} {shown[0]}, but now it is {shown[1]}: "
                 "resume with what the run was started with, or start anew with --force"
             )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return "not given" if value is None else str(value)
 
 
 def _settings(header: GridHeader) -> Mapping[str, Any]:
@@ -222,4 +252,4 @@ def _settings(header: GridHeader) -> Mapping[str, Any]:
     fields: dict[str, Any] = json.loads(json.dumps(asdict(header)))
     history = fields.pop("history")
     record = {name: value for name, value in history[-1].items() if name not in _MAY_DIFFER} if history else {}
-    return {**record.pop("inputs", {}), **record, **fields}
+    return {**record.pop("inputs", {}), "image_size": fields["image_size"], **record, **fields}

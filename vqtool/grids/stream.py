@@ -1,7 +1,7 @@
 """Streams of HDF5 files: complete files one after the other, in a pipe or in one file on disk.
 
 Every HDF5 file begins with a signature and a superblock that says where the file ends, so a stream needs no framing of
-its own: read the superblock, read up to the end address, open what was read, go on. Plain h5py opens the first member.
+its own: read the superblock, read up to the end address, open what was read, go on. Plain h5py opens the first one.
 
 Source: HDF5 File Format Specification 3.0, section II.A (superblock versions 0 to 3); the checksum is lookup3 by
 Bob Jenkins (2006).
@@ -24,9 +24,8 @@ from vqtool.errors import FormatError, VqtoolError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUPERBLOCK_BYTES = 64  # enough to find the end address in every version; no HDF5 file is shorter
-MEMORY_BYTES = 64 << 20  # a member above this goes through a temporary file
+MEMORY_BYTES = 64 << 20  # a chunk above this goes through a temporary file
 BLOCK_BYTES = 1 << 20
-STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file
 _MASK = 0xFFFFFFFF
 
 _SIGNATURES = (
@@ -112,7 +111,7 @@ def end_address(start: bytes, name: str) -> int:
     return end
 
 
-def _copy_member(stream: BinaryIO, start: bytes, size: int, output: BinaryIO, name: str) -> None:
+def _copy_file(stream: BinaryIO, start: bytes, size: int, output: BinaryIO, name: str) -> None:
     output.write(start)
     done = len(start)
     while done < size:
@@ -138,28 +137,28 @@ def open_hdf5(source: bytes | Path, name: str) -> Iterator[h5py.File]:
         yield file
 
 
-def read_members(stream: BinaryIO, name: str) -> Generator[h5py.File, None, None]:
+def read_files(stream: BinaryIO, name: str) -> Generator[h5py.File, None, None]:
     """The HDF5 files that a stream is made of, each open until the next one is asked for.
 
-    Memory holds one member; one above MEMORY_BYTES goes through a temporary file.
+    Memory holds one file; one above MEMORY_BYTES goes through a temporary file.
 
     Args:
         stream: whose `read(n)` gives n bytes unless it ends.
         name: of the source, for messages.
 
     Raises:
-        FormatError: the stream ends inside a member, or holds something else.
+        FormatError: the stream ends inside a file, or holds something else.
     """
     while start := stream.read(SUPERBLOCK_BYTES):
         size = end_address(start, name)
         with ExitStack() as stack:
             if size <= MEMORY_BYTES:
                 buffer = io.BytesIO()
-                _copy_member(stream, start, size, buffer, name)
+                _copy_file(stream, start, size, buffer, name)
                 yield stack.enter_context(open_hdf5(buffer.getvalue(), name))
             else:
                 spool = stack.enter_context(tempfile.NamedTemporaryFile(prefix="vqtool-", suffix=".h5"))
-                _copy_member(stream, start, size, spool, name)  # type: ignore[arg-type]
+                _copy_file(stream, start, size, spool, name)  # type: ignore[arg-type]
                 spool.flush()
                 yield stack.enter_context(open_hdf5(Path(spool.name), name))
 
@@ -187,60 +186,10 @@ def open_input(source: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         yield stream, str(source)
 
 
-def is_stream(path: str | Path) -> bool:
-    """Whether an output is standard output, a pipe or a device rather than a file on disk."""
-    if str(path) in STANDARD_OUTPUT:
-        return True
-    path = Path(path)
-    return path.exists() and not path.is_dir() and not path.is_file()
-
-
-def output_name(output: str | Path) -> str:
-    """What messages call an output."""
-    return "standard output" if str(output) in STANDARD_OUTPUT else str(output)
-
-
-@contextmanager
-def explained(output: str | Path) -> Iterator[None]:
-    """Say which output could not be written; a closed pipe is nobody's fault and passes.
-
-    Raises:
-        VqtoolError: in place of an OSError.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise VqtoolError(f"{output_name(output)}: cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def open_output(output: str | Path) -> Iterator[BinaryIO]:
-    """Open standard output, a named pipe or a device for writing bytes.
-
-    Raises:
-        VqtoolError: it is a terminal.
-    """
-    refuse_terminal(output)
-    if str(output) in STANDARD_OUTPUT:
-        sys.stdout.flush()
-        yield sys.stdout.buffer
-    else:
-        with Path(output).open("wb") as pipe:
-            yield pipe
-
-
-def refuse_terminal(output: str | Path) -> None:
-    """Raise if bytes written to this output would end up on a terminal."""
-    if str(output) in STANDARD_OUTPUT and sys.stdout.isatty():
-        raise VqtoolError("binary data does not go to a terminal: name a file with -o, or pipe or redirect the output")
-
-
 def takes_one_file(output: BinaryIO) -> bool:
     """Whether an open output is a regular file at its beginning, not opened for appending.
 
-    There one ordinary HDF5 file can stand; everywhere else (pipe, device, middle of a file) members follow each other.
+    There one ordinary HDF5 file can stand; everywhere else (pipe, device, middle of a file) chunks follow each other.
     """
     import fcntl
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
-from vqtool.grids.stream import explained, is_stream, open_output, refuse_terminal
 from vqtool.images.naming import UniqueNames
 from vqtool.images.pixels import check_images
 from vqtool.images.preview import png_bytes, preview_grid, save_image
+from vqtool.outputs import explained, is_stream, open_output, refuse_terminal
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"

@@ -1,19 +1,210 @@
-"""Images through a tokenizer and back, batch by batch: the work of `encode` and `decode`.
+"""Images through a tokenizer and back, batch by batch: `encode` and `decode`, from files to files.
 
 Memory is flat in the number of images: one batch is in the network while the next is read from disk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqtool.errors import VqtoolError
-from vqtool.grids import GridBatch, GridHeader
-from vqtool.images import PREPROCESSING, ImageBatch, ImageItem, read_batches, to_float, to_uint8
-from vqtool.tokenizers import Tokenizer
+from vqtool import distributed
+from vqtool.artifacts import history_record, text_digest
+from vqtool.errors import MismatchError, VqtoolError
+from vqtool.grids import GridBatch, GridHeader, open_grids
+from vqtool.grids.batch import clean_text
+from vqtool.grids.resume import Journal, check_resumable, resumable_writer
+from vqtool.images import (
+    PREPROCESSING,
+    ImageBatch,
+    ImageItem,
+    find_images,
+    read_batches,
+    read_image,
+    to_float,
+    to_uint8,
+)
+from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
+from vqtool.outputs import is_stream
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
+
+OnError = Callable[[ImageItem, VqtoolError], None]
+
+
+def encode(
+    sources: Sequence[str | Path],
+    output: str | Path = "tok.h5",
+    tokenizer: Tokenizer | str | Path = BUILTIN,
+    *,
+    image_size: tuple[int, int] = (64, 64),
+    batch_size: int = 32,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    on_error: OnError | None = None,
+    on_start: Callable[[GridHeader, int], None] | None = None,
+    progress: Progress = silent,
+) -> int:
+    """Write the token grids of images to a file or stream.
+
+    What is done is kept beside the file until all is done: see `grids.resume`. Under `accelerate launch` every process
+    does a part.
+
+    Args:
+        sources: folders, image files, tar shards, HDF5 files.
+        output: a path, or "-" for standard output.
+        tokenizer: one on the device to use, or the name of one.
+        image_size: (height, width) pixels that images are brought to.
+        batch_size: images in the network at once.
+        device: of a tokenizer that is named.
+        resume: go on with what an earlier run of the same settings has left.
+        force: overwrite an existing file, and what an earlier run has left.
+        on_error: told of an image that cannot be read, which is left out; None raises.
+        on_start: told the header of the grids and the number of images, before the first is read.
+        progress: shows how many images of this process are done.
+
+    Returns:
+        How many grids the output has; in a process that is not the main one, how many it made.
+
+    Raises:
+        VqtoolError: the output is there or cannot be written; an image, or all of them, cannot be read.
+        MismatchError: what an earlier run has left is of other settings or images; names the first difference.
+    """
+    check_resumable(output, resume=resume, force=force)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
+    grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
+    items = find_images(sources)
+    known = text_digest([text or "" for item in items for text in (item.id, item.label, item.caption)])
+    inputs = {"tokenizer": tokenizer.fingerprint}
+    header = grid_header(tokenizer, image_size, history_record("encode", inputs=inputs, num=len(items), images=known))
+    if on_start is not None:
+        on_start(header, len(items))
+    own, bad = distributed.own_share(items), 0
+
+    def skip(item: ImageItem, error: VqtoolError) -> None:
+        nonlocal bad
+        if on_error is None:
+            raise error
+        bad += 1
+        on_error(item, error)
+
+    with resumable_writer(output, header, resume=resume, force=force) as writer:
+        left = own
+        if isinstance(writer, Journal) and writer.kept_ids:
+            left, passed = _not_done(own, writer)
+            _skip_again(passed, image_size, skip)
+        with progress("encode", len(left)) as advance:
+            for batch in encode_images(left, tokenizer, image_size, batch_size=batch_size, on_error=skip):
+                writer.write(batch)
+                advance(len(batch))
+        if bad == len(items):
+            raise VqtoolError(f"none of the {len(items)} images could be read")
+    return writer.num_grids
+
+
+def _not_done(items: Sequence[ImageItem], journal: Journal) -> tuple[Sequence[ImageItem], list[ImageItem]]:
+    """The images after those that a journal has grids of, and those before them that it has none of.
+
+    Raises:
+        MismatchError: its grids are of other images.
+    """
+    passed, position = [], 0
+    for number, id in enumerate(journal.kept_ids):
+        while position < len(items) and clean_text(items[position].id) != id:
+            passed.append(items[position])
+            position += 1
+        if position == len(items):
+            raise MismatchError(
+                f"{journal.path}: grid {number} is of an image {id!r}, which is not among the inputs in that place: "
+                "resume with what the run was started with, or start anew with --force"
+            )
+        position += 1
+    return items[position:], passed
+
+
+def _skip_again(items: Sequence[ImageItem], image_size: tuple[int, int], skip: OnError) -> None:
+    """Name the images that an earlier run could not read.
+
+    Raises:
+        MismatchError: one of them can be read now, so that the run would not end as it would have.
+    """
+    for item in items:
+        try:
+            read_image(item, image_size)
+        except VqtoolError as error:
+            skip(item, error)
+        else:
+            raise MismatchError(f"{item.location}: was left out before and can be read now: start anew with --force")
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """What `decode` wrote."""
+
+    num_images: int
+    warnings: tuple[str, ...]  # what the user should know
+
+
+def decode(
+    source: str | Path,
+    output: str | Path = "decoded",
+    tokenizer: str | Path | None = None,
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    force: bool = False,
+    on_start: Callable[[GridHeader, Tokenizer], None] | None = None,
+    progress: Progress = silent,
+) -> DecodedImages:
+    """Write the images of token grids: a folder of PNG files, a tar or one preview, as the output's name asks for.
+
+    Under `accelerate launch` every process writes a part of a folder; the others have nothing to do for a tar, a
+    preview or grids from a pipe.
+
+    Args:
+        source: token grids; "-" for standard input.
+        output: a folder, x.tar, x.png, or "-" for a tar on standard output.
+        tokenizer: instead of the one that the grids name.
+        batch_size: grids in the network at once.
+        device: to compute on.
+        force: overwrite.
+        on_start: told the header of the grids and the tokenizer, before the first is decoded.
+        progress: shows how many are done.
+
+    Raises:
+        VqtoolError: the grids are damaged (what arrived before is there), the tokenizer is not, or the output is there.
+        MismatchError: it is another tokenizer.
+    """
+    output = Path(output)
+    kind, rank, num = writer_type(output), distributed.rank(), distributed.world_size()
+    is_shared = kind is FolderWriter and not is_stream(source)
+    if not is_shared and not distributed.is_main_process():
+        return DecodedImages(0, ())
+    with kind(output, force=force) as writer, open_grids(source) as reader:
+        if is_shared:
+            distributed.wait_for_all()  # until every process has seen that the folder is free
+        model = tokenizer_of(reader.header, source, given=tokenizer).to(distributed.choose_device(device))
+        if on_start is not None:
+            on_start(reader.header, model)
+        with progress("decode", reader.num_grids) as advance:
+            for number, batch in enumerate(reader.batches(batch_size)):
+                if is_shared and isinstance(writer, FolderWriter) and number % num != rank:
+                    writer.pass_over(batch.ids, batch.labels, batch.captions)
+                else:
+                    writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
+                advance(len(batch))
+    warnings = []
+    if isinstance(writer, PreviewWriter) and writer.num_dropped:
+        warnings.append(f"{writer.num_dropped} images did not fit on the preview and were left out")
+    if isinstance(writer, FolderWriter) and writer.num_others:
+        warnings.append(f"{writer.num_others} files that were in {output} before are still there")
+    return DecodedImages(writer.num_images, tuple(warnings))
 
 
 def grid_header(tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[str, Any]) -> GridHeader:
@@ -39,7 +230,7 @@ def encode_images(
     image_size: tuple[int, int],
     *,
     batch_size: int,
-    on_error: Callable[[ImageItem, VqtoolError], None] | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[GridBatch]:
     """Token grids of images, in their order.
 

@@ -1,0 +1,108 @@
+"""Token grids of several sources as one, and copies of some: what `cat` and `head` do."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vqtool.artifacts import history_record
+from vqtool.errors import VqtoolError
+from vqtool.grids.batch import GridBatch, GridHeader, merge_histories
+from vqtool.grids.reader import GridReader, open_grids
+from vqtool.grids.writer import GridWriter, check_output
+
+
+class JoinedGrids:
+    """The grids of several sources, one after the other; made by `concatenate`.
+
+    Attributes:
+        header: of the first source, with the history of all.
+        digests: source -> digest, of those that are ordinary files.
+    """
+
+    def __init__(self, sources: Sequence[str], streams: dict[str, GridReader]) -> None:
+        self._sources = sources
+        self._streams = streams
+        self.digests: dict[str, str] = {}
+        headers = []
+        for source in sources:
+            with self._reader(source) as reader:
+                headers.append(reader.header)
+                headers[0].check_same(reader.header, sources[0], source)
+                if reader.digest is not None:
+                    self.digests[source] = reader.digest
+        self.header = replace(headers[0], history=tuple(merge_histories(headers)))
+
+    def batches(self, batch_size: int = 256) -> Iterator[GridBatch]:
+        """The grids in order, at most `batch_size` at once; raises what `GridReader.batches` does."""
+        for source in self._sources:
+            with self._reader(source) as reader:
+                yield from reader.batches(batch_size)
+
+    @contextmanager
+    def _reader(self, source: str) -> Iterator[GridReader]:
+        if source in self._streams:
+            yield self._streams[source]
+        else:
+            with open_grids(source, masked=True) as reader:
+                yield reader
+
+
+@contextmanager
+def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
+    """Open several sources of token grids, all or none masked, as one; headers are compared before all is read.
+
+    Files on disk are open one at a time, pipes all along.
+
+    Raises:
+        MismatchError: they come from different tokenizers, or their grids differ in size.
+        VqtoolError: a pipe is named twice, or a source cannot be read.
+    """
+    pipes = [source for source in sources if source == "-" or not Path(source).is_file()]
+    for source in pipes:
+        if pipes.count(source) > 1:
+            raise VqtoolError(f"{source}: named twice, but a pipe can be read only once")
+    with ExitStack() as stack:
+        streams = {source: stack.enter_context(open_grids(source, masked=True)) for source in pipes}
+        yield JoinedGrids(sources, streams)
+
+
+def cat(sources: Sequence[str | Path], output: str | Path, *, force: bool = False) -> int:
+    """Write the grids of several files and streams as one; says how many they were.
+
+    Args:
+        sources: paths, or "-" for standard input.
+        output: a path, or "-" for standard output.
+        force: overwrite an existing file.
+
+    Raises:
+        MismatchError: the grids come from different tokenizers, or differ in size.
+        VqtoolError: a source cannot be read, or the output cannot be written.
+    """
+    check_output(output, force=force)
+    with concatenate([str(source) for source in sources]) as joined:
+        header = joined.header.with_step(history_record("cat", inputs=joined.digests))
+        return _copy(joined.batches(), output, header, force=force)
+
+
+def head(source: str | Path, output: str | Path, *, num: int = 10, force: bool = False) -> int:
+    """Write the first grids of a file or stream, `num` at most; says how many they were. Raises what `cat` does.
+
+    Args:
+        source: a path, or "-" for standard input.
+        output: a path, or "-" for standard output.
+        num: at most so many.
+        force: overwrite an existing file.
+    """
+    check_output(output, force=force)
+    with open_grids(source, masked=True) as reader:
+        inputs = {str(source): reader.digest} if reader.digest else {}
+        header = reader.header.with_step(history_record("head", inputs=inputs))
+        return _copy(reader.first(num), output, header, force=force)
+
+
+def _copy(batches: Iterator[GridBatch], output: str | Path, header: GridHeader, *, force: bool) -> int:
+    with GridWriter(output, header, force=force) as writer:
+        for batch in batches:
+            writer.write(batch)
+    return writer.num_grids
