@@ -388,7 +388,7 @@ def test_a_chunk_above_the_memory_budget_goes_through_a_temporary_file(
 
 def test_an_existing_file_is_kept_unless_forced_and_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.h5", make_batch(3))
-    with pytest.raises(VqtoolError, match="--force"):
+    with pytest.raises(VqtoolError, match="`force`"):
         GridWriter(path, HEADER)
     with contextlib.suppress(KeyboardInterrupt), GridWriter(path, HEADER, force=True) as writer:
         writer.write(make_batch(400))
