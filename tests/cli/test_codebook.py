@@ -153,8 +153,8 @@ def test_a_tokenizer_without_nearest_codes_is_refused(refit, work):
 
 def test_one_code_is_no_codebook(refit, work):
     result = refit("imgs", "-K", "1")
-    assert result.code == 2
-    assert "--codebook-size" in result.err
+    assert result.code == 1
+    assert "--codebook-size 1: must be 2 or more" in result.err
     tokenizer = load_tokenizer("old.safetensors")
     save_tokenizer("old.safetensors", with_codebook(tokenizer, tokenizer.codebook[:1]), force=True)
     result = refit("imgs")

@@ -9,9 +9,9 @@ import torch
 from sklearn.cluster import KMeans
 from support.commands import TINY, build_tokenizer, write_pictures
 
-from vqtool.codebooks import refit
+from vqtool.codebooks import fitting
+from vqtool.codebooks.fitting import K_MEANS, fit_codebook, measure_fit
 from vqtool.codebooks.rebuilt import same_latents, with_codebook, with_codes
-from vqtool.codebooks.refit import K_MEANS, fit_codebook, measure_fit
 from vqtool.codebooks.seeding import SEEDINGS, afk_mc2
 from vqtool.codebooks.vectors import sample_latents
 from vqtool.errors import FormatError, VqtoolError
@@ -150,7 +150,7 @@ def test_the_fit_is_as_close_as_that_of_scikit_learn():
 
 
 def test_many_vectors_are_fitted_in_mini_batches(monkeypatch):
-    monkeypatch.setattr(refit, "MINI_BATCH_FROM", 100)
+    monkeypatch.setattr(fitting, "MINI_BATCH_FROM", 100)
     _, vectors = blobs(8)
     codebook = fit_codebook(vectors, 8, seeding="k-means++", noise=np.random.default_rng(0))
     assert measure_fit(vectors, codebook).error < 0.1  # the clusters' own is 3 * 0.1^2
@@ -170,7 +170,7 @@ def test_mini_batches_come_near_lloyd():
 def test_a_fit_in_blocks_is_the_fit(monkeypatch):
     vectors, codebook = torch.randn(100, 4), torch.randn(8, 4)
     whole = measure_fit(vectors, codebook)
-    monkeypatch.setattr(refit, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(fitting, "BLOCK_ROWS", 7)
     parts = measure_fit(vectors, codebook)
     assert (parts.usage, parts.perplexity) == (whole.usage, whole.perplexity)
     assert parts.error == pytest.approx(whole.error, rel=1e-6)

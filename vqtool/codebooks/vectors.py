@@ -1,6 +1,6 @@
 """What a tokenizer's encoder makes of images: vectors to fit a codebook to, in memory or in a file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, open_grids
-from vqtool.images import ImageItem, read_batches, to_float
+from vqtool.images import ImageItem, OnError, read_batches, to_float
+from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
 
 READ_BATCH = 64  # images
 PROBED_GRIDS = 8  # whose tokens are compared with their images
-OnError = Callable[[ImageItem, VqtoolError], None]
 
 
 def sample_latents(
@@ -28,6 +28,7 @@ def sample_latents(
     *,
     file: Path | None = None,
     on_error: OnError | None = None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Encoder outputs from random cells of random images.
 
@@ -39,6 +40,7 @@ def sample_latents(
         noise: chooses images and cells.
         file: where to keep the vectors instead of in memory; has to outlive what is returned.
         on_error: told of a bad image, which is left out; None raises.
+        progress: shows how far it is.
 
     Returns:
         (N, D) float32 on the CPU, N <= num; a view of the file where there is one.
@@ -46,7 +48,7 @@ def sample_latents(
     Raises:
         VqtoolError: the file cannot be written.
     """
-    parts = _latents(items, tokenizer, image_size, num, noise, on_error)
+    parts = _latents(items, tokenizer, image_size, num, noise, on_error, progress)
     dim = tokenizer.codebook.shape[1]
     if file is None:
         return torch.cat([torch.empty(0, dim), *parts])
@@ -69,18 +71,21 @@ def _latents(
     num: int,
     noise: np.random.Generator,
     on_error: OnError | None,
+    progress: Progress,
 ) -> Iterator[Tensor]:
     """The same, image by image: (n, D) each."""
     height, width = tokenizer.grid_size(image_size)
     chosen = [items[i] for i in noise.permutation(len(items))[:num]]
     per_image = min(height * width, -(-num // len(chosen)))
     left = num
-    for batch in read_batches(chosen, image_size, READ_BATCH, on_error=on_error):
-        with torch.inference_mode():
-            latents = tokenizer.latents(to_float(batch.images).to(tokenizer.device)).flatten(1, 2).cpu()  # (B, HW, D)
-        for image in latents:
-            yield image[noise.permutation(height * width)[:per_image]][:left]
-            left -= min(left, per_image)
+    with progress("take vectors", len(chosen)) as advance:
+        for batch in read_batches(chosen, image_size, READ_BATCH, on_error=on_error):
+            with torch.inference_mode():
+                latents = tokenizer.latents(to_float(batch.images).to(tokenizer.device)).flatten(1, 2)  # (B, HW, D)
+            for image in latents.cpu():
+                yield image[noise.permutation(height * width)[:per_image]][:left]
+                left -= min(left, per_image)
+            advance(len(batch.images))
 
 
 def read_beginning(grids: Path) -> tuple[GridHeader, GridBatch, list[str]]:

@@ -34,34 +34,19 @@ def prune(
 
         vqtool codebook prune tok.h5 more.h5 --min-uses 10 --map kept.safetensors
     """
-    from dataclasses import replace
-
-    from vqtool.artifacts import history_record, refuse_existing
+    from vqtool import codebooks
     from vqtool.cli.console import echo, progress
-    from vqtool.codebooks.maps import kept_codes, pruning_map, save_map
-    from vqtool.codebooks.rebuilt import with_codes
-    from vqtool.codebooks.usage import count_grids
-    from vqtool.tokenizers import save_tokenizer, tokenizer_of
 
-    map_path = code_map or output.with_suffix(".map.safetensors")
-    for path in (output, map_path):
-        refuse_existing(path, force=force)
-    found = count_grids(grids, progress=progress)
-    old = tokenizer_of(found.header, grids[0], given=tokenizer)
-    kept = kept_codes(found.counts, min_uses)
-    record = history_record("codebook prune", inputs={"tokenizer": old.fingerprint}, min_uses=min_uses)
-    new = save_tokenizer(
+    made = codebooks.prune(
+        grids,
         output,
-        with_codes(old, kept),
-        parents={"tokenizer": old.fingerprint},
-        history=[*old.history, record],
-        summary={"num_codes_before": old.codebook_size, "num_codes": len(kept)},
+        code_map=code_map,
+        tokenizer=tokenizer,
+        min_uses=min_uses,
         force=force,
+        progress=progress,
     )
-    codes = replace(pruning_map(old, kept), target=new.fingerprint, target_location=str(output))
-    save_map(map_path, codes, history=[record], force=force)
-    share = found.counts[kept].sum() / found.counts.sum()
-    echo(f"{old.codebook_size} -> {len(kept)} codes, which {share:.2%} of the tokens have")
-    echo(f"wrote {output}: tokenizer {new.fingerprint}")
-    echo(f"wrote {map_path}")
-    echo(f"to convert grids: vqtool codebook apply-map tok.h5 --map {map_path} -o pruned.h5")
+    echo(f"{made.num_codes_before} -> {made.num_codes} codes, which {made.share:.2%} of the tokens have")
+    echo(f"wrote {output}: tokenizer {made.fingerprint}")
+    echo(f"wrote {made.map_path}")
+    echo(f"to convert grids: vqtool codebook apply-map tok.h5 --map {made.map_path} -o pruned.h5")

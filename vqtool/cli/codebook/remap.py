@@ -7,7 +7,6 @@ import typer
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
-from vqtool.errors import VqtoolError
 
 
 @command
@@ -39,29 +38,12 @@ def remap(
 
         vqtool codebook remap tok.h5 -t tokenizer.safetensors | vqtool codebook usage
     """
-    from vqtool.artifacts import history_record
-    from vqtool.cli.console import echo
-    from vqtool.codebooks.maps import convert, converted_header, nearest_codes
-    from vqtool.grids import GridWriter, check_output, open_grids
-    from vqtool.tokenizers import load_tokenizer, tokenizer_of
+    from vqtool import codebooks
+    from vqtool.cli.console import echo, progress
 
-    check_output(output, force=force)
-    new = load_tokenizer(tokenizer)
-    with open_grids(grids) as reader:
-        if reader.header.tokenizer_fingerprint == new.fingerprint:
-            raise VqtoolError(f"{reader.name}: its tokens are those of {tokenizer} already")
-        before = tokenizer_of(reader.header, grids, given=old, parameter="from")
-        forward = nearest_codes(before, new, unrelated=unrelated)
-        inputs = {"tokenizer": new.fingerprint, "from": before.fingerprint}
-        header = converted_header(
-            reader.header,
-            codebook_size=new.codebook_size,
-            fingerprint=new.fingerprint,
-            location=new.location,
-            record=history_record("codebook remap", inputs=inputs),
-        )
-        echo(f"{before.codebook_size} codes of {before.location} -> {len(set(forward.tolist()))} codes of {tokenizer}")
-        with GridWriter(output, header, force=force) as writer:
-            for batch in convert(reader.batches(), forward):
-                writer.write(batch)
-    echo(f"wrote {writer.num_grids} grids to {writer.name}")
+    made = codebooks.remap(
+        grids, output, tokenizer=tokenizer, old=old, unrelated=unrelated, force=force, progress=progress
+    )
+    reached = len(set(made.target.forward.tolist()))
+    echo(f"{len(made.target.forward)} codes -> {reached} of the {made.target.codebook_size} of {tokenizer}")
+    echo(f"wrote {made.num_grids} grids to {made.output}")

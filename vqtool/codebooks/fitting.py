@@ -1,4 +1,4 @@
-"""Rebuild a codebook: k-means on encoder vectors of one's own images (ReFiT).
+"""Fit a codebook to vectors: seeding and k-means, and how well codes fit.
 
 The new codes are where the encoder puts these images, so that all of them are used and the distance from vector to
 code falls. The decoder is not touched: codes move within the space that it has learned to decode.
@@ -99,12 +99,12 @@ def _check_vectors(points: Vectors, size: int) -> None:
         if not np.isfinite(block).all():
             raise VqtoolError("the encoder made vectors that are not finite: the tokenizer is damaged or badly trained")
     if size < 2:
-        raise VqtoolError(f"a codebook of {size} says nothing about images: give --codebook-size 2 or more")
+        raise VqtoolError(f"a codebook of {size} says nothing about images: give `codebook_size` 2 or more")
     distinct = count_distinct(points, size)
     if distinct < size:
         raise VqtoolError(
-            f"{distinct} distinct vectors cannot make {size} codes: give more images, more --vectors "
-            f"or a smaller --codebook-size"
+            f"{distinct} distinct vectors cannot make {size} codes: give more images, more `vectors` "
+            "or a smaller `codebook_size`"
         )
 
 

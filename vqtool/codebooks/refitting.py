@@ -1,0 +1,168 @@
+"""`refit`: a tokenizer with its codebook rebuilt on images of one's own (ReFiT)."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqtool import rng
+from vqtool.artifacts import history_record, refuse_existing
+from vqtool.codebooks.fitting import CodebookFit, count_distinct, fit_codebook, measure_fit
+from vqtool.codebooks.rebuilt import check_refittable, with_codebook
+from vqtool.codebooks.vectors import check_images, images_of, read_beginning, sample_latents
+from vqtool.distributed import choose_device
+from vqtool.errors import VqtoolError, warn
+from vqtool.images import ImageItem, OnError, find_images, parse_size
+from vqtool.options import Checked, option
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
+
+DEFAULT_SIZE = "64"
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """How a codebook is fitted."""
+
+    codebook_size: int | None = option(None, "Codes.", shown="as before, if vectors suffice", minimum=2, flag="-K")
+    size: str | None = option(None, "Pixels of the images: 64, or 48x80 (height first).", shown="64")
+    seeding: str = option(
+        "k-means++",
+        "Where k-means begins; afk-mc2 for many vectors.",
+        choices=("k-means++", "afk-mc2"),
+    )
+    vectors: int = option(20_000, "Encoder vectors to fit to.", minimum=2)
+    chain_length: int | None = option(None, "Candidates a seed of afk-mc2.", shown="200", minimum=1, advanced=True)
+    k_means: str | None = option(
+        None,
+        "How codes are fitted.",
+        shown="lloyd below 200,000 vectors",
+        choices=("lloyd", "mini-batch"),
+        advanced=True,
+    )
+    memory: float = option(2.0, "GiB of vectors to hold; more lie in a temporary file.", minimum=0, advanced=True)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A refitted tokenizer, and what the fit to the images was and is."""
+
+    tokenizer: Tokenizer
+    fingerprint: str
+    parent: str  # fingerprint of the tokenizer that it was made of
+    before: CodebookFit
+    after: CodebookFit
+    num_vectors: int
+    num_images: int
+    image_size: tuple[int, int]  # (h, w) that images were brought to
+
+
+def refit(
+    images: str | Path | Sequence[str | Path],
+    output: str | Path = "tokenizer.safetensors",
+    *,
+    tokenizer: str | Path | None = None,
+    grids: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+    **chosen: Any,
+) -> Refit:
+    """Rebuild a tokenizer's codebook: k-means on what its encoder makes of images. Its networks stay as they are.
+
+    Args:
+        images: folders, image files, tar shards or HDF5 files; the vectors come from random cells of random ones.
+        output: the tokenizer file to write.
+        tokenizer: file or "builtin"; None: the one that `grids` names, or else the built-in one.
+        grids: a file of token grids: of the images those are taken that it names, at its size.
+        seed: of the choice of vectors, and of k-means.
+        device: "cpu", "cuda", or "auto" for a CUDA GPU if there is one.
+        force: overwrite what is there.
+        on_error: called for each image that cannot be read, which is then left out; None: raise.
+        progress: shows how far it is.
+        chosen: fields of `Options`.
+
+    Raises:
+        MismatchError: the images are not those of the grids.
+        VqtoolError: parameters that do not go together, no images, too few vectors, or an output that exists.
+    """
+    options = Options(**chosen)
+    if options.chain_length is not None and options.seeding != "afk-mc2":
+        raise VqtoolError(f"`chain_length` is for `seeding` afk-mc2, not for {options.seeding}")
+    refuse_existing(output, force=force)
+    sources = [images] if isinstance(images, str | Path) else images
+    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device)
+    noise = rng.generator(seed, 0, stream=rng.SELECTION)
+    with _room(options.vectors * old.codebook.shape[1] * 4, options) as file:
+        vectors = sample_latents(
+            items, old, image_size, options.vectors, noise, file=file, on_error=on_error, progress=progress
+        )
+        if not len(vectors):
+            raise VqtoolError(f"none of the {len(items)} images could be read")
+        size = options.codebook_size or count_distinct(vectors.numpy(), old.codebook_size)
+        if options.codebook_size is None and 1 < size < old.codebook_size:
+            warn(f"{size} distinct vectors make {size} codes, not {old.codebook_size}: more images make more")
+        codebook = fit_codebook(
+            vectors,
+            size,
+            seeding=options.seeding,
+            noise=noise,
+            k_means=options.k_means or (None if file is None else "mini-batch"),
+            chain_length=options.chain_length,
+        )
+        new = with_codebook(old.cpu(), codebook)
+        before, after = measure_fit(vectors, old.codebook), measure_fit(vectors, new.codebook)
+        num_vectors = len(vectors)
+    record = history_record("codebook refit", inputs={"tokenizer": old.fingerprint}, seed=seed, vectors=num_vectors)
+    header = save_tokenizer(
+        output,
+        new,
+        parents={"tokenizer": old.fingerprint},
+        history=[*old.history, record],
+        summary={"before": vars(before), "after": vars(after)},
+        force=force,
+    )
+    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, len(items), image_size)
+
+
+def _find_source(
+    images: Sequence[str | Path],
+    grids: str | Path | None,
+    tokenizer: str | Path | None,
+    size: str | None,
+    device: str,
+) -> tuple[Tokenizer, list[ImageItem], tuple[int, int]]:
+    """The tokenizer to refit, the images to do it on, and their size (h, w)."""
+    if grids is None:
+        model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
+        check_refittable(model)
+        return model, find_images(images), parse_size(str(size or DEFAULT_SIZE))
+    if size is not None:
+        raise VqtoolError("`size` is that of the images that `grids` was made of: give one of them")
+    header, first, ids = read_beginning(Path(grids))
+    model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
+    check_refittable(model)
+    items = images_of(ids, find_images(images), str(grids))
+    check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids))
+    return model, items, header.image_size
+
+
+@contextmanager
+def _room(num_bytes: int, options: Options) -> Iterator[Path | None]:
+    """A place for vectors: None is memory, otherwise a file in a temporary folder."""
+    if num_bytes <= options.memory * GIB:
+        yield None
+        return
+    if options.k_means == "lloyd":
+        raise VqtoolError(
+            f"`k_means` lloyd needs the vectors in memory, and they take {num_bytes / GIB:.2f} GiB: "
+            "raise `memory`, take fewer `vectors`, or use `k_means` mini-batch"
+        )
+    with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
+        warn(f"up to {num_bytes / GIB:.2f} GiB of vectors go to {folder}, then k-means in mini-batches")
+        yield Path(folder) / "vectors"
