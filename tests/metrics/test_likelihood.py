@@ -127,7 +127,7 @@ def test_the_estimate_is_the_enumerated_bound_within_its_error_for_all_and_for_s
 
 
 @pytest.mark.parametrize(("num_steps", "times"), [(9, 2), (9, 4), (9, 9), (7, 6), (100, 16), (2, 2), (1, 1)])
-def test_step_1_is_always_looked_at_and_all_others_equally_often_with_an_even_shift(num_steps, times):
+def test_step_1_is_always_measured_and_all_others_equally_often_with_an_even_shift(num_steps, times):
     shifts = (torch.arange(3 * 5 * 7 * 99 * 8, dtype=torch.float64) + 0.5) / (3 * 5 * 7 * 99 * 8)
     chosen = choose_times(shifts, times, num_steps)
     assert chosen.shape == (len(shifts), times)
@@ -147,7 +147,7 @@ def test_two_standard_errors_cover_the_bound_in_95_of_100_runs(times):
     assert stats.binomtest(hits, len(runs), 0.9545).pvalue > FALSE_ALARM
 
 
-def test_parts_add_up_and_the_curve_holds_every_look():
+def test_parts_add_up_and_the_curve_holds_every_timestep_sample():
     prior = prior_of("absorbing", "linear", 9)
     result = measure(prior, 9, 500, seed=0)
     curve = result.curve
@@ -288,7 +288,7 @@ def test_one_grid_has_no_error_and_an_impossible_one_no_bound(tmp_path):
 def test_what_cannot_be_measured_is_refused(classes, tmp_path):
     prior, path = classes
     tokens = np.zeros((2, 4, 6))
-    with pytest.raises(VqtoolError, match="looked at 2 times at least"):
+    with pytest.raises(VqtoolError, match="at least 2 timesteps a grid"):
         measure_likelihood(prior, [path], times=1)
     with pytest.raises(MismatchError, match="has tokenizer fedcba9876543210, but the prior has tokenizer 0123"):
         measure_likelihood(prior, [write(tmp_path / "t.h5", prior, tokens, tokenizer_fingerprint="fedcba9876543210")])

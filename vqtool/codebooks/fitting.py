@@ -1,7 +1,7 @@
 """Fit a codebook to vectors: seeding and k-means, and how well codes fit.
 
-The new codes are where the encoder puts these images, so that all of them are used and the distance from vector to
-code falls. The decoder is not touched: codes move within the space that it has learned to decode.
+The codes are placed among the encoder's vectors of the images (ReFiT), so that all of them are used and the distance
+from vector to code falls. The decoder stays as it is: codes move within the space that it has learned to decode.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from vqtool.tokenizers.quantizers import nearest
 
 K_MEANS = ("lloyd", "mini-batch")
 MINI_BATCH_FROM = 200_000  # vectors from which mini-batch k-means is used unless told otherwise
-BLOCK_ROWS = 16384  # vectors that are looked at at once
+BLOCK_ROWS = 16384  # vectors that are compared with the codes at once
 
 
 @dataclass(frozen=True)

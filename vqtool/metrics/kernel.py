@@ -94,8 +94,8 @@ def kernel_distance(
 
     Returns:
         Mean, spread and standard error. The error is that of the delete-d jackknife, std^2 * m / (n - m) with n the
-        smaller side, plus std^2 / S for the finite number of subsets; for two sets of the same law it errs to the
-        large side, by up to sqrt(3).
+        smaller side, plus std^2 / S for the finite number of subsets; for two sets of the same law it is too large,
+        by a factor of up to sqrt(3).
 
     Raises:
         ValueError: a side has fewer than two rows, or the subsets do not fit into them.

@@ -1,16 +1,17 @@
 """How well a prior predicts token grids that it has not seen, in bits per token.
 
 What it does: measures the variational bound on -log p(x_0), an upper bound on the bits that a token costs. The
-stationary term is known in closed form, the decoder term (t = 1) is looked at for every grid, and the other looks are
-spread evenly over t = 2..T with one random shift a grid: unbiased, and every t once where there are T looks.
+stationary term is known in closed form. The sum over t is estimated from a few timestep samples a grid: one at t = 1
+(the decoder term), the others spread evenly over t = 2..T with one random shift a grid. The estimate is unbiased, and
+with T samples every t is measured once.
 When to use it: to compare priors over the same tokens (kernels, schedules, denoisers, losses) without sampling from
 them. It says nothing of pictures, and cannot compare priors of different tokenizers.
 Equation: bits = (KL(q(x_T | x_0) || stationary) + sum_t E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))) / (H W ln 2),
 the term of t = 1 being E[-log p(x_0 | x_1)], with p by the prior's own rule.
-Standard error: the deviation of the grids' estimates / sqrt(number of grids). The estimates are independent, each with
-its own t and its own noise, so what they differ by holds all three: the grids drawn, the t drawn and the noise. Grid i
-has the same t and noise under every prior of the same T and kernel, so two priors differ by less chance than each has.
-Cost: one denoiser call a look; memory does not grow with the number of grids.
+Standard error: the standard deviation of the grids' estimates / sqrt(number of grids). The estimates are independent,
+each with its own t and its own noise, so the error covers the choice of grids, of t and of noise. Grid i has the same t
+and noise under every prior of the same T and kernel: the difference of two priors has a smaller error than either.
+Cost: one denoiser call a timestep sample; memory does not grow with the number of grids.
 Source: Austin et al. 2021 (arXiv:2107.03006), equation 1; Gu et al. 2022 (arXiv:2111.14822), equation 9.
 """
 
@@ -32,7 +33,7 @@ from vqtool.metrics.score import Score
 from vqtool.priors import Prior
 from vqtool.progress import Progress, silent
 
-DEFAULT_TIMES = 16  # looks a grid
+DEFAULT_TIMES = 16  # timestep samples a grid
 MAX_BATCH = 64  # grids
 MAX_LOGITS = 1 << 25  # of a batch: 128 MiB
 
@@ -57,11 +58,11 @@ def step_bound(
 
 
 def choose_times(shifts: Tensor, times: int, num_steps: int) -> Tensor:
-    """The steps that each grid is looked at: 1, and the others spread evenly over 2..T.
+    """The timesteps at which each grid is measured: 1, and the others spread evenly over 2..T.
 
     Args:
         shifts: (B,) float64, uniform in [0, 1): one random shift a grid.
-        times: N looks a grid, in [1, T]; more than 1 unless T is 1.
+        times: N timesteps a grid, in [1, T]; more than 1 unless T is 1.
         num_steps: T.
 
     Returns:
@@ -73,7 +74,7 @@ def choose_times(shifts: Tensor, times: int, num_steps: int) -> Tensor:
 
 
 class _Mean:
-    """The mean of numbers that come in batches, and its standard error; elementwise, if they are in groups."""
+    """The mean of numbers that come in batches, and its standard error; one of each a group."""
 
     def __init__(self, groups: int = 1) -> None:
         self.count = torch.zeros(groups, dtype=torch.float64)
@@ -104,14 +105,14 @@ class Likelihood:
         num_grids: so far.
         total: of the bound, over grids.
         decoder: of its term of t = 1, over grids.
-        steps: of its terms, over looks, by t: (T + 1,); entry 0 is not used.
+        steps: of its terms, over timestep samples, by t: (T + 1,); entry 0 is not used.
         stationary: of its stationary term, the same for every grid.
     """
 
     def __init__(self, prior: Prior, *, times: int = DEFAULT_TIMES, seed: int = 0) -> None:
         self.times = min(times, prior.kernel.num_steps)
         if self.times < min(2, prior.kernel.num_steps):
-            raise VqtoolError(f"--times {times}: a grid has to be looked at 2 times at least, t = 1 being one of them")
+            raise VqtoolError(f"`times` {times}: at least 2 timesteps a grid are needed, one of which is t = 1")
         self.num_grids = 0
         self.total, self.decoder, self.steps = _Mean(), _Mean(), _Mean(prior.kernel.num_steps + 1)
         self.stationary = float(stationary_term(torch.zeros(1, 1, 1, dtype=torch.int64), prior.kernel)) / math.log(2)
@@ -128,21 +129,21 @@ class Likelihood:
         weights = torch.full((self.times,), (kernel.num_steps - 1) / max(1, self.times - 1), dtype=torch.float64)
         weights[0] = 1.0
         total = torch.full((len(x_0),), self.stationary, dtype=torch.float64)
-        for look, weight in enumerate(weights):
-            t = times[:, look]
-            noise = rng.uniform(self._seed, numbers, 1 + look, tuple(x_0.shape[1:]), stream=rng.LIKELIHOOD)
+        for index, weight in enumerate(weights):
+            t = times[:, index]
+            noise = rng.uniform(self._seed, numbers, 1 + index, tuple(x_0.shape[1:]), stream=rng.LIKELIHOOD)
             clean, noisy, now = (tensor.to(prior.device) for tensor in (x_0, kernel.sample(x_0, t, noise), t))
             bits = step_bound(prior, clean, noisy, now, encoded).cpu() / (x_0[0].numel() * math.log(2))
             total += weight * bits
             self.steps.add(bits, t)
-            if look == 0:
+            if index == 0:
                 self.decoder.add(bits)
         self.total.add(total)
         self.num_grids += len(x_0)
 
     @property
     def curve(self) -> dict[str, list[Any]]:
-        """By t, of those looked at: t, looks, bits_per_token and standard_errors; what is not finite is None."""
+        """By t, of those sampled: t, looks (how many samples), bits_per_token, standard_errors; None if not finite."""
         seen = self.steps.count > 0
         numbers = {"bits_per_token": self.steps.value, "standard_errors": self.steps.standard_error}
         return {
@@ -169,7 +170,7 @@ def measure_likelihood(
     Args:
         prior: its device does the work.
         sources: files of grids, or "-" for standard input.
-        times: looks a grid, at least 2; T or more for every t once.
+        times: timestep samples a grid, at least 2; T or more for every t once.
         conditional: whether the prior is told the labels or captions of the grids.
         seed: of all noise.
         progress: shows how far it is.
@@ -177,7 +178,7 @@ def measure_likelihood(
     Raises:
         FormatError: not token grids, or damaged.
         MismatchError: grids of another tokenizer or size than the prior's.
-        VqtoolError: no grids, an unknown label, or too few looks.
+        VqtoolError: no grids, an unknown label, or too few timesteps.
     """
     likelihood = Likelihood(prior, times=times, seed=seed)
     size = prior.grid_spec.grid_size

@@ -1,4 +1,4 @@
-"""Pictures of scores. The only module that needs matplotlib, of the extra vqtool[eval], and only when one is asked for.
+"""Plots of scores as PNG files: the only module that needs matplotlib, and only when a plot is asked for.
 
 The same numbers give the same bytes: no date and no version is written, and no global setting of matplotlib is touched.
 """
@@ -77,23 +77,23 @@ def bars(curve: Mapping[str, list[Any]]) -> tuple[NDArray[np.float64], NDArray[n
     """The curve as at most MAX_BARS bars over equally many steps, but t = 1, the decoder, by itself.
 
     Args:
-        curve: t, looks, bits_per_token and standard_errors of each t looked at.
+        curve: t, looks (samples of that t), bits_per_token and standard_errors.
 
     Returns:
-        The edges (n + 1,), and for each bar the mean of its looks and the standard error of that (n,), 0 if not known.
+        The edges (n + 1,), and of each bar the mean of its samples and its standard error (n,), 0 if not known.
     """
-    t, looks, bits, errors = (
+    t, samples, bits, errors = (
         np.array([np.nan if x is None else x for x in curve[name]], dtype=np.float64)
         for name in ("t", "looks", "bits_per_token", "standard_errors")
     )
     width = max(1, -(-int(t[-1] - 1) // (MAX_BARS - 1)))
     bar = np.where(t == 1, 0, 1 + (t - 2) // width).astype(np.int64)
-    count = np.bincount(bar, looks)
+    count = np.bincount(bar, samples)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(bar, looks * bits) / count
-        # What the looks of a bar differ by: their noise at each t, and the slope of the curve from t to t.
-        inside = np.where(looks > 1, np.nan_to_num(errors) ** 2 * looks * (looks - 1), 0.0)
-        squares = np.bincount(bar, inside + looks * (bits - mean[bar]) ** 2)
+        mean = np.bincount(bar, samples * bits) / count
+        # The variance in a bar is that of the noise at each t and that of the means of its t.
+        inside = np.where(samples > 1, np.nan_to_num(errors) ** 2 * samples * (samples - 1), 0.0)
+        squares = np.bincount(bar, inside + samples * (bits - mean[bar]) ** 2)
         error = np.sqrt(squares / count / (count - 1))
     last = np.minimum(1.5 + width * np.arange(1, len(mean)), t[-1] + 0.5)
     return np.concatenate([[0.5, 1.5], last]), mean, np.where(np.isfinite(error), error, 0.0)
