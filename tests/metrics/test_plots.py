@@ -61,7 +61,7 @@ def test_the_same_curve_gives_the_same_small_picture_and_is_not_overwritten(tmp_
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert not set(image.info) & {"Software", "Creation Time"}
-    with pytest.raises(VqtoolError, match="--force"):
+    with pytest.raises(VqtoolError, match="`force`"):
         plots.plot_curve(some, tmp_path / "a.png")
     plots.plot_curve(some, tmp_path / "a.png", force=True)
 
