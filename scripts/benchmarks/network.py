@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from benchmarks import Row, race
 from benchmarks.dense import dense_logits
 from vqtool.denoisers import vq_diffusion
-from vqtool.denoisers.vq_diffusion import Config, VqDiffusion
+from vqtool.denoisers.vq_diffusion import Config, Network
 from vqtool.interop.diffusers import _transformer_settings, names_of
 
 BATCH, SIZE, TOKENS, STEPS = 8, (16, 16), 1024, 100
@@ -20,7 +20,7 @@ GROUP = 4  # rows that pass together: two grids, with the text and without, as i
 FEW = 16  # cells a grid, as `ancestral` asks for at 100 steps
 
 
-def _network(num_layers: int, width: int, num_heads: int) -> VqDiffusion:
+def _network(num_layers: int, width: int, num_heads: int) -> Network:
     config = Config(
         TOKENS, SIZE, STEPS, num_layers, width, num_heads, text_width=TEXT_WIDTH, text_length=TEXT_LENGTH,
         learned_null=False,
@@ -29,7 +29,7 @@ def _network(num_layers: int, width: int, num_heads: int) -> VqDiffusion:
     return vq_diffusion.Network(config).eval().requires_grad_(False)
 
 
-def to_diffusers(network: VqDiffusion) -> Transformer2DModel:
+def to_diffusers(network: Network) -> Transformer2DModel:
     """The same weights in diffusers' network."""
     settings = {k: v for k, v in _transformer_settings(network.config).items() if not k.startswith("_")}
     model = Transformer2DModel(**settings).eval()
