@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional
 
 from vqtool.errors import VqtoolError
-from vqtool.tokenizers import Tokenizer
-from vqtool.tokenizers.quantizers import QUANTIZERS, _lookup, build, highest, nearest
+from vqtool.options import options_of, read_options
+from vqtool.tokenizers import Tokenizer, quantizers
+from vqtool.tokenizers.quantizers import _lookup, build, highest, nearest
 from vqtool.tokenizers.quantizers._gradients import pass_gradient
 from vqtool.tokenizers.quantizers._placed import k_means, pick, seeds
-from vqtool.tokenizers.quantizers.ema import EmaQuantizer
 from vqtool.tokenizers.quantizers.lfq import _mean
 from vqtool.tokenizers.vqvae import VqVaeConfig
 
@@ -69,7 +69,7 @@ def test_no_vectors_have_no_tokens():
 def quantizer(codes, counts, *, decay=0.75, **rest):
     """A quantizer with codes (K, D) that were chosen so often."""
     codes = torch.tensor(codes)
-    result = EmaQuantizer(*codes.shape, decay=decay, **rest)
+    result = build("ema", *codes.shape, decay=decay, **{"k_means": 0, **rest})
     result.counts.copy_(torch.tensor(counts))
     result.use.copy_(result.counts)
     result.codebook.copy_(codes)
@@ -115,20 +115,20 @@ def test_a_code_that_nobody_chooses_is_moved_onto_a_latent_of_the_batch():
     assert books.counts.tolist() == pytest.approx([2.5, 2.0])  # as if the moved code had its even share
 
 
-def test_no_code_is_moved_when_revival_is_off_or_the_code_is_in_use():
+def test_no_code_is_moved_when_restart_is_off_or_the_code_is_in_use():
     latents = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
-    for count, revive in ((0.08, False), (0.2, True)):
+    for count, restart in ((0.08, False), (0.2, True)):
         books = quantizer([[0.0], [100.0]], [2.0, count])
-        books(latents, torch.tensor([0.0, 0.6]), revive=revive)
+        books(latents, torch.tensor([0.0, 0.6]), restart=restart)
         assert books.codebook[1].item() == pytest.approx(100.0)
 
 
 def test_codes_start_on_latents_drawn_by_their_squared_distances():
     """k-means++ by hand. Of 0, 1, 3 the pick .5 takes number 1.5, rounded down: 1. Squared distances 1, 0, 4 reach up
     to 1, 1, 5: the pick .1 stands for .5 and takes 0; then 0, 0, 4 are left, and any pick takes 3."""
-    books = EmaQuantizer(3, 1)
+    books = build("ema", 3, 1, k_means=0)
     codes, tokens, _ = books(
-        torch.tensor([0.0, 1.0, 3.0]).reshape(1, 1, 3, 1), torch.tensor([0.5, 0.1, 0.0]), revive=False
+        torch.tensor([0.0, 1.0, 3.0]).reshape(1, 1, 3, 1), torch.tensor([0.5, 0.1, 0.0]), restart=False
     )
     assert books.is_ready()
     assert codes.flatten().tolist() == [0.0, 1.0, 3.0]
@@ -137,7 +137,7 @@ def test_codes_start_on_latents_drawn_by_their_squared_distances():
 
 
 def test_fewer_distinct_latents_than_codes_still_place_a_codebook():
-    books = EmaQuantizer(5, 2)
+    books = build("ema", 5, 2, k_means=0)
     codes, _, _ = books(torch.ones(1, 2, 2, 2), torch.rand(5))
     assert torch.equal(codes, torch.ones(1, 2, 2, 2))
     assert books.codebook.isfinite().all()
@@ -154,7 +154,7 @@ def test_codes_settle_on_the_means_of_clusters():
     """Four clusters of deviation 0.01: after 300 batches every code is within 0.01 of a centre, and all are in use."""
     noise = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    books = EmaQuantizer(4, 2, decay=0.9)
+    books = build("ema", 4, 2, k_means=0, decay=0.9)
     for _ in range(300):
         chosen = torch.randint(4, (64,), generator=noise)
         latents = centres[chosen] + 0.01 * torch.randn(64, 2, generator=noise)
@@ -286,7 +286,7 @@ def test_a_dead_gradient_code_is_moved_before_the_batch_is_quantised():
     decay = 0.05 ** (2 / 100)  # falls to the share of the dead while an even code gets 100 latents
     assert books.use.tolist() == pytest.approx([decay * 2 + (1 - decay) * 1, decay * 2 + (1 - decay) * 3])
     books.use[1] = 0.08
-    books(latents + 50, torch.tensor([0.0, 0.6]), revive=False)
+    books(latents + 50, torch.tensor([0.0, 0.6]), restart=False)
     assert books.codebook.flatten().tolist() == [0.0, 3.0]
 
 
@@ -315,8 +315,8 @@ def test_k_means_starts_codes_on_the_means_that_scikit_learn_finds():
     expected = KMeans(7, init=seeds(flat, picks).numpy(), n_init=1, max_iter=300, tol=0).fit(flat.numpy())
     found = k_means(flat, picks, 100)
     assert np.allclose(found.numpy(), expected.cluster_centers_, atol=1e-5)
-    books = EmaQuantizer(7, 3, k_means_steps=100, decay=1.0)
-    books(flat.view(2, 10, 10, 3), torch.rand(7, generator=torch.Generator().manual_seed(1)), revive=False)
+    books = build("ema", 7, 3, k_means=100, decay=1.0)
+    books(flat.view(2, 10, 10, 3), torch.rand(7, generator=torch.Generator().manual_seed(1)), restart=False)
     assert books.counts.tolist() == pytest.approx([200 / 7] * 7)  # an even use, until they are followed
 
 
@@ -342,7 +342,7 @@ def test_levels_are_the_middles_of_equal_intervals():
 
 def test_signs_are_the_corners_of_a_cube_and_their_entropy_is_that_of_all_codes():
     """Against sums over all corners: p(c | z) of exp(-|z - c|^2 / tau)."""
-    books = build("lfq", 8, 3, temperature=0.7)
+    books = build("lfq", 8, 3, entropy_temperature=0.7)
     noise = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 2, 2, 3, generator=noise, dtype=torch.float64).requires_grad_()
     codes, tokens, losses = books(latents, NO_PICKS)
@@ -384,13 +384,20 @@ def test_lfq_of_many_dimensions_needs_no_table():
     assert losses["entropy"].isfinite()
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+def shape_of(name):
+    """(K, D) of a small codebook and the options that make it, of any quantizer."""
+    options = {"levels": (5, 3, 2)} if "levels" in quantizers.option_names(name) else {}
+    options |= {"code_dim": 5} if "code_dim" in quantizers.option_names(name) else {}
+    return *quantizers.choose_options(name, options).shape(32, 5), options
+
+
+@pytest.mark.parametrize("name", quantizers.NAMES)
 def test_a_tokenizer_finds_the_tokens_and_codes_that_the_quantizer_trained_with(name):
     """Contract of all: lookup and codebook of the finished tokenizer give what the quantizer gave."""
-    size, dim, options = {"fsq": (30, 3, {"levels": (5, 3, 2)}), "lfq": (32, 5, {})}.get(name, (24, 5, {}))
+    size, dim, options = shape_of(name)
     torch.manual_seed(0)
     config = VqVaeConfig(size, dim, channels=(16, 16), encoder_blocks=(0, 1), decoder_blocks=(1, 0))
-    tokenizer = Tokenizer(config, lookup=QUANTIZERS[name].lookup)
+    tokenizer = Tokenizer(config, lookup=quantizers.find(name).Quantizer.lookup)
     books = build(name, size, dim, **options)
     latents = tokenizer.latents(8 * torch.randn(4, 3, 16, 16)).detach()
     books(latents, torch.rand(size))
@@ -399,13 +406,13 @@ def test_a_tokenizer_finds_the_tokens_and_codes_that_the_quantizer_trained_with(
     tokenizer.codebook.copy_(books.effective_codebook().detach())
     assert torch.equal(tokenizer.look_up(latents.flatten(0, 2)).view_as(tokens), tokens)
     assert torch.allclose(tokenizer.codebook[tokens], codes)
-    assert tuple(losses) == QUANTIZERS[name].terms
+    assert losses.keys() == books.weights.keys()
     assert len(tokens.unique()) > 4
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", quantizers.NAMES)
 def test_a_saved_quantizer_goes_on_as_it_would_have(name):
-    size, dim, options = {"fsq": (30, 3, {"levels": (5, 3, 2)}), "lfq": (32, 5, {})}.get(name, (24, 5, {}))
+    size, dim, options = shape_of(name)
     one, other = (build(name, size, dim, **options) for _ in range(2))
     noise = torch.Generator().manual_seed(0)
 
@@ -423,15 +430,37 @@ def test_a_saved_quantizer_goes_on_as_it_would_have(name):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("none", 4, 2), {}, "'none': known are"),
-        (("fsq", 4, 2), {"levels": (3, 2)}, "levels .* do not make 4 codes of 2 numbers"),
-        (("fsq", 2, 2), {"levels": (2, 1)}, "levels .* do not make"),
-        (("lfq", 6, 2), {}, "6 codes are not the 4 corners"),
-        (("ema", 4, 2), {"gradient": "none"}, "gradient is 'none'"),
-        (("lfq", 4, 2), {"gradient": "rotation"}, "lfq does not take"),
-        (("simvq", 4, 2), {"dead_share": 0.1}, "simvq does not take"),
+        (("none", 4, 2), {}, "unknown quantizer 'none': known are ema"),
+        (("fsq", 2, 2), {"levels": (2, 1)}, "`levels` 1: must be 2 or more"),
+        (("ema", 4, 2), {"gradient": "none"}, "`gradient` none: unknown; known are straight-through, rotation"),
+        (("lfq", 4, 2), {"gradient": "rotation"}, "`gradient` is for `quantizer` ema, vq, cosine, simvq, not for lfq"),
+        (("simvq", 4, 2), {"restart": False}, "`restart` is for `quantizer` ema, vq, cosine, not for simvq"),
     ],
 )
-def test_what_no_quantizer_can_be_is_an_error_of_the_caller(arguments, options, message):
-    with pytest.raises((ValueError, VqtoolError), match=message):
+def test_what_a_quantizer_does_not_take_is_an_error_that_says_who_does(arguments, options, message):
+    with pytest.raises(VqtoolError, match=message):
         build(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("fsq", 4, 2), {"levels": (3, 2)}, "levels .* do not make 4 codes of 2 numbers"),
+        (("lfq", 6, 2), {}, "6 codes are not the 4 corners"),
+    ],
+)
+def test_a_codebook_of_another_shape_is_an_error_of_the_caller(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", quantizers.NAMES)
+def test_what_a_quantizer_states_is_read_from_its_file_and_weighs_its_terms(name):
+    """Contract of all: options are stated by `option`, and no restart means that codes stay where they are."""
+    stated = read_options(f"tokenizers/quantizers/{name}.py")
+    assert [each.name for each in stated] == [each.name for each in options_of(quantizers.find(name).Options)]
+    assert {each.name for each in stated} == quantizers.option_names(name)
+    size, dim, options = shape_of(name)
+    weighed = [each.name for each in stated if each.name in ("commitment", "codebook_weight", "entropy")]
+    books = build(name, size, dim, **options, **{part: 10.0 + i for i, part in enumerate(weighed)})
+    assert sorted(books.weights.values()) == [10.0 + i for i in range(len(weighed))]

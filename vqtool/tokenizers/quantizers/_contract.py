@@ -1,11 +1,27 @@
 """What a quantizer is while it learns."""
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
+from vqtool.options import Checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerOptions(Checked):
+    """What a quantizer can be told; each states its own."""
+
+    def shape(self, codebook_size: int, code_dim: int) -> tuple[int, int]:
+        """(K, D) of its codebook, for a network that is made for `codebook_size` codes of `code_dim` numbers.
+
+        Raises:
+            VqtoolError: it has no such codebook.
+        """
+        return codebook_size, code_dim
 
 
 class Quantized(NamedTuple):
@@ -19,20 +35,30 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """Latents -> codes, with whatever of the codes is learned.
 
-    A subclass is made from (codebook_size, code_dim) and its options by name.
+    A subclass is made from (codebook_size, code_dim, options).
     """
 
     lookup: ClassVar[str] = "nearest"  # of the tokenizer that it ends in: says how latents are bounded, too
-    options: ClassVar[tuple[str, ...]] = ()  # that its constructor takes by name
-    terms: ClassVar[tuple[str, ...]] = ()  # of the loss
+    weights: Mapping[str, float]  # name -> weight of each term of the loss
 
-    def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
+    def __init__(self, codebook_size: int, code_dim: int, options: Any) -> None:
+        """A quantizer without content.
+
+        Args:
+            codebook_size: K.
+            code_dim: D.
+            options: of the file's dataclass.
+        """
+        super().__init__()
+        self.codebook_size, self.code_dim, self.options, self.weights = codebook_size, code_dim, options, {}
+
+    def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
         """Quantise, and in training mode learn what is not learned by gradients.
 
         Args:
             latents: (B, H, W, D) as `Tokenizer.latents` makes them with this lookup.
             picks: (K,) uniform noise in [0, 1), the same in all processes: which latents codes are placed on.
-            revive: whether codes that nobody chooses are moved onto latents of this batch.
+            restart: whether dead codes, which no latent chooses, may be moved onto latents of this batch.
 
         Returns:
             Codes, tokens and loss terms.

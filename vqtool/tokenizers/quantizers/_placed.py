@@ -1,61 +1,75 @@
-"""A codebook that starts on data and does not collapse: k-means initialisation, and revival of dead codes.
+"""A codebook that starts on data and does not collapse: k-means initialisation, and restart of dead codes.
 
 Equation: at first codes are latents of the batch, far from each other (k-means++), moved to the means of those nearest
 to them a few times. Later the use of each code is followed by a running mean; a code below a share of an even use is
 put on a latent of the batch. How long the mean remembers depends on how many latents a batch has for each code.
-Source: revival as in Jukebox (Dhariwal et al. 2020, arXiv:2005.00341); k-means: Lancucki et al. 2020
+Source: restart as in Jukebox (Dhariwal et al. 2020, arXiv:2005.00341); k-means: Lancucki et al. 2020
 (arXiv:2005.08520); its seeding: Arthur and Vassilvitskii 2007.
 """
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vqtool import distributed
-from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer
-from vqtool.tokenizers.quantizers._gradients import GRADIENTS, pass_gradient
+from vqtool.options import option
+from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer, QuantizerOptions
+from vqtool.tokenizers.quantizers._gradients import pass_gradient
 from vqtool.tokenizers.quantizers._lookup import nearest
 
+DEAD_SHARE = 0.05  # a code with less than this share of an even use is dead
 PATIENCE = 100  # latents that an even code gets before one that gets none is dead
 SHORTEST_MEMORY = 0.9  # decay of the running mean, however many latents there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedOptions(QuantizerOptions):
+    """What quantizers with a codebook that is placed on data can be told."""
+
+    codebook_size: int | None = option(None, "How many codes.", shown="the network's", minimum=2, flag="-K")
+    code_dim: int | None = option(None, "Numbers in a code.", shown="the network's", minimum=1)
+    gradient: str = option(
+        "straight-through",
+        "How the gradient of a code becomes one of its latent.",
+        choices="tokenizers/quantizers/_gradients.py:GRADIENTS",
+    )
+    k_means: int = option(10, "Steps of k-means that codes start with; 0 starts on single latents.", minimum=0)
+    commitment: float = option(0.25, "Weight of the pull of latents to their codes.", minimum=0)
+
+    def shape(self, codebook_size: int, code_dim: int) -> tuple[int, int]:
+        """(K, D): what is asked for, else the network's."""
+        return self.codebook_size or codebook_size, self.code_dim or code_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartOptions(PlacedOptions):
+    """What those of them with dead codes can be told."""
+
+    restart: bool = option(True, "Move dead codes, which no latent chooses, onto latents.")
 
 
 class PlacedQuantizer(Quantizer):
     """The nearest code of a codebook that is placed on data; subclasses say what the codes are and how they learn."""
 
-    options: ClassVar[tuple[str, ...]] = ("gradient", "k_means_steps")
-    terms: ClassVar[tuple[str, ...]] = ("commitment", "codebook")
     ready: Tensor  # () whether the codebook has been placed on data
 
-    def __init__(
-        self, codebook_size: int, code_dim: int, *, gradient: str = "straight-through", k_means_steps: int = 0
-    ) -> None:
-        """A quantizer without content.
-
-        Args:
-            codebook_size: K.
-            code_dim: D.
-            gradient: one of GRADIENTS.
-            k_means_steps: of Lloyd's algorithm on the first batch; 0 leaves codes on single latents of it.
-        """
-        super().__init__()
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}, known are {GRADIENTS}")
-        self.codebook_size, self.code_dim = codebook_size, code_dim
-        self.gradient, self.k_means_steps = gradient, k_means_steps
+    def __init__(self, codebook_size: int, code_dim: int, options: PlacedOptions) -> None:
+        """See Quantizer."""
+        super().__init__(codebook_size, code_dim, options)
+        self.weights = {"commitment": options.commitment}
         self.register_buffer("ready", torch.tensor(False))
 
-    def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
+    def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
         """See Quantizer; loss terms "commitment", which moves latents, and "codebook", if gradients move the codes."""
         flat = latents.detach().reshape(-1, self.code_dim).float()
         if self.training:
             with torch.no_grad():
                 if not self.ready:
-                    codes = k_means(distributed.gather(flat), picks, self.k_means_steps)
+                    codes = k_means(distributed.gather(flat), picks, self.options.k_means)
                     self.place(codes, even_use(flat, self.codebook_size))
                     self.ready.fill_(True)
-                self.prepare(flat, picks, revive=revive)
+                self.prepare(flat, picks, restart=restart)
         codebook = self.effective_codebook()
         tokens = nearest(flat, codebook.detach())
         codes = codebook[tokens].view_as(latents)
@@ -64,8 +78,8 @@ class PlacedQuantizer(Quantizer):
             losses["codebook"] = (codes - latents.detach()).square().mean()
         if self.training:
             with torch.no_grad():
-                self.follow(flat, tokens, picks, revive=revive)
-        passed = pass_gradient(latents, codes, self.gradient)
+                self.follow(flat, tokens, picks, restart=restart)
+        passed = pass_gradient(latents, codes, self.options.gradient)
         return Quantized(passed, tokens.view(latents.shape[:-1]), losses)
 
     def is_ready(self) -> bool:
@@ -82,41 +96,34 @@ class PlacedQuantizer(Quantizer):
         """Start on these codes (K, D); an even use of them would be `even` latents a batch."""
         raise NotImplementedError
 
-    def prepare(self, flat: Tensor, picks: Tensor, *, revive: bool) -> None:
+    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
         """What is done before latents (N, D) are quantised."""
 
-    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
         """What is learned of latents (N, D) and their tokens (N,) without gradients."""
 
 
-class RevivedQuantizer(PlacedQuantizer):
-    """One that knows which of its codes nobody chooses."""
+class RestartedQuantizer(PlacedQuantizer):
+    """One that knows which of its codes are dead."""
 
-    options: ClassVar[tuple[str, ...]] = (*PlacedQuantizer.options, "dead_share")
     use: Tensor  # (K,) running mean of how many latents of a batch chose each code
 
-    def __init__(self, codebook_size: int, code_dim: int, *, dead_share: float = 0.05, **options: Any) -> None:
-        """A quantizer without content.
-
-        Args:
-            codebook_size: K.
-            code_dim: D.
-            dead_share: a code with less than this share of an even use is dead.
-            **options: see PlacedQuantizer.
-        """
-        super().__init__(codebook_size, code_dim, **options)
-        self.dead_share = dead_share
+    def __init__(self, codebook_size: int, code_dim: int, options: RestartOptions) -> None:
+        """See Quantizer."""
+        super().__init__(codebook_size, code_dim, options)
         self.register_buffer("use", torch.ones(codebook_size))
 
     def watch(self, counts: Tensor, even: float) -> None:
         """Take the counts (K,) of a batch into account."""
-        # A code that is not chosen any more falls to dead_share in the steps that give an even code PATIENCE latents.
-        decay = max(SHORTEST_MEMORY, self.dead_share ** (even / PATIENCE))
+        # A code that is not chosen any more falls to DEAD_SHARE in the steps that give an even code PATIENCE latents.
+        decay = max(SHORTEST_MEMORY, DEAD_SHARE ** (even / PATIENCE))
         self.use.lerp_(counts, 1 - decay)
 
-    def bury(self, even: float) -> Tensor:
-        """(K,) bool: which codes are dead; they start anew with an even use."""
-        dead = self.use < self.dead_share * even
+    def find_dead(self, even: float) -> Tensor:
+        """(K,) bool: which codes are dead and to be restarted, which counts as an even use of them."""
+        if not self.options.restart:
+            return torch.zeros_like(self.use, dtype=torch.bool)
+        dead = self.use < DEAD_SHARE * even
         self.use.masked_fill_(dead, even)
         return dead
 

@@ -7,15 +7,24 @@ Equation: c = v / |v| of a learned v; loss terms as in VQ, of z and c of length 
 Source: Yu et al. 2021, ViT-VQGAN (arXiv:2110.04627), section 3.2; LlamaGen (arXiv:2406.06525).
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from vqtool.tokenizers.quantizers.vq import VqQuantizer
+from vqtool.options import option
+from vqtool.tokenizers.quantizers import vq
 
 
-class CosineQuantizer(VqQuantizer):
+@dataclass(frozen=True, kw_only=True)
+class Options(vq.Options):
+    """What it can be told."""
+
+    code_dim: int | None = option(8, "Numbers in a code.", minimum=1)  # the fewer, the better codes stay in use
+
+
+class Quantizer(vq.Quantizer):
     """Codes that are the directions of parameters."""
 
     lookup: ClassVar[str] = "cosine"

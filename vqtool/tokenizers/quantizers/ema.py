@@ -7,34 +7,32 @@ Loss terms: commitment, mean (z - sg[c])^2.
 Source: van den Oord et al. 2017 (arXiv:1711.00937), appendix A.1.
 """
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vqtool.tokenizers.quantizers._placed import RevivedQuantizer, count, even_use, pick
+from vqtool.options import option
+from vqtool.tokenizers.quantizers._placed import RestartedQuantizer, RestartOptions, count, even_use, pick
 
 
-class EmaQuantizer(RevivedQuantizer):
+@dataclass(frozen=True, kw_only=True)
+class Options(RestartOptions):
+    """What it can be told."""
+
+    decay: float = option(0.99, "Of the running means, a step.", minimum=0, maximum=1, advanced=True)
+
+
+class Quantizer(RestartedQuantizer):
     """Codes that are running means of the latents that chose them."""
 
-    options: ClassVar[tuple[str, ...]] = (*RevivedQuantizer.options, "decay")
-    terms: ClassVar[tuple[str, ...]] = ("commitment",)
     codebook: Tensor  # (K, D)
     counts: Tensor  # (K,) running mean of how many latents of a batch chose each code
     sums: Tensor  # (K, D) running mean of their sum
 
-    def __init__(self, codebook_size: int, code_dim: int, *, decay: float = 0.99, **options: Any) -> None:
-        """A quantizer without content.
-
-        Args:
-            codebook_size: K.
-            code_dim: D.
-            decay: of the running means, a step.
-            **options: see RevivedQuantizer.
-        """
-        super().__init__(codebook_size, code_dim, **options)
-        self.decay = decay
+    def __init__(self, codebook_size: int, code_dim: int, options: Options) -> None:
+        """See the contract."""
+        super().__init__(codebook_size, code_dim, options)
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
@@ -50,15 +48,15 @@ class EmaQuantizer(RevivedQuantizer):
         self.counts.fill_(even)
         self.sums.copy_(codes * even)
 
-    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
         """Move the running means; dead codes go onto latents of this batch, as if they had their even use."""
         counts, sums = count(flat, tokens, self.codebook_size)
         even = even_use(flat, self.codebook_size)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        self.counts.lerp_(counts, 1 - self.options.decay)
+        self.sums.lerp_(sums, 1 - self.options.decay)
         self.watch(counts, even)
-        if revive:
-            dead = self.bury(even)
+        if restart:
+            dead = self.find_dead(even)
             self.counts.masked_fill_(dead, even)
             self.sums.copy_(torch.where(dead[:, None], pick(flat, picks) * even, self.sums))
         self.codebook.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])

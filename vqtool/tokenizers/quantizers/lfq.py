@@ -11,41 +11,56 @@ as large or larger.
 Source: Yu et al. 2023, MAGVIT-v2 (arXiv:2310.05737), section 3.1.
 """
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vqtool import distributed
-from vqtool.tokenizers.quantizers._contract import Quantized, Quantizer
+from vqtool.errors import VqtoolError
+from vqtool.options import option
+from vqtool.tokenizers.quantizers import _contract
+from vqtool.tokenizers.quantizers._contract import Quantized
 from vqtool.tokenizers.quantizers._gradients import pass_gradient
 
 GROUP_DIMENSIONS = 10  # whose corners are enumerated together
 
 
-class LfqQuantizer(Quantizer):
+@dataclass(frozen=True, kw_only=True)
+class Options(_contract.QuantizerOptions):
+    """What it can be told."""
+
+    codebook_size: int | None = option(None, "How many codes.", shown="the network's", minimum=2, flag="-K")
+    commitment: float = option(0.25, "Weight of the pull of latents to their codes.", minimum=0)
+    entropy: float = option(0.1, "Weight of the entropy term.", minimum=0)
+    entropy_temperature: float = option(
+        1.0, "Of the probabilities in the entropy term; the smaller, the closer to 0 it looks.", above=0, advanced=True
+    )
+
+    def shape(self, codebook_size: int, code_dim: int) -> tuple[int, int]:
+        """(K, D): D doublings make K codes."""
+        size = self.codebook_size or codebook_size
+        dim = size.bit_length() - 1
+        if size != 2**dim:
+            raise VqtoolError(f"`codebook_size` {size}: `quantizer` lfq needs a power of two, such as {2**dim}")
+        return size, dim
+
+
+class Quantizer(_contract.Quantizer):
     """Codes that are corners of a cube."""
 
-    options: ClassVar[tuple[str, ...]] = ("temperature",)
-    terms: ClassVar[tuple[str, ...]] = ("commitment", "entropy")
     strides: Tensor  # (D,) int64: what a positive number in each dimension adds to the token
 
-    def __init__(self, codebook_size: int, code_dim: int, *, temperature: float = 1.0) -> None:
-        """A cube.
-
-        Args:
-            codebook_size: K = 2^D.
-            code_dim: D.
-            temperature: of the probabilities in the entropy term; the smaller, the closer to 0 it looks.
-        """
-        super().__init__()
+    def __init__(self, codebook_size: int, code_dim: int, options: Options) -> None:
+        """See the contract."""
+        super().__init__(codebook_size, code_dim, options)
         if codebook_size != 2**code_dim:
             raise ValueError(f"{codebook_size} codes are not the {2**code_dim} corners of {code_dim} dimensions")
-        self.temperature = temperature
+        self.weights = {"commitment": options.commitment, "entropy": options.entropy}
         self.register_buffer("strides", 2 ** torch.arange(code_dim).flip(0), persistent=False)
 
-    def forward(self, latents: Tensor, picks: Tensor, *, revive: bool = True) -> Quantized:
+    def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
         """See Quantizer; loss terms "commitment" and "entropy"."""
         codes = torch.where(latents.detach() > 0, 1.0, -1.0)
         tokens = ((codes > 0) * self.strides).sum(-1)
@@ -55,7 +70,9 @@ class LfqQuantizer(Quantizer):
 
     def entropy(self, flat: Tensor) -> Tensor:
         """Mean entropy of the codes of one latent, less that of the codes of all: flat (N, D) -> ()."""
-        logits = 4 * flat / self.temperature  # of a positive sign: (|z + 1|^2 - |z - 1|^2) / temperature
+        logits = (
+            4 * flat / self.options.entropy_temperature
+        )  # of a positive sign: (|z + 1|^2 - |z - 1|^2) / temperature
         one: Tensor = functional.softplus(logits) - logits * torch.sigmoid(logits)  # (N, D), of each sign
         # A code's probability is the product over its signs: entropies of one latent add up.
         return one.sum(-1).mean() - sum(

@@ -7,20 +7,29 @@ and its heirs have beta on the codebook's term instead.
 Source: van den Oord et al. 2017 (arXiv:1711.00937), equation 3.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vqtool.tokenizers.quantizers._placed import RevivedQuantizer, count, even_use, pick
+from vqtool.options import option
+from vqtool.tokenizers.quantizers._placed import RestartedQuantizer, RestartOptions, count, even_use, pick
 
 
-class VqQuantizer(RevivedQuantizer):
+@dataclass(frozen=True, kw_only=True)
+class Options(RestartOptions):
+    """What it can be told."""
+
+    codebook_weight: float = option(1.0, "Weight of the pull of codes to their latents.", minimum=0)
+
+
+class Quantizer(RestartedQuantizer):
     """Codes that are parameters."""
 
-    def __init__(self, codebook_size: int, code_dim: int, **options: Any) -> None:
-        """See RevivedQuantizer."""
-        super().__init__(codebook_size, code_dim, **options)
+    def __init__(self, codebook_size: int, code_dim: int, options: Options) -> None:
+        """See the contract."""
+        super().__init__(codebook_size, code_dim, options)
+        self.weights = {"commitment": options.commitment, "codebook": options.codebook_weight}
         self.codebook = nn.Parameter(torch.zeros(codebook_size, code_dim))
 
     def effective_codebook(self) -> Tensor:
@@ -32,12 +41,12 @@ class VqQuantizer(RevivedQuantizer):
         self.codebook.copy_(codes)
         self.use.fill_(even)
 
-    def prepare(self, flat: Tensor, picks: Tensor, *, revive: bool) -> None:
+    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
         """Put dead codes onto latents of this batch, before any gradient depends on them."""
-        if revive:
-            dead = self.bury(even_use(flat, self.codebook_size))
+        if restart:
+            dead = self.find_dead(even_use(flat, self.codebook_size))
             self.codebook.copy_(torch.where(dead[:, None], pick(flat, picks), self.codebook))
 
-    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, revive: bool) -> None:
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
         """Follow the use of the codes."""
         self.watch(count(flat, tokens, self.codebook_size)[0], even_use(flat, self.codebook_size))
