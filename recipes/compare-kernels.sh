@@ -42,7 +42,7 @@ run vqtool encode held/ -t tokenizer.safetensors -o held.h5
 
 compare() { # a name, and the options of train-prior
     local name=$1 options=("${@:2}")
-    run vqtool train-prior train.h5 --condition class --size tiny --steps "$steps" --sheet-every 0 "${options[@]}" \
+    run vqtool train-prior train.h5 --condition class --size tiny --steps "$steps" --preview-every 0 "${options[@]}" \
         -o "$name.safetensors"
     run vqtool eval --likelihood held.h5 --prior "$name.safetensors" --times 100 -o "$name-bits.json"
     run vqtool sample "$name.safetensors" --num 500 --steps 100 -o "$name.h5"

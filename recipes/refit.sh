@@ -73,9 +73,9 @@ fi
 for seed in ${seeds//,/ }; do
     mkdir -p "$work/seed-$seed"
     cd "$work/seed-$seed"
-    training=(--batch-size "$batch" --seed "$seed" --sheet-every 0)
+    training=(--batch-size "$batch" --seed "$seed" --preview-every 0)
     train plain.safetensors "--steps $steps" vqtool train-tokenizer "$pictures/train.h5" "${training[@]}" \
-        --quantizer vq -K 1024 --k-means 0 --no-revive
+        --quantizer vq -K 1024 --k-means 0 --no-restart
     make refit-1024.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 1024 \
         --seed "$seed" -o refit-1024.safetensors
     make refit-512.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 512 \

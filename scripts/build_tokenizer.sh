@@ -60,7 +60,7 @@ train() {
         length=(--resume)
     fi
     if [[ ! -e $1 ]]; then
-        launch train-tokenizer train.h5 "${@:3}" "${length[@]}" --half --sheet-every 500 -o "$1"
+        launch train-tokenizer train.h5 "${@:3}" "${length[@]}" --half --preview-every 500 -o "$1"
     fi
 }
 

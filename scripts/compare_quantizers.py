@@ -30,9 +30,10 @@ from vqtool.images import find_images, parse_size, read_images, to_float, to_uin
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
-from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer
+from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, quantizers
+from vqtool.training._autoencoder import TokenizerLoss, build_model
+from vqtool.training.fitting import TokenizerObjective, fit
 from vqtool.training.loop import LoopConfig, measure_step_seconds
-from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
 Pictures = NDArray[np.uint8]
 HELD_OUT_EVERY = 10  # pictures, where none are given
@@ -45,20 +46,18 @@ class Variant:
 
     quantizer: str
     options: dict[str, Any]
-    code_dim: int | None = None  # None is the network's
 
 
-_STARTS: dict[str, Any] = {"k_means_steps": 10}
 VARIANTS = {
-    "ema": Variant("ema", _STARTS),
-    "ema, rotation": Variant("ema", {**_STARTS, "gradient": "rotation"}),
-    "vq": Variant("vq", _STARTS),
-    "vq, rotation": Variant("vq", {**_STARTS, "gradient": "rotation"}),
-    "vq, plain": Variant("vq", {}),  # codes start on single latents, dead ones stay dead
-    "cosine": Variant("cosine", _STARTS, 8),
-    "simvq": Variant("simvq", _STARTS),
-    "fsq": Variant("fsq", {"levels": (8, 5, 5, 5)}, 4),
-    "lfq": Variant("lfq", {}, 10),
+    "ema": Variant("ema", {}),
+    "ema, rotation": Variant("ema", {"gradient": "rotation"}),
+    "vq": Variant("vq", {}),
+    "vq, rotation": Variant("vq", {"gradient": "rotation"}),
+    "vq, plain": Variant("vq", {"k_means": 0, "restart": False}),  # codes start on single latents, dead ones stay dead
+    "cosine": Variant("cosine", {}),
+    "simvq": Variant("simvq", {}),
+    "fsq": Variant("fsq", {}),
+    "lfq": Variant("lfq", {}),
 }
 
 
@@ -91,11 +90,9 @@ def train(
 ) -> tuple[Tokenizer, int, float]:
     """A tokenizer after so many seconds, or the run's steps where they are None; how many steps and seconds it took."""
     model = build_model(network, run.seed, quantizer=variant.quantizer, options=variant.options)
-    plain = variant.quantizer == "vq" and not variant.options
-    loss = TokenizerLoss(revive_until=0.0 if plain else 0.8)
 
     def objective(config: LoopConfig) -> TokenizerObjective:
-        return TokenizerObjective(pictures, model, loss, config)
+        return TokenizerObjective(pictures, model, TokenizerLoss(), config)
 
     if seconds is not None:
         step = measure_step_seconds(model, objective(run), num_items=len(pictures), config=run, clock=clock)
@@ -103,7 +100,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         places = {"state_path": Path(folder) / "state.safetensors", "log_path": Path(folder) / "log.jsonl"}
         start = clock()
-        tokenizer, _ = train_tokenizer(model, objective(run), identity={}, **places)
+        tokenizer, _ = fit(model, objective(run), data={}, **places)
         taken = clock() - start
     return tokenizer, run.num_steps, taken
 
@@ -136,15 +133,16 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.quantizers:
         variant = VARIANTS[name]
-        num = {"fsq": 1000, "lfq": 1024}.get(variant.quantizer, options.codebook_size)
-        config = replace(base, codebook_size=num, code_dim=variant.code_dim or base.code_dim)
+        codes = quantizers.choose_options(variant.quantizer, variant.options)
+        num, dim = codes.shape(options.codebook_size, base.code_dim)
+        config = replace(base, codebook_size=num, code_dim=dim)
         for seed in options.seeds:
             run = LoopConfig(options.steps or 1, options.batch_size, options.learning_rate, seed=seed)
             seconds = None if options.steps else 60 * options.minutes
             tokenizer, steps, taken = train(pictures, config, variant, run, seconds, clock=clock)
             found = score(tokenizer.to(device), held_out, network, features)
             print(
-                f"| {name} | {seed} | {num} | {config.code_dim} | {steps} | {taken / 60:.2f} | "
+                f"| {name} | {seed} | {num} | {dim} | {steps} | {taken / 60:.2f} | "
                 f"{found['usage']:.1%} | {found['perplexity']:.0f} | {found['PSNR']:.2f} | {found['FD']:.2f} |",
                 flush=True,
             )

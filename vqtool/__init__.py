@@ -31,6 +31,7 @@ _LAZY = {
     "Prior": "vqtool.priors",
     "decode": "vqtool.tokenizers.batches",
     "encode": "vqtool.tokenizers.batches",
+    "finetune_tokenizer": "vqtool.training.finetuning",
     "load_prior": "vqtool.priors",
     "read_images": "vqtool.images.reader",
     "sample": "vqtool.samplers",
@@ -38,6 +39,8 @@ _LAZY = {
     "Tokenizer": "vqtool.tokenizers",
     "load_tokenizer": "vqtool.tokenizers",
     "tokenizer_of": "vqtool.tokenizers",
+    "train_prior": "vqtool.training.prior",
+    "train_tokenizer": "vqtool.training.tokenizer",
 }
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "decode",
     "encode",
     "evaluate",
+    "finetune_tokenizer",
     "kernels",
     "load_prior",
     "load_tokenizer",
@@ -59,6 +63,8 @@ __all__ = [
     "sample",
     "save_images",
     "tokenizer_of",
+    "train_prior",
+    "train_tokenizer",
 ]
 
 

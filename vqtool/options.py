@@ -41,6 +41,7 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] | str = ()  # or where they stand: "FILE:CONSTANT", a tuple or the keys of dicts
     flag: str = ""  # a second flag, such as "--top-p" or "-K"
+    listed: bool = True  # whether the help lists all choices
     advanced: bool = False  # whether the flag is for few people
     name: str = ""
     type: str = ""  # as written in the source, such as "int | None"

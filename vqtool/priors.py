@@ -1,7 +1,7 @@
 """A prior: schedule and kernel + denoiser + condition, in one file. It models token grids of one tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ class GridSpec:
     grid_size: tuple[int, int]  # (H, W) cells
     image_size: tuple[int, int]  # (height, width) pixels
     preprocessing: str
+
+    @classmethod
+    def of(cls, header: GridHeader) -> "GridSpec":
+        """Those under a header of a grid file."""
+        return cls(**{field.name: getattr(header, field.name) for field in fields(cls)})
 
 
 def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:

@@ -101,7 +101,7 @@ def memory(folder: Path, num: int) -> Iterator[Row]:
     ):
         low, high = (peak_megabytes(*of(name), folder=folder) for name in ("quarter", "all"))
         yield f"peak memory of `{command}`, {num // 4} -> {num} images", f"{low:.0f} -> {high:.0f} MB"
-    run("train-prior", "quarter.h5", "--steps", 2, "--size", "tiny", "--sheet-every", 0, folder=folder)
+    run("train-prior", "quarter.h5", "--steps", 2, "--size", "tiny", "--preview-every", 0, folder=folder)
     low, high = (
         peak_megabytes("sample", "-n", n, "--steps", 4, "-o", f"{n}.h5", folder=folder) for n in (num // 4, num)
     )

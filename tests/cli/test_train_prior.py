@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from support.command_lines import leaf_commands
 from support.commands import error_lines, start
 
+import vqtool as api
 from vqtool import artifacts, denoisers
 from vqtool.diffusion.losses import LOSSES
 from vqtool.diffusion.posterior import RULES
@@ -47,14 +49,14 @@ def folder(tmp_path, monkeypatch, tokenizer_path):
     return tmp_path
 
 
-def test_tok_h5_becomes_prior_safetensors_with_log_state_and_sheet(folder, vqtool, tokenizer_path):
+def test_tok_h5_becomes_prior_safetensors_with_log_state_and_preview(folder, vqtool, tokenizer_path):
     result = vqtool("train-prior", *SHORT)
     assert result.code == 0, result.err
     assert result.data == b""
     assert sorted(path.name for path in folder.iterdir()) == [
         "prior.log.jsonl",
+        "prior.preview.png",
         "prior.safetensors",
-        "prior.sheet.png",
         "prior.state.safetensors",
         "tok.h5",
     ]
@@ -67,10 +69,31 @@ def test_tok_h5_becomes_prior_safetensors_with_log_state_and_sheet(folder, vqtoo
     lines = [json.loads(line) for line in Path("prior.log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert {"loss", "bound", "cross_entropy"} <= set(lines[0])
-    with Image.open("prior.sheet.png") as sheet:
-        assert sheet.size[0] > 100
+    with Image.open("prior.preview.png") as preview:
+        assert preview.size[0] > 100
     for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule release, T = 100", "3 steps of"):
         assert words in result.err
+
+
+def test_python_trains_what_the_command_trains_and_is_told_of_every_step(folder, vqtool):
+    assert vqtool("train-prior", *SHORT, "--kernel", "absorbing", "--cond-dropout", "0.5").code == 0
+    seen = []
+
+    @contextmanager
+    def progress(description, total, unit="images", *, done=0):
+        seen.append((description, total, unit, done))
+        yield seen.append
+
+    options = {"steps": 3, "batch_size": 4, "size": "tiny", "kernel": "absorbing", "cond_dropout": 0.5}
+    prior = api.train_prior("tok.h5", "mine.safetensors", progress=progress, **options)
+    assert seen == [("train", 3, "steps", 0), 1, 1, 1]
+    assert (
+        prior.fingerprint == load_prior("prior.safetensors").fingerprint == load_prior("mine.safetensors").fingerprint
+    )
+    with pytest.raises(TypeError, match="no options are called heads"):
+        api.train_prior("tok.h5", "mine.safetensors", heads=3)
+    with pytest.raises(VqtoolError, match="`keep` all: unknown; known are last, best"):
+        api.train_prior("tok.h5", "mine.safetensors", keep="all")
 
 
 def test_its_samples_can_be_drawn_and_decoded(folder, vqtool):
@@ -106,16 +129,16 @@ def test_the_condition_follows_the_grids_or_the_option(tmp_path, vqtool, tokeniz
         assert prior.conditioner.config()["vocabulary"] == "sentencepiece"
 
 
-def test_without_the_tokenizer_there_are_no_sheets_but_a_prior(tmp_path, vqtool):
+def test_without_the_tokenizer_there_are_no_previews_but_a_prior(tmp_path, vqtool):
     write_grids(tmp_path / "t.h5", tmp_path / "gone.safetensors")
     result = vqtool("train-prior", tmp_path / "t.h5", *SHORT, "-o", tmp_path / "p.safetensors")
     assert result.code == 0
-    assert "warning: no sheets of samples: the tokenizer feedfeedfeedfeed" in result.err
-    assert not (tmp_path / "p.sheet.png").exists()
+    assert "warning: no previews of samples: the tokenizer feedfeedfeedfeed" in result.err
+    assert not (tmp_path / "p.preview.png").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, vqtool):
-    arguments = ("train-prior", "--batch-size", 4, "--size", "tiny", "--steps", 400, "--sheet-every", 0)
+    arguments = ("train-prior", "--batch-size", 4, "--size", "tiny", "--steps", 400, "--preview-every", 0)
     process = start(*arguments, stderr=subprocess.PIPE)
     log = folder / "prior.log.jsonl"
     deadline = time.monotonic() + 120
@@ -146,7 +169,7 @@ def test_a_finished_run_can_be_resumed_without_doing_anything(folder, vqtool):
 
 
 def test_minutes_become_steps(folder, vqtool):
-    result = vqtool("train-prior", "--batch-size", 4, "--size", "tiny", "--minutes", 0.01, "--sheet-every", 0)
+    result = vqtool("train-prior", "--batch-size", 4, "--size", "tiny", "--minutes", 0.01, "--preview-every", 0)
     assert result.code == 0, result.err
     assert "steps of" in result.err
 
@@ -155,10 +178,10 @@ def test_minutes_become_steps(folder, vqtool):
     ("options", "message"),
     [
         (("none.h5",), "none.h5: no such file: make token grids with `vqtool encode`"),
-        (("--kernel", "magic"), "unknown kernel 'magic': known are mask-replace, absorbing, uniform"),
+        (("--kernel", "magic"), "--kernel magic: unknown; known are mask-replace, absorbing, uniform"),
         (("--schedule", "cosine"), "not for kernel 'mask-replace'"),
         (("--size", "enormous"), "--size enormous: unknown; known are tiny, small, base, large, huge"),
-        (("--denoiser", "cnn"), "unknown denoiser 'cnn': known are transformer"),
+        (("--denoiser", "cnn"), "--denoiser cnn: unknown; known are transformer"),
         (("--rule", "median"), "--rule median: unknown; known are mixture, plug-in"),
         (("--parameterisation", "free"), "--parameterisation free: unknown; known are evidence, direct, residual"),
         (
@@ -176,10 +199,14 @@ def test_minutes_become_steps(folder, vqtool):
             ("--keep", "best"),
             "--keep best goes with 200 grids or more, of which some are held out to tell; these are 8",
         ),
-        (("--fast",), "--fast goes with a CUDA GPU, and there is none"),
+        (("--bf16",), "--bf16 goes with a CUDA GPU, and there is none"),
+        (("--compile",), "--compile goes with a CUDA GPU, and there is none"),
         (("--condition", "class"), "the grids have none: encode images in class folders"),
         (("--condition", "poem"), "--condition poem: unknown; known are auto, none, class, caption"),
+        (("--size", "l"), "--size l: unknown to transformer, which has tiny, small, base, large, huge"),
         (("--vocabulary", "words"), "--vocabulary words: unknown"),
+        (("--steps", 0), "--steps 0: must be 1 or more"),
+        (("--minutes", 1), "give --steps or --minutes, not both"),
         (("--loss", "l2"), "--loss l2: unknown; known are reweighted, bound, elbo"),
         (("--resume",), "no earlier run is there to go on with"),
         (("--tokenizer", "none.safetensors"), "none.safetensors"),
@@ -199,7 +226,7 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(folder, vqtool, 
 def test_the_help_of_a_flag_says_every_name_that_it_takes(flag, names):
     (parameter,) = [option for option in leaf_commands()["train-prior"].params if flag in option.opts]
     for name in names:
-        assert re.search(rf"(?<![\w-]){name}(?![\w-])", parameter.help)
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", f"{parameter.help} {parameter.metavar}")
 
 
 def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
@@ -212,7 +239,7 @@ def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
     ("options", "words"),
     [
         (("--loss", "bound", "--auxiliary-weight", 0.001, "--adaptive-auxiliary", "--mask-weights", "1,0.5"), None),
-        (("--times", "importance", "--no-fast"), None),
+        (("--times", "importance", "--no-bf16"), None),
         (
             (
                 "--denoiser",
@@ -232,7 +259,7 @@ def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
     ],
 )
 def test_losses_rules_and_denoisers_can_be_named(folder, vqtool, options, words):
-    result = vqtool("train-prior", *SHORT, "--sheet-every", 0, *options)
+    result = vqtool("train-prior", *SHORT, "--preview-every", 0, *options)
     assert result.code == 0, result.err
     assert (words or "denoiser transformer tiny:") in result.err
     prior = load_prior("prior.safetensors")
@@ -267,7 +294,7 @@ SEVERAL = [(), ("--loss", "bound", "--times", "importance", "-T", 2, "--steps", 
 
 @pytest.mark.parametrize("more", SEVERAL, ids=["default", "importance"])
 def test_two_processes_have_the_losses_of_one(folder, vqtool, more):
-    options = (*SHORT, "--sheet-every", 0, *more)
+    options = (*SHORT, "--preview-every", 0, *more)
     assert vqtool("train-prior", *options, "-o", "one.safetensors").code == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]

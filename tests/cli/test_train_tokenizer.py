@@ -12,8 +12,9 @@ from PIL import Image
 from support.commands import error_lines, start, write_pictures
 
 from vqtool import artifacts
-from vqtool.cli import training
+from vqtool.options import read_options
 from vqtool.tokenizers import SIZES, load_tokenizer
+from vqtool.training import runs
 
 SETTINGS = ("--size", "16", "-b", "4", "-K", "32")
 
@@ -42,7 +43,7 @@ def entries(folder="."):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-FILES = ["tokenizer.log.jsonl", "tokenizer.safetensors", "tokenizer.sheet.png", "tokenizer.state.safetensors"]
+FILES = ["tokenizer.log.jsonl", "tokenizer.preview.png", "tokenizer.safetensors", "tokenizer.state.safetensors"]
 
 
 def read_log(path="tokenizer.log.jsonl"):
@@ -50,8 +51,8 @@ def read_log(path="tokenizer.log.jsonl"):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def test_a_run_leaves_a_tokenizer_a_log_a_sheet_and_its_state(train):
-    result = train("--steps", "5", "--sheet-every", "2", "--code-dim", "3")
+def test_a_run_leaves_a_tokenizer_a_log_a_preview_and_its_state(train):
+    result = train("--steps", "5", "--preview-every", "2", "--code-dim", "3")
     assert (result.code, result.data) == (0, b"")
     assert entries() == ["imgs", *FILES]
     tokenizer = load_tokenizer("tokenizer.safetensors")
@@ -62,8 +63,8 @@ def test_a_run_leaves_a_tokenizer_a_log_a_sheet_and_its_state(train):
     assert header.history[0]["command"].startswith("vqtool train-tokenizer imgs --size 16")
     assert [line["step"] for line in read_log()] == [1, 2, 3, 4, 5]
     assert {"loss", "psnr", "usage", "perplexity"} <= read_log()[0].keys()
-    with Image.open("tokenizer.sheet.png") as sheet:
-        assert sheet.format == "PNG"
+    with Image.open("tokenizer.preview.png") as preview:
+        assert preview.format == "PNG"
     assert "6 images of 16 pixels" in result.err
     assert "5 steps of" in result.err
     assert f"wrote tokenizer.safetensors: tokenizer {tokenizer.fingerprint}" in result.err
@@ -97,7 +98,7 @@ def test_a_finished_run_resumes_to_the_same_tokenizer(train):
 @pytest.mark.slow
 def test_ctrl_c_saves_the_state_says_how_to_go_on_and_the_losses_are_those_of_one_run(work, vqtool):
     """A real process with the real network; the other run is never interrupted."""
-    arguments = ("train-tokenizer", "imgs", *SETTINGS, "--steps", "12", "--sheet-every", "0")
+    arguments = ("train-tokenizer", "imgs", *SETTINGS, "--steps", "12", "--preview-every", "0")
     process = start(*arguments, cwd=work, stderr=-1)
     log, deadline = work / "tokenizer.log.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_bytes().count(b"\n") >= 1):
@@ -124,11 +125,11 @@ def test_a_resume_with_another_rate_or_other_images_is_refused(train, work):
     assert train("--steps", "2").code == 0
     result = train("--resume", "--learning-rate", "0.5")
     assert result.code == 1
-    assert "loop.learning_rate = 0.001, now loop.learning_rate = 0.5" in error_lines(result.err)[0]
+    assert "--learning-rate was 0.001 when the run began, now it is 0.5" in error_lines(result.err)[0]
     write_pictures(work / "imgs", 6, seed=1)
     result = train("--resume")
     assert result.code == 1
-    assert "was trained with images = " in error_lines(result.err)[0]
+    assert "not the images that the run began with" in error_lines(result.err)[0]
 
 
 def test_nothing_that_is_there_is_overwritten_without_force(train):
@@ -195,7 +196,7 @@ def test_bad_inputs_and_outputs_are_named_before_anything_is_trained(train, work
 @pytest.mark.parametrize(
     ("arguments", "shape", "lookup"),
     [
-        (["--quantizer", "vq", "--gradient", "rotation", "--k-means", "0", "--no-revive"], (32, 16), "nearest"),
+        (["--quantizer", "vq", "--gradient", "rotation", "--k-means", "0", "--no-restart"], (32, 16), "nearest"),
         (["--quantizer", "cosine", "--commitment", "1", "--codebook-weight", "2"], (32, 8), "cosine"),
         (["--quantizer", "simvq", "--code-dim", "5"], (32, 5), "nearest"),
         (["--quantizer", "lfq", "--entropy", "0.2"], (32, 5), "nearest"),
@@ -252,7 +253,7 @@ def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monk
     assert vqtool("train-tokenizer", *arguments, "--resume").code == 0
     assert artifacts.read_header("tokenizer.safetensors").fingerprint == first.fingerprint
     result = vqtool("train-tokenizer", *arguments, "--resume", "--no-flip")
-    assert "was trained with flip = True, now flip = False" in error_lines(result.err)[0]
+    assert "--flip was True when the run began, now it is False" in error_lines(result.err)[0]
 
 
 @pytest.mark.parametrize(
@@ -261,16 +262,22 @@ def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monk
         (["--network", "vqgan"], "--network vqgan: unknown; known are vqvae-f4, vqvae-f8"),
         (["--quantizer", "gumbel"], "--quantizer gumbel: unknown; known are ema, vq, cosine, simvq, fsq, lfq"),
         (["--gradient", "none"], "--gradient none: unknown; known are straight-through, rotation"),
-        (["--quantizer", "fsq"], "--quantizer fsq has the codes that --levels make: leave out --codebook-size"),
+        (
+            ["--quantizer", "fsq"],
+            "--codebook-size is for --quantizer ema, vq, cosine, simvq, lfq, not for fsq: leave it out",
+        ),
         (["--levels", "4x4"], "--levels is for --quantizer fsq, not for ema"),
-        (["--quantizer", "fsq", "--levels", "4x1"], "--levels 4x1: give 2 or more for each number of a code"),
-        (["--quantizer", "fsq", "--levels", "many"], "--levels many: give 2 or more"),
-        (["--quantizer", "fsq", "--commitment", "1"], "--commitment is for --quantizer ema or vq"),
-        (["--codebook-weight", "1"], "--codebook-weight is for --quantizer vq or cosine or simvq, not for ema"),
+        (["--quantizer", "fsq", "--levels", "4x1"], "--levels 1: must be 2 or more"),
+        (["--quantizer", "fsq", "--levels", "many"], "--levels many: numbers with commas between them are expected"),
+        (["--quantizer", "fsq", "--commitment", "1"], "--commitment is for --quantizer ema, vq"),
+        (["--codebook-weight", "1"], "--codebook-weight is for --quantizer vq, cosine, simvq, not for ema"),
         (["--entropy", "1"], "--entropy is for --quantizer lfq, not for ema"),
-        (["--quantizer", "simvq", "--no-revive"], "--revive is for --quantizer ema or vq or cosine, not for simvq"),
-        (["--quantizer", "lfq", "--k-means", "3"], "--k-means is for --quantizer ema or vq"),
-        (["--quantizer", "lfq", "--code-dim", "5"], "--quantizer lfq has a number for each doubling"),
+        (["--quantizer", "simvq", "--no-restart"], "--restart is for --quantizer ema, vq, cosine, not for simvq"),
+        (["--quantizer", "lfq", "--k-means", "3"], "--k-means is for --quantizer ema, vq"),
+        (
+            ["--quantizer", "lfq", "--code-dim", "5"],
+            "--code-dim is for --quantizer ema, vq, cosine, simvq, not",
+        ),
         (["--quantizer", "lfq", "-K", "33"], "--codebook-size 33: --quantizer lfq needs a power of two, such as 32"),
         (["--perceptual-weight", "1"], "--perceptual-weight goes with --perceptual, which is not given"),
         (["--adversarial-start", "1"], "--adversarial-start goes with --adversarial, which is not given"),
@@ -280,8 +287,9 @@ def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monk
         (["--size", "4"], "--size 4x4: both sides must be multiples of the factor 8"),
     ],
 )
-def test_what_does_not_go_together_is_named_before_anything_is_trained(train, arguments, message):
-    result = train("--steps", "1", *arguments)
+def test_what_does_not_go_together_is_named_before_anything_is_trained(vqtool, work, arguments, message):
+    codes = () if "fsq" in arguments[:-1] else ("-K", "32")
+    result = vqtool("train-tokenizer", "imgs", "--size", "16", "-b", "4", *codes, "--steps", "1", *arguments)
     assert result.code == 1
     assert message in error_lines(result.err)[0]
     assert entries() == ["imgs"]
@@ -289,7 +297,7 @@ def test_what_does_not_go_together_is_named_before_anything_is_trained(train, ar
 
 def test_training_begins_with_the_networks_and_codes_of_a_tokenizer(vqtool, work):
     """At a learning rate of next to nothing it stays what it was, whatever has learned its codes before."""
-    settings = ("imgs", "--size", "16", "-b", "4", "--steps", "2", "--learning-rate", "1e-8", "--no-revive")
+    settings = ("imgs", "--size", "16", "-b", "4", "--steps", "2", "--learning-rate", "1e-8", "--no-restart")
     for name, quantizer in (("old", "vq"), ("cosine", "cosine"), ("fsq", "fsq")):
         codes = ["--levels", "4x3"] if quantizer == "fsq" else ["-K", "32"]
         first = ("train-tokenizer", "imgs", "--size", "16", "-b", "4", "--steps", "3", "--quantizer", quantizer)
@@ -318,7 +326,7 @@ def test_training_begins_with_the_networks_and_codes_of_a_tokenizer(vqtool, work
     ("arguments", "message"),
     [
         (["--network", "vqvae-f8"], "--network is for new networks and codes, --from begins with those of old"),
-        (["-K", "32"], "-K is for new networks and codes"),
+        (["-K", "32"], "--codebook-size is for new networks and codes"),
         (["--k-means", "3"], "--k-means is for new networks and codes"),
         (["--quantizer", "cosine"], "old looks codes up by 'nearest', cosine by 'cosine': take another quantizer"),
         (["--quantizer", "fsq"], "--quantizer fsq has 1000 codes of 4 numbers here, the tokenizer to begin with 32 of"),
@@ -335,14 +343,19 @@ def test_what_a_tokenizer_to_begin_with_has_cannot_be_asked_for(train, vqtool, a
 
 def test_one_code_is_no_codebook(train):
     result = train("-K", "1")
-    assert result.code == 2
-    assert "--codebook-size" in result.err
+    assert result.code == 1
+    assert "--codebook-size 1: must be 2 or more" in error_lines(result.err)[0]
 
 
 def test_steps_and_minutes_exclude_each_other(train):
     result = train("--steps", "1", "--minutes", "1")
-    assert result.code == 2
-    assert "give --steps or --minutes, not both" in result.err
+    assert result.code == 1
+    assert "give --steps or --minutes, not both" in error_lines(result.err)[0]
+
+
+def test_the_networks_of_the_flag_are_those_that_there_are():
+    (network,) = [each for each in read_options("training/tokenizer.py", "NetworkOptions") if each.name == "network"]
+    assert network.known == tuple(SIZES)
 
 
 @pytest.mark.parametrize(
@@ -350,13 +363,13 @@ def test_steps_and_minutes_exclude_each_other(train):
     [
         (7, None, 7, "7 steps of 0.5 s: about 4 s"),
         (None, 2.0, 240, "240 steps of 0.5 s: about 2 min"),
-        (None, 0.001, 1, "1 steps of 0.5 s: about 0 s"),
+        (None, 0.01, 1, "1 steps of 0.5 s: about 0 s"),
         (None, None, 20_000, "20000 steps of 0.5 s: about 2.8 h"),
     ],
 )
-def test_the_length_of_a_run_is_announced_with_its_time(capsys, steps, minutes, expected, announced):
-    found = training.choose_steps(
-        steps, minutes, resume_from=None, default=20_000, step_seconds=lambda: 0.5
-    )  # fmt: skip
+def test_the_length_of_a_run_is_announced_with_its_time(caplog, steps, minutes, expected, announced):
+    run = runs.RunOptions(steps=steps, minutes=minutes)
+    with caplog.at_level("INFO", "vqtool"):
+        found = runs.choose_steps(run, resume_from=None, default=lambda seconds: 20_000, step_seconds=lambda: 0.5)
     assert found == expected
-    assert capsys.readouterr().err.strip() == announced
+    assert caplog.messages == [announced]

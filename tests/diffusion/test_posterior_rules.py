@@ -23,7 +23,7 @@ from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.losses import variational_bound
 from vqtool.diffusion.posterior import RULES, average_posterior
 from vqtool.priors import Prior
-from vqtool.training.prior import build_prior
+from vqtool.training.building import build_prior
 
 LAW = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 T = 5

@@ -14,6 +14,7 @@ from vqtool import conditions
 from vqtool.denoisers import transformer
 from vqtool.grids import GridBatch
 from vqtool.training import prior as training
+from vqtool.training.building import build_prior
 from vqtool.training.data import build_data
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss
@@ -53,16 +54,15 @@ def train(
         patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),
         patch.object(transformer, "EMBEDDING_SCALE", 0.1),
     ):
-        prior = training.build_prior(forward, conditioner, data.grid_spec, "test", seed=0, tokens=data.tokens)
+        prior = build_prior(forward, conditioner, data.grid_spec, "test", seed=0, tokens=data.tokens)
     settings = {"num_steps": 40, "batch_size": 16, "warmup_steps": 5, "ema_decay": 0.9, "save_seconds": 0.0, **changes}
-    return training.train_prior(
+    return training.fit(
         prior,
         data,
         loss=PriorLoss(**loss or {}),
         run=LoopConfig(**settings),
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
-        identity={"grids": data.digest()},
         resume=resume,
         held_out=held_out,
         keep_best=keep_best,

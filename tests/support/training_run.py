@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from vqtool.tokenizers.vqvae import VqVaeConfig
+from vqtool.training._autoencoder import TokenizerLoss, build_model
 from vqtool.training.discriminator import DiscriminatorConfig
+from vqtool.training.fitting import TokenizerObjective, fit
 from vqtool.training.loop import LoopConfig
-from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
 CONFIG = VqVaeConfig(
     codebook_size=16, code_dim=4, channels=(16, 16), encoder_blocks=(0, 1), decoder_blocks=(1, 0)
@@ -26,7 +27,7 @@ def train(
     adversarial: bool = False,
     resume: bool = False,
     report: Any = None,
-    sheet: Any = None,
+    preview: Any = None,
     **changes: Any,
 ) -> Any:
     """Train a small tokenizer on 10 pictures of noise; returns (tokenizer, summary)."""
@@ -37,16 +38,16 @@ def train(
     model = build_model(
         CONFIG, config.seed, quantizer=quantizer, discriminator=DiscriminatorConfig(1, 8) if adversarial else None
     )
-    loss = TokenizerLoss(quantize_from=0.1, adversarial_start=10)
-    return train_tokenizer(
+    loss = TokenizerLoss(quantize_from=0.1, adversarial=0.8, adversarial_start=10)
+    return fit(
         model,
         TokenizerObjective(images, model, loss, config),
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
-        identity={"images": "noise"},
+        data={"images": "noise"},
         resume=resume,
         report=report,
-        sheet=sheet,
+        preview=preview,
     )
 
 

@@ -13,9 +13,10 @@ from vqtool.images import to_float, to_uint8
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.vqvae import VqVaeConfig
+from vqtool.training._autoencoder import TokenizerLoss, build_model
+from vqtool.training.fitting import TokenizerObjective, fit
 from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import edges, reconstruction
-from vqtool.training.tokenizer import TokenizerLoss, TokenizerObjective, build_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +202,12 @@ def test_a_trained_tokenizer_rebuilds_better_than_any_constant_picture(tmp_path)
         codebook_size=64, code_dim=8, channels=(16, 24, 32), encoder_blocks=(0, 0, 1), decoder_blocks=(1, 0, 0)
     )
     model, run = build_model(config, seed=0), LoopConfig(120, 16, 4e-3, warmup_steps=10, ema_decay=0.9)
-    trained, summary = train_tokenizer(
+    trained, summary = fit(
         model,
         TokenizerObjective(images, model, TokenizerLoss("l2", quantize_from=0.4), run),
         state_path=tmp_path / "state.safetensors",
         log_path=tmp_path / "log.jsonl",
-        identity={},
+        data={},
     )
     rebuilt = trained.decode(trained.encode(to_float(images)))
     constant = to_float(images).mean(0, keepdim=True).expand_as(rebuilt)

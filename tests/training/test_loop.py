@@ -13,7 +13,7 @@ import torch
 from support.training_run import read_log, train
 from torch import nn
 
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
 from vqtool.training.loop import LoopConfig, learning_rate, step_items
@@ -65,7 +65,7 @@ class Line(nn.Module):
         return self.weight * x + self.bias
 
 
-def run(model, objective, folder, *, resume=False, num_items=5, identity=None, **settings):
+def run(model, objective, folder, *, resume=False, num_items=5, data=None, **settings):
     config = LoopConfig(**{"num_steps": 6, "batch_size": 2, "warmup_steps": 0, **settings})
     return loop.run(
         model,
@@ -74,7 +74,8 @@ def run(model, objective, folder, *, resume=False, num_items=5, identity=None, *
         config=config,
         state_path=folder / "state.safetensors",
         log_path=folder / "log.jsonl",
-        identity=identity or {},
+        data=data or {},
+        settings={},
         resume=resume,
     )
 
@@ -144,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(t
     def objective(model, indices, samples, step):
         return model(torch.ones(1, 1)).sum() * (bad if step == 3 else 1.0), {}
 
-    with pytest.raises(VqtoolError, match=rf"became {bad} at step 4: .*smaller --learning-rate; .*state\.safetensors"):
+    with pytest.raises(VqtoolError, match=rf"became {bad} at step 4: .*smaller `learning_rate`; .*state\.safetensors"):
         run(Line(), objective, tmp_path, save_seconds=0.0, log_steps=100)
     header, tensors = loop.artifacts.load(tmp_path / "state.safetensors")
     assert header.summary["step"] == 3
@@ -156,7 +157,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
         return (model.weight - 1).abs().sqrt().sum(), {}  # 0, with an infinite slope
 
     with pytest.raises(
-        VqtoolError, match=r"norm of the gradient became (nan|inf) at step 1: .*smaller --learning-rate$"
+        VqtoolError, match=r"norm of the gradient became (nan|inf) at step 1: .*smaller `learning_rate`$"
     ):
         run(Line(), objective, tmp_path)
 
@@ -217,7 +218,18 @@ def test_a_killed_run_resumes_with_the_losses_of_one_that_was_not(tmp_path, whol
     assert summary["loss"] == whole[0][-1]["loss"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_damaged_line_of_the_log_is_told_and_kept_and_the_run_goes_on(tmp_path):
+    train(tmp_path, num_steps=60)
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"loss":', b'"loss"\xff')
+    log.write_bytes(b"".join([*lines, b'{"step": 61, "loss": 1', b"[]\n"]))
+    with pytest.warns(VqtoolWarning, match=r"log\.jsonl: damaged lines are skipped: 2$"):
+        train(tmp_path, resume=True)
+    assert log.read_bytes().splitlines(keepends=True) == lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_an_interrupted_run_saves_its_state_says_so_and_resumes(tmp_path, whole, number):
     def report(step, metrics):
         if step == 23:
@@ -225,7 +237,7 @@ def test_an_interrupted_run_saves_its_state_says_so_and_resumes(tmp_path, whole,
 
     before = signal.getsignal(number)
     with pytest.raises(
-        KeyboardInterrupt, match=r"after step 2[34] of 60; the state is in .*state\.safetensors.*--resume"
+        KeyboardInterrupt, match=r"after step 2[34] of 60; the state is in .*state\.safetensors.*`resume`"
     ):
         train(tmp_path, report=report, save_seconds=1e9)
     assert signal.getsignal(number) is before
@@ -252,15 +264,15 @@ def test_a_finished_run_that_is_resumed_gives_its_result_again(tmp_path, whole):
 
 def test_settings_that_change_no_number_may_differ_on_resume(tmp_path):
     train(tmp_path, num_steps=3)
-    train(tmp_path, num_steps=3, resume=True, save_seconds=9.0, log_steps=2, sheet_steps=1)
+    train(tmp_path, num_steps=3, resume=True, save_seconds=9.0, log_steps=2, preview_steps=1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_steps": 4}, "loop.num_steps = 3, now loop.num_steps = 4"),
-        ({"learning_rate": 0.5}, "loop.learning_rate = 0.001, now loop.learning_rate = 0.5"),
-        ({"seed": 1}, "loop.seed = 0, now loop.seed = 1"),
+        ({"num_steps": 4}, "`steps` was 3 when the run began, now it is 4"),
+        ({"learning_rate": 0.5}, "`learning_rate` was 0.001 when the run began, now it is 0.5"),
+        ({"seed": 1}, "`seed` was 0 when the run began, now it is 1"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused_naming_both(tmp_path, changes, message):
@@ -272,28 +284,28 @@ def test_a_resume_with_other_settings_is_refused_naming_both(tmp_path, changes, 
 
 
 def test_a_resume_with_other_data_is_refused(tmp_path):
-    run(Line(), pull_up, tmp_path, identity={"images": "one"})
-    with pytest.raises(MismatchError, match="images = one, now images = other"):
-        run(Line(), pull_up, tmp_path, identity={"images": "other"}, resume=True)
+    run(Line(), pull_up, tmp_path, data={"images": "one"})
+    with pytest.raises(MismatchError, match="not the images that the run began with"):
+        run(Line(), pull_up, tmp_path, data={"images": "other"}, resume=True)
 
 
 def test_a_resume_without_a_state_or_from_another_file_is_refused(tmp_path):
-    with pytest.raises(VqtoolError, match=r"state\.safetensors: nothing to resume from.*without --resume"):
+    with pytest.raises(VqtoolError, match=r"state\.safetensors: nothing to resume from.*without `resume`"):
         run(Line(), pull_up, tmp_path, resume=True)
     loop.artifacts.save(tmp_path / "state.safetensors", kind="prior", config={}, tensors={})
     with pytest.raises(FormatError, match="a prior, but a training-state is needed"):
         run(Line(), pull_up, tmp_path, resume=True)
 
 
-def test_sheets_are_drawn_with_the_averaged_model_every_so_many_steps(tmp_path):
+def test_previews_are_drawn_with_the_averaged_model_every_so_many_steps(tmp_path):
     drawn = []
 
-    def sheet(tokenizer, step):
+    def preview(tokenizer, step):
         assert isinstance(tokenizer, Tokenizer)
         assert not tokenizer.training
         drawn.append(step)
 
-    train(tmp_path, num_steps=7, sheet_steps=3, sheet=sheet)
+    train(tmp_path, num_steps=7, preview_steps=3, preview=preview)
     assert drawn == [3, 6]
 
 

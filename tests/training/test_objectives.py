@@ -119,7 +119,7 @@ def test_logits_of_masked_cells_alone_give_the_loss_and_the_gradient_of_all_logi
 
 def enumerated(prior, settings, x_0, num_steps):
     """Expected loss of a grid of two cells over t and x_t, nats a cell, by the dense definition of each loss."""
-    kernel, loss, size = prior.kernel, LOSSES[settings.name], prior.kernel.codebook_size
+    kernel, loss, size = prior.kernel, LOSSES[settings.loss], prior.kernel.codebook_size
     auxiliary_weight = settings.auxiliary_weight or 0.0
     states = torch.cartesian_prod(torch.arange(size + 1), torch.arange(size + 1)).view(-1, 1, 2)
     if not kernel.has_mask:
@@ -137,9 +137,9 @@ def enumerated(prior, settings, x_0, num_steps):
         bound = (log_q.exp() * (log_q.where(some, 0.0) - log_p.where(some, 0.0))).sum(-1)
         entropy = -log_x0.gather(-1, clean[..., None])[..., 0]
         masked = states == size
-        if settings.name in ("bound", "reweighted"):
+        if settings.loss in ("bound", "reweighted"):
             factor = torch.where(masked, *settings.mask_weights) if step > 1 else 1.0
-            adaptive = (1 - (step - 1) / num_steps) + 1 if settings.adaptive else 1.0
+            adaptive = (1 - (step - 1) / num_steps) + 1 if settings.adaptive_auxiliary else 1.0
             weight = num_steps if loss.summed else float(LOSSES["reweighted"].weights(kernel)[step])
             extra = auxiliary_weight * adaptive * (num_steps if loss.summed else 1)
             if not kernel.beta_bar.any():
@@ -151,8 +151,8 @@ def enumerated(prior, settings, x_0, num_steps):
                 "elbo": num_steps * (share - before) / share,
                 "reweighted-elbo": 1 - share,
                 "reweighted-elbo-fixed": 1 - before,
-            }.get(settings.name)
-            if settings.name == "mlm":
+            }.get(settings.loss)
+            if settings.loss == "mlm":
                 count = max(1, round(share * 2))
                 chance = (masked.sum((1, 2)) == count) * (clean == states).logical_or(masked).all(-1)[:, 0]
                 chance, weight = chance / chance.sum(), 2 / count
@@ -176,11 +176,11 @@ class Every:
 
 CASES = [
     ("mask-replace", PriorLoss("bound", 0.0)),
-    ("mask-replace", PriorLoss("bound", 0.3, adaptive=True, mask_weights=(1.0, 0.25))),
-    ("mask-replace", PriorLoss("reweighted", 0.3, adaptive=True, mask_weights=(0.5, 2.0))),
+    ("mask-replace", PriorLoss("bound", 0.3, adaptive_auxiliary=True, mask_weights=(1.0, 0.25))),
+    ("mask-replace", PriorLoss("reweighted", 0.3, adaptive_auxiliary=True, mask_weights=(0.5, 2.0))),
     ("uniform", PriorLoss("bound", 0.1)),
     ("uniform", PriorLoss("reweighted", 0.0, times="uniform")),
-    ("absorbing", PriorLoss("bound", 0.3, adaptive=True, mask_weights=(2.0, 5.0))),
+    ("absorbing", PriorLoss("bound", 0.3, adaptive_auxiliary=True, mask_weights=(2.0, 5.0))),
     ("absorbing", PriorLoss("reweighted", 0.2)),
     *(("absorbing", PriorLoss(name)) for name in MASKED if name != "mdlm"),
 ]
@@ -387,7 +387,7 @@ def test_dropped_conditions_are_the_null_condition_in_the_share_asked_for():
     prior = random_prior(kind="class")
     grids = GridData(np.zeros((2, 4, 6), np.int64), torch.tensor([0, 1]), grid_spec((4, 6)))
     for share in (0.0, 0.25, 1.0):
-        objective = PriorObjective(prior, grids, PriorLoss(drop_condition=share), LoopConfig(1, 400))
+        objective = PriorObjective(prior, grids, PriorLoss(cond_dropout=share), LoopConfig(1, 400))
         with torch.no_grad():
             objective(Spy(), np.arange(400) % 2, np.arange(400), 0)
     nulls = [int((condition == 3).sum()) for condition in seen]
@@ -399,14 +399,19 @@ def test_dropped_conditions_are_the_null_condition_in_the_share_asked_for():
 @pytest.mark.parametrize(
     ("kernel", "rule", "changes", "message"),
     [
-        ("absorbing", "mixture", {"name": "mlm", "auxiliary_weight": 0.1}, "--auxiliary-weight goes with --loss rew"),
-        ("absorbing", "mixture", {"name": "mdlm", "adaptive": True}, "--adaptive-auxiliary goes with --loss rew"),
-        ("uniform", "mixture", {"auxiliary_weight": 0.0, "adaptive": True}, "an --auxiliary-weight above 0"),
-        ("absorbing", "mixture", {"name": "elbo", "mask_weights": (1.0, 0.5)}, "--mask-weights goes with --loss rew"),
-        ("uniform", "mixture", {"mask_weights": (1.0, 0.5)}, "--mask-weights goes with --kernel mask-replace, absorb"),
-        ("absorbing", "mixture", {"name": "mdlm", "times": "importance"}, "--times importance goes with losses whose"),
-        ("absorbing", "plug-in", {}, "--rule plug-in goes with --kernel mask-replace, uniform, not with"),
-        ("uniform", "mixture", {"times": "often"}, "--times often: unknown; known are stratified, uniform, importance"),
+        ("absorbing", "mixture", {"loss": "mlm", "auxiliary_weight": 0.1}, "`auxiliary_weight` goes with `loss` rew"),
+        (
+            "absorbing",
+            "mixture",
+            {"loss": "mdlm", "adaptive_auxiliary": True},
+            "`adaptive_auxiliary` goes with `loss` rew",
+        ),
+        ("uniform", "mixture", {"auxiliary_weight": 0.0, "adaptive_auxiliary": True}, "an `auxiliary_weight` above 0"),
+        ("absorbing", "mixture", {"loss": "elbo", "mask_weights": (1.0, 0.5)}, "`mask_weights` goes with `loss` rew"),
+        ("uniform", "mixture", {"mask_weights": (1.0, 0.5)}, "`mask_weights` goes with `kernel` mask-replace, absorb"),
+        ("absorbing", "mixture", {"loss": "mdlm", "times": "importance"}, "`times` importance goes with losses whose"),
+        ("absorbing", "plug-in", {}, "`rule` plug-in goes with `kernel` mask-replace, uniform, not with"),
+        ("uniform", "mixture", {"times": "often"}, "`times` often: unknown; known are stratified, uniform, importance"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused_and_the_error_says_what_they_go_with(

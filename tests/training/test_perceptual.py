@@ -117,7 +117,7 @@ def test_efficientnet_compares_the_layers_before_each_halving():
 
 def test_files_that_are_none_are_named_with_the_remedy(tmp_path):
     remedy = r"give vgg_shift_tolerant\.pth or alex_shift_tolerant\.pth of the package stlpips-pytorch"
-    with pytest.raises(VqtoolError, match=f"--perceptual gone: neither efficientnet-lite0 nor a file: {remedy}"):
+    with pytest.raises(VqtoolError, match=f"`perceptual` gone: neither efficientnet-lite0 nor a file: {remedy}"):
         load_perceptual("gone")
     other = tmp_path / "other.pth"
     torch.save({"weight": torch.zeros(3)}, other)

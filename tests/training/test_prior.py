@@ -17,6 +17,7 @@ import vqtool
 from vqtool import artifacts, conditions, denoisers
 from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError
+from vqtool.training import building
 from vqtool.training import prior as training
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
@@ -35,7 +36,7 @@ LEARNT = [
 @pytest.mark.parametrize(("kernel", "loss"), LEARNT)
 def test_a_tiny_prior_learns_four_pictures_and_which_label_has_which(tmp_path, kernel, loss):
     settings = {"num_steps": 250, "learning_rate": 3e-3, "save_seconds": 1e9}
-    prior = prior_run.train(tmp_path, kernel=kernel, loss={"name": loss}, **settings)
+    prior = prior_run.train(tmp_path, kernel=kernel, loss={"loss": loss}, **settings)
     condition = prior.conditioner.encode(["up", "down"] * 32)
     # One cell a call, or many steps: cells that open together may belong to two pictures.
     options = {"steps": 40} if kernel == "uniform" else {"sampler": "purity", "steps": 6}
@@ -49,7 +50,7 @@ def test_a_tiny_prior_learns_four_pictures_and_which_label_has_which(tmp_path, k
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"loss": {"name": "bound", "times": "importance", "auxiliary_weight": 0.1}, "diffusion": 8}],
+    [{}, {"loss": {"loss": "bound", "times": "importance", "auxiliary_weight": 0.1}, "diffusion": 8}],
     ids=["stratified", "importance"],
 )
 def test_a_killed_run_that_is_resumed_has_the_losses_of_one_that_was_not(tmp_path, settings):
@@ -93,19 +94,18 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
         grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), grid_spec((2, 3))
     )
     forward = build_kernel("mask-replace", codebook_size=7, num_steps=20)
-    prior = training.build_prior(
+    prior = building.build_prior(
         forward, conditioner, data.grid_spec, "tiny", seed=0, tokens=data.tokens, denoiser=name
     )
     assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
     fresh = float(validate(prior.denoiser, prior, data, 1))
-    trained = training.train_prior(
+    trained = training.fit(
         prior,
         data,
         loss=PriorLoss(),
         run=LoopConfig(40, 16, 2e-3, warmup_steps=3, save_seconds=1e9),
         state_path=tmp_path / "state.safetensors",
         log_path=tmp_path / "log.jsonl",
-        identity={},
     )
     assert trained.denoiser_name == name
     assert float(validate(trained.denoiser, trained, data, 1)) < 0.9 * fresh
@@ -154,7 +154,7 @@ def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkey
 
 def test_the_best_can_be_kept_only_where_grids_are_held_out(tmp_path):
     with pytest.raises(
-        VqtoolError, match="--keep best goes with 200 grids or more, of which some are held out to tell; "
+        VqtoolError, match="`keep` best goes with 200 grids or more, of which some are held out to tell; "
     ):
         prior_run.train(tmp_path, keep_best=True)
 
@@ -172,40 +172,44 @@ def test_a_split_is_a_partition_and_the_same_every_time():
 def test_a_fresh_prior_predicts_each_token_as_often_as_it_is_found():
     tokens = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]).reshape(10, 1, 1)
     kernel = kernels.build("absorbing", codebook_size=4, num_steps=10)
-    prior = training.build_prior(kernel, conditions.build("none"), grid_spec((1, 1)), "tiny", seed=0, tokens=tokens)
+    prior = building.build_prior(kernel, conditions.build("none"), grid_spec((1, 1)), "tiny", seed=0, tokens=tokens)
     found = prior.log_x0(torch.full((1, 1, 1), 4), torch.tensor([10])).exp().flatten()
     torch.testing.assert_close(found, torch.tensor([3.5, 2.5, 5.5, 0.5]) / 12)
 
 
 def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert training.choose_size("transformer", 300, 64) == "tiny"
-    assert training.choose_size("transformer", 5000, 64) == "small"
+    assert building.choose_size("transformer", 300, 64) == "tiny"
+    assert building.choose_size("transformer", 5000, 64) == "small"
     assert training.choose_num_steps(100, 50, 0.1) == 600
     assert training.choose_num_steps(1_000_000, 50, 0.1) == 6000
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training.choose_size("transformer", 100_000, 256) == "large"
-    assert training.choose_size("vq-diffusion", 100_000, 256) == "small"  # the largest of these names
+    assert building.choose_size("transformer", 100_000, 256) == "large"
+    assert building.choose_size("vq-diffusion", 100_000, 256) == "small"  # the largest of these names
     assert training.choose_num_steps(10, 1000, 1e-3) == 3
 
 
 def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):
-    def plan(fast):
-        run = training.choose_run(50, 4, 1e-3, seed=0, sheet_steps=0, fast=fast)
-        return run.mixed_precision, run.compile
+    def plan(**machine):
+        run, rest = training.PriorRunOptions(batch_size=4), {"learning_rate": 1e-3, "seed": 0}
+        config = training.choose_run(50, run=run, machine=training.MachineOptions(**machine), **rest)
+        return config.bf16, config.compile
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert plan(None) == plan(False) == ("no", False)
-    with pytest.raises(VqtoolError, match="--fast goes with a CUDA GPU, and there is none"):
-        plan(True)
+    assert plan() == plan(bf16=False) == (False, False)
+    for name in ("bf16", "compile"):
+        with pytest.raises(VqtoolError, match=f"`{name}` goes with a CUDA GPU, and there is none"):
+            plan(**{name: True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (plan(None), plan(False), plan(True)) == (("bf16", False), ("no", False), ("bf16", True))
+    assert (plan(), plan(bf16=False)) == ((True, False), (False, False))
+    assert plan(compile=True) == plan(bf16=True, compile=True) == (True, True)
+    assert plan(bf16=False, compile=True) == (False, True)
 
 
 def test_a_condition_that_a_denoiser_does_not_take_is_refused_and_the_error_names_those_that_do():
     with pytest.raises(
-        VqtoolError, match=r"--denoiser vq-diffusion is not trained with --condition caption, only with"
+        VqtoolError, match=r"`denoiser` vq-diffusion is not trained with `condition` caption, only with"
     ):
-        training.check_condition("vq-diffusion", "caption")
+        building.check_condition("vq-diffusion", "caption")
     with pytest.raises(VqtoolError, match="denoisers that take caption: transformer"):
-        training.check_condition("vq-diffusion", "caption")
+        building.check_condition("vq-diffusion", "caption")

@@ -20,9 +20,9 @@ from vqtool.training import finetuning
 from vqtool.training._autoencoder import Phase, TokenizerLoss, build_model
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig, check_size
+from vqtool.training.fitting import TokenizerObjective, fit
 from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
-from vqtool.training.tokenizer import TokenizerObjective, train_tokenizer
 
 SMALL = training_run.CONFIG  # factor 4, 16 codes of 4 numbers
 
@@ -60,18 +60,18 @@ def test_the_last_layer_is_the_convolution_that_makes_the_picture(name):
 
 def test_a_step_against_the_discriminator_has_the_gradients_of_its_definition():
     """Oracle: autograd through everything, with the weight a constant, each network's loss by its parameters alone."""
-    model = build_model(SMALL, 0, quantizer="vq", discriminator=DiscriminatorConfig(1, 8))
+    model = build_model(SMALL, 0, quantizer="vq", options={"commitment": 0.3}, discriminator=DiscriminatorConfig(1, 8))
     with torch.no_grad():
         model.quantizer.place(torch.randn(16, 4), 1.0)
     model.quantizer.ready.fill_(True)
     images, picks = floats(2), torch.rand(16)
-    loss = TokenizerLoss("l2", adversarial_weight=0.7, commitment=0.3)
-    total, metrics = model(images, picks, loss=loss, phase=Phase(revive=False), perceptual=None)
+    loss = TokenizerLoss(loss="l2", adversarial=0.7)
+    total, metrics = model(images, picks, loss=loss, phase=Phase(restart=False), perceptual=None)
     total.backward()
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
 
-    quantized = model.quantizer(model.tokenizer.latents(images), picks, revive=False)
+    quantized = model.quantizer(model.tokenizer.latents(images), picks, restart=False)
     rebuilt = model.tokenizer.decode_codes(quantized.codes)
     distance = reconstruction(images, rebuilt, "l2") + 0.5 * edges(images, rebuilt)
     fooled = -model.discriminator(rebuilt).mean()
@@ -131,13 +131,13 @@ def step(model, run, loss, images, number):
 
 
 def test_codes_wait_for_data_only_where_they_start_on_it():
-    run, loss = LoopConfig(100, 2), TokenizerLoss(quantize_from=0.1, revive_until=0.5, adversarial_start=30)
+    run, loss = LoopConfig(100, 2), TokenizerLoss(quantize_from=0.1, restart_until=0.5, adversarial_start=30)
     fresh, fixed = build_model(SMALL, 0), build_model(SMALL, 0, quantizer="lfq")
     old = finetuning.build_model(build_tokenizer(), 0)
     for model, waits in ((fresh, True), (fixed, False), (old, False)):
         assert step(model, run, loss, pictures(2), 9).quantize is not waits
         assert step(model, run, loss, pictures(2), 10).quantize
-    assert [step(fresh, run, loss, pictures(2), n).revive for n in (49, 50)] == [True, False]
+    assert [step(fresh, run, loss, pictures(2), n).restart for n in (49, 50)] == [True, False]
     assert [step(fresh, run, loss, pictures(2), n).adversarial for n in (29, 30)] == [False, True]
 
 
@@ -166,7 +166,7 @@ def test_an_interrupted_run_resumes_to_the_log_and_weights_of_one_that_was_not(t
 
 def test_a_resume_with_another_quantizer_is_refused(tmp_path):
     train(tmp_path, num_steps=2)
-    with pytest.raises(VqtoolError, match=r"quantizer\.name = ema, now quantizer\.name = vq"):
+    with pytest.raises(VqtoolError, match="`quantizer` was ema when the run began, now it is vq"):
         train(tmp_path, num_steps=2, quantizer="vq", resume=True)
 
 
@@ -197,9 +197,9 @@ def test_weight_decay_leaves_codes_alone(tmp_path):
     model.quantizer.begin(torch.randn(64, config.code_dim) * 100)
     before = model.quantizer.effective_codebook().detach().clone()
     run = LoopConfig(5, 4, 3e-3, warmup_steps=1, ema_decay=0.0, weight_decay=1.0)
-    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(revive_until=0.0), run)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(restart_until=0.0), run)
     files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
-    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    new, _ = fit(model, objective, data={}, **files)
     moved = (new.codebook != before).any(1)
     assert 0 < moved.sum() < 64
 
@@ -208,9 +208,9 @@ def test_fine_tuning_leaves_the_encoder_and_moves_decoder_and_codes(tmp_path):
     old, tokenizer = build_tokenizer(), build_tokenizer()
     model = finetuning.build_model(tokenizer, 0)
     run = LoopConfig(20, 4, 3e-3, warmup_steps=1, ema_decay=0.5)
-    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(revive_until=0.0), run)
+    objective = TokenizerObjective(pictures(8), model, TokenizerLoss(restart_until=0.0), run)
     files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
-    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    new, _ = fit(model, objective, data={}, **files)
     for name, tensor in old.state_dict().items():
         assert torch.equal(tensor, new.state_dict()[name]) is name.startswith("encoder"), name
     log = read_log(tmp_path)
@@ -231,7 +231,7 @@ def test_with_its_codes_kept_a_fine_tuned_tokenizer_makes_the_same_tokens(tmp_pa
     run = LoopConfig(3, 4, 3e-3, ema_decay=0.5)
     objective = TokenizerObjective(pictures(8), model, TokenizerLoss(), run)
     files = {"state_path": tmp_path / "state.safetensors", "log_path": tmp_path / "log.jsonl"}
-    new, _ = train_tokenizer(model, objective, identity={}, **files)
+    new, _ = fit(model, objective, data={}, **files)
     images = floats(3)
     assert torch.equal(new.encode(images), old.encode(images))
     assert not torch.equal(new.decode(old.encode(images)), old.decode(old.encode(images)))

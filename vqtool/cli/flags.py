@@ -20,7 +20,7 @@ from vqtool.cli.help import METHOD, advanced
 from vqtool.errors import VqtoolError
 from vqtool.options import Option, read_options, read_registered
 
-MAX_METAVAR = 30  # letters: more choices than that go into the help
+MAX_METAVAR = 31  # letters: more choices than that go into the help
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class FlagGroup:
         }
         return cls(merged, panels | {each.name: advanced(METHOD) for each in merged if each.advanced})
 
+    def __or__(self, other: "FlagGroup") -> "FlagGroup":
+        """The flags of both."""
+        return FlagGroup(self.options + other.options, self.panels | other.panels)
+
     def parameters(self) -> Iterator[inspect.Parameter]:
         """The flags, as parameters of a typer command; each is None unless it is given."""
         for each in self.options:
@@ -105,7 +109,7 @@ def _merge(users: dict[str, Option], *, all_of_them: bool) -> Option:
 def _annotation(each: Option, panels: dict[str, str]) -> Any:
     kind = _base_type(each.type)
     text = each.help
-    short = "|".join(each.known) if each.choices else ""
+    short = "|".join(each.known) if each.choices and each.listed else ""
     if len(short) >= MAX_METAVAR:
         text += f" One of {', '.join(each.known)}."
     text += f" Default: {each.default_text}." if each.default_text else ""

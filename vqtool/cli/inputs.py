@@ -1,19 +1,15 @@
-"""What several commands do with their inputs: skip and count bad ones, read them for training."""
+"""What several commands do with their inputs: skip and count bad ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from vqtool.cli.console import echo, progress, warn
+from vqtool.cli.console import echo, warn
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from vqtool.images import ImageItem
 
 
@@ -39,19 +35,3 @@ class Skipped:
         if self.count:
             echo(f"error: {self.count} bad {'input' if self.count == 1 else 'inputs'} skipped; the rest is done")
             raise typer.Exit(1)
-
-
-def load_training_images(
-    sources: Sequence[Path], size: tuple[int, int], skipped: Skipped, *, factor: int, room: float = 1.0
-) -> "NDArray[np.uint8]":
-    """All images of some sources as one array (N, 3, h, w), read with progress; `room` times as large as `size`.
-
-    Raises:
-        VqtoolError: the size is no multiple of the tokenizer's factor, or no image could be read.
-    """
-    from vqtool.images import read_images
-
-    if size[0] % factor or size[1] % factor:
-        raise VqtoolError(f"--size {size[0]}x{size[1]}: both sides must be multiples of the factor {factor}")
-    larger = round(size[0] * room), round(size[1] * room)
-    return read_images(sources, larger, on_error=skipped.on_error, progress=progress).images

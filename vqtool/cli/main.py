@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import keyword
+import logging
 import os
 import sys
 import traceback
@@ -16,7 +17,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from vqtool.cli import _descriptors
-from vqtool.cli.console import shown_warnings, warn
+from vqtool.cli.console import Messages, shown_warnings, warn
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
@@ -59,7 +60,15 @@ COMMANDS = {
 }
 
 # Flags of version 0.1 and 0.2 that have other names now: they go on working, with a warning.
-OLD_FLAGS = {"--holes": "--masked"}
+OLD_FLAGS = {
+    "--holes": "--masked",
+    "--drop-condition": "--cond-dropout",
+    "--fast": "--bf16",
+    "--no-fast": "--no-bf16",
+    "--no-revive": "--no-restart",
+    "--revive": "--restart",
+    "--sheet-every": "--preview-every",
+}
 
 _state = {"debug": False}
 
@@ -126,7 +135,7 @@ def _report(error: BaseException, flags: dict[str, str]) -> int:
         return EXIT_PIPE_CLOSED
     if isinstance(error, KeyboardInterrupt):
         if is_main_process():
-            print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+            print(name_flags(f"interrupted{f': {error}' if str(error) else ''}", flags), file=sys.stderr)
         return EXIT_INTERRUPTED
     print(f"error: {printable(name_flags(_one_line(error), flags))}", file=sys.stderr)
     try:
@@ -210,6 +219,9 @@ def main() -> None:
     # that read images, the other end of a pipe. Spinning for some 50 microseconds is as quick on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _descriptors.prepare()
+    tell = logging.getLogger("vqtool")
+    tell.setLevel(logging.INFO)
+    tell.handlers = [Messages()]
     try:
         app(args=_arguments(sys.argv[1:]), prog_name="vqtool")
     except (OSError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command

@@ -10,7 +10,8 @@ from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.errors import VqtoolError
 
 
-def _check_seed(seed: int) -> int:
+def check_seed(seed: int) -> int:
+    """Callback of a flag: raise a usage error unless a seed is one."""
     if not 0 <= seed < 2**63:
         raise typer.BadParameter(f"{seed} is not in the range from 0 to 2**63 - 1.")
     return seed
@@ -22,7 +23,7 @@ Strict = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option("--seed", help="Same seed, same result.", callback=_check_seed, rich_help_panel=METHOD),
+    typer.Option("--seed", help="Same seed, same result.", callback=check_seed, rich_help_panel=METHOD),
 ]
 BatchSize = Annotated[
     int,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vqtool import distributed
 from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
 from vqtool.tokenizers import NetworkConfig, Tokenizer, quantizers
 from vqtool.tokenizers.quantizers import Quantized, Quantizer
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig
@@ -19,20 +20,36 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # images and rebuilt ones (B, 3, 
 
 
 @dataclass(frozen=True)
-class TokenizerLoss:
-    """What is minimised."""
+class TokenizerLoss(Checked):
+    """What is minimised beside the terms of the quantizer."""
 
-    reconstruction: str = "l1"
-    edge_weight: float = 0.5
-    perceptual_weight: float = 1.0  # where there is a perceptual network
-    adversarial_weight: float = 0.8  # times the adaptive weight, where there is a discriminator
-    adversarial_start: int = 0  # step from which there is one
-    adversarial_max: float = 1e4  # largest adaptive weight
-    commitment: float = 0.25
-    codebook: float = 1.0
-    entropy: float = 0.1
+    loss: str = option(
+        "l1",
+        "Distance of pixels. l1: sharper edges. l2: higher PSNR.",
+        choices="training/reconstruction.py:RECONSTRUCTIONS",
+        advanced=True,
+    )
+    edges: float = option(0.5, "Weight of the same of neighbours' differences.", minimum=0, advanced=True)
+    perceptual: str | None = option(
+        None,
+        "Also as a network sees it: efficientnet-lite0, or a file of ST-LPIPS weights.",
+        shown="not",
+        advanced=True,
+    )
+    perceptual_weight: float = option(1.0, "Its weight.", minimum=0, advanced=True)
+    adversarial: float | None = option(
+        None,
+        "Against a discriminator of patches (VQGAN), with this times the adaptive weight; published: 0.8.",
+        shown="not",
+        minimum=0,
+        advanced=True,
+    )
+    adversarial_start: int | None = option(
+        None, "First step with the discriminator.", shown="half-way", minimum=0, advanced=True
+    )
+    adversarial_max: float = option(1e4, "Largest adaptive weight.", minimum=0, advanced=True)
     quantize_from: float = 0.05  # share of the run before which latents pass unquantised: codes then start on data
-    revive_until: float = 0.8  # share of the run in which dead codes are revived
+    restart_until: float = 0.8  # share of the run in which dead codes are restarted
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Phase:
     """What is done in a step."""
 
     quantize: bool = True
-    revive: bool = True
+    restart: bool = True
     adversarial: bool = True
 
 
@@ -92,8 +109,9 @@ class Autoencoder(nn.Module):
         quantized = self._quantize(latents, picks, phase)
         rebuilt = self.tokenizer.decode_codes(quantized.codes)
         total, metrics = self._judge(images, rebuilt, loss, phase, perceptual)
-        for name, value in quantized.losses.items():
-            total = total + getattr(loss, name) * value
+        if self.quantizer is not None:
+            for name, value in quantized.losses.items():
+                total = total + self.quantizer.weights[name] * value
         metrics |= quantized.losses
         metrics |= _measure(images, rebuilt, quantized.tokens, len(picks))
         return total + self._idle(phase), {name: value.detach() for name, value in metrics.items()}
@@ -103,7 +121,7 @@ class Autoencoder(nn.Module):
             tokens = self.tokenizer.look_up(latents.flatten(0, 2)).view(latents.shape[:-1])
             return Quantized(self.tokenizer.codebook[tokens], tokens, {})
         if phase.quantize:
-            found: Quantized = self.quantizer(latents, picks, revive=phase.revive)
+            found: Quantized = self.quantizer(latents, picks, restart=phase.restart)
             return found
         return Quantized(latents, torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device), {})
 
@@ -123,13 +141,14 @@ class Autoencoder(nn.Module):
             fooled = -fake.mean()
             (push,) = torch.autograd.grad(fooled, picture, retain_graph=True)
         weight = adaptive_weight(rebuilt, last_layer(self.tokenizer.decoder), pull, push, largest=loss.adversarial_max)
-        gradient = pull + loss.adversarial_weight * weight * push
+        weight_of_all = (loss.adversarial or 0.0) * weight
+        gradient = pull + weight_of_all * push
         carrier = (rebuilt * gradient).sum()  # its gradient by `rebuilt` is `gradient`
         real = self.discriminator(images)
         judged = hinge(real, fake)
         metrics |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": judged}
         metrics |= {"real_score": real.mean(), "fake_score": fake.mean()}
-        value = distance + loss.adversarial_weight * weight * fooled
+        value = distance + weight_of_all * fooled
         return value.detach() + (carrier - carrier.detach()) + judged, metrics
 
     def _idle(self, phase: Phase) -> Tensor | float:
@@ -156,7 +175,7 @@ def build_model(
     config: NetworkConfig,
     seed: int,
     *,
-    quantizer: str = "ema",
+    quantizer: str = quantizers.DEFAULT,
     options: dict[str, Any] | None = None,
     discriminator: DiscriminatorConfig | None = None,
     start: Tokenizer | None = None,
@@ -164,9 +183,9 @@ def build_model(
     """A new model with weights drawn from the seed, or those of a tokenizer.
 
     Args:
-        config: of the network.
+        config: of the network, with the shape of the quantizer's codebook.
         seed: of the weights.
-        quantizer: one of quantizers.QUANTIZERS.
+        quantizer: one of quantizers.NAMES.
         options: of the quantizer.
         discriminator: None is none.
         start: of this config, whose networks and codes training begins with.
@@ -174,16 +193,16 @@ def build_model(
     Raises:
         VqtoolError: its codes cannot learn, or not with this quantizer.
     """
-    options = options or {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = Tokenizer(config, lookup=quantizers.QUANTIZERS[quantizer].lookup)
+        tokenizer = Tokenizer(config, lookup=quantizers.find(quantizer).Quantizer.lookup)
+        built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options or {})
         design = {
-            **{f"network.{name}": value for name, value in asdict(config).items()},
-            **{f"quantizer.{name}": value for name, value in {"name": quantizer, **options}.items()},
-            "discriminator": None if discriminator is None else asdict(discriminator),
+            "network": asdict(config),
+            "quantizer": quantizer,
+            **asdict(built.options),
+            **({} if discriminator is None else asdict(discriminator)),
         }
-        built = quantizers.build(quantizer, config.codebook_size, config.code_dim, **options)
         if start is not None:
             check_codes_learn(start)
             if start.lookup != tokenizer.lookup:
@@ -193,7 +212,6 @@ def build_model(
                 )
             tokenizer.load_state_dict(start.state_dict())
             built.begin(start.codebook)
-            design["start"] = start.fingerprint
         return Autoencoder(tokenizer, built, discriminator, design=design)
 
 
@@ -212,8 +230,8 @@ def check_codes_learn(tokenizer: Tokenizer) -> None:
 def _distances(
     images: Tensor, rebuilt: Tensor, loss: TokenizerLoss, perceptual: Distance | None
 ) -> tuple[Tensor, Metrics]:
-    metrics = {"reconstruction": reconstruction(images, rebuilt, loss.reconstruction), "edges": edges(images, rebuilt)}
-    total = metrics["reconstruction"] + loss.edge_weight * metrics["edges"]
+    metrics = {"reconstruction": reconstruction(images, rebuilt, loss.loss), "edges": edges(images, rebuilt)}
+    total = metrics["reconstruction"] + loss.edges * metrics["edges"]
     if perceptual is not None:
         metrics["perceptual"] = perceptual(images, rebuilt)
         total = total + loss.perceptual_weight * metrics["perceptual"]

@@ -6,21 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from vqtool import distributed
+from vqtool.errors import warn
 
 
 class RunLog:
-    """One line a logged step, written by the main process; on resume the lines after the resumed step are cut off."""
+    """One line a logged step, written by the main process; on resume the lines after the resumed step are cut off.
+
+    Lines that are damaged stay where they are: what counts is the state of the run.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         self._file = None
         if not distributed.is_main_process():
             return
         self._file = path.open("r+b" if step and path.exists() else "wb+")
-        end = 0
-        for line in self._file:
-            if not line.endswith(b"}\n") or json.loads(line)["step"] > step:
+        end, position, damaged, unclear = 0, 0, list[int](), list[int]()
+        for number, line in enumerate(self._file, 1):
+            position += len(line)
+            found = _read_step(line)
+            if found is None:
+                unclear.append(number)
+            elif found > step:
                 break
-            end += len(line)
+            else:
+                end, damaged, unclear = position, damaged + unclear, []
+        if damaged:
+            numbers = ", ".join(map(str, damaged))
+            warn(f"{path}: damaged lines are skipped: {numbers}")
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -34,3 +46,12 @@ class RunLog:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _read_step(line: bytes) -> int | None:
+    """The step of a line of the log; None if it is damaged."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"}\n") else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

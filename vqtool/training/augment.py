@@ -14,17 +14,21 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.images import to_float
+from vqtool.options import Checked, option
 from vqtool.training.loop import Indices
 
 GREY = (0.299, 0.587, 0.114)  # shares of red, green, blue in brightness, ITU-R BT.601
 
 
-@dataclass(frozen=True)
-class Augmentation:
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Checked):
     """How images change."""
 
-    flip: bool = True  # mirror half of the images left to right
-    jitter: float = 0.0  # largest relative change of contrast, brightness and saturation
+    flip: bool = option(True, "Mirror half of the images left to right.", advanced=True)
+    crop: float = option(1.0, "Read images so much larger, learn from pieces.", minimum=1, advanced=True)
+    jitter: float = option(
+        0.0, "Vary contrast, brightness and saturation by so much.", minimum=0, maximum=1, advanced=True
+    )
 
 
 def augmented(

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
 
 MAX_WIDENING = 8  # of the first width
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Checked):
     """Shape of the network."""
 
-    num_layers: int = 3  # that halve the picture
-    width: int = 64  # channels after the first
+    adversarial_layers: int = option(
+        3, "Layers of the discriminator that halve the picture.", minimum=1, maximum=6, advanced=True
+    )
+    adversarial_width: int = option(64, "Channels after its first layer.", minimum=1, advanced=True)
 
 
 class Discriminator(nn.Module):
@@ -32,9 +35,9 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = config
         inner, layers = 3, list[nn.Module]()
-        for level in range(config.num_layers + 1):
-            outer = config.width * min(2**level, MAX_WIDENING)
-            stride = 2 if level < config.num_layers else 1
+        for level in range(config.adversarial_layers + 1):
+            outer = config.adversarial_width * min(2**level, MAX_WIDENING)
+            stride = 2 if level < config.adversarial_layers else 1
             layers.append(nn.Conv2d(inner, outer, 4, stride, padding=1, bias=level == 0))
             if level:
                 layers.append(nn.GroupNorm(max(1, outer // 16), outer))
@@ -60,9 +63,9 @@ def check_size(config: DiscriminatorConfig, image_size: tuple[int, int]) -> None
     Raises:
         VqtoolError: they are not.
     """
-    smallest = 3 * 2**config.num_layers  # both convolutions at the end take away a row and a column
+    smallest = 3 * 2**config.adversarial_layers  # both convolutions at the end take away a row and a column
     if min(image_size) < smallest:
         raise VqtoolError(
-            f"images of {image_size[0]}x{image_size[1]} are too small for a discriminator of {config.num_layers} "
-            f"layers, which needs {smallest} pixels: take fewer layers"
+            f"images of {image_size[0]}x{image_size[1]} are too small for a discriminator of "
+            f"{config.adversarial_layers} layers, which needs {smallest} pixels: take fewer layers"
         )

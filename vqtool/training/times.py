@@ -1,4 +1,4 @@
-"""At which t the samples of a training step look.
+"""Which t the samples of a training step are noised to.
 
 ``TIMES`` lists the ways. A sample has a place in [0, 1), which says its t:
 

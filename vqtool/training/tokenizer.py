@@ -1,160 +1,138 @@
-"""Training of tokenizers: a network, a quantizer and what is minimised; and fine-tuning behind a frozen encoder.
+"""Training of a new tokenizer, or of one that is there, on images."""
 
-Loss: reconstruction + `edge_weight` x edges [+ `perceptual_weight` x perceptual] [+ `adversarial_weight` x adaptive
-weight x adversarial] + the quantizer's terms, each with its weight.
-Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841).
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from vqtool.errors import VqtoolError
+from vqtool.options import Checked, distribute, option
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, load_tokenizer, quantizers
+from vqtool.training._autoencoder import build_model
+from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split_options
+from vqtool.training.runs import RunFiles
 
-from vqtool import artifacts, rng
-from vqtool.images import to_float, to_uint8
-from vqtool.tokenizers import Tokenizer
-from vqtool.training import loop
-from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss, build_model
-from vqtool.training.augment import Augmentation, augmented, middle
-from vqtool.training.loop import Indices, LoopConfig
-from vqtool.training.perceptual import Perceptual
+DEFAULT_NETWORK = "vqvae-f8"
+DEFAULT_RATES = {"vqvae": 1e-3, "vqgan": 2e-4}
 
-__all__ = [
-    "Augmentation", "Autoencoder", "TokenizerLoss", "TokenizerObjective", "build_model", "train_tokenizer",
-    "write_sheet",
-]  # fmt: skip
+_log = logging.getLogger(__name__)
 
 
-class TokenizerObjective:
-    """The objective of the training loop: which images a step sees, and what is minimised."""
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Checked):
+    """Which networks a new tokenizer has, and how its codes learn."""
 
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        model: Autoencoder,
-        loss: TokenizerLoss,
-        run: LoopConfig,
-        *,
-        size: tuple[int, int] | None = None,
-        augmentation: Augmentation | None = None,
-        perceptual: Perceptual | None = None,
-    ) -> None:
-        """An objective.
-
-        Args:
-            images: (N, 3, h, w), in memory or memory-mapped.
-            model: that is trained.
-            loss: what is minimised.
-            run: seed and length.
-            size: (h, w) of what is learned from, if the images are larger: pieces of them.
-            augmentation: how images change; None is as usual.
-            perceptual: a distance beside those of pixels.
-        """
-        self.images, self.loss, self.run, self.perceptual = images, loss, run, perceptual
-        self.size = size or (images.shape[2], images.shape[3])
-        self.augmentation = augmentation or Augmentation()
-        self.codebook_size = model.tokenizer.config.codebook_size
-        self.waits = model.quantizer is not None and not model.quantizer.is_ready()
-
-    def __call__(
-        self, model: nn.Module, indices: Indices, samples: Indices, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and metrics of a step."""
-        device = next(model.parameters()).device
-        batch = augmented(self.images[indices], self.size, self.augmentation, seed=self.run.seed, samples=samples)
-        picks = rng.uniform(self.run.seed, [0], step, (self.codebook_size,), stream=rng.SELECTION)[0]
-        perceptual = None if self.perceptual is None else self.perceptual.to(device)
-        found: tuple[Tensor, dict[str, Tensor]] = model(
-            batch.to(device, memory_format=torch.channels_last),
-            picks.to(device),
-            loss=self.loss,
-            phase=self.phase(step),
-            perceptual=perceptual,
-        )
-        return found
-
-    def phase(self, step: int) -> Phase:
-        """What is done in a step."""
-        progress = step / self.run.num_steps
-        return Phase(
-            quantize=not self.waits or progress >= self.loss.quantize_from,
-            revive=progress < self.loss.revive_until,
-            adversarial=step >= self.loss.adversarial_start,
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """What has to be the same for a resume."""
-        perceptual = None if self.perceptual is None else self.perceptual.name
-        return {"size": self.size, "perceptual": perceptual, **asdict(self.augmentation), **asdict(self.loss)}
+    network: str | None = option(
+        None,
+        "Such as vqgan-f16-small.",
+        shown="vqvae-f8",
+        choices=(
+            "vqvae-f4", "vqvae-f8", "vqvae-f16",
+            "vqgan-f4", "vqgan-f8", "vqgan-f16", "vqgan-f4-small", "vqgan-f8-small", "vqgan-f16-small",
+        ),
+        listed=False,
+    )  # fmt: skip
+    quantizer: str | None = option(
+        None, "How codes are chosen and learn.", shown="ema", choices="tokenizers/quantizers/__init__.py:NAMES"
+    )
 
 
 def train_tokenizer(
-    model: Autoencoder,
-    objective: TokenizerObjective,
+    images: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
-    state_path: Path,
-    log_path: Path,
-    identity: Mapping[str, Any],
+    size: int | str | tuple[int, int] = 64,
+    from_: str | Path | None = None,
+    half: bool = False,
+    seed: int = 0,
     resume: bool = False,
-    sheet: Callable[[Tokenizer, int], None] | None = None,
-    report: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> tuple[Tokenizer, dict[str, Any]]:
-    """Train a tokenizer on images.
+    force: bool = False,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+    report: Report | None = None,
+    **options: Any,
+) -> Tokenizer:
+    """Train a VQ-VAE or VQGAN tokenizer on images and write it, with log, state and preview beside it.
 
     Args:
-        model: from `build_model` or `finetuning.build_model`.
-        objective: what is minimised, on which images, for how long.
-        state_path: file that the run can be resumed from.
-        log_path: JSON-lines log.
-        identity: of the data; a resume with another one is refused.
-        resume: go on from `state_path`.
-        sheet: draws a picture of the progress.
-        report: is told (step, metrics).
+        images: folders, image files, tar shards or HDF5 files.
+        output: file to write.
+        size: pixels to learn from: 64, (48, 80) or "48x80" (height first).
+        from_: a tokenizer, a file or "builtin", whose networks and codes training begins with.
+        half: store weights as float16.
+        seed: of all noise.
+        resume: go on with an interrupted run, exactly.
+        force: overwrite an earlier result or run.
+        on_error: told of a bad image, which is left out; None raises.
+        progress: shows images that are read, and steps.
+        report: is told (step, metrics) after each step.
+        **options: of `NetworkOptions`, `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`
+            and the quantizer, by name.
 
     Returns:
-        The tokenizer and its training summary.
+        The tokenizer as it was written (in the main process).
+
+    Raises:
+        VqtoolError: files are missing or in the way, or options do not go together.
+        KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    result = loop.run(
-        model,
-        objective,
-        num_items=len(objective.images),
-        config=objective.run,
-        state_path=state_path,
-        log_path=log_path,
-        identity={**identity, **model.design, **objective.identity()},
-        resume=resume,
-        sheet=None if sheet is None else lambda ema, step: sheet(_finished(ema), step),
-        report=report,
+    files = RunFiles(Path(output))
+    codes = {name: value for name, value in options.items() if name in quantizers.all_option_names()}
+    rest = {name: value for name, value in options.items() if name not in codes}
+    (network,) = distribute({n: rest.pop(n) for n in ("network", "quantizer") if n in rest}, NetworkOptions)
+    loss, judge, augmentation, run = split_options(rest)
+    start = _load_start(from_, {"network": network.network, **codes})
+    files.check(resume=resume, force=force)
+    quantizer = network.quantizer or ("cosine" if start is not None and start.lookup == "cosine" else "ema")
+    base = SIZES[network.network or DEFAULT_NETWORK] if start is None else start.config
+    config, codes = _choose_codes(base, quantizer, codes, start)
+    model = build_model(config, seed, quantizer=quantizer, options=codes, discriminator=judge, start=start)
+    _log.info(
+        "%s: %.2f M parameters, factor %d; %s: %d codes of %d numbers",
+        (network.network or DEFAULT_NETWORK) if start is None else start.location,
+        sum(parameter.numel() for parameter in model.tokenizer.parameters()) / 1e6,
+        config.factor,
+        quantizer,
+        config.codebook_size,
+        config.code_dim,
     )
-    return _finished(result.model), {**result.summary, "num_images": len(objective.images)}
+    lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
+    return learn(
+        model, images, files, lesson, step="train-tokenizer", parent=start, half=half, resume=resume,
+        on_error=on_error, progress=progress, report=report,
+    )  # fmt: skip
 
 
-def _finished(model: nn.Module) -> Tokenizer:
-    if not isinstance(model, Autoencoder):
-        raise ValueError(f"model is a {type(model).__name__}, not an Autoencoder")
-    return model.finished()
+def _load_start(name: str | Path | None, new: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer to begin with; raises if an option asks for what that one has."""
+    if name is None:
+        return None
+    for option_name in ("network", "codebook_size", "code_dim", "k_means"):
+        if new.get(option_name) is not None:
+            raise VqtoolError(
+                f"`{option_name}` is for new networks and codes, `from_` begins with those of {name}: leave one out"
+            )
+    return load_tokenizer(name)
 
 
-@torch.inference_mode()
-def write_sheet(
-    tokenizer: Tokenizer,
-    images: NDArray[np.uint8],
-    path: Path,
-    *,
-    size: tuple[int, int] | None = None,
-    num: int = 16,
-) -> None:
-    """Write a PNG of originals over reconstructions; the images are spread evenly over `images` (N, 3, h, w)."""
-    from vqtool.images.preview import comparison_grid
+def _choose_codes(
+    network: NetworkConfig, quantizer: str, given: Mapping[str, Any], start: Tokenizer | None
+) -> tuple[NetworkConfig, dict[str, Any]]:
+    """The network with the quantizer's codebook, and the quantizer's options.
 
-    chosen = images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
-    chosen = middle(chosen, size or (images.shape[2], images.shape[3]))
-    batch = to_float(chosen).to(tokenizer.device)
-    rebuilt = to_uint8(tokenizer.decode(tokenizer.encode(batch)))
-    with artifacts.atomic_path(path, force=True) as temporary:
-        comparison_grid(chosen, rebuilt).save(temporary, format="png")
+    Raises:
+        VqtoolError: the quantizer does not have an option, or other codes than the tokenizer to begin with.
+    """
+    options = dict(given)
+    if start is not None:
+        own = {"codebook_size": network.codebook_size, "code_dim": network.code_dim}
+        options |= {name: own[name] for name in own if name in quantizers.option_names(quantizer)}
+    shape = quantizers.choose_options(quantizer, options).shape(network.codebook_size, network.code_dim)
+    if start is not None and shape != (network.codebook_size, network.code_dim):
+        raise VqtoolError(
+            f"`quantizer` {quantizer} has {shape[0]} codes of {shape[1]} numbers here, the tokenizer to begin with "
+            f"{network.codebook_size} of {network.code_dim}: take another quantizer"
+        )
+    return replace(network, codebook_size=shape[0], code_dim=shape[1]), options

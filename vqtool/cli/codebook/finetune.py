@@ -1,42 +1,40 @@
 """`vqtool codebook finetune`: a decoder that learns what the codes mean."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli import tokenizer_training as shared
-from vqtool.cli.console import echo
+from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD
+from vqtool.cli.inputs import Skipped
 from vqtool.cli.main import command
-
-DEFAULT_RATE = 2e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFlags(shared.RunFlags):
-    """As of all trainings, to another file."""
-
-    output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("finetuned.safetensors")
+from vqtool.cli.options import Force, Images, Strict
+from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, Seed, Size
 
 
 @command
 def finetune(
-    *,
     tokenizer: Annotated[str, typer.Argument(help="Tokenizer file, or 'builtin'.", show_default=False)],
-    pictures: shared.PictureFlags,
+    images: Images,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("finetuned.safetensors"),
+    size: Size = "64",
     keep_codes: Annotated[
         bool,
         typer.Option("--keep-codes", help="Train the decoder alone: images keep their tokens.", rich_help_panel=METHOD),
     ] = False,
-    judges: shared.LossFlags,
-    run: RunFlags,
+    *,
+    options: Annotated[dict[str, Any], TOKENIZER_OPTIONS],
+    seed: Seed = 0,
+    half: Half = False,
+    resume: Resume = False,
+    strict: Strict = False,
+    force: Force = False,
 ) -> None:
     """Fine-tune a tokenizer's decoder and codes on your images behind its frozen encoder (ReFiT).
 
     Goes after `vqtool codebook refit`: the decoder has not seen the new codes. Writes the tokenizer, and beside it a
-    log (.log.jsonl), the state for --resume (.state.safetensors) and a sheet of originals over reconstructions.
+    log (.log.jsonl), the state for --resume (.state.safetensors) and a preview of originals over reconstructions.
 
     Examples:
 
@@ -44,23 +42,16 @@ def finetune(
 
         vqtool codebook finetune builtin imgs/ --keep-codes --perceptual efficientnet-lite0 -o mine.safetensors
     """
-    from vqtool.tokenizers import load_tokenizer
-    from vqtool.training import finetuning
+    from vqtool.training import finetuning, runs
 
-    judges.check()
-    run.check()
-    old = load_tokenizer(tokenizer)
-    model = finetuning.build_model(
-        load_tokenizer(tokenizer), run.seed, learn_codes=not keep_codes, discriminator=judges.discriminator()
-    )
-    flags = replace(run.at_rate(DEFAULT_RATE), half=run.half or old.half_precision)
-    loss = judges.build(revive_until=0.0)
-    shared.train("codebook finetune", model, loss, judges, pictures, flags, parent=old)
-    sources = " ".join(str(path) for path in pictures.images)
-    echo(f"to use it, encode again: vqtool encode {sources} --size {pictures.size} -t {run.output} -o tok.h5 --force")
-    if keep_codes:
-        echo(f"or, since tokens are what they were, convert: vqtool codebook remap tok.h5 -t {run.output} -o new.h5")
-    else:
-        echo(
-            f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {run.output} -o new.h5"
-        )
+    skipped = Skipped(strict)
+    made = finetuning.finetune_tokenizer(
+        tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, resume=resume, force=force,
+        on_error=skipped.on_error, progress=progress, **options,
+    )  # fmt: skip
+    echo(f"wrote {output}: tokenizer {made.fingerprint}; {runs.RunFiles(output).describe()}")
+    sources = " ".join(map(str, images))
+    echo(f"to use it, encode again: vqtool encode {sources} --size {size} -t {output} -o tok.h5 --force")
+    why = "since tokens are what they were" if keep_codes else "without the images"
+    echo(f"or, {why}, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
+    skipped.finish()

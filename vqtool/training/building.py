@@ -1,0 +1,200 @@
+"""A fresh prior: forward process, condition and network, with what suits data and machine where nobody says."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqtool import conditions, denoisers
+from vqtool.conditions import Conditioner
+from vqtool.diffusion import kernels
+from vqtool.diffusion.kernels import Kernel
+from vqtool.errors import VqtoolError, warn
+from vqtool.grids import GridBatch
+from vqtool.options import Checked, option
+from vqtool.priors import PARAMETERISATIONS, GridSpec, Prior
+
+SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
+DEFAULT_RATE = 1e-3  # of denoisers that name none for a size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(Checked):
+    """The forward process, and how it is reversed."""
+
+    kernel: str = option("mask-replace", "Forward process.", choices="diffusion/kernels/__init__.py:KERNELS")
+    schedule: str | None = option(
+        None,
+        "How fast tokens are lost.",
+        shown="the kernel's own",
+        choices="diffusion/schedules.py:SCHEDULES",
+        advanced=True,
+    )
+    diffusion_steps: int = option(100, "T, of the kernel.", minimum=1, flag="-T", advanced=True)
+    rule: str = option(
+        "mixture",
+        "How x_0 is averaged in the bound; plug-in as in VQ-DDM.",
+        choices="diffusion/posterior.py:RULES",
+        advanced=True,
+    )
+
+    def build(self, codebook_size: int) -> Kernel:
+        """The kernel over K tokens."""
+        return kernels.build(
+            self.kernel, schedule=self.schedule, codebook_size=codebook_size, num_steps=self.diffusion_steps
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionOptions(Checked):
+    """What a prior is told about a grid."""
+
+    condition: str = option("auto", "What samples can be asked for by.", choices=("auto", "none", "class", "caption"))
+    vocabulary: str = option("bpe", "Of captions.", choices="conditions/__init__.py:VOCABULARIES", advanced=True)
+
+    def build(self, batch: GridBatch, denoiser: str) -> Conditioner:
+        """The conditioner of grids; logs what has no text and what is cut.
+
+        Raises:
+            VqtoolError: the grids or the denoiser do not have such a condition.
+        """
+        kind = self.condition
+        if kind == "auto":
+            captions = batch.captions if "caption" in denoisers.module(denoiser).CONDITIONS else None
+            kind = conditions.choose_kind(batch.labels, captions)
+        check_condition(denoiser, kind)
+        conditioner = conditions.build(kind, batch.labels, batch.captions, vocabulary=self.vocabulary)
+        texts = conditioner.select(batch.labels, batch.captions) or []
+        missing, cut = sum(text is None for text in texts), len(conditioner.find_truncated(texts))
+        if missing:
+            warn(f"{missing} of {len(texts)} grids have no {kind}: they train the null condition")
+        if cut:
+            longest = conditions.MAX_CAPTION_LENGTH
+            warn(f"{cut} captions are longer than {longest} tokens: their ends are left out")
+        return conditioner
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserOptions(Checked):
+    """The network."""
+
+    denoiser: str = option("transformer", "Kind of network.", choices="denoisers/__init__.py:NAMES", advanced=True)
+    size: str | None = option(
+        None,
+        "tiny, small, base, large or huge.",
+        shown="suits data and machine",
+        choices="denoisers/*.py:SIZES",
+        listed=False,
+    )
+    parameterisation: str | None = option(
+        None,
+        "What logits stand for: evidence of the other cells, all (direct), or VQ-DDM's x_0 = mu + x_t (residual).",
+        shown="suits denoiser and rule",
+        choices="priors.py:PARAMETERISATIONS",
+        advanced=True,
+    )
+
+    def choose_size(self, num_grids: int, num_cells: int) -> str:
+        """The size that is asked for, else one that suits.
+
+        Raises:
+            VqtoolError: the denoiser has no such size.
+        """
+        known: dict[str, Any] = denoisers.module(self.denoiser).SIZES
+        chosen = self.size or choose_size(self.denoiser, num_grids, num_cells)
+        if chosen not in known:
+            raise VqtoolError(f"`size` {chosen}: unknown to {self.denoiser}, which has {', '.join(known)}")
+        return chosen
+
+
+def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
+    """The name of a size that suits data and machine; where the denoiser lacks it, the next smaller one it has.
+
+    On a CPU the steps that a network can take in ten minutes matter most: 380 grids of 8x8 a second pass the tiny
+    transformer in training, 150 the small one (two cores). On a GPU, how much there is to learn.
+    """
+    if torch.cuda.is_available():
+        num_tokens = num_grids * num_cells
+        wanted = "small" if num_tokens < 200_000 else "base" if num_tokens < 5_000_000 else "large"
+    else:
+        wanted = "tiny" if num_cells > 64 or num_grids < 1000 else "small"
+    sizes: dict[str, Any] = denoisers.module(denoiser).SIZES
+    smaller = SIZES_IN_ORDER[: SIZES_IN_ORDER.index(wanted) + 1]
+    return [next(iter(sizes)), *(name for name in smaller if name in sizes)][-1]
+
+
+def choose_learning_rate(denoiser: str, size: str) -> float:
+    """The highest learning rate that suits a denoiser of a size."""
+    return float(getattr(denoisers.module(denoiser), "LEARNING_RATES", {}).get(size, DEFAULT_RATE))
+
+
+def check_condition(denoiser: str, kind: str) -> None:
+    """Raise unless a denoiser takes a kind of condition.
+
+    Raises:
+        VqtoolError: it does not; names those that do.
+    """
+    taken = denoisers.module(denoiser).CONDITIONS
+    if kind not in taken:
+        others = ", ".join(name for name in denoisers.NAMES if kind in denoisers.module(name).CONDITIONS)
+        raise VqtoolError(
+            f"`denoiser` {denoiser} is not trained with `condition` {kind}, only with {', '.join(taken)}; "
+            f"denoisers that take {kind}: {others}"
+        )
+
+
+def build_prior(
+    kernel: Kernel,
+    conditioner: Conditioner,
+    grid_spec: GridSpec,
+    size: str,
+    *,
+    seed: int,
+    tokens: NDArray[Any],
+    denoiser: str = "transformer",
+    rule: str = "mixture",
+    parameterisation: str | None = None,
+) -> Prior:
+    """A prior with fresh weights that predicts each token as often as it is found in the grids.
+
+    Args:
+        kernel: the forward process.
+        conditioner: of the grids.
+        grid_spec: of the grids.
+        size: one of the denoiser's SIZES.
+        seed: of the weights.
+        tokens: (N, H, W), for the frequencies.
+        denoiser: one of denoisers.NAMES.
+        rule: one of posterior.RULES, the average that the bound is of.
+        parameterisation: one of priors.PARAMETERISATIONS; None for one that suits denoiser and rule.
+
+    Raises:
+        VqtoolError: the denoiser does not take such conditions, or the parameterisation does not go with the rule.
+    """
+    check_condition(denoiser, conditioner.kind)
+    file = denoisers.module(denoiser)
+    if parameterisation == "evidence" and rule == "plug-in":
+        raise VqtoolError(
+            "`parameterisation` evidence does not go with `rule` plug-in, which adds what x_t says itself"
+        )
+    if parameterisation is None:
+        # The plug-in's own product tells what x_t says: evidence of it in p(x_0) would count twice.
+        parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
+    if parameterisation not in PARAMETERISATIONS:
+        raise ValueError(f"parameterisation is {parameterisation!r}, known are {PARAMETERISATIONS}")
+    tables = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
+    config = {
+        "codebook_size": kernel.codebook_size,
+        "grid_size": grid_spec.grid_size,
+        "num_steps": kernel.num_steps,
+        **{name: getattr(conditioner, name) for name in tables if hasattr(conditioner, name)},
+        **file.SIZES[size],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = denoisers.build(denoiser, config)
+    counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5
+    network.set_frequencies(torch.from_numpy(counts / counts.sum()))
+    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule)

@@ -1,0 +1,310 @@
+"""Training of an autoencoder on images: what is minimised, the run, and what it leaves.
+
+Loss: loss of pixels + `edges` x the same of edges [+ `perceptual_weight` x perceptual] [+ `adversarial` x adaptive
+weight x adversarial] + the quantizer's terms, each with its weight.
+Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841).
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vqtool import distributed, rng
+from vqtool.artifacts import history_record
+from vqtool.errors import VqtoolError
+from vqtool.images import ImageItem, parse_size, read_images, to_float, to_uint8
+from vqtool.images.preview import comparison_grid, save_image
+from vqtool.options import distribute, option
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import Tokenizer, save_tokenizer
+from vqtool.training import data, loop
+from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
+from vqtool.training.augment import Augmentation, augmented, middle
+from vqtool.training.discriminator import DiscriminatorConfig, check_size
+from vqtool.training.loop import Indices, LoopConfig
+from vqtool.training.perceptual import Perceptual, load_perceptual
+from vqtool.training.runs import RunFiles, RunOptions, choose_steps
+
+DEFAULT_EPOCHS = 20
+MIN_STEPS = 2000
+ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, where two networks learn against each other
+
+OnError = Callable[[ImageItem, VqtoolError], None]
+Report = Callable[[int, Mapping[str, float]], None]
+_TOLD = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weight", "discriminator")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRunOptions(RunOptions):
+    """How long a run is."""
+
+    batch_size: int = option(32, "Images a step.", minimum=1, flag="-b")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a tokenizer learns."""
+
+    loss: TokenizerLoss
+    augmentation: Augmentation
+    run: TokenizerRunOptions
+    size: tuple[int, int]  # (h, w) pixels
+    rate: float  # learning rate where none is asked for
+    seed: int
+
+
+def split_options(
+    given: Mapping[str, Any],
+) -> tuple[TokenizerLoss, DiscriminatorConfig | None, Augmentation, TokenizerRunOptions]:
+    """What a tokenizer learns from and how, from options by name; without `adversarial` there is no discriminator.
+
+    Raises:
+        VqtoolError: an option has nothing to act on.
+    """
+    for name in given:
+        head, _, rest = name.partition("_")
+        if head in ("perceptual", "adversarial") and rest and given.get(head) is None:
+            raise VqtoolError(f"`{name}` goes with `{head}`, which is not given")
+    loss, judge, *others = distribute(given, TokenizerLoss, DiscriminatorConfig, Augmentation, TokenizerRunOptions)
+    return (loss, None if loss.adversarial is None else judge, *others)
+
+
+def sides(size: int | str | tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of a size as people write it."""
+    return size if isinstance(size, tuple) else parse_size(str(size), "`size`")
+
+
+class TokenizerObjective:
+    """The objective of the training loop: which images a step sees, and what is minimised."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        model: Autoencoder,
+        loss: TokenizerLoss,
+        run: LoopConfig,
+        *,
+        size: tuple[int, int] | None = None,
+        augmentation: Augmentation | None = None,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        """An objective.
+
+        Args:
+            images: (N, 3, h, w), in memory or memory-mapped.
+            model: that is trained.
+            loss: what is minimised.
+            run: seed and length.
+            size: (h, w) of what is learned from, if the images are larger: pieces of them.
+            augmentation: how images change; None is as usual.
+            perceptual: a distance beside those of pixels.
+        """
+        self.images, self.loss, self.run, self.perceptual = images, loss, run, perceptual
+        self.size = size or (images.shape[2], images.shape[3])
+        self.augmentation = augmentation or Augmentation()
+        self.codebook_size = model.tokenizer.config.codebook_size
+        self.waits = model.quantizer is not None and not model.quantizer.is_ready()
+
+    def __call__(
+        self, model: nn.Module, indices: Indices, samples: Indices, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and metrics of a step."""
+        device = next(model.parameters()).device
+        batch = augmented(self.images[indices], self.size, self.augmentation, seed=self.run.seed, samples=samples)
+        picks = rng.uniform(self.run.seed, [0], step, (self.codebook_size,), stream=rng.SELECTION)[0]
+        perceptual = None if self.perceptual is None else self.perceptual.to(device)
+        found: tuple[Tensor, dict[str, Tensor]] = model(
+            batch.to(device, memory_format=torch.channels_last),
+            picks.to(device),
+            loss=self.loss,
+            phase=self.phase(step),
+            perceptual=perceptual,
+        )
+        return found
+
+    def phase(self, step: int) -> Phase:
+        """What is done in a step."""
+        progress, start = step / self.run.num_steps, self.loss.adversarial_start
+        start = self.run.num_steps // 2 if start is None else start
+        return Phase(
+            quantize=not self.waits or progress >= self.loss.quantize_from,
+            restart=progress < self.loss.restart_until,
+            adversarial=step >= start,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be the same for a resume."""
+        perceptual = None if self.perceptual is None else self.perceptual.name
+        return {**asdict(self.augmentation), **asdict(self.loss), "size": self.size, "perceptual": perceptual}
+
+
+def learn(
+    model: Autoencoder,
+    images: str | Path | Sequence[str | Path],
+    files: RunFiles,
+    lesson: Lesson,
+    *,
+    step: str,
+    parent: Tokenizer | None,
+    half: bool,
+    resume: bool,
+    on_error: OnError | None,
+    progress: Progress,
+    report: Report | None,
+) -> Tokenizer:
+    """Train a model on images, and write the tokenizer.
+
+    Args:
+        model: from `build_model` or `finetuning.build_model`.
+        images: folders, image files, tar shards or HDF5 files.
+        files: of the run.
+        lesson: how it learns.
+        step: the command's name, for the history.
+        parent: the tokenizer that it was before.
+        half: store weights as float16.
+        resume: go on with an interrupted run.
+        on_error: told of a bad image, which is left out; None raises.
+        progress: shows images that are read, and steps.
+        report: is told (step, metrics).
+    """
+    size = lesson.size
+    perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
+    _check_sizes(model, perceptual, size)
+    larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
+    pixels = read_images(images, larger, on_error=on_error, progress=progress).images
+    _log.info("%d images of %s pixels", len(pixels), "x".join(map(str, dict.fromkeys(size))))
+
+    def build(run: LoopConfig) -> TokenizerObjective:
+        return TokenizerObjective(
+            pixels, model, lesson.loss, run, size=size, augmentation=lesson.augmentation, perceptual=perceptual
+        )
+
+    def draw(now: Tokenizer, number: int) -> None:
+        write_preview(now, pixels, files.preview, size=size)
+
+    objective = build(_choose_run(model, lesson, build, len(pixels), files.state if resume else None))
+    parents = {} if parent is None else {"tokenizer": parent.fingerprint}
+    digests = {"images": data.digest(pixels), **parents}
+    made, summary = fit(
+        model, objective, state_path=files.state, log_path=files.log, data=digests, resume=resume, preview=draw,
+        report=report, progress=progress,
+    )  # fmt: skip
+    if not distributed.is_main_process():
+        return made
+    record = history_record(step, inputs=digests, seed=lesson.seed)
+    made.history = (*(() if parent is None else parent.history), record)
+    made.half_precision = half
+    header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
+    made.fingerprint, made.location = header.fingerprint, str(files.output)
+    draw(made, objective.run.num_steps)
+    return made
+
+
+def _check_sizes(model: Autoencoder, perceptual: Perceptual | None, size: tuple[int, int]) -> None:
+    """Raise VqtoolError unless all networks can see images of (h, w) pixels."""
+    factor = model.tokenizer.factor
+    if size[0] % factor or size[1] % factor:
+        raise VqtoolError(f"`size` {size[0]}x{size[1]}: both sides must be multiples of the factor {factor}")
+    if perceptual is not None:
+        perceptual.check_size(size)
+    if model.discriminator is not None:
+        check_size(model.discriminator.config, size)
+
+
+def _choose_run(
+    model: Autoencoder,
+    lesson: Lesson,
+    build: Callable[[LoopConfig], TokenizerObjective],
+    num_images: int,
+    resume_from: Path | None,
+) -> LoopConfig:
+    """How the run goes: how long, if it is not said, by timing a few steps."""
+    run = lesson.run
+    rate = run.learning_rate or lesson.rate
+    config = LoopConfig(1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every)
+    if model.discriminator is not None:
+        config = replace(config, betas=ADVERSARIAL_BETAS)
+    num_steps = choose_steps(
+        run,
+        resume_from=resume_from,
+        default=lambda seconds: max(MIN_STEPS, DEFAULT_EPOCHS * num_images // run.batch_size),
+        step_seconds=lambda: loop.measure_step_seconds(model, build(config), num_items=num_images, config=config),
+    )
+    return replace(config, num_steps=num_steps)
+
+
+def fit(
+    model: Autoencoder,
+    objective: TokenizerObjective,
+    *,
+    state_path: Path,
+    log_path: Path,
+    data: Mapping[str, str],
+    resume: bool = False,
+    preview: Callable[[Tokenizer, int], None] | None = None,
+    report: Report | None = None,
+    progress: Progress = silent,
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """Train a model that is there.
+
+    Args:
+        model: from `build_model` or `finetuning.build_model`.
+        objective: what is minimised, on which images, for how long.
+        state_path: file that the run can be resumed from.
+        log_path: JSON-lines log.
+        data: digests of what is learnt from; a resume with others is refused.
+        resume: go on from `state_path`.
+        preview: draws a picture of the progress.
+        report: is told (step, metrics).
+        progress: shows the steps.
+
+    Returns:
+        The tokenizer and its training summary.
+    """
+    result = loop.run(
+        model,
+        objective,
+        num_items=len(objective.images),
+        config=objective.run,
+        state_path=state_path,
+        log_path=log_path,
+        data=data,
+        settings={**model.design, **objective.settings()},
+        resume=resume,
+        preview=None if preview is None else lambda ema, step: preview(_finished(ema), step),
+        report=report,
+        progress=progress,
+        told=_TOLD,
+    )
+    return _finished(result.model), {**result.summary, "num_images": len(objective.images)}
+
+
+def _finished(model: nn.Module) -> Tokenizer:
+    if not isinstance(model, Autoencoder):
+        raise ValueError(f"model is a {type(model).__name__}, not an Autoencoder")
+    return model.finished()
+
+
+@torch.inference_mode()
+def write_preview(
+    tokenizer: Tokenizer,
+    images: NDArray[np.uint8],
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    num: int = 16,
+) -> None:
+    """Write a PNG of originals over reconstructions; the images are spread evenly over `images` (N, 3, h, w)."""
+    chosen = images[np.linspace(0, len(images) - 1, min(num, len(images))).astype(int)]
+    chosen = middle(chosen, size or (images.shape[2], images.shape[3]))
+    batch = to_float(chosen).to(tokenizer.device)
+    rebuilt = to_uint8(tokenizer.decode(tokenizer.encode(batch)))
+    save_image(comparison_grid(chosen, rebuilt), path, force=True)

@@ -1,0 +1,104 @@
+"""What all training runs share: how long they are, and the files that they leave beside their output."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqtool.artifacts import read_header, refuse_existing
+from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
+
+SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """How long a run is and how fast it learns."""
+
+    steps: int | None = option(None, "Length of the run in steps.", minimum=1)
+    minutes: float | None = option(None, "Length in minutes, turned into steps by timing a few.", minimum=0.01)
+    learning_rate: float | None = option(
+        None, "After the warm-up.", shown="suits the network", minimum=1e-8, advanced=True
+    )
+    preview_every: int = option(500, "Steps between previews; 0 is none.", minimum=0, advanced=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None and self.minutes is not None:
+            raise VqtoolError("give `steps` or `minutes`, not both")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a training run, all beside its output and with the whole of its name."""
+
+    output: Path
+
+    @property
+    def state(self) -> Path:
+        """What a resume reads."""
+        return self._beside(".state.safetensors")
+
+    @property
+    def log(self) -> Path:
+        """One JSON line a step."""
+        return self._beside(".log.jsonl")
+
+    @property
+    def preview(self) -> Path:
+        """The latest picture of the progress."""
+        return self._beside(".preview.png")
+
+    def _beside(self, suffix: str) -> Path:
+        return self.output.with_name(self.output.name.removesuffix(SUFFIX) + suffix)
+
+    def describe(self) -> str:
+        """Those of them that a person may want to look at, in words."""
+        return f"{f'preview {self.preview}, ' if self.preview.exists() else ''}log {self.log}"
+
+    def check(self, *, resume: bool, force: bool) -> None:
+        """Refuse early to overwrite a result or an interrupted run that could be resumed, or to resume nothing.
+
+        Raises:
+            VqtoolError: a file is in the way, or missing.
+        """
+        refuse_existing(self.output, force=force or resume)
+        if self.state.exists() and not (resume or force):
+            raise VqtoolError(f"{self.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
+        if resume and not self.state.exists():
+            raise VqtoolError(f"{self.state}: no earlier run is there to go on with: start without `resume`")
+
+
+def choose_steps(
+    run: RunOptions, *, resume_from: Path | None, default: Callable[[float], int], step_seconds: Callable[[], float]
+) -> int:
+    """How many steps to train; logs it with the time they take.
+
+    Args:
+        run: what is asked for.
+        resume_from: state file whose length is kept where nothing is asked for.
+        default: steps of the seconds that one takes, where nothing is asked for.
+        step_seconds: times a step.
+
+    Raises:
+        VqtoolError: a resumed run is to take so many minutes.
+    """
+    if resume_from is not None:
+        kept = int(read_header(resume_from).config["settings"]["steps"])
+        if run.minutes is not None:
+            raise VqtoolError(f"`minutes` does not go with `resume`: the run was begun with {kept} steps")
+        _log.info("resuming a run of %d steps", kept)
+        return run.steps or kept
+    seconds = step_seconds()
+    num_steps = run.steps or (max(1, int(run.minutes * 60 / seconds)) if run.minutes else default(seconds))
+    _log.info("%d steps of %.3g s: about %s", num_steps, seconds, _duration(num_steps * seconds))
+    return num_steps
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
