@@ -44,7 +44,7 @@ def test_all_files_are_checked_and_each_bad_one_says_why(tmp_path, vqtool, token
         "dead.h5": "the producer stopped early: 8 grids arrived",
         "range.h5": "token 5000 at row 0, column 0 of grid 3 is not in [0, 1024)",
         "weights.safetensors": "damaged: its content has fingerprint",
-        "short.safetensors": "not a safetensors file, or truncated or damaged",
+        "short.safetensors": "truncated",
         "notes.txt": "token grids (HDF5) or an artifact (safetensors) were expected, found text",
         "missing.h5": "cannot be read: No such file",
         "good.h5": "",

@@ -21,7 +21,6 @@ from support.grids import HEADER, assert_same, make_batch, write_file, write_str
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, GridWriter, concatenate, join_batches, open_grids, read_grids, stream
-from vqtool.grids._full_disk import uninterrupted
 
 
 def chunks_of(data: bytes) -> list[bytes]:
@@ -512,19 +511,6 @@ def test_binary_data_never_goes_to_a_terminal_or_waits_for_one() -> None:
     assert b"standard input is a terminal" in result.stderr
     os.close(terminal)
     os.close(controller)
-
-
-def test_ctrl_c_is_held_back_while_hdf5_writes_and_raised_after() -> None:
-    steps = []
-
-    def write() -> None:
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            steps.append("written")
-
-    with pytest.raises(KeyboardInterrupt):
-        write()
-    assert steps == ["written"]
 
 
 def test_a_pipe_named_twice_is_refused() -> None:

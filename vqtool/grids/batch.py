@@ -142,6 +142,7 @@ class SequenceState:
         self._texts = {name: hashlib.sha256() for name in TEXTS}
         self.num_chunks = 0
         self.num_grids = 0
+        self.widths: dict[str, int] = {}  # bytes of the longest text of each column that is known, at least 1
 
     def update(self, batch: GridBatch) -> None:
         """Take in the next rows."""
@@ -149,6 +150,8 @@ class SequenceState:
         self._tokens.update(np.ascontiguousarray(batch.tokens, self._dtype).data)
         for name, column in batch.texts.items():
             encoded = [text.encode() for text in (column or [""] * len(batch))]
+            if column is not None:
+                self.widths[name] = max([self.widths.get(name, 1), *map(len, encoded)])
             self._texts[name].update(b"".join(len(text).to_bytes(8, "little") + text for text in encoded))
 
     def end_chunk(self, *, last: bool) -> Place:

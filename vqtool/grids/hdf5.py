@@ -3,159 +3,71 @@
 import io
 import json
 import math
-import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.grids._full_disk import LIBVER, HDF5Output, create_hdf5, uninterrupted
-from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text, join_batches
+from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
 
+LIBVER = ("v110", "v110")  # superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016)
 FORMAT_VERSION = 2  # of grids with masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
-SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
 
 
-class ChunkFile:
-    """An output that complete HDF5 files are appended to: a pipe, a device, a journal."""
+def encode_file(
+    header: GridHeader,
+    batches: Iterable[GridBatch],
+    place: Callable[[], Place],
+    *,
+    num_grids: int,
+    widths: Mapping[str, int],
+) -> io.BytesIO:
+    """The bytes of a complete HDF5 file.
 
-    def __init__(self, output: BinaryIO, header: GridHeader, *, durable: bool = False) -> None:
-        """Start a sequence.
+    HDF5 writes to memory alone, and Python to the disk: with a full disk HDF5 (2.0.0 and before) swallows the error and
+    crashes when the process exits. Not by its "core" driver, whose superblock has a wrong checksum before h5py 3.16.
 
-        Args:
-            output: open for writing.
-            header: what the grids have in common.
-            durable: wait until the disk has what is written, once a second and for the first chunk.
-        """
-        self._output = output
-        self._header = header
-        self._durable = durable
-        self._synced = -math.inf
-
-    def append(self, batch: GridBatch, place: Place) -> None:
-        """Write the next grids; they have left when this returns."""
-        self._output.write(encode_chunk(self._header, batch, place))
-        self._output.flush()
-        if self._durable and time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._output.fileno())
-            self._synced = time.monotonic()
-
-    def finish(self, place: Place) -> None:
-        """Write a chunk without grids, which says that it is the last."""
-        self.append(join_batches(self._header, []), place)
-
-
-def encode_chunk(header: GridHeader, batch: GridBatch, place: Place) -> bytes:
-    """The bytes of a complete HDF5 file with these grids."""
-    image = io.BytesIO()  # not the "core" driver: before h5py 3.16 its image has a superblock with a wrong checksum
-    with h5py.File(image, "w", libver=LIBVER) as file:
-        rows = len(batch)
-        options = {"chunks": (min(_chunk_rows(header), rows), *header.grid_size), **FILTERS} if rows else {}
-        file.create_dataset("tokens", data=batch.tokens, dtype=header.dtype, **options)
-        for name, column in batch.texts.items():
-            if name == "id" or column is not None:
-                texts = _encoded(column or [])
-                file.create_dataset(name, data=texts, **({"chunks": _text_chunks(texts), **FILTERS} if rows else {}))
-        _write_attributes(file, header, place)
-    return image.getvalue()
-
-
-class GrowingFile:
-    """One HDF5 file on disk that grows by appending; made by `create_grid_file`."""
-
-    def __init__(self, output: HDF5Output, header: GridHeader) -> None:
-        self._output = output
-        self._file = output.file
-        self._header = header
-        self._num_written = 0
-        self._waiting: list[GridBatch] = []  # less than a chunk: a chunk is compressed once
-        size = header.grid_size
-        options = {"maxshape": (None, *size), "chunks": (_chunk_rows(header), *size), **FILTERS}
-        with uninterrupted():
-            self._file.create_dataset("tokens", (0, *size), header.dtype, **options)
-            self._make_room("id", np.dtype("S1"))
-
-    def append(self, batch: GridBatch, place: Place) -> None:
-        """Write the next grids.
-
-        Raises:
-            OSError: the disk is full, or whatever else made a write fail.
-        """
-        self._waiting.append(batch)
-        waiting = sum(map(len, self._waiting))
-        if waiting >= _chunk_rows(self._header):
-            self._write(waiting - waiting % _chunk_rows(self._header))
-
-    def finish(self, place: Place) -> None:
-        """Write what still waits, and the attributes."""
-        self._write(sum(map(len, self._waiting)))
-        with uninterrupted():
-            _write_attributes(self._file, self._header, replace(place, index=0))  # the only one of its sequence
-
-    def _write(self, rows: int) -> None:
-        waiting = join_batches(self._header, self._waiting)
-        self._waiting = [waiting[rows:]]
-        with uninterrupted():
-            self._write_columns(waiting[:rows])
-        self._output.check()
-
-    def _write_columns(self, batch: GridBatch) -> None:
-        columns: dict[str, NDArray[Any]] = {"tokens": batch.tokens}
-        for name, column in batch.texts.items():
-            if column is not None or name in self._file:
-                columns[name] = _encoded(column or [""] * len(batch))
-                self._make_room(name, columns[name].dtype)
-        stop = self._num_written + len(batch)
-        for name, values in columns.items():
-            dataset = self._file[name]
-            dataset.resize(stop, axis=0)
-            dataset[self._num_written : stop] = values
-        self._num_written = stop
-
-    def _make_room(self, name: str, dtype: np.dtype[Any]) -> None:
-        """See to it that a column of text is there and wide enough for this type."""
-        old = self._file.get(name)
-        if old is not None and old.dtype.itemsize >= dtype.itemsize:
-            return
-        width = 1 << max(4, (dtype.itemsize - 1).bit_length())  # doubles, so that a column moves a few times at most
-        empty = np.empty(self._num_written, h5py.string_dtype("utf-8", width))
-        options = {"maxshape": (None,), "chunks": (_rows_that_fit(width),), **FILTERS}
-        new = self._file.create_dataset(f"{name}.wider", empty.shape, empty.dtype, **options)
-        if old is not None:
-            for start in range(0, self._num_written, CHUNK_GRIDS):
-                rows = slice(start, start + CHUNK_GRIDS)
-                new[rows] = old[rows].astype(empty.dtype)
-            del self._file[name]
-        self._file.move(f"{name}.wider", name)
-
-
-@contextmanager
-def create_grid_file(path: Path, header: GridHeader) -> Iterator[GrowingFile]:
-    """Create a file to append grids to; call `finish` before the block ends.
-
-    Raises:
-        OSError: it cannot be written.
+    Args:
+        header: what the grids have in common.
+        batches: the grids.
+        place: gives the place of the file in its sequence, once all batches have been taken.
+        num_grids: how many there are.
+        widths: bytes of the longest text of each column that is known.
     """
-    with create_hdf5(path) as output:
-        yield GrowingFile(output, header)
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=LIBVER) as file:
+        _create(file, "tokens", (num_grids, *header.grid_size), header.dtype)
+        for name, width in {"id": 1, **widths}.items():
+            _create(file, name, (num_grids,), h5py.string_dtype("utf-8", width))
+        start = 0
+        for batch in batches:
+            rows = slice(start, start + len(batch))
+            file["tokens"][rows] = batch.tokens
+            for name, column in batch.texts.items():
+                if column is not None:
+                    file[name][rows] = np.array([text.encode() for text in column], file[name].dtype)
+            start = rows.stop
+        _write_attributes(file, header, place())
+    return image
 
 
-def _chunk_rows(header: GridHeader) -> int:
-    return _rows_that_fit(header.dtype.itemsize * header.grid_size[0] * header.grid_size[1])
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Make a dataset, in pieces that fit the chunk cache, so that each is compressed once.
 
-
-def _rows_that_fit(row_bytes: int) -> int:
-    return max(1, min(CHUNK_GRIDS, CHUNK_BYTES // row_bytes))
+    Texts are of one fixed length, padded with NUL: those of variable length HDF5 keeps in heaps without a checksum, and
+    it hangs when one of their sizes is damaged.
+    """
+    options: dict[str, Any] = {}
+    if shape[0]:
+        rows = min(CHUNK_GRIDS, shape[0], CHUNK_BYTES // (dtype.itemsize * math.prod(shape[1:])))
+        options = {"maxshape": (None, *shape[1:]), "chunks": (max(1, rows), *shape[1:]), **FILTERS}
+    file.create_dataset(name, shape, dtype, **options)
 
 
 def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None:
@@ -168,7 +80,9 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None
         "history": json.dumps(header.history),
         "digest": place.digest,
     }
-    file.attrs.update({name: _encoded([clean_text(text)])[0] for name, text in texts.items()})
+    for name, text in texts.items():
+        data = clean_text(text).encode()
+        file.attrs[name] = np.array(data, h5py.string_dtype("utf-8", len(data) or 1))
     file.attrs.update(
         {
             "format_version": FORMAT_VERSION if header.masked else 1,
@@ -180,19 +94,6 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None
             **({"holes": 1} if header.masked else {}),
         }
     )
-
-
-def _encoded(texts: Sequence[str]) -> NDArray[np.bytes_]:
-    """UTF-8 strings of one fixed length, padded with NUL.
-
-    Not of variable length: HDF5 keeps those in heaps without a checksum, and hangs when one of their sizes is damaged.
-    """
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=0) or 1))
-
-
-def _text_chunks(texts: NDArray[np.bytes_]) -> tuple[int]:
-    return (min(_rows_that_fit(texts.dtype.itemsize), len(texts)),)
 
 
 @contextmanager
@@ -209,11 +110,18 @@ def _reading(name: str) -> Iterator[None]:
 class GridFileReader:
     """An open HDF5 file of token grids: a whole one, or one chunk of a stream."""
 
-    def __init__(self, file: h5py.File, name: str) -> None:
+    def __init__(self, file: h5py.File, name: str, *, header: GridHeader | None = None) -> None:
+        """Read what the file says about itself.
+
+        Args:
+            file: open for reading.
+            name: for messages.
+            header: that of the file, where it is known; None reads it.
+        """
         self._file = file
         self._name = name
         with _reading(name):
-            self.header = self._read_header()
+            self.header = header or self._read_header()
             self.num_grids = int(file["tokens"].shape[0])
             numbers = (int(file.attrs[name]) for name in ("member", "last", "total"))
             index, last, total = numbers
@@ -222,6 +130,11 @@ class GridFileReader:
             for text in self.columns:
                 if file[text].shape != (self.num_grids,):
                     raise FormatError(f"{name}: damaged: {text} has shape {file[text].shape}, not ({self.num_grids},)")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Bytes that each text of a column has room for."""
+        return {name: self._file[name].dtype.itemsize for name in self.columns}
 
     def _text(self, attribute: str) -> str:
         value = self._file.attrs[attribute]
@@ -282,6 +195,14 @@ class SequenceCheck:
     def begun(self) -> bool:
         """Whether a whole chunk has come."""
         return self._state.num_chunks > 0
+
+    def read(self, chunk: GridFileReader) -> GridBatch:
+        """All grids of the next chunk, checked."""
+        self.begin(chunk)
+        batch = chunk.read(0, chunk.num_grids)
+        self.update(batch)
+        self.end(chunk)
+        return batch
 
     def begin(self, chunk: GridFileReader) -> None:
         """Check that this chunk comes next."""

@@ -8,24 +8,27 @@ main process's grids at once, and those of the others, from journals in a tempor
 """
 
 import json
+import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vqtool import distributed
 from vqtool.artifacts import refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids.batch import GridBatch, GridHeader
-from vqtool.grids.hdf5 import ChunkFile, GridFileReader, SequenceCheck
+from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.stream import SIGNATURE, read_files
-from vqtool.grids.writer import GridWriter
+from vqtool.grids.writer import GridWriter, read_journal, write_file
 from vqtool.outputs import explained, is_stream, refuse_terminal
 
+SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _MAY_DIFFER = ("command", "time")  # of the last record of a history
 
 
@@ -87,6 +90,7 @@ class Journal(GridWriter):
         super().__init__(path, header, force=True)
         self.path = path
         self._output = output or path
+        self._synced = -math.inf
         self.kept_ids: list[str] = []  # of the grids that were there
         if resume and path.exists():
             self._go_on()
@@ -97,38 +101,48 @@ class Journal(GridWriter):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def write(self, batch: GridBatch) -> None:
-        """Write the next grids; see `GridWriter.write`."""
-        if self._target is None and len(batch):
-            self._append_to("xb")
-        if self._target is not None:
-            super().write(batch)
+    def _send(self, batch: GridBatch, *, last: bool = False) -> None:
+        if self._chunks is None:
+            self._append_to("xb", 0)
+        super()._send(batch, last=last)
+        if self._chunks is not None and time.monotonic() - self._synced > SYNC_SECONDS:
+            with explained(self._output):
+                os.fsync(self._chunks.fileno())
+            self._synced = time.monotonic()
 
-    def count_all(self, whole: GridWriter) -> None:
+    def count_all(self, num_grids: int) -> None:
         """Let `num_grids` be that of the output, to which all processes have contributed."""
-        self._state = whole._state
+        self.state.num_grids = num_grids
 
-    def _append_to(self, mode: str, end: int = 0) -> None:
+    def _append_to(self, mode: str, end: int) -> None:
         with explained(self._output):
             file = self._stack.enter_context(self.path.open(mode))
             file.truncate(end)
             file.seek(end)
-        self._target = ChunkFile(file, self.header, durable=True)  # type: ignore[arg-type]
+        self._chunks = file  # type: ignore[assignment]
+
+    def _take_header(self, file: BinaryIO) -> None:
+        """Take the header of the start, if it is of the same run."""
+        with closing(read_files(file, str(self.path))) as files:
+            for first in files:
+                header = GridFileReader(first, str(self.path)).header
+                _check_same_run(self.path, header, self.header)
+                self.header = header
+                return
 
     def _go_on(self) -> None:
         """Count what is there and cut off what is not whole."""
-        end = 0
-        try:
-            for chunk, batch, stop in _read(self.path):
-                if end == 0:
-                    _check_same_run(self.path, chunk.header, self.header)
-                    self.header = chunk.header
-                self._state.update(batch)
-                self._state.end_chunk(last=False)
-                self.kept_ids += batch.ids
-                end = stop
-        except FormatError:
-            with self.path.open("rb") as file:
+        end, name = 0, str(self.path)
+        with self.path.open("rb") as file:
+            try:
+                self._take_header(file)
+                for batch, stop in read_journal(file, name, self.header):
+                    self.state.update(batch)
+                    self.state.end_chunk(last=False)
+                    self.kept_ids += batch.ids
+                    end = stop
+            except FormatError:
+                file.seek(0)
                 if not SIGNATURE.startswith(file.read(len(SIGNATURE))):
                     raise
         self._append_to("r+b", end)
@@ -160,7 +174,10 @@ def resumable_writer(
             with GridWriter(output, header, force=force) as stream:
                 yield stream
                 distributed.wait_for_all()
-                _copy(paths[1:], stream)
+                for path in filter(Path.exists, paths[1:]):
+                    with path.open("rb") as journal:
+                        for batch, _ in read_journal(journal, str(path), header):
+                            stream.write(batch)
             return
         with Journal(paths[distributed.rank()], header, resume=resume, output=output) as writer:
             try:
@@ -171,9 +188,10 @@ def resumable_writer(
         distributed.wait_for_all()
         if is_stream(output) or not distributed.is_main_process():
             return
-        with GridWriter(output, writer.header, force=force or resume) as whole:
-            _copy(paths, whole)
-        writer.count_all(whole)
+        with ExitStack() as stack, explained(output):
+            journals = [stack.enter_context(path.open("rb")) for path in paths if path.exists()]
+            state = writer.state if len(paths) == 1 else None
+            writer.count_all(write_file(output, writer.header, journals, state, force=force or resume))
         with Path(output).open("rb") as file:
             os.fsync(file.fileno())  # a power cut may come between this and the next
         for path in paths:
@@ -203,30 +221,6 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             if distributed.is_main_process():
                 name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vqtool-", ignore_cleanup_errors=True))
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
-
-
-def _copy(paths: list[Path], writer: GridWriter) -> None:
-    for path in filter(Path.exists, paths):
-        for _, batch, _ in _read(path):
-            writer.write(batch)
-
-
-def _read(path: Path) -> Iterator[tuple[GridFileReader, GridBatch, int]]:
-    """The chunks of a journal with their grids, and where each ends, up to the first that is not whole.
-
-    Raises:
-        FormatError: some chunk is not whole.
-    """
-    check = None
-    with path.open("rb") as stream, closing(read_files(stream, str(path))) as files:
-        for file in files:
-            chunk = GridFileReader(file, str(path))
-            check = check or SequenceCheck(chunk.header, str(path))
-            check.begin(chunk)
-            batch = chunk.read(0, chunk.num_grids)
-            check.update(batch)
-            check.end(chunk)
-            yield chunk, batch, stream.tell()
 
 
 def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:

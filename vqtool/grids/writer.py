@@ -1,17 +1,20 @@
-"""Writing token grids: to a file, or to standard output as a file or a stream."""
+"""Writing token grids: to a file, or to standard output as a file or a stream.
 
-import shutil
+Whatever the output, each batch becomes a chunk at once. A pipe gets the chunks; for a file they go to a journal, of
+which the file is made in the end.
+"""
+
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from vqtool.artifacts import atomic_path, refuse_existing
-from vqtool.grids.batch import GridBatch, GridHeader, SequenceState, checked_batch
-from vqtool.grids.hdf5 import ChunkFile, GrowingFile, create_grid_file
-from vqtool.grids.stream import BLOCK_BYTES, takes_one_file
+from vqtool.grids.batch import GridBatch, GridHeader, SequenceState, checked_batch, join_batches
+from vqtool.grids.hdf5 import GridFileReader, SequenceCheck, encode_file
+from vqtool.grids.stream import read_files, takes_one_file
 from vqtool.outputs import explained, is_stream, open_output, output_name, refuse_terminal
 
 CHUNK_GRIDS = 1024  # a larger batch leaves as several chunks
@@ -38,19 +41,25 @@ class GridWriter:
         self.name = output_name(output)
         self._output = output
         self._force = force
-        self._state = SequenceState(header)
+        self.state = SequenceState(header)
         self._stack = ExitStack()
-        self._target: ChunkFile | GrowingFile | None = None
+        self._chunks: BinaryIO | None = None  # where they go
+        self._fresh: BinaryIO | None = None  # standard output, where it gets one file
         check_output(output, force=force)
 
     @property
     def num_grids(self) -> int:
         """How many have been written."""
-        return self._state.num_grids
+        return self.state.num_grids
 
     def __enter__(self) -> "GridWriter":
         with explained(self._output), ExitStack() as stack:
-            self._target = self._open(stack)
+            if is_stream(self._output):
+                self._chunks = stack.enter_context(open_output(self._output))
+                self._fresh = self._chunks if takes_one_file(self._chunks) else None
+            if not is_stream(self._output) or self._fresh is not None:
+                folder = None if self._fresh else Path(self._output).parent
+                self._chunks = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._stack = stack.pop_all()
         return self
 
@@ -64,33 +73,35 @@ class GridWriter:
             ValueError: shapes, lengths or tokens do not fit the header.
             VqtoolError: a text is too long, or the output cannot be written.
         """
-        if self._target is None:
-            raise ValueError("a GridWriter is used inside its with block only")
         batch = checked_batch(self.header, batch)
         for start in range(0, len(batch), CHUNK_GRIDS):
-            part = batch[start : start + CHUNK_GRIDS]
-            self._state.update(part)
-            with explained(self._output):
-                self._target.append(part, self._state.end_chunk(last=False))
+            self._send(batch[start : start + CHUNK_GRIDS])
+
+    def _send(self, batch: GridBatch, *, last: bool = False) -> None:
+        if self._chunks is None:
+            raise ValueError("a GridWriter is used inside its with block only")
+        self.state.update(batch)
+        place = self.state.end_chunk(last=last)
+        widths = {name: self.state.widths[name] for name, column in batch.texts.items() if column is not None}
+        image = encode_file(self.header, [batch], lambda: place, num_grids=len(batch), widths=widths)
+        with explained(self._output):
+            self._chunks.write(image.getbuffer())
+            self._chunks.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        target, self._target = self._target, None
-        if kind is not None or target is None:
+        if kind is not None:
             self._stack.__exit__(kind, error, traceback)
             return
         with explained(self._output), self._stack:
-            target.finish(self._state.end_chunk(last=True))
-
-    def _open(self, stack: ExitStack) -> ChunkFile | GrowingFile:
-        if not is_stream(self._output):
-            path = stack.enter_context(atomic_path(self._output, force=self._force))
-            return stack.enter_context(create_grid_file(path, self.header))
-        output = stack.enter_context(open_output(self._output))
-        if takes_one_file(output):
-            return stack.enter_context(_spooled_file(output, self.header))
-        return ChunkFile(output, self.header)
+            if self._fresh is not None and self._chunks is not None:
+                self._fresh.write(merge_journals(self.header, [self._chunks], self.state)[0])
+                self._fresh.flush()
+            elif self._chunks is not None and not is_stream(self._output):
+                write_file(self._output, self.header, [self._chunks], self.state, force=self._force)
+            else:
+                self._send(join_batches(self.header, []), last=True)
 
 
 def check_output(output: Path | str, *, force: bool) -> None:
@@ -104,13 +115,66 @@ def check_output(output: Path | str, *, force: bool) -> None:
         refuse_existing(output, force=force)
 
 
-@contextmanager
-def _spooled_file(output: BinaryIO, header: GridHeader) -> Iterator[GrowingFile]:
-    """A file that is built in a temporary folder and copied to an open output when the block ends well."""
-    with tempfile.TemporaryDirectory(prefix="vqtool-") as folder:
-        path = Path(folder) / "grids.h5"
-        with create_grid_file(path, header) as file:
-            yield file
-        with path.open("rb") as built:
-            shutil.copyfileobj(built, output, BLOCK_BYTES)
-        output.flush()
+def write_file(
+    output: Path | str, header: GridHeader, journals: Sequence[BinaryIO], state: SequenceState | None, *, force: bool
+) -> int:
+    """Write the grids of journals to one file, under a temporary name until it is whole; says how many they are."""
+    with atomic_path(output, force=force) as path:
+        image, num_grids = merge_journals(header, journals, state)
+        path.write_bytes(image)
+    return num_grids
+
+
+def merge_journals(
+    header: GridHeader, journals: Sequence[BinaryIO], state: SequenceState | None
+) -> tuple[memoryview, int]:
+    """One HDF5 file of the grids of several journals, in memory, and how many they are.
+
+    Args:
+        header: of the file.
+        journals: with the grids, in order.
+        state: what the grids amount to; None finds it out.
+    """
+    num_grids, widths = (state.num_grids, state.widths) if state else _measure(journals)
+    found = SequenceState(header)
+
+    def batches() -> Iterator[GridBatch]:
+        for journal in journals:
+            for batch, _ in read_journal(journal, "journal", header):
+                found.update(batch)
+                yield batch
+
+    image = encode_file(header, batches(), lambda: found.end_chunk(last=True), num_grids=num_grids, widths=widths)
+    return image.getbuffer(), num_grids
+
+
+def _measure(journals: Sequence[BinaryIO]) -> tuple[int, dict[str, int]]:
+    """How many grids journals have, and the bytes of the longest text of each column."""
+    num_grids, widths = 0, dict[str, int]()
+    for journal in journals:
+        journal.seek(0)
+        with closing(read_files(journal, "journal")) as files:
+            for chunk in (GridFileReader(file, "journal") for file in files):
+                num_grids += chunk.num_grids
+                widths |= {name: max(width, widths.get(name, 1)) for name, width in chunk.widths.items()}
+    return num_grids, widths
+
+
+def read_journal(journal: BinaryIO, name: str, header: GridHeader | None = None) -> Iterator[tuple[GridBatch, int]]:
+    """The grids of a journal from its beginning, chunk by chunk, and where each ends; all are checked.
+
+    Args:
+        journal: the file.
+        name: for messages.
+        header: of its grids; None reads it.
+
+    Raises:
+        FormatError: some chunk is damaged or torn.
+    """
+    journal.seek(0)
+    check: SequenceCheck | None = None
+    with closing(read_files(journal, name)) as files:
+        for file in files:
+            chunk = GridFileReader(file, name, header=header)
+            check = check or SequenceCheck(chunk.header, name)
+            yield check.read(chunk), journal.tell()
