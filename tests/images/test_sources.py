@@ -6,16 +6,19 @@ import json
 import os
 import sys
 import tarfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from posixpath import splitext
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
 from vqtool.images import find_images, read_image
+from vqtool.images.sources import SourceOptions
 from vqtool.images.sources.tars import TarShard
 
 
@@ -179,8 +182,10 @@ def test_sources_that_collide_begin_with_their_names(tmp_path: Path) -> None:
     for folder in ("x", "y", "z"):
         fill(tmp_path / folder, {"1.png": png(), "2.png": png()})
     fill(tmp_path / "w", {"5.png": png()})
-    assert ids(tmp_path / "x", tmp_path / "y", tmp_path / "w") == ["x/1", "x/2", "y/1", "y/2", "5"]
-    assert ids(tmp_path / "x", tmp_path / "x") == ["x/1", "x/2", "x-2/1", "x-2/2"]
+    with pytest.warns(VqtoolWarning, match="give the folder that holds them"):
+        assert ids(tmp_path / "x", tmp_path / "y", tmp_path / "w") == ["x/1", "x/2", "y/1", "y/2", "5"]
+    with pytest.warns(VqtoolWarning):
+        assert ids(tmp_path / "x", tmp_path / "x") == ["x/1", "x/2", "x-2/1", "x-2/2"]
 
 
 # Labels and captions
@@ -192,10 +197,34 @@ def test_labels_come_from_class_folders(tmp_path: Path) -> None:
     assert ids(tmp_path) == ["cat/1", "cat/sub/2", "dog/1"]
 
 
-@pytest.mark.parametrize("names", [["cat/1.png", "cat/2.png"], ["cat/1.png", "dog/2.png", "3.png"], ["1.png"]])
-def test_folders_that_are_no_classes_give_no_labels(tmp_path: Path, names: list[str]) -> None:
-    fill(tmp_path, {name: png() for name in names})
+def test_images_without_folders_have_no_labels(tmp_path: Path) -> None:
+    fill(tmp_path, {name: png() for name in ["1.png", "2.png", "some/3.png"]})
     assert set(labels(tmp_path)) == {None}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.png", "cat/2.png"], r"no labels: cat/ is the only folder.*`labels` folder takes it"),
+        (["cat/1.png", "dog/2.png", "3.png", "4.png"], r"no labels: 2 of 4 images lie beside cat/, dog/"),
+    ],
+)
+def test_folders_that_are_no_classes_give_no_labels_unless_they_are_asked_for(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    fill(tmp_path, {name: png() for name in names})
+    with pytest.warns(VqtoolWarning, match=message):
+        assert set(labels(tmp_path)) == {None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VqtoolWarning)
+        found = {item.id: item.label for item in find_images([tmp_path], SourceOptions(labels="folder"))}
+    assert found == {splitext(name)[0]: name.split("/")[0] if "/" in name else None for name in names}
+
+
+def test_a_stray_image_beside_class_folders_is_told_and_has_no_label(tmp_path: Path) -> None:
+    fill(tmp_path, {name: png() for name in ["cat/1.png", "dog/2.png", "3.png"]})
+    with pytest.warns(VqtoolWarning, match=r"1 of 3 images lie beside cat/, dog/ and have no label: 3\.png"):
+        assert labels(tmp_path) == [None, "cat", "dog"]
 
 
 def test_metadata_jsonl_gives_captions_and_labels(tmp_path: Path) -> None:
@@ -206,8 +235,15 @@ def test_metadata_jsonl_gives_captions_and_labels(tmp_path: Path) -> None:
     ]
     text = "\ufeff" + "\n\n".join(json.dumps(row) for row in rows) + "\n"
     fill(tmp_path, {"a/1.png": png(), "b/2.png": png(), "b/3.png": png(), "metadata.jsonl": text})
-    assert captions(tmp_path) == ["a cat", "a dog", None]
-    assert labels(tmp_path) == ["3", "dog", None]
+    with pytest.warns(VqtoolWarning) as caught:
+        assert captions(tmp_path) == ["a cat", "a dog", None]
+    assert [str(each.message).split("metadata.jsonl")[1] for each in caught] == [
+        ": 1 of its 3 rows name no image: 'a/gone.png' (nearest: 'a/1.png')",
+        ": b/3.png",
+    ]
+    assert "1 of 3 images have no row in" in str(caught[1].message)
+    with pytest.warns(VqtoolWarning):
+        assert labels(tmp_path) == ["3", "dog", None]
 
 
 def test_metadata_csv_gives_captions_and_class_folders_still_label(tmp_path: Path) -> None:
@@ -238,7 +274,7 @@ def test_a_txt_beside_an_image_is_its_caption(tmp_path: Path) -> None:
         ("metadata.jsonl", '{"text": "x"}', r"line 1: no file_name"),
         ("metadata.jsonl", '{"file_name": 1}', r"line 1: no file_name"),
         ("metadata.jsonl", '{"file_name": "1.png"}\n' * 2, r"line 2: file_name '1\.png' stands here a second time"),
-        ("metadata.jsonl", '{"file_name": "1.png", "text": ["x"]}', r"line 1: the caption is \['x'\]"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": [1]}', r"line 1: the caption is \[1\]"),
         ("metadata.jsonl", '{"file_name": "1.png", "label": 1.5}', r"line 1: label is 1\.5"),
         ("metadata.jsonl", '{"file_name": "1.png", "label": true}', r"line 1: label is True"),
         ("metadata.jsonl", "[" * 100_000, r"line 1: not JSON"),
@@ -379,13 +415,12 @@ def test_a_tar_that_shrinks_after_it_was_indexed_is_a_format_error(tmp_path: Pat
 def test_threads_that_read_one_shard_do_not_disturb_each_other(tmp_path: Path) -> None:
     contents = {f"{i}.png": bytes([i]) * (5000 + i) for i in range(100)}
     shard = TarShard(make_tar(tmp_path / "s.tar", dict(contents)))
-    spans = shard.index()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
             names = [f"{i * 37 % 100}.png" for i in range(3000)]
-            found = list(pool.map(lambda name: shard.read(spans[name]), names))
+            found = list(pool.map(shard.read, names))
     finally:
         sys.setswitchinterval(interval)
     assert all(data == contents[name] for name, data in zip(names, found, strict=True))

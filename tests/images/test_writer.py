@@ -10,6 +10,7 @@ from PIL import Image
 
 import vqtool
 from vqtool.errors import VqtoolError
+from vqtool.grids.batch import join_captions
 from vqtool.images import find_images, read_image
 from vqtool.images.writer import METADATA, PREVIEW_IMAGES, FolderWriter, PreviewWriter, TarWriter, writer_type
 
@@ -33,8 +34,8 @@ def test_hostile_ids_cannot_leave_the_output_and_stay_apart(tmp_path, kind):
     with kind(output) as writer:
         writer.write(images, HOSTILE)
     if kind is FolderWriter:
-        names = [path.name for path in output.iterdir()]
-        assert files_below(tmp_path) == sorted(f"jail/out/{name}" for name in names)
+        names = [path.name for path in output.iterdir() if path.name != METADATA]
+        assert files_below(tmp_path) == sorted(f"jail/out/{name}" for name in [*names, METADATA])
     else:
         assert files_below(tmp_path) == ["jail/out.tar"]
         with tarfile.open(output) as tar:
@@ -244,3 +245,26 @@ def test_tensors_are_saved_under_numbers_that_sort(tmp_path, name):
     with pytest.raises(VqtoolError, match=r"use (--|`)force"):
         vqtool.save_images(images, tmp_path / name)
     vqtool.save_images(images[:3], tmp_path / name, force=True)
+
+
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_ids_that_names_cannot_show_come_back(tmp_path, name):
+    ids = ["cat/1", "cat/2.5", "Dog/Über Bild 10", "a b", "plain", "a_b"]
+    vqtool.save_images(pictures(6), tmp_path / name, ids=ids)
+    found = vqtool.read_images(tmp_path / name)
+    back = dict(zip(found.ids, found.images, strict=True))
+    assert {id: image.tobytes() for id, image in back.items()} == {
+        id: image.tobytes() for id, image in zip(ids, pictures(6), strict=True)
+    }
+    assert (found.labels, found.captions) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["out", "out.tar"])
+def test_several_captions_of_an_image_come_back(tmp_path, name):
+    several = join_captions(["a cat", "eine Katze\nsitzt"])
+    vqtool.save_images(pictures(3), tmp_path / name, captions=[several, "", "one"])
+    assert [item.captions for item in find_images([tmp_path / name])] == [
+        ("a cat", "eine Katze\nsitzt"),
+        (),
+        ("one",),
+    ]

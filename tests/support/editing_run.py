@@ -26,7 +26,8 @@ def make_work(vqtool, tmp_path, monkeypatch, tokenizer_path):
     """A current folder with `imgs/` (3 pictures, one with a caption), their grids tok.h5, and prior.safetensors."""
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "imgs", 3, size=SIZE)
-    (tmp_path / "imgs" / "metadata.jsonl").write_text(json.dumps({"file_name": "01.png", "text": "a bee"}))
+    rows = ({"file_name": f"{i:02d}.png", **({"text": "a bee"} if i == 1 else {})} for i in range(3))
+    (tmp_path / "imgs" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     save_prior("prior.safetensors", tokenizer_path)
     assert vqtool("encode", "imgs", "--size", "32x48", "-t", tokenizer_path, "-o", "tok.h5").code == 0
     return tmp_path

@@ -238,7 +238,7 @@ def _build_scores(
         features = scores.read_features(ref[0], network)
     else:
         features = scores.reference_features(
-            find_images(ref),
+            find_images(ref, words="none", on_error=skipped.on_error),
             network,
             grid_spec.image_size,
             max_images=max_images,

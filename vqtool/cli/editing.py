@@ -130,7 +130,7 @@ def edit(
 
     if not is_main_process():  # variants of a few pictures are one process's work
         return
-    skipped = Skipped(flags.strict)
+    skipped = Skipped(flags.strict, flags.output)
     with ExitStack() as stack:
         image_writer = stack.enter_context(_open_image_writer(flags, run_flags))
         model = load_prior(flags.prior).to(choose_device(flags.device))
@@ -266,7 +266,7 @@ def _open_images(sources: Sequence[Path], prior: "Prior", flags: EditFlags, skip
     model = tokenizer_of(prior.grid_spec, flags.prior, given=flags.tokenizer).to(prior.device)
     size = prior.grid_spec.image_size if flags.size is None else parse_size(flags.size)
     header = replace(grid_header(model, size, {}), history=())
-    items = find_images(sources)
+    items = find_images(sources, on_error=skipped.on_error)
     echo(f"{len(items)} images at {shape(size)} -> grids of {shape(header.grid_size)} tokens")
 
     def read(count: int) -> "Iterator[tuple[GridBatch, Images | None]]":

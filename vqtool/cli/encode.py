@@ -1,10 +1,12 @@
 """`vqtool encode`: images -> token grids."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.cli.flags import FlagGroup
+from vqtool.cli.help import INPUT_OUTPUT
 from vqtool.cli.main import command
 from vqtool.cli.options import BatchSize, Device, Force, Images, Strict, TokenizerOption
 
@@ -17,6 +19,9 @@ DEFAULT_SIZE = "64"
 @command
 def encode(
     images: Images,
+    source_options: Annotated[
+        dict[str, Any], FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=INPUT_OUTPUT)
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout: a stream if that is a pipe.")
     ] = Path("tok.h5"),
@@ -36,7 +41,8 @@ def encode(
     """Turn images into token grids.
 
     Labels come from class folders, captions and labels from metadata.jsonl, metadata.csv or .txt files beside the
-    images. Until all is done, what is done is kept beside the output, in tok.partial.h5.
+    images; what is there and cannot be used is told. Until all is done, what is done is kept beside the output, in
+    tok.partial.h5.
 
     Examples:
 
@@ -45,10 +51,12 @@ def encode(
         vqtool encode imgs/ --size 48x80 -t tokenizer.safetensors -o - | vqtool decode -o back/
 
         vqtool encode imgs/ -o tok.h5 --resume
+
+        vqtool encode flickr8k/Images --captions flickr8k/captions.txt -o tok.h5
     """
     from vqtool.cli.console import echo, progress, shape
     from vqtool.cli.inputs import Skipped
-    from vqtool.images import parse_size
+    from vqtool.images import SourceOptions, parse_size
     from vqtool.tokenizers import BUILTIN
     from vqtool.tokenizers.batches import encode as encode_files
 
@@ -56,11 +64,12 @@ def encode(
         echo(f"{num} images at {shape(header.image_size)} -> grids of {shape(header.grid_size)} tokens")
         echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     num = encode_files(
         images,
         output,
         tokenizer or BUILTIN,
+        options=SourceOptions(**source_options),
         image_size=parse_size(size),
         batch_size=batch_size,
         device=device,

@@ -61,7 +61,7 @@ def eval(
     check_json(output, force=force)
     if not is_main_process():  # scoring is one process's work
         return
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     common: dict[str, Any] = {"seed": seed, "device": device, "on_error": skipped.on_error, "progress": progress}
     report = evaluate(sources, ref=ref or [], force=force, **common, **images, **likelihood, **options)
     echo(report.headline)

@@ -1,37 +1,69 @@
-"""What several commands do with their inputs: skip and count bad ones."""
+"""What several commands do with the images they read: skip and count bad ones, and say what was read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from vqtool.cli.console import echo, warn
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, printable
+from vqtool.outputs import is_stream
+from vqtool.tally import Tally
 
-if TYPE_CHECKING:
-    from vqtool.images import ImageItem
+MOST_NAMED = 10  # skipped files that are named on the screen
 
 
-@dataclass
-class Skipped:
-    """Bad inputs among good ones: each is named and left out; at the end the command exits with 1."""
+class Skipped(Tally):
+    """Images that a command reads: bad ones are named and left out; at the end it says what was read, and exits with 1.
 
-    strict: bool = False
-    count: int = field(default=0, init=False)
+    Args:
+        strict: stop at the first bad one.
+        output: what the command writes; the names of many bad ones go into a file beside it.
+    """
+
+    def __init__(self, strict: bool = False, output: Path | None = None) -> None:
+        super().__init__()
+        self.strict, self._output = strict, output
 
     @property
-    def on_error(self) -> "Callable[[ImageItem, VqtoolError], None] | None":
-        """What to hand to `read_batches`; None, that is raise, under --strict."""
-        return None if self.strict else self.skip
+    def count(self) -> int:
+        """How many were left out."""
+        return len(self.skipped)
 
-    def skip(self, item: "ImageItem", error: VqtoolError) -> None:
-        """Name one bad input and count it."""
-        self.count += 1
-        warn(f"skipped {error}")
+    @property
+    def on_error(self) -> "Skipped":
+        """What to hand to functions that find and read images."""
+        return self
+
+    def __call__(self, item: Any, error: VqtoolError) -> None:
+        """Name one bad input and count it.
+
+        Raises:
+            VqtoolError: the error, if the command is strict.
+        """
+        if self.strict:
+            raise error
+        super().__call__(item, error)
+        if self.count <= MOST_NAMED:
+            warn(f"skipped {error}")
 
     def finish(self) -> None:
-        """Exit with 1 if anything was skipped."""
+        """Say in one line what was read, and exit with 1 if anything was skipped."""
+        if self.num_images or self.count:
+            echo(f"{self.line}{f' ({self._place()})' if self.count else ''}")
         if self.count:
             echo(f"error: {self.count} bad {'input' if self.count == 1 else 'inputs'} skipped; the rest is done")
             raise typer.Exit(1)
+
+    def _place(self) -> str:
+        """Where the names of what was skipped are; many of them are written to a file."""
+        if self.count <= MOST_NAMED:
+            return "names above"
+        if self._output is None or is_stream(self._output):
+            return f"the first {MOST_NAMED} are named above"
+        path = self._output.with_name(f"{self._output.name}.skipped.txt")
+        try:
+            path.write_text("".join(f"{printable(text)}\n" for text in self.skipped), encoding="utf-8")
+        except OSError as error:
+            return f"the first {MOST_NAMED} are named above; {path} cannot be written: {error.strerror}"
+        return f"names in {path}"

@@ -36,7 +36,7 @@ def show(
     from vqtool.cli.inputs import Skipped
     from vqtool.tokenizers.preview import draw_preview
 
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     shown = draw_preview(
         sources,
         output,

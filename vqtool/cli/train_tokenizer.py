@@ -54,7 +54,7 @@ def train_tokenizer(
     """
     from vqtool.training import runs, tokenizer
 
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     made = tokenizer.train_tokenizer(
         images, output, size=size, from_=from_, half=half, seed=seed, resume=resume, force=force,
         on_error=skipped.on_error, progress=progress, **options,

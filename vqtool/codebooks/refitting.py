@@ -96,7 +96,7 @@ def refit(
         raise VqtoolError(f"`chain_length` is for `seeding` afk-mc2, not for {options.seeding}")
     refuse_existing(output, force=force)
     sources = [images] if isinstance(images, str | Path) else images
-    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device)
+    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, on_error)
     noise = rng.generator(seed, 0, stream=rng.SELECTION)
     with _room(options.vectors * old.codebook.shape[1] * 4, options) as file:
         vectors = sample_latents(
@@ -136,18 +136,19 @@ def _find_source(
     tokenizer: str | Path | None,
     size: str | None,
     device: str,
+    on_error: OnError | None,
 ) -> tuple[Tokenizer, list[ImageItem], tuple[int, int]]:
     """The tokenizer to refit, the images to do it on, and their size (h, w)."""
     if grids is None:
         model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
         check_refittable(model)
-        return model, find_images(images), parse_size(str(size or DEFAULT_SIZE))
+        return model, find_images(images, words="none", on_error=on_error), parse_size(str(size or DEFAULT_SIZE))
     if size is not None:
         raise VqtoolError("`size` is that of the images that `grids` was made of: give one of them")
     header, first, ids = read_beginning(Path(grids))
     model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
     check_refittable(model)
-    items = images_of(ids, find_images(images), str(grids))
+    items = images_of(ids, find_images(images, words="none", on_error=on_error), str(grids))
     check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids))
     return model, items, header.image_size
 

@@ -12,13 +12,16 @@ from vqtool.images.reader import (
     to_float,
     to_uint8,
 )
-from vqtool.images.sources import ImageItem, find_images
+from vqtool.images.sources import ImageItem, SourceOptions, find_images
+from vqtool.tally import Tally
 
 __all__ = [
     "PREPROCESSING",
     "ImageBatch",
     "ImageItem",
     "OnError",
+    "SourceOptions",
+    "Tally",
     "common_size",
     "find_images",
     "parse_size",

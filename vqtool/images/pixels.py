@@ -73,6 +73,17 @@ def check_images(images: Any) -> NDArray[np.uint8]:
     return array
 
 
+def check_num_pixels(height: int, width: int, factor: int = 1) -> None:
+    """Hold images of any source to Pillow's limit on pixels, or a multiple of it.
+
+    Raises:
+        FormatError: there are more.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > limit * factor:
+        raise FormatError(f"{height}x{width} pixels are more than the limit of {limit * factor}; shrink it first")
+
+
 def fit_pixels(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """Bring decoded pixels (h, w, 3) to (3, height, width); see `read_pixels`."""
     if size is None or pixels.shape[:2] == size:
@@ -116,12 +127,7 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 
 def _check_pixels(image: Image.Image) -> None:
     """Hold to Pillow's limit against decompression bombs; twice as much for JPEG, as Pillow has it for all."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is None:
-        return
-    limit *= 2 if image.format in ("JPEG", "MPO") else 1
-    if image.width * image.height > limit:
-        raise FormatError(f"{image.height}x{image.width} pixels are more than the limit of {limit}; shrink it first")
+    check_num_pixels(image.height, image.width, 2 if image.format in ("JPEG", "MPO") else 1)
 
 
 def _draft_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.pixels import fit_pixels, read_pixels
-from vqtool.images.sources import ImageItem, find_images
+from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
+from vqtool.images.sources.options import DEFAULTS
 from vqtool.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def read_images(
     sources: str | Path | Sequence[str | Path] | Sequence[ImageItem],
     size: int | str | tuple[int, int] | None = None,
     *,
+    options: SourceOptions = DEFAULTS,
+    words: WordsNeeded = "all",
     on_error: OnError | None = None,
     progress: Progress = silent,
 ) -> ImageBatch:
@@ -98,6 +101,8 @@ def read_images(
         sources: a folder, image file, tar shard or HDF5 file of images, several of them, or what `find_images` found.
         size: pixels to cover and crop to: 64, (48, 80), or "48x80" as commands take it (height first); None: the
             images' own, which must then be the same for all.
+        options: which images are taken, and where their captions and labels come from.
+        words: whether captions and labels are needed; see `find_images`.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         progress: shows how far it is; see `vqtool.progress`.
 
@@ -109,7 +114,7 @@ def read_images(
         FormatError: an image cannot be read, and there is no on_error.
         VqtoolError: no images, none that can be read, or sizes that differ where none was given.
     """
-    items = _find(sources)
+    items = _find(sources, options, words, on_error)
     sides = parse_size(str(size)) if isinstance(size, int | str) else size
     images: NDArray[np.uint8] | None = None
     kept: list[ImageItem] = []
@@ -214,11 +219,18 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return scaled.round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def _find(sources: str | Path | Sequence[str | Path] | Sequence[ImageItem]) -> list[ImageItem]:
+def _find(
+    sources: str | Path | Sequence[str | Path] | Sequence[ImageItem],
+    options: SourceOptions,
+    words: WordsNeeded,
+    on_error: OnError | None,
+) -> list[ImageItem]:
     if isinstance(sources, str | Path):
-        return find_images([sources])
+        return find_images([sources], options, words=words, on_error=on_error)
     items = [source for source in sources if isinstance(source, ImageItem)]
-    return items if items and len(items) == len(sources) else find_images(cast("Sequence[str | Path]", sources))
+    if items and len(items) == len(sources):
+        return items
+    return find_images(cast("Sequence[str | Path]", sources), options, words=words, on_error=on_error)
 
 
 def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:

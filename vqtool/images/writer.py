@@ -1,7 +1,7 @@
 """Where pictures go: a folder of PNG files, a tar of them, or one preview.
 
-Names are made from ids and made safe, so that nothing in a file of grids can leave the output folder. Labels and
-captions go to `metadata.jsonl` beside the pictures, the convention that `find_images` reads.
+Names are made from ids and made safe, so that nothing in a file of grids can leave the output folder. Labels, captions
+and ids that a name does not show go to `metadata.jsonl` beside the pictures, or into the tar: `find_images` reads them.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
+from vqtool.grids.batch import clean_text, split_captions
 from vqtool.images.naming import UniqueNames
 from vqtool.images.pixels import check_images
 from vqtool.images.preview import png_bytes, preview_grid, save_image
+from vqtool.images.sources.tables import ID_COLUMN
+from vqtool.images.sources.tars import PAX_ID
 from vqtool.outputs import explained, is_stream, open_output, refuse_terminal
 from vqtool.progress import Progress, silent
 
@@ -39,6 +42,13 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
         self.output = output
         self.num_images = 0
         self._stack = ExitStack()
+        self._ids: set[str] = set()
+
+    def _hidden_id(self, id: str, name: str) -> str:
+        """The id where a picture's name does not show it, "" where it does or another picture has the same id."""
+        is_new = id not in self._ids
+        self._ids.add(id)
+        return id if is_new and id != name else ""
 
     @abstractmethod
     def write(
@@ -50,7 +60,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
             images: (B, 3, h, w).
             ids: one a picture; names are made from them.
             labels: one a picture, "" where unknown.
-            captions: one a picture, "" where unknown.
+            captions: one a picture, "" where unknown; several of them as `grids.join_captions` joins them.
         """
 
     @abstractmethod
@@ -70,16 +80,15 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
             self._stack.__exit__(kind, error, traceback)
 
 
-def _records(names: Texts, labels: Texts | None, captions: Texts | None) -> list[str]:
-    """Lines of metadata.jsonl for pictures of which a label or a caption is known."""
-    lines = []
-    for i, name in enumerate(names):
-        label = labels[i] if labels else ""
-        caption = captions[i] if captions else ""
-        known = {"text": caption, "label": label}
-        if label or caption:
-            lines.append(json.dumps({"file_name": name, **{k: v for k, v in known.items() if v}}, ensure_ascii=False))
-    return lines
+def _record(name: str, id: str, label: str, caption: str) -> dict[str, Any]:
+    """What metadata.jsonl says of a picture."""
+    known = {"text": _one_or_list(caption), "label": label, ID_COLUMN: id}
+    return {"file_name": name, **{key: value for key, value in known.items() if value}}
+
+
+def _one_or_list(caption: str) -> str | list[str]:
+    captions = split_captions(caption)
+    return list(captions) if len(captions) > 1 else caption
 
 
 class FolderWriter(ImageWriter):
@@ -94,7 +103,7 @@ class FolderWriter(ImageWriter):
                 f"{folder}: exists and is not empty; use --force to write into it or -o to write elsewhere"
             )
         self._names = UniqueNames()
-        self._lines: list[str] = []
+        self._records: list[dict[str, Any]] = []
         self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()
 
     @property
@@ -113,8 +122,10 @@ class FolderWriter(ImageWriter):
 
     def pass_over(self, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> list[str]:
         """Give pictures their names without writing them: another process does. The names stay apart all the same."""
-        names = [f"{self._names(id)}.png" for id in ids]
-        self._lines += _records(names, labels, captions)
+        stems = [self._names(id) for id in ids]
+        names, hidden = [f"{stem}.png" for stem in stems], map(self._hidden_id, ids, stems)
+        texts = (column or [""] * len(names) for column in (labels, captions))
+        self._records += [_record(*words) for words in zip(names, hidden, *texts, strict=True)]
         self.num_images += len(names)
         self._before.difference_update(names)
         return names
@@ -125,9 +136,10 @@ class FolderWriter(ImageWriter):
             return
         self.output.mkdir(parents=True, exist_ok=True)
         (self.output / METADATA).unlink(missing_ok=True)
-        if self._lines:
+        if any(len(record) > 1 for record in self._records):  # then every picture has a row
             with atomic_path(self.output / METADATA) as path:
-                path.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in self._records)
+                path.write_text("".join(lines), encoding="utf-8", errors="replace")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -156,9 +168,11 @@ class TarWriter(ImageWriter):
             self._file.write(data)
             self._file.flush()
 
-    def _add(self, name: str, data: bytes) -> None:
+    def _add(self, name: str, data: bytes, id: str = "") -> None:
         """Write one member. `tarfile.open` would hold back bytes, and write them when they are not wanted any more."""
         entry = tarfile.TarInfo(name)
+        if id:
+            entry.pax_headers = {PAX_ID: clean_text(id)}
         entry.size = len(data)
         header = entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         self._write(header + data + bytes(-len(data) % tarfile.BLOCKSIZE))
@@ -170,9 +184,12 @@ class TarWriter(ImageWriter):
         for i, image in enumerate(images):
             # webdataset takes all that follows the first dot for the extension
             name = self._names(ids[i].replace(".", "_"))
-            self._add(f"{name}.png", png_bytes(image))
-            if captions and captions[i]:
-                self._add(f"{name}.txt", captions[i].encode())
+            self._add(f"{name}.png", png_bytes(image), self._hidden_id(ids[i], name))
+            caption = captions[i] if captions else ""
+            if len(split_captions(caption)) > 1 or len(caption.splitlines()) > 1:
+                self._add(f"{name}.json", json.dumps({"caption": _one_or_list(caption)}, ensure_ascii=False).encode())
+            elif caption:
+                self._add(f"{name}.txt", caption.encode())
             if labels and labels[i]:
                 self._add(f"{name}.cls", labels[i].encode())
         self.num_images += len(images)
@@ -206,7 +223,7 @@ class PreviewWriter(ImageWriter):
         self._images.extend(images)
         for i in range(len(images)):
             texts = (column[i] for column in (captions, labels, ids) if column)
-            self._captions.append(next((text for text in texts if text), ""))
+            self._captions.append(split_captions(next((text for text in texts if text), ""))[0])
         self.num_images += len(images)
 
     def finish(self) -> None:

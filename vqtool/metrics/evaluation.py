@@ -17,7 +17,7 @@ from typing import Any
 from vqtool.artifacts import refuse_existing
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, OnError, find_images, parse_size
+from vqtool.images import OnError, Tally, find_images, parse_size
 from vqtool.images.sources import holds_grids
 from vqtool.metrics.likelihood import DEFAULT_TIMES, measure_likelihood
 from vqtool.metrics.plots import check_matplotlib, plot_curve
@@ -96,17 +96,18 @@ def evaluate(
     if about_likelihood.plot is not None:
         refuse_existing(about_likelihood.plot, force=force)
         check_matplotlib()
-    skipped: list[ImageItem] = []
-    common = {"seed": seed, "progress": progress}
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    before = len(tally.skipped)
+    common: dict[str, Any] = {"seed": seed, "progress": progress}
     if kind == "images":
-        common["on_error"] = _counted(on_error, skipped)
+        common["on_error"] = None if on_error is None else tally
         report = _measure_images(paths, others, about_images, choose_device(device), **common, **chosen)
     elif about_likelihood.likelihood:
         report = _measure_likelihood(paths, about_likelihood, choose_device(device), force=force, **common)
     else:
         report = measure_grids(paths, others, progress=progress)
     inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
-    about = {"vqtool": __version__, **inputs, **report.about, "num_skipped": len(skipped)}
+    about = {"vqtool": __version__, **inputs, **report.about, "num_skipped": len(tally.skipped) - before}
     return replace(report, about=about)
 
 
@@ -117,15 +118,6 @@ def _take(kind: Callable[..., Any], chosen: dict[str, Any]) -> Any:
 
 def _paths(sources: Paths) -> list[str | Path]:
     return [sources] if isinstance(sources, str | Path) else list(sources)
-
-
-def _counted(on_error: OnError | None, skipped: list[ImageItem]) -> OnError | None:
-    def skip(item: ImageItem, error: VqtoolError) -> None:
-        skipped.append(item)
-        if on_error is not None:
-            on_error(item, error)
-
-    return None if on_error is None else skip
 
 
 def _check_kinds(sources: Sequence[str | Path], ref: Sequence[str | Path], options: ImageOptions) -> str:
@@ -171,15 +163,16 @@ def _measure_images(
     from vqtool.metrics import EfficientNetLite0
 
     size = None if options.size is None else parse_size(str(options.size), "`size`")
+    how: dict[str, Any] = {"words": "none", "on_error": common["on_error"]}
     if options.tokenizer is not None:
         tokenizer = options.tokenizer
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = load_tokenizer(tokenizer)
         size, tokenizer = size or parse_size(RECONSTRUCTION_SIZE), tokenizer.to(device)
         return measure_reconstruction(
-            find_images(sources), tokenizer, size=size, max_images=options.max_images, **common
+            find_images(sources, **how), tokenizer, size=size, max_images=options.max_images, **common
         )
-    images, reference = find_images(sources), find_images(ref)
+    images, reference = find_images(sources, **how), find_images(ref, leave_out=sources, **how)
     if options.paired:
         del common["seed"]
         return compare_pairs(images, reference, size=size, **common)

@@ -16,18 +16,20 @@ from vqtool import distributed
 from vqtool.artifacts import history_record, text_digest
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, open_grids
-from vqtool.grids.batch import clean_text
+from vqtool.grids.batch import MAX_TEXT_BYTES, clean_text, join_captions
 from vqtool.grids.resume import Journal, check_resumable, resumable_writer
 from vqtool.images import (
     PREPROCESSING,
     ImageBatch,
     ImageItem,
+    SourceOptions,
     find_images,
     read_batches,
     read_image,
     to_float,
     to_uint8,
 )
+from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
@@ -41,6 +43,7 @@ def encode(
     output: str | Path = "tok.h5",
     tokenizer: Tokenizer | str | Path = BUILTIN,
     *,
+    options: SourceOptions = DEFAULTS,
     image_size: tuple[int, int] = (64, 64),
     batch_size: int = 32,
     device: str = "auto",
@@ -59,6 +62,7 @@ def encode(
         sources: folders, image files, tar shards, HDF5 files.
         output: a path, or "-" for standard output.
         tokenizer: one on the device to use, or the name of one.
+        options: which images are taken, and where their captions and labels come from.
         image_size: (height, width) pixels that images are brought to.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
@@ -79,7 +83,8 @@ def encode(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
-    items = find_images(sources)
+    items = find_images(sources, options, on_error=on_error)
+    _check_texts(items)
     known = text_digest([text or "" for item in items for text in (item.id, item.label, item.caption)])
     inputs = {"tokenizer": tokenizer.fingerprint}
     header = grid_header(tokenizer, image_size, history_record("encode", inputs=inputs, num=len(items), images=known))
@@ -106,6 +111,21 @@ def encode(
         if bad == len(items):
             raise VqtoolError(f"none of the {len(items)} images could be read")
     return writer.num_grids
+
+
+def _check_texts(items: Sequence[ImageItem]) -> None:
+    """Refuse what grid files cannot hold before the first image is read.
+
+    Raises:
+        VqtoolError: an id, label or caption is too long; names the image.
+    """
+    for item in items:
+        for name, text in (("id", item.id), ("label", item.label), ("captions", join_captions(item.captions))):
+            if text and len(text) * 4 > MAX_TEXT_BYTES and len(clean_text(text).encode()) > MAX_TEXT_BYTES:
+                raise VqtoolError(
+                    f"{item.location}: the {name} {text[:40]!r}... have {len(text):,} characters, more than the "
+                    f"{MAX_TEXT_BYTES:,} bytes that token grids hold: shorten it, or see `caption_lines`"
+                )
 
 
 def _not_done(items: Sequence[ImageItem], journal: Journal) -> tuple[Sequence[ImageItem], list[ImageItem]]:

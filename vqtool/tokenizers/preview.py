@@ -61,7 +61,7 @@ def draw_preview(
                 for batch in islice(reader.batches(1), num):
                     writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
-            items = find_images(sources)[:num]
+            items = find_images(sources, words="some", on_error=on_error)[:num]
             sides = parse_size(size) if size else common_size(items) or MIXED_SIZE
             for found in read_batches(items, sides, _READ_BATCH, on_error=on_error):
                 writer.write(found.images, found.ids, found.labels, found.captions)

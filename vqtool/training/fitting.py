@@ -179,7 +179,7 @@ def learn(
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
-    pixels = read_images(images, larger, on_error=on_error, progress=progress).images
+    pixels = read_images(images, larger, words="none", on_error=on_error, progress=progress).images
     _log.info("%d images of %s pixels", len(pixels), "x".join(map(str, dict.fromkeys(size))))
 
     def build(run: LoopConfig) -> TokenizerObjective:

@@ -44,7 +44,7 @@ def finetune(
     """
     from vqtool.training import finetuning, runs
 
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     made = finetuning.finetune_tokenizer(
         tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, resume=resume, force=force,
         on_error=skipped.on_error, progress=progress, **options,

@@ -44,7 +44,7 @@ def refit(
     from vqtool.cli.console import echo, progress, shape
     from vqtool.cli.inputs import Skipped
 
-    skipped = Skipped(strict)
+    skipped = Skipped(strict, output)
     common: dict[str, Any] = {"seed": seed, "device": device, "force": force, "progress": progress}
     made = codebooks.refit(
         images, output, tokenizer=tokenizer, grids=grids, on_error=skipped.on_error, **common, **options

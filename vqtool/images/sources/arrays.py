@@ -1,8 +1,12 @@
-"""HDF5 of images: dataset `images` (N, 3, h, w), (N, h, w, 3) or (N, h, w) uint8; optional `id`, `label`, `caption`."""
+"""HDF5 of images: dataset `images` (N, 3, h, w), (N, h, w, 3) or (N, h, w) uint8; optional `id`, `label`, `caption`.
+
+The last three may also be called as in COLUMNS. A caption of shape (N, C) is several captions an image.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.sources.items import Entry
+from vqtool.errors import FormatError, VqtoolError, warn
+from vqtool.images.pixels import check_num_pixels
+from vqtool.images.sources.items import Entry, Origin, Words
 
 HDF5_ENDINGS = (".h5", ".hdf5")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+COLUMNS = {
+    "id": ("id", "ids"),
+    "label": ("label", "labels", "class", "classes"),
+    "caption": ("caption", "captions", "text", "texts", "prompt", "prompts"),
+}
 _CACHE_CHUNKS = 4  # chunks kept, so that threads a few rows apart do not decompress the same chunk again and again
 _CACHE_LIMIT = 256 << 20  # bytes
 _LAYOUTS = "(N, 3, height, width), (N, height, width, 3) or (N, height, width)"
@@ -37,9 +47,7 @@ class ArrayFile:
                 pixels = self._images[row]
         except (OSError, RuntimeError, KeyError) as error:
             raise FormatError(f"{self.path}, row {row}: cannot be read ({error})") from error
-        if pixels.ndim == 2:
-            return np.repeat(pixels[:, :, None], 3, axis=2)
-        return np.moveaxis(pixels, 0, 2) if _channels_first(self._images.shape) else np.asarray(pixels)
+        return as_pixels(pixels, self._images.shape)
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,12 @@ class ArrayRow:
         return f"{self.file.path}, row {self.row}"
 
 
-def find_in_hdf5(path: Path) -> list[Entry]:
+def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
     """All images of an HDF5 file, in its order.
+
+    Args:
+        path: of the file.
+        words: read labels and captions too, not ids alone.
 
     Raises:
         FormatError: not an HDF5 of images, or its parts do not fit together.
@@ -69,17 +81,88 @@ def find_in_hdf5(path: Path) -> list[Entry]:
     try:
         with h5py.File(path, "r") as file:
             count = _check_images(file, path)
-            columns = {name: _read_strings(file, name, count, path) for name in ("id", "label", "caption")}
+            names = {kind: next((n for n in known if n in file), known[0]) for kind, known in COLUMNS.items()}
+            kinds = COLUMNS if words else ("id",)
+            columns = {kind: _read_strings(file, names[kind], count, path) for kind in kinds}
+            if words:
+                _tell_unused(file, path, count, {"images", *names.values()})
+    except BlockingIOError as error:
+        raise FormatError(f"{path}: another program has it open for writing; wait until it is done") from error
     except (OSError, RuntimeError) as error:
         raise FormatError(f"{path}: not a whole HDF5 file ({error})") from error
     if count == 0:
         raise VqtoolError(f"{path}: its dataset `images` has no rows")
     source = ArrayFile(path)
-    ids = [name or f"{row:0{len(str(count - 1))}d}" for row, name in enumerate(columns["id"])]
+    return make_rows(lambda row: ArrayRow(source, row), count, columns)
+
+
+def make_rows(
+    origin: Callable[[int], Origin], count: int, columns: Mapping[str, Sequence[tuple[str, ...]] | None]
+) -> list[Entry]:
+    """Entries of images that are rows of a table.
+
+    Args:
+        origin: where the image of a row lies.
+        count: rows.
+        columns: texts of each row by "id", "label", "caption"; None or absent where there are none.
+    """
+    width = len(str(count - 1))
+
+    def first(kind: str, row: int) -> str | None:
+        texts = columns.get(kind)
+        return texts[row][0] if texts and texts[row] else None
+
+    captions = columns.get("caption")
     return [
-        Entry((ids[row],), ArrayRow(source, row), columns["label"][row], columns["caption"][row])
+        Entry(
+            (first("id", row) or f"{row:0{width}d}",),
+            origin(row),
+            Words(first("label", row), captions[row] if captions else ()),
+        )
         for row in range(count)
     ]
+
+
+def check_array(shape: tuple[int, ...], dtype: Any, where: str) -> int:
+    """Number of images in an array.
+
+    Raises:
+        FormatError: its layout or type is not one of images, or they have too many pixels.
+    """
+    known = len(shape) == 3 or (len(shape) == 4 and 3 in (shape[1], shape[3]))
+    if not known or 0 in shape[1:] or dtype != np.uint8:
+        raise FormatError(f"{where} is {dtype} {shape}; expected uint8 {_LAYOUTS}")
+    sides = shape[2:] if _channels_first(shape) and len(shape) == 4 else shape[1:3]
+    try:
+        check_num_pixels(sides[0], sides[1])
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    return int(shape[0])
+
+
+def as_pixels(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One image of an array of the given shape as (h, w, 3)."""
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    return np.moveaxis(image, 0, 2) if _channels_first(shape) else np.asarray(image)
+
+
+def as_texts(values: NDArray[Any], count: int, where: str) -> list[tuple[str, ...]]:
+    """A column of strings or integers, (N,) or several a row, as texts; empty ones are left out.
+
+    Raises:
+        FormatError: another shape or type.
+    """
+    if values.ndim not in (1, 2) or len(values) != count:
+        raise FormatError(f"{where} has shape {values.shape}; expected ({count},)")
+    if values.dtype.kind not in "OSUiu":
+        raise FormatError(f"{where} is {values.dtype}; expected strings or integers")
+    rows = values.reshape(count, -1)
+    return [tuple(dict.fromkeys(filter(None, map(_as_text, row)))) for row in rows]
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _check_images(file: Any, path: Path) -> int:
@@ -90,25 +173,28 @@ def _check_images(file: Any, path: Path) -> int:
     if not isinstance(images, h5py.Dataset):
         hint = "; it holds token grids: decode them first" if "tokens" in file else ""
         raise FormatError(f"{path}: has no dataset `images`{hint}")
-    shape: tuple[int, ...] = images.shape or ()
-    known = len(shape) == 3 or (len(shape) == 4 and 3 in (shape[1], shape[3]))
-    if not known or 0 in shape[1:] or images.dtype != np.uint8:
-        raise FormatError(f"{path}: `images` is {images.dtype} {shape}; expected uint8 {_LAYOUTS}")
-    return int(shape[0])
+    count = check_array(images.shape or (), images.dtype, f"{path}: `images`")
+    if images.chunks is not None and int(np.prod(images.chunks, dtype=np.int64)) > _CACHE_LIMIT:
+        raise FormatError(f"{path}: `images` has chunks of {images.chunks}, more than {_CACHE_LIMIT:,} bytes each")
+    return count
 
 
-def _read_strings(file: Any, name: str, count: int, path: Path) -> list[str | None]:
-    """A column of strings or integers; None where it is absent or empty."""
+def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[str, ...]] | None:
+    """A column of strings or integers; None where it is absent."""
     if name not in file:
-        return [None] * count
-    column = file[name]
-    if getattr(column, "shape", None) != (count,):
-        raise FormatError(f"{path}: `{name}` has shape {getattr(column, 'shape', None)}; expected ({count},)")
-    values = column[()]
-    if values.dtype.kind not in "OSUiu":
-        raise FormatError(f"{path}: `{name}` is {values.dtype}; expected strings or integers")
-    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
-    return [text or None for text in texts]
+        return None
+    column, where = file[name], f"{path}: `{name}`"
+    shape = getattr(column, "shape", None)
+    if shape is None or len(shape) not in (1, 2) or shape[0] != count:
+        raise FormatError(f"{where} has shape {shape}; expected ({count},)")
+    return as_texts(column[()], count, where)
+
+
+def _tell_unused(file: Any, path: Path, count: int, used: set[str]) -> None:
+    """Name datasets with a row an image that were not taken for words."""
+    others = [name for name in file if name not in used and (getattr(file[name], "shape", None) or (0,))[0] == count]
+    if others:
+        warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -34,8 +37,14 @@ class ImageItem:
 
     id: str  # unique among the items found together; posix separators
     label: str | None
-    caption: str | None
+    caption: str | None  # the first, if there are several
     origin: Origin
+    more_captions: tuple[str, ...] = ()  # those after the first
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All its captions."""
+        return () if self.caption is None else (self.caption, *self.more_captions)
 
     @property
     def location(self) -> str:
@@ -44,13 +53,24 @@ class ImageItem:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What is said of one image."""
+
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    id: str | None = None  # the id that vqtool gave it when it was written under another name
+
+
+NO_WORDS = Words()
+
+
+@dataclass(frozen=True)
 class Entry:
     """One image of one source, before ids are made unique across sources."""
 
     names: tuple[str, ...]  # what it may be called, the best first; the next one where two would be called the same
     origin: Origin
-    label: str | None = None
-    caption: str | None = None
+    words: Words = NO_WORDS
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,48 @@ class FileOrigin:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+class Tree(Protocol):
+    """Files by name, in a folder or an archive. `str()` names it for messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """Relative posix paths of all files."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file, such as a caption."""
+
+    def origin(self, name: str) -> Origin:
+        """Where an image lies."""
+
+    def where(self, name: str) -> str:
+        """A file, for messages."""
+
+
+class NameIndex:
+    """Finds names: an equal one, or else the one that differs in case or Unicode composition (NFC, NFD) only."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._folded: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._names:
+            self._folded[fold(name)].append(name)
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def find(self, name: str) -> str | None:
+        """The name that is meant; None where there is none, or more than one."""
+        if name in self._names:
+            return name
+        found = self._folded.get(fold(name), ())
+        return found[0] if len(found) == 1 else None
+
+
+def fold(name: str) -> str:
+    """The same for names that differ in case or Unicode composition only."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def has_image_suffix(name: str) -> bool:
@@ -88,9 +150,7 @@ def _natural_part(part: str) -> list[tuple[int, str]]:
     return [(len(digits[i]), digits[i]) if i % 2 else (0, pieces[i]) for i in range(len(pieces))]
 
 
-def class_folders(paths: list[str]) -> list[str | None]:
-    """The first-level folder of each path, where every path has one and there are at least two of them."""
-    firsts = [path.split("/", 1)[0] if "/" in path else None for path in paths]
-    if None in firsts or len(set(firsts)) < 2:
-        return [None] * len(paths)
-    return firsts
+def shown_names(names: Iterable[str], num: int, most: int = 3) -> str:
+    """The first few names for a message: "a, b, c and 7 more"."""
+    first = [name for name, _ in zip(names, range(most), strict=False)]
+    return ", ".join(first) + (f" and {num - len(first):,} more" if num > len(first) else "")

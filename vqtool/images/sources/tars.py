@@ -1,31 +1,36 @@
 """Tar shards of images (webdataset naming: key.jpg with key.txt, key.cls or key.json beside it).
 
-A shard is indexed once; images are then read from their offsets, from any thread and in any order. A compressed shard
-has no offsets to read from, so it is unpacked into a nameless temporary file, which lives as long as its items do.
+A shard is indexed once; images are then read from their offsets, from any thread and in any order. A compressed shard,
+or one from standard input, has no offsets to read from: it goes into a nameless temporary file, which lives as long as
+its items do.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import shutil
+import sys
 import tarfile
 import tempfile
 import threading
 import weakref
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from posixpath import normpath, splitext
-from typing import IO, BinaryIO
+from posixpath import normpath
+from typing import IO, Any, BinaryIO
 
-from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.sources.items import LOOKED_FOR, Entry, class_folders, has_image_suffix, is_hidden, natural_key
-from vqtool.images.sources.metadata import Words, clean, decode_text, read_sidecar
+from vqtool.errors import FormatError, warn
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
+PAX_ID = "VQTOOL.id"  # a header of a member: the id that its name was made from
+STANDARD_INPUT = "-"
+_GZIP = b"\x1f\x8b"
 _BLOCK = 512  # bytes
-_SIDECARS = (".txt", ".cls", ".json")
+_COPIED = 1 << 20  # bytes at a time
+_MOST_UNPACKED = 1 << 30  # bytes that any gzip may unpack to; beyond it
+_MOST_RATIO = 100  # times its own size
 
 
 @dataclass(frozen=True)
@@ -37,25 +42,35 @@ class Span:
 
 
 class TarShard:
-    """One open shard; reading is safe from several threads."""
+    """One open shard; reading is safe from several threads.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: a tar, compressed or not; "-" is standard input.
+        allow_truncated: take the members that are whole of a shard that ends early.
+    """
+
+    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
+        self.path, self._allow_truncated = path, allow_truncated
+        self.ids: dict[str, str] = {}  # ids that vqtool wrote, by member; after `index`
         self._lock = threading.Lock()
         self._file = _open_unpacked(path)
         weakref.finalize(self, self._file.close)
 
-    def read(self, span: Span) -> bytes:
+    def __str__(self) -> str:
+        return "standard input" if str(self.path) == STANDARD_INPUT else str(self.path)
+
+    def read_span(self, span: Span) -> bytes:
         """Read one member's data."""
         with self._lock:
             self._file.seek(span.offset)
             data = self._file.read(span.size)
         if len(data) < span.size:
-            raise FormatError(f"{self.path}: the shard is cut short ({span.size - len(data)} bytes are missing)")
+            raise FormatError(f"{self}: the shard is cut short ({span.size - len(data)} bytes are missing)")
         return data
 
-    def index(self) -> dict[str, Span]:
-        """Spans of the regular files in it by member name, in the shard's order; reads headers only.
+    @cached_property
+    def spans(self) -> dict[str, Span]:
+        """Where the regular files in it lie, by member name, in the shard's order; reads headers only.
 
         Raises:
             FormatError: not a tar, damaged or cut short.
@@ -69,19 +84,53 @@ class TarShard:
                         spans[name] = spans[_normalise(member.linkname)]
                     elif member.isreg() and not member.issparse():
                         spans[name] = Span(member.offset_data, member.size)
+                        if PAX_ID in member.pax_headers:
+                            self.ids[name] = member.pax_headers[PAX_ID]
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            raise FormatError(f"{self.path}: not a whole tar archive ({error})") from error
-        self._check_end(end, spans)
-        return spans
+            if not (self._allow_truncated and spans):
+                raise FormatError(f"{self}: not a whole tar archive ({error})") from error
+            end = None
+        return self._check_end(end, spans)
 
-    def _check_end(self, end: int, spans: dict[str, Span]) -> None:
-        """`tarfile` takes a damaged header for the end of the archive; after the real one only zeros may follow."""
-        self._file.seek(end)
-        damaged = any(self._file.read(_BLOCK))
+    @property
+    def names(self) -> list[str]:
+        """The members' paths."""
+        return list(self.spans)
+
+    def read(self, name: str) -> bytes:
+        """The content of a member."""
+        return self.read_span(self.spans[name])
+
+    def origin(self, name: str) -> TarMember:
+        """Where an image lies."""
+        return TarMember(self, name, self.spans[name])
+
+    def where(self, name: str) -> str:
+        """A member, for messages."""
+        return f"{self}: {name}"
+
+    def _check_end(self, end: int | None, spans: dict[str, Span]) -> dict[str, Span]:
+        """The members that are whole.
+
+        `tarfile` takes a damaged header, and the end of the file, for the end of the archive. The real one is marked
+        by blocks of zeros.
+        """
         size = self._file.seek(0, io.SEEK_END)
-        if damaged or any(span.offset + span.size > size for span in spans.values()):
-            raise FormatError(f"{self.path}: the tar archive is damaged or cut short after {len(spans)} files")
+        whole = {name: span for name, span in spans.items() if span.offset + span.size <= size}
+        if end is not None:
+            self._file.seek(end)
+            block = self._file.read(_BLOCK)
+            if len(whole) == len(spans) and len(block) == _BLOCK and not any(block):
+                return spans
+        damaged = end is not None and len(whole) == len(spans) and any(block)
+        unmarked = len(whole) == len(spans) and not damaged
+        what = "has no end marker: it was cut short" if unmarked else "is damaged or cut short"
+        message = f"{self}: the tar archive {what} after {len(whole)} files"
+        if not self._allow_truncated:
+            raise FormatError(f"{message}; `allow_truncated` takes what is there")
+        warn(f"{message}; these are taken")
+        return whole
 
 
 @dataclass(frozen=True)
@@ -94,63 +143,43 @@ class TarMember:
 
     def open(self) -> BinaryIO:
         """Read the member."""
-        return io.BytesIO(self.shard.read(self.span))
+        return io.BytesIO(self.shard.read_span(self.span))
 
     def __str__(self) -> str:
-        return f"{self.shard.path}: {self.name}"
-
-
-def find_in_tar(path: Path) -> list[Entry]:
-    """All images of a tar shard, in natural order, with the words that stand beside them.
-
-    Raises:
-        FormatError: a damaged shard, or a malformed sidecar in it.
-        VqtoolError: no images in it.
-    """
-    shard = TarShard(path)
-    spans = shard.index()
-    names = sorted((name for name in spans if has_image_suffix(name) and not is_hidden(name)), key=natural_key)
-    if not names:
-        raise VqtoolError(f"{path}: no images in this tar; looked for {LOOKED_FOR}")
-    words = [_find_words(shard, spans, name) for name in names]
-    labels: list[str | None] = [found.label for found in words]
-    if not any(labels):
-        labels = class_folders(names)
-    return [
-        Entry((splitext(name)[0], name), TarMember(shard, name, spans[name]), label, found.caption)
-        for name, label, found in zip(names, labels, words, strict=True)
-    ]
-
-
-def _find_words(shard: TarShard, spans: dict[str, Span], name: str) -> Words:
-    """Words beside `a/b.c.jpg`: those of `a/b.c`, then those of `a/b`, which is webdataset's key."""
-    folder, _, base = name.rpartition("/")
-    key = f"{folder}/{base.split('.', 1)[0]}".lstrip("/")
-    label = caption = None
-    for stem in dict.fromkeys((splitext(name)[0], key)):
-        texts = {ending: _read_text(shard, spans, stem + ending) for ending in _SIDECARS if stem + ending in spans}
-        both = read_sidecar(texts[".json"], f"{shard.path}: {stem}.json") if ".json" in texts else Words()
-        label = label or clean(texts.get(".cls")) or both.label
-        caption = caption or clean(texts.get(".txt")) or both.caption
-    return Words(label, caption)
+        return self.shard.where(self.name)
 
 
 def _normalise(name: str) -> str:
     return normpath(name).lstrip("/")
 
 
-def _read_text(shard: TarShard, spans: dict[str, Span], name: str) -> str:
-    return decode_text(shard.read(spans[name]), f"{shard.path}: {name}")
-
-
 def _open_unpacked(path: Path) -> IO[bytes]:
-    if not path.name.lower().endswith((".gz", ".tgz")):
-        return path.open("rb")
+    if str(path) != STANDARD_INPUT:
+        file = path.open("rb")
+        magic = file.read(len(_GZIP))
+        file.seek(0)
+        named = path.name.lower().endswith((".gz", ".tgz"))
+        if magic != _GZIP and not named:
+            return file
+        if not named:
+            warn(f"{path}: is compressed by gzip, whatever its name says")
+        with file:
+            return _unpack(file, path, path.stat().st_size)
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the shard
+    _copy(sys.stdin.buffer, spool, None, path)
+    if spool.read(len(_GZIP)) != _GZIP:
+        return spool
+    with spool:
+        size = spool.seek(0, io.SEEK_END)
+        spool.seek(0)
+        return _unpack(spool, path, size)
+
+
+def _unpack(packed: IO[bytes], path: Path, size: int) -> IO[bytes]:
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the shard
     try:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, unpacked, 1 << 20)
-        unpacked.seek(0)
+        with gzip.open(packed) as stream:
+            _copy(stream, unpacked, max(_MOST_UNPACKED, _MOST_RATIO * size), path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         unpacked.close()
         raise FormatError(f"{path}: the compressed tar is damaged or cut short ({error})") from error
@@ -158,3 +187,14 @@ def _open_unpacked(path: Path) -> IO[bytes]:
         unpacked.close()
         raise
     return unpacked
+
+
+def _copy(source: Any, target: IO[bytes], most: int | None, path: Path) -> None:
+    """Copy a stream, at most so many bytes of it, and go to the beginning."""
+    done = 0
+    while block := source.read(_COPIED):
+        done += len(block)
+        if most is not None and done > most:
+            raise FormatError(f"{path}: unpacks to more than {most:,} bytes, too many for its size: unpack it first")
+        target.write(block)
+    target.seek(0)

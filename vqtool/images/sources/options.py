@@ -1,0 +1,26 @@
+"""What a user says about sources of images: which pictures, and where their captions and labels stand."""
+
+from dataclasses import dataclass
+
+from vqtool.options import Checked, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(Checked):
+    """Which pictures of a source are taken, and where their captions and labels come from."""
+
+    captions: str | None = option(None, "none, or FILE[:COLUMN]: csv, tsv, jsonl, parquet, json of COCO.")
+    labels: str | None = option(None, "none, folder (class folders), or FILE[:COLUMN].")
+    caption_lines: str = option(
+        "all",
+        "Of a .txt of several lines: all as one caption, the first, or each as a caption.",
+        choices=("all", "first", "each"),
+        advanced=True,
+    )
+    split: str | None = option(None, "train, val or test: a folder above the classes.")
+    include: str | None = option(None, "Take files that match only, such as '*.jpg,a/*'.", advanced=True)
+    exclude: str | None = option(None, "Leave out files that match.", advanced=True)
+    allow_truncated: bool = option(False, "Take what is there of a tar that ends early.", advanced=True)
+
+
+DEFAULTS = SourceOptions()

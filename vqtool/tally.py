@@ -1,0 +1,80 @@
+"""What was read of images: how many, with which words, and what was skipped; in a line that every reader ends with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from vqtool.errors import VqtoolError
+
+
+class Described(Protocol):
+    """An image of which a label and captions may be known, such as an `ImageItem`."""
+
+    @property
+    def label(self) -> str | None:
+        """Its class."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Its captions."""
+
+
+class Tally:
+    """Counts images that are found and those that are skipped; give it as the `on_error` of a reader.
+
+    Args:
+        on_error: is told of each that is skipped too.
+
+    Attributes:
+        skipped: what was wrong with each image or folder that was left out, in order.
+    """
+
+    def __init__(self, on_error: Callable[[Any, VqtoolError], None] | None = None) -> None:
+        self._on_error = on_error
+        self.skipped: list[str] = []
+        self._found: dict[int, Described] = {}  # by identity
+        self._with_words = False
+
+    def __call__(self, item: Any, error: VqtoolError) -> None:
+        """An image or a folder is left out."""
+        self.skipped.append(str(error))
+        self._found.pop(id(item), None)
+        if self._on_error is not None:
+            self._on_error(item, error)
+
+    def found(self, items: Sequence[Described], *, with_words: bool) -> None:
+        """Images are about to be read, with or without their captions and labels."""
+        self._found.update((id(item), item) for item in items)
+        self._with_words |= with_words
+
+    @property
+    def num_images(self) -> int:
+        """How many were found and not skipped."""
+        return len(self._found)
+
+    @property
+    def line(self) -> str:
+        """All in one line: "1,000 pictures: captions for 998, labels for 1,000 in 12 classes; 3 files skipped"."""
+        items = list(self._found.values())
+        labels = [item.label for item in items if item.label]
+        numbers = [len(item.captions) for item in items if item.captions]
+        line = f"{len(items):,} {'picture' if len(items) == 1 else 'pictures'}"
+        if self._with_words:
+            line += f": {describe_words(len(numbers), sum(numbers), len(labels), len(set(labels)))}"
+        num = len(self.skipped)
+        return line + (f"; {num:,} {'file' if num == 1 else 'files'} skipped" if num else "")
+
+
+def describe_words(num_captioned: int, num_captions: int, num_labelled: int, num_classes: int) -> str:
+    """How many images have captions and labels: "captions for 998, labels for 1,000 in 12 classes".
+
+    Args:
+        num_captioned: images with a caption.
+        num_captions: captions of all of them.
+        num_labelled: images with a label.
+        num_classes: labels that differ.
+    """
+    captions = f"captions for {num_captioned:,}" if num_captioned else "no captions"
+    if num_captions > num_captioned:
+        captions += f" ({num_captions:,} in all)"
+    classes = f"{num_classes:,} {'class' if num_classes == 1 else 'classes'}"
+    return f"{captions}, {f'labels for {num_labelled:,} in {classes}' if num_labelled else 'no labels'}"
