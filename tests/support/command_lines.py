@@ -48,7 +48,8 @@ def parse(args: Args) -> str:
             context = command.make_context(name, list(args), parent=context)
             if not hasattr(command, "resolve_command"):
                 return " ".join(words)
-            name, command, args = command.resolve_command(context, context._protected_args + context.args)
+            kept = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"  # by click's version
+            name, command, args = command.resolve_command(context, getattr(context, kept) + context.args)
             words.append(name)
     except typer.Exit:  # --help, --version
         return " ".join(words)
