@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqtool import artifacts, conditions, denoisers
+from vqtool.checks import check_times, check_tokens
 from vqtool.conditions import Conditioner
 from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
@@ -19,7 +20,7 @@ from vqtool.grids import GridHeader
 
 KIND = "prior"
 PARAMETERISATIONS = ("evidence", "direct", "residual")
-MAX_EVIDENCE = 30.0  # nats; stands for certainty, and keeps log-probabilities finite
+MAX_EVIDENCE = 30.0  # nats: practically certain; keeps log-probabilities finite
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class GridSpec:
 def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:
     """Log p(x_0 | x_t) from a denoiser's logits.
 
-    With "evidence" the logits stand for what the other cells say; what x_t itself says about its x_0 is known in closed
-    form and added by Bayes' rule: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k, on the logit of an
-    unmasked x_t. A network need not learn to copy, nor how far to trust a token at which t. With "direct" the logits
-    are all there is (networks of other projects). With "residual" the logit of an unmasked x_t is raised by 1, as in
-    VQ-DDM's x_0 = mu(x_t, t) + x_t.
+    Parameterisations:
+
+    - "evidence": the logits predict a cell from the other cells. The evidence of its own unmasked token x_t is added by
+      Bayes' rule, in closed form: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k, on the logit of x_t.
+      The network need not learn to copy tokens, nor how reliable they are at each t.
+    - "direct": the logits are used as they are (networks of other projects).
+    - "residual": the logit of an unmasked x_t is raised by 1, as in VQ-DDM's x_0 = mu(x_t, t) + x_t.
 
     Args:
         logits: (B, H, W, K).
@@ -91,24 +94,28 @@ class Prior:
         return replace(self, denoiser=self.denoiser.to(device), text_encoder=encoder)
 
     def encode_condition(self, condition: Tensor | None, num: int) -> EncodedCondition:
-        """What the denoiser keeps of conditions; the text encoder and what depends on it alone run here, not each step.
+        """Conditions as the denoiser uses them: the text encoder and all that does not depend on x_t run here, once.
 
         Args:
-            condition: (num, ...) int64 from `conditioner.encode`, or (num, L, D) features of captions, where zeros
-                stand for the denoiser's learned null condition if it has one; None is the null condition for all.
-            num: how many.
+            condition: (num, ...) int64 from `conditioner.encode`, or (num, L, D) features of captions; a row of zeros
+                is the denoiser's learned null condition, if it has one. None: the null condition for all.
+            num: how many samples.
 
         Raises:
             VqtoolError: there is no text encoder to read captions with.
+            ValueError: it is not one condition a grid.
         """
         if condition is None:
             condition = self.conditioner.null(num)
+        if not isinstance(condition, Tensor) or condition.ndim < 1 or len(condition) != num:
+            given = tuple(condition.shape) if isinstance(condition, Tensor) else repr(condition)[:60]
+            raise ValueError(f"{num} conditions from `conditioner.encode` are needed, not {given}")
         if self.conditioner.needs_text_encoder and not condition.is_floating_point():
             condition = self._encode_text(condition)
         return self.denoiser.encode_condition(condition.to(self.device))
 
     def _encode_text(self, ids: Tensor) -> Tensor:
-        """(B, L, D): features of captions, each alone, so that they do not depend on the batch; zeros for a null."""
+        """(B, L, D): features of captions, encoded one by one so that the batch does not matter; zeros for null."""
         if self.text_encoder is None:
             raise VqtoolError(
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
@@ -128,12 +135,18 @@ class Prior:
         Args:
             x_t: (B, H, W) int64 tokens or mask_id, on the prior's device.
             t: (B,) int64 in [0, T].
-            condition: as for `encode_condition`, or what that made of it.
-            cells: (B, n) int64 in [0, H * W): the only cells that are wanted.
+            condition: as for `encode_condition`, or its result.
+            cells: (B, n) int64 in [0, H * W): the cells to predict; None for all.
 
         Returns:
             (B, H, W, K) float32 log-probabilities, nats, or (B, n, K) with `cells`; exp sums to 1 over the last axis.
+
+        Raises:
+            ValueError: x_t, t or the condition is of another shape or type, or (on the CPU) out of range.
         """
+        kernel = self.kernel
+        check_tokens(x_t, kernel.codebook_size + kernel.has_mask, "x_t")
+        check_times(t, len(x_t), kernel.num_steps)
         if not isinstance(condition, EncodedCondition):
             condition = self.encode_condition(condition, len(x_t))
         logits = self.denoiser(x_t, t, condition, cells)

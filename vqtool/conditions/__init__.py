@@ -1,4 +1,4 @@
-"""What a picture is made for: nothing, one of the classes, or a caption. Labels and captions -> condition tensors.
+"""Conditions: none, a class label or a caption. Labels and captions -> condition tensors.
 
 Every kind of condition is a `Conditioner`: it turns texts into the tensor the denoiser takes, knows the null condition
 (the learned "no condition" that guidance compares with) and goes into the prior's file. Captions are split into tokens
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vqtool import rng
+from vqtool.checks import check_texts
 from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
 from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
@@ -38,13 +39,19 @@ class Conditioner(ABC):
     needs_text_encoder = False  # whether the denoiser takes a text encoder's features in place of the tokens
     examples: tuple[str, ...]  # texts of the training data, to condition on where the user names none
 
-    @abstractmethod
     def encode(self, texts: Sequence[str | None]) -> Tensor:
         """The condition tensor of B labels or captions; None is the null condition.
 
         Raises:
             VqtoolError: a label that the prior was not trained on.
+            ValueError: no list of texts.
         """
+        check_texts(texts)
+        return self._encode(texts)
+
+    @abstractmethod
+    def _encode(self, texts: Sequence[str | None]) -> Tensor:
+        """What `encode` returns, of texts that have been checked."""
 
     @abstractmethod
     def null(self, num: int) -> Tensor:
@@ -59,23 +66,23 @@ class Conditioner(ABC):
         return {}
 
     def select(self, labels: Sequence[str] | None, captions: Sequence[str] | None) -> list[str | None] | None:
-        """Of a grid file's labels and captions, those that this kind uses; an empty text becomes None."""
+        """A grid file's labels or captions, whichever this kind uses; an empty text becomes None."""
         texts = {"class": labels, "caption": captions}.get(self.kind)
         return None if texts is None else [text or None for text in texts]
 
     def find_truncated(self, texts: Sequence[str | None]) -> list[str]:
-        """The texts that are longer than what the denoiser sees of them."""
+        """The texts whose end is cut off, because they are longer than the denoiser's input."""
         return []
 
 
 class NoCondition(Conditioner):
-    """Pictures like those of the training data, without a say in which."""
+    """Unconditional: samples follow the distribution of the training data."""
 
     kind = "none"
     examples = ()
 
-    def encode(self, texts: Sequence[str | None]) -> Tensor:
-        """(B, 0) int64: there is nothing to say.
+    def _encode(self, texts: Sequence[str | None]) -> Tensor:
+        """(B, 0) int64: an empty condition.
 
         Raises:
             VqtoolError: a text was given.
@@ -107,7 +114,7 @@ class ClassCondition(Conditioner):
         """How many labels there are; also the number of the null condition."""
         return len(self.examples)
 
-    def encode(self, texts: Sequence[str | None]) -> Tensor:
+    def _encode(self, texts: Sequence[str | None]) -> Tensor:
         """(B,) int64 numbers of the labels; None becomes num_classes.
 
         Raises:
@@ -155,7 +162,7 @@ class CaptionCondition(Conditioner):
         """How many ids there are, with PAD, NULL and END."""
         return self.vocabulary.size + NUM_SPECIAL
 
-    def encode(self, texts: Sequence[str | None]) -> Tensor:
+    def _encode(self, texts: Sequence[str | None]) -> Tensor:
         """(B, max_length) int64 token ids; a longer caption loses its end (see `find_truncated`)."""
         result = self.null(len(texts))
         for row, text in zip(result, texts, strict=True):
@@ -191,7 +198,10 @@ class CaptionCondition(Conditioner):
 
 
 def choose_kind(labels: Sequence[str] | None, captions: Sequence[str] | None) -> str:
-    """What a grid file offers: captions before labels; labels need two classes and two grids a class on average."""
+    """The kind of condition for a grid file.
+
+    Captions if there are any; else classes if there are two or more, of two grids each on average; else none.
+    """
     if captions is not None and any(captions):
         return "caption"
     distinct = {label for label in labels or () if label}
@@ -237,7 +247,7 @@ def _build_caption(texts: Sequence[str], vocabulary: str) -> CaptionCondition:
     model = VOCABULARY_MODELS[vocabulary].train(texts, size)
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)
-    # In an order of no meaning, so that the first few are as mixed as all of them.
+    # In random order, so that the first few are as varied as all of them.
     order = rng.permutation(0, 0, len(distinct))[:MAX_EXAMPLES]
     return CaptionCondition(model, min(longest + 1, MAX_CAPTION_LENGTH), [distinct[i] for i in order])
 

@@ -8,7 +8,7 @@ from vqtool.errors import VqtoolError
 
 
 class Vocabulary(Protocol):
-    """Splits a text into tokens numbered from 0; the whole of it is a string of bytes."""
+    """Splits texts into tokens numbered from 0. `data` is its file, from which it can be built again."""
 
     name: str
     size: int
@@ -19,7 +19,7 @@ class Vocabulary(Protocol):
 
 
 class BpeVocabulary:
-    """Byte-level byte-pair encoding of lower-cased, NFKC-normalised text: no text is unknown to it."""
+    """Byte-level byte-pair encoding of lower-cased, NFKC-normalised text; it can encode any text."""
 
     name = "bpe"
 
@@ -51,7 +51,7 @@ class BpeVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece unigram model of lower-cased, NFKC-normalised text with bytes for what it has not seen."""
+    """A SentencePiece unigram model of lower-cased, NFKC-normalised text; unknown characters become their bytes."""
 
     name = "sentencepiece"
 

@@ -106,7 +106,7 @@ class ClipCondition(Conditioner):
         """How many tokens there are, with start and end."""
         return self.vocabulary.size
 
-    def encode(self, texts: Sequence[str | None]) -> Tensor:
+    def _encode(self, texts: Sequence[str | None]) -> Tensor:
         """(B, max_length) int64 tokens; a longer caption loses its end (see `find_truncated`)."""
         result = self.null(len(texts))
         for row, text in zip(result, texts, strict=True):

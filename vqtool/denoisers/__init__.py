@@ -1,4 +1,4 @@
-"""Denoisers: networks that look at a noisy grid and say what each clean token may be, p(x_0 | x_t, t, y).
+"""Denoisers: networks that predict the clean tokens of a noisy grid, p(x_0 | x_t, t, y).
 
 The contract is `Denoiser`: a module that maps (x_t, t, condition) to logits over the K tokens. The list of names below
 is the registration: a denoiser is a file of that name with `Config`, `Network` (made from a `Config`), `SIZES`,
@@ -19,7 +19,7 @@ NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
 
 
 class EncodedCondition(NamedTuple):
-    """What a denoiser keeps of a condition: made once a sample, used in every call. Unused parts are None."""
+    """A condition as a denoiser uses it: computed once a sample, used in every call. Unused parts are None."""
 
     embedding: Tensor | None = None  # (B, D): added to that of the time, or the scales and shifts of norms
     keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
@@ -30,16 +30,16 @@ class Denoiser(nn.Module, ABC):
     """A network over token grids."""
 
     config: Any  # the frozen dataclass that it was built from
-    stretches: bool = False  # whether it takes grids of other sizes than it was built for, its positions spread out
+    stretches: bool = False  # whether it takes grids of other sizes, with its position embeddings interpolated
 
     @property
     def has_learned_null(self) -> bool:
-        """Whether features of zeros stand for a null text with weights of its own."""
+        """Whether the null text is a learned one; features of zeros select it."""
         return False
 
     @abstractmethod
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
-        """What depends on the condition alone.
+        """The part of the computation that depends on the condition alone.
 
         Args:
             condition: (B, ...) int64, from `conditions.Conditioner.encode`; or (B, L, D) features of texts.

@@ -29,7 +29,7 @@ class AdaptiveNorm(nn.Module):
         return self.linear(F.silu(embedding))  # type: ignore[no-any-return]
 
     def modulate_class(self, classes: Tensor) -> Tensor:
-        """Scale and shift, (B, 2 D), of rows (B,) of the table; the one after the last is the mean of all."""
+        """Scale and shift, (B, 2 D), of classes (B,): rows of the table; num_classes is the mean of all rows."""
         rows = self.get_parameter("table.weight")
         last = len(rows) - 1
         return self.modulate(torch.where((classes > last)[:, None], rows.mean(0), rows[classes.clamp(max=last)]))
@@ -61,7 +61,7 @@ def pick(x: Tensor, cells: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Every cell looks at every other."""
+    """Every cell attends to every other."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Of (B, N, D), the answers for all N or for `cells` (B, n) alone."""
+        """(B, N, D) for all cells, or (B, n, D) for `cells` (B, n) alone."""
         batch, num, width = x.shape
         q, k, v = self.qkv(x).view(batch, num, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if cells is not None:
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every cell looks at a text, whose keys and values are made once a sample."""
+    """Every cell attends to a text, whose keys and values are computed once a sample."""
 
     def __init__(self, width: int, text_width: int, num_heads: int) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
 """UNet denoiser of VQ-DDM's "noise" variant: guided diffusion's network over token numbers as grey values.
 
 When to use it: to sample imported priors of that variant, and to train like them. A token k enters as the number
-k / (K - 1), so neighbours in the codebook look alike: after a codebook is sorted that may help, else `unet` or
-`transformer` is the better choice. No table of positions: grids of any size, of odd sides too (going down rounds up,
-and what comes up again is cropped to the grid it came from). A residual block and an attention block are
+k / (K - 1), so neighbours in the codebook are similar inputs: with a sorted codebook that may help, else `unet` or
+`transformer` is the better choice. No position embeddings: grids of any size; odd sides are rounded up on the way down
+and cropped again on the way up. A residual block and an attention block are
 
     h = conv(silu(norm(x))) + linear(silu(time));  x = skip(x) + conv(silu(norm(h)));  x += out(attention(norm(x)))
 
-and every part on the way down hands what it made to its twin on the way up.
+and every part on the way down has a skip connection to its counterpart on the way up.
 Differs from the paper: fresh networks have a second input that is 1 at masked cells, and a class where asked.
 Cost: 3.1 billion multiplications a call on 16 x 16 cells at the published size.
 Source: Hu et al. 2022 (arXiv:2112.01799); Dhariwal and Nichol 2021 (arXiv:2105.05233).
@@ -88,7 +88,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Every cell of a level to every other; rows of qkv are heads, then q, k, v, then channels."""
+    """Every cell of a level attends to every other; rows of qkv are heads, then q, k, v, then channels."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.ModuleList):
-    """Parts one after the other; what comes out on the way down is kept for the twin on the way up."""
+    """Parts one after the other; on the way down the result also goes to the counterpart on the way up."""
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         for part in self:

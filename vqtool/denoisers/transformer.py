@@ -1,4 +1,4 @@
-"""Transformer denoiser: every cell sees every other; time, class and caption condition it.
+"""Transformer denoiser: every cell attends to every other; conditioned on time, class and caption.
 
 When to use it: grids up to some 32 x 32 cells. A cell is its token's embedding plus one learned embedding for its row
 and one for its column; on a grid of another size than the one trained on, the two tables are interpolated linearly, so
@@ -7,8 +7,8 @@ that the picture keeps its layout. Time and class enter by AdaLN-Zero, captions 
     x += g1 * attention(norm(x) * (1 + s1) + b1);  x += cross(norm(x), caption);  x += g2 * mlp(norm(x) * (1 + s2) + b2)
 
 with (s, b, g) linear in an embedding of time + class (+ the mean of the caption), and zero at the start, so that a
-fresh network says that all tokens are equally likely. Captions pass a small encoder once a sample; null conditions are
-learned rows of the same tables.
+fresh network predicts all tokens with equal probability. Captions pass a small encoder once a sample; null conditions
+are learned rows of the same tables.
 Cost: 24 * num_layers * width^2 * H * W floating-point operations a call, and attention.
 Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Gu et al. 2022 (arXiv:2111.14822).
 """
@@ -38,8 +38,8 @@ CONDITIONS = ("none", "class", "caption")
 PARAMETERISATION = "evidence"
 TIME_SCALE = 1000.0  # t / T times this is what the sinusoids see
 EMBEDDING_SCALE = 0.02  # std at the start; with 0.3 a run on emoji (K = 1024) needs a quarter more steps
-CLASS_SCALE = 0.3  # of the embedded time, to which the class is added: a smaller one is overlooked for long
-PAD = 0  # the caption token that is not looked at: conditions.PAD
+CLASS_SCALE = 0.3  # std at the start, beside an embedded time of about 1; with a smaller one classes are learned late
+PAD = 0  # the caption token that is not attended to: conditions.PAD
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """UNet denoiser of VQ-DDM: convolutions and linear attention over embedded tokens, at several resolutions.
 
-When to use it: to sample imported priors of VQ-DDM, and to train like them. It has no table of positions, so it works
-on grids of any size, of odd sides too: going down rounds up, and what comes up again is cropped to the grid it came
-from. A level is two residual blocks and one linear attention,
+When to use it: to sample imported priors of VQ-DDM, and to train like them. It has no position embeddings, so it works
+on grids of any size. Odd sides are rounded up on the way down, and cropped again on the way up. A level is two residual
+blocks and one linear attention,
 
     h = conv(x) + linear(mish(time));  x = skip(x) + conv(h);  x += gain * attention(x),  conv = mish(norm(conv3x3))
 
-with softmax(keys) over the cells. Every level but the first hands what it made to its twin on the way up.
+with softmax(keys) over the cells. Every level but the first has a skip connection to the same level on the way up.
 Differs from the paper: fresh networks also know the mask, and a class where asked; and they softmax the queries over
 the channels (Shen et al.): without, attention squares its input, and a small run at learning rate 3e-3 ended in NaN.
-VQ-DDM adds x_t to the logits in its noise variant ("residual"), as imported priors do; new ones are told what x_t says
-in closed form: after 300 steps on 64 tokens their bound was 1.2 nats a cell, that of the residual 2.9.
+The noise variant of VQ-DDM, and so imported priors, add x_t to the logits ("residual"). New priors add the evidence of
+x_t in closed form instead: after 300 steps on 64 tokens their bound was 1.2 nats a cell, with the residual 2.9.
 Cost: 1.1 billion multiplications a call on 16 x 16 cells at dim 128 (117.6 M weights at K = 1024).
 Source: Hu et al. 2022 (arXiv:2112.01799); Ho et al. 2020 (arXiv:2006.11239); Shen et al. 2021 (arXiv:1812.01243).
 """

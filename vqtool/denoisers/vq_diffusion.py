@@ -9,12 +9,12 @@ A block is
 where norm(x, t) is LayerNorm(x) * (1 + scale(t)) + shift(t), with a table of T rows (or sinusoids) of its own. Without
 a text the cross-attention is left out; with classes norm3 depends on the class as norm1 does on t; without time norm1
 is a plain LayerNorm. The MLP has two layers a cell, or two 3 x 3 convolutions over the grid.
-The published ImageNet and FFHQ networks have 32 x 32 position tables and 16 x 16 cells: they number the table's places
-along its rows and use the first 256, so that cell 17 gets row 0, column 17: `table_size` says so. For grids of another
-size than those trained on, the map of places is interpolated.
-What depends on the condition alone is made once a sample: the keys and values of a text, the modulation of a class.
-The null condition is a learned one (`learned_null`: the class after the last, or a text of zeros), or else the mean of
-the classes, or whatever the caller takes for an empty text.
+The published ImageNet and FFHQ networks have position tables for 32 x 32 cells but grids of 16 x 16: they use the first
+256 positions in row order, so that cell 17 gets row 0, column 17 (`table_size`). On grids of another size than those
+trained on, positions are interpolated.
+The keys and values of a text and the scales and shifts of a class are computed once a sample. The null condition is a
+learned one (`learned_null`: the class after the last, or a text of zeros), else the mean of the classes, or the
+features that the caller computes for an empty text.
 Cost: (24 to 30) * num_layers * width^2 * H * W floating-point operations a call, and attention.
 Source: Gu et al. 2022 (arXiv:2111.14822); Tang et al. 2022 (arXiv:2205.16007); Bond-Taylor et al. 2022
 (arXiv:2111.12701). Weights start as in VQ-Diffusion's code, N(0, .02^2); Unleashing Transformers defines the same and
@@ -199,7 +199,7 @@ class Network(Denoiser):
         return self.null_text is not None
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
-        """What depends on the condition alone.
+        """The part of the computation that depends on the condition alone.
 
         Args:
             condition: (B,) int64 numbers of classes, num_classes for none; (B, L, text_width) features of texts, zeros
@@ -238,7 +238,9 @@ class Network(Denoiser):
         x = self.tokens(x_t.flatten(1)) + self._places(size)  # (B, H * W, D)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            wanted = cells if number == last and self.config.mlp == "linear" else None  # others are no more needed
+            wanted = (
+                cells if number == last and self.config.mlp == "linear" else None
+            )  # nothing attends to the others now
             x = block(
                 x,
                 time,
@@ -276,7 +278,7 @@ class Network(Denoiser):
 
 
 def _fill_up(keys_values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(..., L, D) with zeros up to a length that CPUs attend to fastest, and (B, L) which are to be seen."""
+    """(..., L, D) padded with zeros to a length at which CPUs attend fast, and the (B, L) mask of real keys."""
     length = keys_values.shape[-2]
     missing = -length % FULL_LENGTH
     if keys_values.device.type != "cpu" or not missing:

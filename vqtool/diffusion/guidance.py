@@ -1,8 +1,8 @@
-"""What a user may do to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in that order, then draw.
+"""Guidance, temperature and truncation of the denoiser's log p(x_0 | x_t), in that order, and draws from it.
 
-Each takes and returns log-probabilities over the last axis. A setting of 1.0 is off and returns its input, bit for bit;
-so does top-k of K and more. All of them are normalised and act on the tokens alone: whether a masked cell opens in a
-step is a matter of the kernel, and guidance does not change it.
+Each function takes and returns normalised log-probabilities over the last axis. A setting of 1.0 is off and returns
+its input, bit for bit; so does a top-k of K and more. They change which token a cell gets; whether a masked cell is
+unmasked in a step is decided by the kernel alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 def scales(share: Tensor, cfg_scale: float, schedule: str, interval: tuple[float, float]) -> Tensor:
     """The guidance scale at shares of time.
 
-    Outside of the interval it is 1, so that the denoiser need not be asked twice. Inside, with u = 1 - t / T,
+    Outside of the interval it is 1, and one denoiser call is enough. Inside, with u = 1 - t / T,
 
         constant: g        linear: 1 + (g - 1) u        cosine: 1 + (g - 1) (1 - cos(pi u)) / 2.
 
@@ -45,8 +45,8 @@ def scales(share: Tensor, cfg_scale: float, schedule: str, interval: tuple[float
 def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor) -> Tensor:
     """Log p with guidance: log_u + cfg_scale * (log_c - log_u), renormalised.
 
-    A token that is impossible with the condition stays so. One that is possible only with the condition has no ratio to
-    amplify: above a scale of 1 its conditional value is taken as it is. A row that nothing is left of becomes log_c's.
+    A token of probability 0 under the condition keeps probability 0. Where only log_u is -inf, the ratio is infinite:
+    above a scale of 1 the token takes log_c's value. A row without a finite entry takes log_c's values.
 
     Args:
         log_c: (..., K) log-probabilities under the condition, nats.
@@ -70,7 +70,7 @@ def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor) -> Tensor:
         return log_u
     weight = scale.to(log_c.device).view(*scale.shape, *[1] * (log_c.ndim - scale.ndim))
     guided = torch.lerp(log_u, log_c, weight).log_softmax(-1)
-    spoiled = guided[..., :1].isnan()  # infinities met; they spoil whole rows
+    spoiled = guided[..., :1].isnan()  # inf - inf somewhere in the row makes the whole row NaN
     if bool(spoiled.any()):
         guided = torch.where(spoiled, _guide_exactly(log_c, log_u, weight), guided)
     if bool(((scale == 1) | (scale == 0)).any()):
@@ -79,7 +79,7 @@ def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor) -> Tensor:
 
 
 def _guide_exactly(log_c: Tensor, log_u: Tensor, weight: Tensor) -> Tensor:
-    """``guide`` where entries may be -inf: 20 times as slow."""
+    """What ``guide`` returns, also where entries are -inf; 20 times as slow."""
     impossible = log_c == -torch.inf
     ratio = torch.where(impossible | (log_u == -torch.inf), 0.0, log_c - log_u)
     start = torch.where((weight >= 1) & (log_u == -torch.inf), log_c, log_u)
@@ -110,7 +110,7 @@ def temper(log_p: Tensor, temperature: float) -> Tensor:
 def truncate(log_p: Tensor, truncation: float, top_k: int | None = None) -> Tensor:
     """Log p of the smallest set of tokens with mass >= truncation, or of the top_k if these are fewer, renormalised.
 
-    Of equal tokens at the border the first are kept.
+    Where tokens of equal probability straddle the cut, the first of them are kept.
 
     Args:
         log_p: (..., K) log-probabilities, nats.
@@ -139,9 +139,9 @@ def truncate(log_p: Tensor, truncation: float, top_k: int | None = None) -> Tens
 
 
 def draw_truncated(log_p: Tensor, noise: Tensor, truncation: float, top_k: int | None = None) -> Tensor:
-    """``draw(truncate(log_p, truncation, top_k), noise)``, in law, at half the time.
+    """Draw from ``truncate(log_p, truncation, top_k)`` without computing that distribution: half the time.
 
-    The truncated law itself is never made.
+    The same distribution as ``draw(truncate(...), noise)``, but not the same token for the same noise.
 
     Args:
         log_p: (..., K) log-probabilities, nats; normalised.
@@ -160,7 +160,7 @@ def draw_truncated(log_p: Tensor, noise: Tensor, truncation: float, top_k: int |
         return draw(log_p, noise)
     p = log_p.exp()
     ordered, mass, last = _cut(p, truncation, top_k)
-    rank = invert(mass, noise, mass.gather(-1, last).squeeze(-1)).unsqueeze(-1)  # by the inverse of the sorted law
+    rank = invert(mass, noise, mass.gather(-1, last).squeeze(-1)).unsqueeze(-1)  # of the token drawn, largest first
     value = ordered.gather(-1, rank)
     token = _first(p == value)
     repeated = ((ordered.gather(-1, (rank - 1).clamp(min=0)) == value) & (rank > 0)).squeeze(-1)
@@ -184,7 +184,7 @@ def check_temperature(temperature: float) -> None:
 
 
 def check_truncation(truncation: float, top_k: int | None) -> None:
-    """Raise VqtoolError unless tokens can be cut off so."""
+    """Raise VqtoolError unless both can be used for truncation."""
     if not 0 < truncation <= 1:
         raise VqtoolError(f"the truncation rate must lie above 0 and be at most 1 (1 is off), is {truncation}")
     if top_k is not None and top_k < 1:
@@ -192,7 +192,7 @@ def check_truncation(truncation: float, top_k: int | None) -> None:
 
 
 def _cuts(log_p: Tensor, truncation: float, top_k: int | None) -> bool:
-    """Whether tokens are cut off at all."""
+    """Whether truncation removes any token."""
     check_truncation(truncation, top_k)
     return truncation < 1 or (top_k is not None and top_k < log_p.shape[-1])
 
@@ -212,7 +212,7 @@ def _cut(p: Tensor, truncation: float, top_k: int | None) -> tuple[Tensor, Tenso
 
 
 def _first(true: Tensor) -> Tensor:
-    """The place of the first True over the last axis; NumPy stops there."""
+    """Index of the first True over the last axis. NumPy stops searching there, torch does not."""
     if true.device.type == "cpu":
         return torch.from_numpy(np.asarray(true.numpy().argmax(-1)))
     return true.to(torch.uint8).argmax(-1)

@@ -1,16 +1,16 @@
 """Training losses and likelihood terms of a prior, per cell, in nats.
 
-The bound on -log p(x_0) is the sum of ``variational_bound`` over t = 1..T plus ``stationary_term``. It is made of the
-three numbers a cell of ``vqtool.diffusion.posterior``: O(K) memory and time a cell, O(1) where a kernel never replaces
-a token. Numbers of a cell are float64; only the sums over the codebook run in the type of log_x0.
+The bound on -log p(x_0) is the sum of ``variational_bound`` over t = 1..T plus ``stationary_term``. It is computed from
+the three numbers a cell of ``vqtool.diffusion.posterior``: O(K) memory and time a cell, O(1) for kernels that never
+replace tokens. Numbers of a cell are float64; only sums over the codebook have the type of log_x0.
 
 ``LOSSES`` lists what a prior can be trained with. Each is a mean over all cells of a batch, masked or not, in nats:
 
     bound                  T * (bound of step t)                         an estimate of the bound on -log p(x_0)
     reweighted             T * (bound of step t) * (1 - alpha_bar_t) / (T (alpha_bar_{t-1} - alpha_bar_t))
     elbo                   T * (gamma_bar_t - gamma_bar_{t-1}) / gamma_bar_t * CE, with a linear schedule T / t * CE
-    reweighted-elbo        (1 - gamma_bar_t) * CE: 1 - t / T; a grid that is all mask is never learnt from
-    reweighted-elbo-fixed  (1 - gamma_bar_{t-1}) * CE: (T - t + 1) / T; that grid is learnt from, too
+    reweighted-elbo        (1 - gamma_bar_t) * CE: 1 - t / T; grids that are all mask have weight 0
+    reweighted-elbo-fixed  (1 - gamma_bar_{t-1}) * CE: (T - t + 1) / T; grids that are all mask count, too
     mlm                    H * W / n * CE with exactly n = max(1, round(gamma_bar_t * H * W)) cells masked
     mdlm                   CE / g with a share g, uniform in (0, 1], of the cells masked: the bound in continuous time
 
@@ -84,7 +84,7 @@ def cell_weights(x_t: Tensor, t: Tensor, kernel: Kernel, masked: float, unmasked
 
 
 def adaptive_factor(t: Tensor, num_steps: int) -> Tensor:
-    """What the weight of the auxiliary term is multiplied by: from 2 at t = 1 down to 1 + 1 / T. (B,) float64.
+    """Factor of the auxiliary term's weight: falls from 2 at t = 1 to 1 + 1 / T at t = T. (B,) float64.
 
     Source: VQ-Diffusion's published code, (1 - t' / T) + 1 with its t' = t - 1.
     """
@@ -133,11 +133,11 @@ def auxiliary(log_x0: Tensor, x_0: Tensor) -> Tensor:
 
 
 def stationary_term(x_0: Tensor, kernel: Kernel) -> Tensor:
-    """KL(q(x_T | x_0) || stationary law): what x_T still tells about x_0. No denoiser can change it.
+    """KL(q(x_T | x_0) || stationary distribution), nats: information about x_0 in x_T. Independent of the denoiser.
 
     Args:
         x_0: (B, H, W) int64 tokens.
-        kernel: the forward process; its stationary law has gamma_bar_T at the mask and is even over the tokens.
+        kernel: the forward process; stationary is gamma_bar_T at the mask and uniform over the tokens.
 
     Returns:
         (B, H, W) float64 nats, the same for every token.
@@ -155,14 +155,14 @@ def _steps(kernel: Kernel) -> Tensor:
 
 
 def _reweighted(kernel: Kernel) -> Tensor:
-    """The more of x_0 a step loses, the less it counts; a step that loses nothing does not count."""
+    """(1 - alpha_bar_t) / (alpha_bar_{t-1} - alpha_bar_t): steps that destroy much of x_0 get small weights."""
     falls = kernel.alpha_bar[:-1] - kernel.alpha_bar[1:]
     weights = (1 - kernel.alpha_bar[1:]) / falls.clamp(min=1e-12)
     return torch.cat([torch.zeros(1, dtype=torch.float64), torch.where(falls > 0, weights, 0.0)])
 
 
 def _opening(kernel: Kernel) -> Tensor:
-    """(T + 1,): chance that a cell masked at t is open at t - 1; 0 at t = 0."""
+    """(T + 1,): probability that a cell masked at t is not masked at t - 1; 0 at t = 0."""
     before = torch.cat([kernel.gamma_bar[:1], kernel.gamma_bar[:-1]])
     return quotient(kernel.gamma_bar - before, kernel.gamma_bar)
 
@@ -176,7 +176,7 @@ LOSSES: dict[str, Loss] = {
     "bound": Loss("for likelihood", _steps, of_masked=False, summed=True),
     "elbo": Loss("the bound of masked cells", lambda kernel: kernel.num_steps * _opening(kernel)),
     "reweighted-elbo": Loss("that of Unleashing Transformers", lambda kernel: 1.0 - kernel.gamma_bar),
-    "reweighted-elbo-fixed": Loss("learns from a grid that is all mask, too", _visible_before),
+    "reweighted-elbo-fixed": Loss("counts grids that are all mask, too", _visible_before),
     "mlm": Loss("a fixed number of masks a step", None, noising="count"),
     "mdlm": Loss("the bound in continuous time", None, noising="share"),
 }
@@ -189,10 +189,10 @@ def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 def _elsewhere(log_x0: Tensor, log_p0: Tensor, x_0: Tensor, x_t: Tensor, q: Cells, p: Cells) -> Tensor:
-    """The share of the tokens that are neither x_t nor x_0: q is its floor at each, p is scale * p(x_0 = j) + floor.
+    """The part of the divergence over tokens j other than x_t and x_0: q_j = floor, p_j = scale * p(x_0 = j) + floor.
 
-    Summed as log(1 + scale / floor * p(x_0 = j)): terms of one sign that are small where the denoiser's
-    probability is, so nothing cancels in float32.
+    Summed as log(1 + scale / floor * p(x_0 = j)): terms of one sign, small where p(x_0 = j) is small, so nothing
+    cancels in float32.
     """
     num_tokens = log_x0.shape[-1]
     some = q.log_floor > -torch.inf  # q has a floor only where p has one
@@ -211,7 +211,7 @@ def _elsewhere(log_x0: Tensor, log_p0: Tensor, x_0: Tensor, x_t: Tensor, q: Cell
 class _SumAboveFloor(torch.autograd.Function):
     """Sum over the tokens of log(1 + ratio * p): (B, H, W, K) and (B, H, W) to (B, H, W).
 
-    Its slope, ratio * p / (1 + ratio * p), is made anew on the way back, so that no (B, H, W, K) tensor is kept for it.
+    Its derivative, ratio * p / (1 + ratio * p), is computed in the backward pass: no (B, H, W, K) tensor is stored.
     """
 
     @staticmethod

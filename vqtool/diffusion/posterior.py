@@ -1,19 +1,24 @@
-"""q(x_s | x_t, x_0) for any s < t, its average under the denoiser, and drawing from them. One path for all kernels.
+"""q(x_s | x_t, x_0) for any s < t, its average under the denoiser, and draws from both; the same code for all kernels.
 
-One cell needs three numbers, whatever the kernel: with v = x_t,
+Three numbers describe p(x_s) of one cell, for every kernel: with v = x_t,
 
     p(x_s = v) = stay,        p(x_s = j) = scale * p(x_0 = j) + floor   for every token j other than v.
 
-For v = MASK, stay = gamma_bar_s / gamma_bar_t. So the law over K + 1 states costs one pass over the K tokens, and no
-matrix. ``mixture`` averages the posterior over the denoiser's x_0 (VQ-Diffusion, D3PM); ``plug-in`` puts the denoiser's
-probabilities in the place of x_0 and normalises (VQ-DDM, multinomial diffusion). For a masked cell they agree. Use
-the mixture with a denoiser of p(x_0 | all cells), where its bound is least, and the plug-in with one of p(x_0 | other
-cells), where its own bound is: by the wrong rule, what x_t says of its x_0 counts twice or never.
+For v = MASK, stay = gamma_bar_s / gamma_bar_t. So a distribution over K + 1 states costs one pass over the K tokens and
+no matrix. Two rules make it from the denoiser's p(x_0):
+
+    mixture   the average of the posterior over x_0 ~ p(x_0)                    (VQ-Diffusion, D3PM)
+    plug-in   the posterior with p(x_0) in the place of x_0, normalised         (VQ-DDM, multinomial diffusion)
+
+For a masked cell they agree. Train and sample with the mixture if the denoiser models p(x_0 | all cells), and with the
+plug-in if it models p(x_0 | the other cells): the plug-in itself adds the evidence of a cell's own x_t. With the other
+rule that evidence is counted twice or not at all.
 
 To sample, draw x_0 from the denoiser with ``draw``, then x_s with ``sample_posterior``: exactly the mixture, and O(1) a
 cell beyond the first draw.
 
-Impossible tokens: codes that cannot lead to x_t are left out and the rest renormalised; where none is left, x_t stays.
+Tokens x_0 that cannot have led to x_t get probability 0 and the others are renormalised; if there are no others, x_t
+is kept.
 
 Source: Austin et al. 2021 (arXiv:2107.03006), section 3; Hoogeboom et al. 2021 (arXiv:2102.05379), equation 13.
 """
@@ -33,7 +38,7 @@ RULES = ("mixture", "plug-in")
 
 
 class Cells(NamedTuple):
-    """Log p(x_s | x_t) of each cell in three numbers, (B, H, W) float64; see the module's equation."""
+    """Log p(x_s | x_t) of each cell as three numbers, (B, H, W) float64: see the equation above."""
 
     log_scale: Tensor
     log_floor: Tensor
@@ -123,10 +128,10 @@ def sample_posterior(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
 
 
 def least_stay(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel, rule: str = "mixture") -> Tensor:
-    """The least chance that x_s is x_t, over all that a denoiser may say. For a masked cell it is the chance itself.
+    """Lower bound of p(x_s = x_t) over all possible outputs of the denoiser. For a masked cell it is exact.
 
-    A sampler that compares a uniform number with the chance to stay knows from this, before it asks the denoiser,
-    which cells stay for sure.
+    A cell whose uniform number lies below it keeps x_t whatever the denoiser predicts, so a sampler can leave it out of
+    the call.
 
     Args:
         x_t: (B, H, W) int64 tokens or mask_id.
@@ -171,7 +176,7 @@ def draw(log_p: Tensor, noise: Tensor) -> Tensor:
     """One token per row by the inverse of its cumulative distribution, summed in float64: unbiased for rare tokens too.
 
     Args:
-        log_p: (..., K) log-probabilities; a constant may be missing.
+        log_p: (..., K) log-probabilities; they need not be normalised.
         noise: (...) float64, uniform in [0, 1).
 
     Returns:
@@ -185,7 +190,7 @@ def draw(log_p: Tensor, noise: Tensor) -> Tensor:
 
 
 def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
-    """The place (...) in a cumulative sum (..., K) where noise * total lies.
+    """Index (...) of the first entry of a cumulative sum (..., K) above noise * total.
 
     Raises:
         ValueError: the noise is not float64, or a total is not a positive number.
@@ -198,12 +203,12 @@ def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
 
 
 def replaces(kernel: Kernel) -> bool:
-    """Whether a token can turn into any other: without it the law of a cell has no floor."""
+    """Whether the kernel replaces tokens by others (beta_bar > 0). If not, every cell's floor is 0."""
     return bool((kernel.beta_bar > 0).any())
 
 
 def known_cells(x_0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Cells:
-    """The numbers of q(x_s | x_t, x_0): those of a denoiser that is sure of x_0."""
+    """The numbers of q(x_s | x_t, x_0)."""
     same = torch.where(x_0 == x_t, 0.0, -torch.inf).double()
     other = torch.where(x_0 == x_t, -torch.inf, 0.0).double()
     return _mixture(same, other, x_t, t, s, kernel)
@@ -217,7 +222,7 @@ def average_cells(log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
     same = log_x0.gather(-1, token).squeeze(-1).double()
     if rule == "plug-in":
         return _plug_in(same, x_t, t, s, kernel)
-    # Not 1 - p(x_0 = x_t): where the denoiser is sure, that difference is all rounding.
+    # Not 1 - p(x_0 = x_t): if p(x_0 = x_t) is close to 1, that difference is all rounding error.
     if replaces(kernel):
         other = safe_log(_OtherTokens.apply(log_x0, token).double())  # type: ignore[no-untyped-call]
     else:
@@ -226,7 +231,7 @@ def average_cells(log_x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Ker
 
 
 class _OtherTokens(torch.autograd.Function):
-    """Sum of p over all tokens but one; recomputes p on the way back, so that no (B, H, W, K) tensor is kept for it."""
+    """Sum of p over all tokens but one; p is recomputed in the backward pass, so no (B, H, W, K) tensor is stored."""
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, token: Tensor) -> Tensor:
@@ -267,10 +272,10 @@ def _rates(x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> _Rates:
 def _mixture(same: Tensor, other: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) -> Cells:
     """The numbers of sum_k q(x_s | x_t, x_0 = k) p(k), from log p(x_0 = x_t) and log p(x_0 != x_t)."""
     r = _rates(x_t, t, s, kernel)
-    reachable = r.beta_t > 0  # whether a code other than x_t can have led to x_t
+    reachable = r.beta_t > 0  # whether x_0 other than x_t can have become x_t
     same = torch.where(reachable, same, 0.0)
     other = torch.where(reachable, other, -torch.inf)
-    # If x_0 = x_t, whose chance is alpha_t + beta_t; if not, beta_t.
+    # q(x_t | x_0) is alpha_t + beta_t if x_0 = x_t, else beta_t.
     stay_same = torch.where(reachable, (r.alpha + r.beta) * (r.alpha_s + r.beta_s) / nonzero(r.alpha_t + r.beta_t), 1.0)
     stay_other = quotient((r.alpha + r.beta) * r.beta_s, r.beta_t)
     floor_same = quotient(r.beta * r.beta_s, r.alpha_t + r.beta_t)
@@ -299,7 +304,7 @@ def _plug_in(same: Tensor, x_t: Tensor, t: Tensor, s: Tensor, kernel: Kernel) ->
 
 
 def _masked(r: _Rates) -> Cells:
-    """The numbers of a masked cell: it opens with 1 - gamma_s / gamma_t, to the law of x_s given that it is a token."""
+    """The numbers of a masked cell: with probability 1 - gamma_s / gamma_t it is unmasked, to x_s ~ q(x_s | token)."""
     opens = torch.where(r.gamma_t > 0, (r.gamma_t - r.gamma_s) / nonzero(r.gamma_t), 1.0)
     return Cells(
         log_scale=(opens * quotient(r.alpha_s, 1.0 - r.gamma_s)).log(),

@@ -1,7 +1,7 @@
 """How much of x_0 survives to step t: alpha_bar(t), gamma_bar(t), by name.
 
-A schedule gives alpha_bar, the chance that a token is still the original one after t steps, and, where it also decides
-where the rest goes, gamma_bar, the chance that it is masked. All tables are float64, have T + 1 entries for t = 0..T
+A schedule gives alpha_bar, the probability that a token is unchanged after t steps, and, for kernels that mask and
+replace, gamma_bar, the probability that it is masked. All tables are float64, have T + 1 entries for t = 0..T
 and exist for any T >= 1. ``SCHEDULES`` lists them; each says for which kernels it is defined:
 
 - ``release``: VQ-Diffusion's published code. Almost absorbing: K * beta_bar is 1e-6 at every t. (mask-replace)
@@ -11,7 +11,7 @@ and exist for any T >= 1. ``SCHEDULES`` lists them; each says for which kernels 
 - ``cosine``: VQ-DDM's, the square root of the plain one. (uniform)
 - ``cosine-plain``: cos^2 as in improved DDPM, one-step rates clipped to [.001, 1]. (uniform)
 
-The two cosines leave a little of x_0 at step T: not defined for the absorbing kernel, whose x_T is all mask.
+With the two cosines x_T still depends a little on x_0: they do not go with the absorbing kernel, whose x_T is all mask.
 """
 
 from __future__ import annotations

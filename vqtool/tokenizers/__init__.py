@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from vqtool import artifacts
 from vqtool.artifacts import Header
+from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
 from vqtool.tokenizers import maskgit, vqgan, vqvae
@@ -149,7 +150,12 @@ class Tokenizer(nn.Module):
 
         Returns:
             (B, H, W, D) float32; of length 1 with the lookup "cosine", in (-1, 1) with "bounded".
+
+        Raises:
+            ValueError: of another shape or type, or far outside of [-1, 1].
+            VqtoolError: a side is no multiple of the factor.
         """
+        check_images(images)
         self.grid_size((images.shape[-2], images.shape[-1]))
         latents: Tensor = self.encoder(images.to(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         if self.lookup == "cosine":
@@ -173,6 +179,9 @@ class Tokenizer(nn.Module):
 
         Returns:
             (B, H, W) int64 in [0, K).
+
+        Raises:
+            ValueError, VqtoolError: as `latents`.
         """
         latents = self.latents(images)
         return self.look_up(latents.reshape(-1, latents.shape[-1])).view(latents.shape[:-1])
@@ -188,10 +197,9 @@ class Tokenizer(nn.Module):
             (B, 3, h, w) float32, about [-1, 1], not clamped.
 
         Raises:
-            ValueError: a token is outside the codebook.
+            ValueError: of another shape or type, or a token is outside the codebook.
         """
-        if grid.numel() and not 0 <= int(grid.min()) <= int(grid.max()) < self.codebook_size:
-            raise ValueError(f"tokens in [{int(grid.min())}, {int(grid.max())}], codebook size {self.codebook_size}")
+        check_tokens(grid, self.codebook_size, wait=True)  # on a GPU a wrong token ends the process
         return self.decode_codes(self.codebook[grid.long()])
 
     def decode_codes(self, codes: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Forward processes: q(x_t | x_s) and q(x_t | x_0) of one cell, in closed form.
 
-All kernels are one family. A step keeps the token with alpha, draws it anew with K * beta, masks it with gamma, and a
-mask stays; so q(x_t | x_s) needs three numbers, not a matrix. A kernel is a file here that says where lost tokens go:
+All kernels are one family. A step keeps the token with probability alpha, replaces it by a uniformly drawn one with
+K * beta and masks it with gamma; masks stay. So three numbers stand for the matrix q(x_t | x_s). A kernel is a file
+here that splits 1 - alpha_bar between replaced and masked tokens:
 
     HAS_MASK            whether x_t can be the mask
     DEFAULT_SCHEDULE    the schedule used when none is named
@@ -100,8 +101,8 @@ class Kernel:
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rates of q(x_t | x_s), exact at the edges.
 
-        Where nothing of x_0 is left at s already (alpha_bar_s = 0), the data say nothing about alpha: it is 0 then,
-        and 1 for s = t. Likewise gamma is 1 where every x_s is masked.
+        If alpha_bar_s = 0, so that x_s does not depend on x_0, alpha is not determined: it is 0, or 1 for s = t.
+        Likewise gamma is 1 if every x_s is masked.
 
         Args:
             s: (B,) int64 in [0, t].
@@ -118,7 +119,7 @@ class Kernel:
         alpha_t, beta_t, gamma_t = self.cumulative(t)
         same = (s == t).double()
         alpha = quotient(alpha_t, alpha_s, otherwise=same)
-        # Not 1 - alpha - gamma: a beta of 1e-8, as in the release schedule, would keep half its digits.
+        # Not 1 - alpha - gamma: a beta of 1e-8, as in the release schedule, would lose half its digits.
         beta = quotient(beta_t - alpha * beta_s, 1.0 - gamma_s, otherwise=0.0 * same).clamp(min=0.0)
         gamma = quotient(gamma_t - gamma_s, 1.0 - gamma_s, otherwise=1.0 - same)
         return alpha, beta, gamma
@@ -139,7 +140,7 @@ class Kernel:
         return self._place(x_0, keep=alpha, replace=beta > 0, mask=gamma, noise=noise)
 
     def sample_stationary(self, noise: Tensor) -> Tensor:
-        """Draw x_T from the stationary law: the mask with gamma_bar_T, else any token alike.
+        """Draw x_T from the stationary distribution: the mask with probability gamma_bar_T, else a uniform token.
 
         Args:
             noise: (B, H, W) float64, uniform in [0, 1).
@@ -157,7 +158,7 @@ class Kernel:
             raise ValueError(f"steps must be 0 <= s <= t <= {self.num_steps}, are s {s.tolist()} and t {t.tolist()}")
 
     def _place(self, x_0: Tensor, *, keep: Tensor, replace: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
-        """One uniform number a cell decides: [0, mask) the mask, the next ``keep`` x_0, the rest any token alike."""
+        """Draw with one uniform number a cell: below `mask` the mask, then for `keep` x_0, else a uniform token."""
         left = noise - mask - keep  # (B, H, W)
         anew = (left / nonzero(1.0 - mask - keep) * self.codebook_size).long().clamp(0, self.codebook_size - 1)
         token = torch.where((left < 0) | ~replace, x_0, anew)
@@ -186,10 +187,11 @@ def build(name: str, *, schedule: str | None = None, codebook_size: int, num_ste
 
 
 def from_rates(alpha_bar: Tensor, beta_bar: Tensor, gamma_bar: Tensor, codebook_size: int) -> Kernel:
-    """The kernel of a checkpoint's cumulative rates, of its last digits too: float32 rounds them, and not alike.
+    """The kernel of a checkpoint's cumulative rates, whose float32 rounding is undone where possible.
 
-    Where they are those of a named schedule to the precision of float32, it is that one, exact; else its schedule is
-    called "checkpoint". The three are scaled to a sum of 1, so that a beta_bar of 1e-9 keeps its digits.
+    If they equal those of a named schedule to the precision of float32, the result has that schedule, exact in float64;
+    else its schedule is called "checkpoint". All three are scaled to a sum of 1, so that a beta_bar of 1e-9 keeps its
+    digits.
 
     Args:
         alpha_bar: (T + 1,) for t = 0..T, chance that x_t is x_0 untouched.

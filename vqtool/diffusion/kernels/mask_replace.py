@@ -1,8 +1,8 @@
 """Mask-and-replace kernel: a token is kept, masked, or drawn anew from the codebook; a mask stays.
 
-When to use it: the default; masks tell the denoiser where to work. With the schedule "paper" a tenth of the tokens is
-replaced, which teaches the denoiser to doubt what it sees, so that sampling may correct earlier choices, and costs
-likelihood and training; with "release", as in VQ-Diffusion's published code and models, next to none are.
+When to use it: the default; masks show the denoiser which cells to predict. With the schedule "paper" a tenth of the
+tokens is replaced: the denoiser learns that tokens can be wrong, and sampling can correct earlier choices, at the cost
+of likelihood and training time. With "release", as in VQ-Diffusion's published code and models, almost none are.
 Equation: q(x_t | x_0) = alpha_bar_t [x_t = x_0] + beta_bar_t [x_t != MASK] + gamma_bar_t [x_t = MASK].
 Cost: one denoiser call a step; its loss sums once over the codebook.
 Source: Gu et al. 2022 (arXiv:2111.14822), section 4.1.

@@ -2,7 +2,7 @@
 
 When to use it: to let a sampler revise every token at every step; for priors of VQ-DDM and multinomial diffusion.
 Equation: q(x_t | x_0) = alpha_bar_t [x_t = x_0] + (1 - alpha_bar_t) / K.
-Cost: none beyond one denoiser call a step; nothing tells which tokens are still noise, so many steps are needed.
+Cost: one denoiser call a step. The denoiser cannot see which tokens are noise, so many steps are needed.
 Source: Hoogeboom et al. 2021 (arXiv:2102.05379); Hu et al. 2022 (arXiv:2112.01799).
 """
 
@@ -16,5 +16,5 @@ DEFAULT_SCHEDULE = "cosine"
 
 
 def tables(alpha_bar: Tensor, gamma_bar: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both (T + 1,): what is lost becomes a random token, so gamma_bar is 0."""
+    """Both (T + 1,): tokens that are not kept are replaced by random ones, so gamma_bar is 0."""
     return alpha_bar, torch.zeros_like(alpha_bar)
