@@ -1,11 +1,13 @@
 """`vqtool export`: what other projects read comes out, and what they cannot hold is refused in one line."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from support.commands import build_tokenizer
+from support.commands import build_tokenizer, error_lines
 
 from vqtool.interop import Options, load, read_source
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
@@ -65,3 +67,21 @@ def test_a_tokenizer_has_no_tokenizer(tmp_path, vqtool, format_name):
     result = vqtool("export", path, "--format", format_name, "-o", tmp_path / "out", "-t", path)
     assert result.code == 1
     assert "--tokenizer goes with a prior" in result.err
+
+
+@pytest.mark.parametrize(("name", "source"), [("taming", "taming-vqgan/last.ckpt"), ("diffusers", "df-vqmodel/vqvae")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, vqtool, monkeypatch, name, source):
+    tokenizer = tmp_path / "t.safetensors"
+    assert vqtool("import", GOLDEN / source, "-o", tokenizer).code == 0
+    (tmp_path / "out").mkdir()
+    write = Path.write_bytes
+
+    def full(path, data):
+        write(path, bytes(data)[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = vqtool("export", tokenizer, "--format", name, "-o", tmp_path / "out")
+    assert result.code == 1
+    assert error_lines(result.err) == [f"error: {tmp_path / 'out'}: cannot be written: No space left on device"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "t.safetensors"]

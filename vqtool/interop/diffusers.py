@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vqtool.artifacts import atomic_path
@@ -314,9 +314,8 @@ def _export_notes(conditioner: ClipCondition) -> list[str]:
 def _write(folder: Path, settings: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
     _write_json(folder / "config.json", settings)
     with atomic_path(folder / name, force=True) as temporary:
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, {"format": "pt"}
-        )
+        whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        temporary.write_bytes(save(whole, {"format": "pt"}))  # by Python, whose errors say that a disk is full
 
 
 def _write_json(path: Path, settings: Mapping[str, Any]) -> None:

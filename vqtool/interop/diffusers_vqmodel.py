@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vqtool.artifacts import atomic_path
@@ -166,7 +166,8 @@ def export(tokenizer: Tokenizer, folder: Path) -> None:
             state[name] = value.flatten(1)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / WEIGHTS, force=True) as temporary:
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary, {"format": "pt"})
+        whole = {name: value.contiguous() for name, value in state.items()}
+        temporary.write_bytes(save(whole, {"format": "pt"}))  # by Python, whose errors say that a disk is full
     with atomic_path(folder / "config.json", force=True) as temporary:
         temporary.write_text(json.dumps(_as_json(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

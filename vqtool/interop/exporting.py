@@ -1,10 +1,15 @@
 """Artifacts as other projects' files."""
 
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
 from vqtool.interop import diffusers, diffusers_vqmodel, taming
+from vqtool.outputs import explained
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
@@ -36,11 +41,41 @@ def export(
         raise VqtoolError(f"{path}: a {kind} cannot be exported to {format!r}; what can be is {known}")
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise VqtoolError(f"{folder}: exists and is not an empty folder; `force` replaces files of the same names")
-    if kind == "prior":
-        prior = load_prior(path)
-        return diffusers.export(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), folder)
-    if tokenizer is not None:
+    if kind != "prior" and tokenizer is not None:
         raise VqtoolError(f"`tokenizer` goes with a prior, but {path} is a tokenizer itself")
-    module = {"diffusers": diffusers_vqmodel, "taming": taming}[format]
-    module.export(load_tokenizer(path), folder)
-    return []
+    with _staged(folder) as staged:
+        if kind == "prior":
+            prior = load_prior(path)
+            return diffusers.export(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), staged)
+        module = {"diffusers": diffusers_vqmodel, "taming": taming}[format]
+        module.export(load_tokenizer(path), staged)
+        return []
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside one, whose files go there when the block ends well: a new folder whole or not at all.
+
+    Raises:
+        VqtoolError: it cannot be written, or another process has filled the folder meanwhile.
+    """
+    staged = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    was_filled = folder.is_dir() and any(folder.iterdir())
+    with explained(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staged.mkdir()
+            yield staged
+            if not was_filled:
+                staged.replace(folder)
+                return
+            for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(staged)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        except VqtoolError as error:
+            if isinstance(error.__cause__, OSError):  # of a file in the temporary folder: name the folder
+                raise error.__cause__ from None
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)

@@ -5,6 +5,7 @@ Also read: the same under `first_stage_model.` (Net2NetTransformer, latent diffu
 The settings are read from the weights; a YAML file beside the checkpoint is compared with them.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,8 @@ def export(tokenizer: Tokenizer, folder: Path) -> None:
     target = "taming.models.vqgan.GumbelVQ" if gumbel else "taming.models.vqgan.VQModel"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "model.ckpt", force=True) as temporary:
-        torch.save({"state_dict": {name: value.contiguous() for name, value in state.items()}}, temporary)
+        pickled = io.BytesIO()  # torch does not say that a disk is full, Python does
+        torch.save({"state_dict": {name: value.contiguous() for name, value in state.items()}}, pickled)
+        temporary.write_bytes(pickled.getbuffer())
     with atomic_path(folder / "model.yaml", force=True) as temporary:
         temporary.write_text(yaml.safe_dump({"model": {"target": target, "params": params}}, sort_keys=False))
