@@ -73,7 +73,7 @@ def choose_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise VqtoolError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from error
+        raise VqtoolError(f"`device` {name}: cannot be used here: {str(error).splitlines()[0]}") from error
     return name
 
 

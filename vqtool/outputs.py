@@ -24,11 +24,6 @@ def output_name(output: str | Path) -> str:
     return "standard output" if str(output) in STANDARD_OUTPUT else str(output)
 
 
-def input_name(source: str | Path) -> str:
-    """What messages call an input."""
-    return "standard input" if str(source) == "-" else str(source)
-
-
 @contextmanager
 def explained(output: str | Path) -> Iterator[None]:
     """Say which output could not be written; a closed pipe is nobody's fault and passes.

@@ -40,7 +40,7 @@ def check(
 
 def _result(file: str) -> dict[str, object]:
     from vqtool.errors import VqtoolError
-    from vqtool.grids.inspect import verify
+    from vqtool.inspection import verify
 
     try:
         return {"ok": True, **verify(file)}

@@ -25,7 +25,8 @@ def head(
     """
     from vqtool import grids
     from vqtool.cli.console import echo
-    from vqtool.outputs import input_name, output_name
+    from vqtool.inputs import input_name
+    from vqtool.outputs import output_name
 
     num = grids.head(file, output, num=num, force=force)
     echo(f"wrote {num} grids of {input_name(file)} to {output_name(output)}")

@@ -25,7 +25,7 @@ def info(
     """
     from json import dumps
 
-    from vqtool.grids.inspect import describe
+    from vqtool.inspection import describe
 
     description = {"file": file, **describe(file)}
     if json:

@@ -15,8 +15,9 @@ import h5py
 from vqtool.errors import FormatError
 from vqtool.grids.batch import GridBatch, GridHeader, join_batches, merge_histories
 from vqtool.grids.hdf5 import GridFileReader, SequenceCheck
-from vqtool.grids.stream import is_one_file, open_hdf5, open_input, read_files
+from vqtool.grids.stream import is_one_file, open_hdf5, read_files
 from vqtool.grids.writer import CHUNK_GRIDS
+from vqtool.inputs import open_input
 
 
 class GridReader:

@@ -41,19 +41,19 @@ def check_resumable(output: Path | str, *, resume: bool, force: bool) -> None:
     refuse_terminal(output)
     if is_stream(output):
         if resume:
-            raise VqtoolError("--resume goes on with a file: name it with -o; of a stream nothing is kept")
+            raise VqtoolError("`resume` goes on with a file: name it with `output`; of a stream nothing is kept")
         return
     refuse_existing(output, force=force or resume)
     own = partial_paths(output)
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:
-        raise VqtoolError(f"{others[0]}: a run of another number of processes is there: --force starts anew")
+        raise VqtoolError(f"{others[0]}: a run of another number of processes is there: `force` starts anew")
     if own[distributed.rank()].exists() and not (resume or force):
         raise VqtoolError(
-            f"{own[distributed.rank()]}: an earlier run is there: --resume goes on with it, --force starts anew"
+            f"{own[distributed.rank()]}: an earlier run is there: `resume` goes on with it, `force` starts anew"
         )
     if resume and not any(path.exists() for path in own):
-        raise VqtoolError(f"{own[0]}: no earlier run is there to go on with: start without --resume")
+        raise VqtoolError(f"{own[0]}: no earlier run is there to go on with: start without `resume`")
 
 
 def partial_paths(output: Path | str) -> list[Path]:
@@ -183,7 +183,7 @@ def resumable_writer(
             try:
                 yield writer
             except KeyboardInterrupt as error:
-                kept = f"{writer.num_grids} grids are kept in {writer.path}; --resume goes on with them"
+                kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
                 raise KeyboardInterrupt(kept if writer.num_grids else "") from error
         distributed.wait_for_all()
         if is_stream(output) or not distributed.is_main_process():
@@ -231,7 +231,7 @@ def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
             shown = [_shown(values.get(name)) for values in (before, now)]
             raise MismatchError(
                 f"{path}: a run with {name.replace('_', ' ')} {shown[0]}, but now it is {shown[1]}: "
-                "resume with what the run was started with, or start anew with --force"
+                "resume with what the run was started with, or start anew with `force`"
             )
 
 

@@ -11,7 +11,6 @@ import io
 import os
 import stat
 import struct
-import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,40 +19,14 @@ from typing import BinaryIO
 
 import h5py
 
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError
+from vqtool.inputs import describe_bytes, is_file
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUPERBLOCK_BYTES = 64  # enough to find the end address in every version; no HDF5 file is shorter
 MEMORY_BYTES = 64 << 20  # a chunk above this goes through a temporary file
 BLOCK_BYTES = 1 << 20
 _MASK = 0xFFFFFFFF
-
-_SIGNATURES = (
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"RIFF", "a RIFF file (WebP?)"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"PK\x03\x04", "a zip file (or a PyTorch checkpoint)"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"%PDF", "a PDF file"),
-)
-
-
-def describe_bytes(start: bytes) -> str:
-    """What a file that begins with these bytes seems to be, in a few words."""
-    for signature, name in _SIGNATURES:
-        if start.startswith(signature):
-            return name
-    if start[8:10] == b'{"':
-        return "a safetensors file (a tokenizer or a prior?)"
-    try:
-        text = start[:24].decode("ascii")
-    except UnicodeDecodeError:
-        return f"bytes {start[:8].hex(' ')}"
-    if "\0" in text:
-        return f"bytes {start[:8].hex(' ')}"
-    return f"text that begins with {text!r}"
 
 
 def _rotate(value: int, bits: int) -> int:
@@ -163,29 +136,6 @@ def read_files(stream: BinaryIO, name: str) -> Generator[h5py.File, None, None]:
                 yield stack.enter_context(open_hdf5(Path(spool.name), name))
 
 
-@contextmanager
-def open_input(source: str | Path) -> Iterator[tuple[BinaryIO, str]]:
-    """Open a file, a pipe, or standard input ("-") for reading bytes.
-
-    Yields:
-        The stream and its name for messages.
-
-    Raises:
-        VqtoolError: it cannot be read, or is a terminal.
-    """
-    if str(source) == "-":
-        if sys.stdin.isatty():
-            raise VqtoolError("standard input is a terminal: name a file, or pipe one in")
-        yield sys.stdin.buffer, "standard input"
-        return
-    try:
-        stream = Path(source).open("rb")  # noqa: SIM115 (closed below; only the opening may fail here)
-    except OSError as error:
-        raise VqtoolError(f"{source}: cannot be read: {error.strerror}") from error
-    with stream:
-        yield stream, str(source)
-
-
 def takes_one_file(output: BinaryIO) -> bool:
     """Whether an open output is a regular file at its beginning, not opened for appending.
 
@@ -201,11 +151,6 @@ def takes_one_file(output: BinaryIO) -> bool:
         return False
     appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
     return not appends and os.lseek(descriptor, 0, os.SEEK_CUR) == 0
-
-
-def is_file(stream: BinaryIO) -> bool:
-    """Whether an input is a file on disk that was opened by name, so that it can be opened again."""
-    return stream is not sys.stdin.buffer and stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
 
 
 def is_one_file(stream: BinaryIO, name: str) -> bool:

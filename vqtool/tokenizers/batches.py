@@ -142,7 +142,7 @@ def _not_done(items: Sequence[ImageItem], journal: Journal) -> tuple[Sequence[Im
         if position == len(items):
             raise MismatchError(
                 f"{journal.path}: grid {number} is of an image {id!r}, which is not among the inputs in that place: "
-                "resume with what the run was started with, or start anew with --force"
+                "resume with what the run was started with, or start anew with `force`"
             )
         position += 1
     return items[position:], passed
@@ -160,7 +160,7 @@ def _skip_again(items: Sequence[ImageItem], image_size: tuple[int, int], skip: O
         except VqtoolError as error:
             skip(item, error)
         else:
-            raise MismatchError(f"{item.location}: was left out before and can be read now: start anew with --force")
+            raise MismatchError(f"{item.location}: was left out before and can be read now: start anew with `force`")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from vqtool import artifacts
 from vqtool.errors import FormatError
 from vqtool.grids import GridBatch, GridReader, open_grids
-from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES, describe_bytes, is_file, open_input
+from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
+from vqtool.inputs import describe_bytes, is_file, open_input
 
 GRIDS = "token grids"
 
