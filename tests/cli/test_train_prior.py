@@ -156,7 +156,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(folder, vqtool):
     assert 0 < step < 400
     other = vqtool(*arguments, "--resume", "--kernel", "absorbing")
     assert other.code == 1
-    assert "kernel" in error_lines(other.err)[0]
+    assert "--kernel was mask-replace when the run began" in error_lines(other.err)[0]
 
 
 def test_a_finished_run_can_be_resumed_without_doing_anything(folder, vqtool):
@@ -166,6 +166,38 @@ def test_a_finished_run_can_be_resumed_without_doing_anything(folder, vqtool):
     assert result.code == 0, result.err
     assert "resuming a run of 3 steps" in result.err
     assert load_prior("prior.safetensors").fingerprint == before
+
+
+def test_resume_auto_begins_a_run_and_goes_on_with_one(folder, vqtool):
+    first = vqtool("train-prior", *SHORT, "--resume", "auto")
+    assert first.code == 0, first.err
+    assert "resuming" not in first.err
+    second = vqtool("train-prior", *SHORT, "--resume", "auto")
+    assert second.code == 0, second.err
+    assert "resuming a run of 3 steps" in second.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--steps", 4), "--steps was 3 when the run began, now it is 4"),
+        (("--minutes", 1), "--minutes does not go with --resume: the run was begun with 3 steps"),
+        (("--seed", 1), "--seed was 0 when the run began, now it is 1"),
+        (("-b", 2), "--batch-size was 4 when the run began, now it is 2"),
+        (("--size", "small"), "--size is not what the run began with"),
+        (("--kernel", "absorbing"), "--kernel was mask-replace when the run began, now it is absorbing"),
+        (("--mask-weights", "1,0.5"), "--mask-weights was [1.0, 1.0] when the run began, now it is [1.0, 0.5]"),
+        (("--cond-dropout", 0.2), "--cond-dropout was 0.1 when the run began, now it is 0.2"),
+        (("other.h5",), "not the grids that the run began with"),
+    ],
+)
+def test_a_flag_that_a_run_did_not_begin_with_is_refused_by_its_name(folder, vqtool, tokenizer_path, more, message):
+    assert vqtool("train-prior", *SHORT, "--preview-every", 0).code == 0
+    write_grids("other.h5", tokenizer_path, num=9)
+    given = SHORT[2:] if more[0] in ("--steps", "--minutes") else SHORT
+    result = vqtool("train-prior", *given, "--resume", *more)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
 
 
 def test_minutes_become_steps(folder, vqtool):

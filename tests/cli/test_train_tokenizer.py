@@ -370,6 +370,8 @@ def test_the_networks_of_the_flag_are_those_that_there_are():
 def test_the_length_of_a_run_is_announced_with_its_time(caplog, steps, minutes, expected, announced):
     run = runs.RunOptions(steps=steps, minutes=minutes)
     with caplog.at_level("INFO", "vqtool"):
-        found = runs.choose_steps(run, resume_from=None, default=lambda seconds: 20_000, step_seconds=lambda: 0.5)
+        found = runs.choose_steps(
+            run, runs.RunFiles(Path("t")), default=lambda seconds: 20_000, step_seconds=lambda: 0.5
+        )
     assert found == expected
     assert caplog.messages == [announced]

@@ -32,6 +32,15 @@ def advanced(panel: str) -> str:
 class Command(TyperCommand):
     """A command whose help begins with the flags of every day; description and examples come last."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the arguments apart; --resume has no value but in `--resume auto`, which stands for a hidden option."""
+        end = args.index("--") if "--" in args else len(args)
+        if any(parameter.name == "resume_auto" for parameter in self.params):
+            for place in range(end - 2, -1, -1):
+                if args[place : place + 2] == ["--resume", "auto"]:
+                    args[place : place + 2] = ["--resume-auto=auto"]
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         shown = copy(self)

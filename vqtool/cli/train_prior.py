@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.console import echo, progress
+from vqtool.cli.console import progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, LENGTH, MACHINE, METHOD, NETWORK, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
-from vqtool.cli.training import Resume, Seed
+from vqtool.cli.training import Resume, ResumeAuto, Seed
 
 OPTIONS = (
     FlagGroup.of_file("training/building.py", "ConditionOptions", panel=INPUT_OUTPUT)
@@ -39,6 +39,7 @@ def train_prior(
     ] = None,
     seed: Seed = 0,
     resume: Resume = False,
+    resume_auto: ResumeAuto = None,
     force: Force = False,
 ) -> None:
     """Train a discrete diffusion prior on token grids.
@@ -53,9 +54,15 @@ def train_prior(
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
     """
-    from vqtool.training import prior, runs
+    from vqtool.training.prior import train_prior
 
-    made = prior.train_prior(
-        grids, output, tokenizer=tokenizer, seed=seed, resume=resume, force=force, progress=progress, **options
+    train_prior(
+        grids,
+        output,
+        tokenizer=tokenizer,
+        seed=seed,
+        resume=resume_auto or resume,
+        force=force,
+        progress=progress,
+        **options,
     )
-    echo(f"wrote {output}: prior {made.fingerprint}; {runs.RunFiles(output).describe()}")

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.console import echo, progress
+from vqtool.cli.console import progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import NETWORK
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, Images, Strict
-from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, Seed, Size
+from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, ResumeAuto, Seed, Size
 
 OPTIONS = (
     FlagGroup.of_file("training/tokenizer.py", "NetworkOptions", panel=NETWORK)
@@ -34,6 +34,7 @@ def train_tokenizer(
     seed: Seed = 0,
     half: Half = False,
     resume: Resume = False,
+    resume_auto: ResumeAuto = None,
     strict: Strict = False,
     force: Force = False,
 ) -> None:
@@ -52,12 +53,11 @@ def train_tokenizer(
 
         vqtool train-tokenizer imgs/ --from builtin --minutes 30 -o mine.safetensors
     """
-    from vqtool.training import runs, tokenizer
+    from vqtool.training.tokenizer import train_tokenizer
 
     skipped = Skipped(strict, output)
-    made = tokenizer.train_tokenizer(
-        images, output, size=size, from_=from_, half=half, seed=seed, resume=resume, force=force,
+    train_tokenizer(
+        images, output, size=size, from_=from_, half=half, seed=seed, resume=resume_auto or resume, force=force,
         on_error=skipped.on_error, progress=progress, **options,
     )  # fmt: skip
-    echo(f"wrote {output}: tokenizer {made.fingerprint}; {runs.RunFiles(output).describe()}")
     skipped.finish()

@@ -15,7 +15,17 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
 )
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with an interrupted run, exactly.", rich_help_panel=advanced(LENGTH))
+    bool,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Go on with an interrupted run, exactly; auto: if there is one.",
+        rich_help_panel=advanced(LENGTH),
+    ),
+]
+ResumeAuto = Annotated[
+    str | None,
+    typer.Option("--resume-auto", hidden=True, help="What --resume auto stands for."),
 ]
 Seed = Annotated[
     int,

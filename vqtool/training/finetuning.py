@@ -34,7 +34,7 @@ def finetune_tokenizer(
     size: int | str | tuple[int, int] = 64,
     half: bool = False,
     seed: int = 0,
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
     progress: Progress = silent,
@@ -51,7 +51,7 @@ def finetune_tokenizer(
         size: pixels to learn from: 64, (48, 80) or "48x80" (height first).
         half: store weights as float16, as they are if the tokenizer's were.
         seed: of all noise.
-        resume: go on with an interrupted run, exactly.
+        resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
         on_error: told of a bad image, which is left out; None raises.
         progress: shows images that are read, and steps.
@@ -66,14 +66,13 @@ def finetune_tokenizer(
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
     loss, judge, augmentation, run = split_options(options)
-    files = RunFiles(Path(output))
-    files.check(resume=resume, force=force)
+    files = RunFiles.open(output, resume=resume, force=force)
     old = load_tokenizer(tokenizer)
     model = build_model(load_tokenizer(tokenizer), seed, learn_codes=not keep_codes, discriminator=judge)
     lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATE, seed=seed)
     return learn(
         model, images, files, lesson, step="codebook finetune", parent=old, half=half or old.half_precision,
-        resume=resume, on_error=on_error, progress=progress, report=report,
+        on_error=on_error, progress=progress, report=report,
     )  # fmt: skip
 
 

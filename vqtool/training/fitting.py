@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class TokenizerRunOptions(RunOptions):
     """How long a run is."""
 
-    batch_size: int = option(32, "Images a step.", minimum=1, flag="-b")
+    batch_size: int = option(32, "Images a step.", minimum=1, flag="-b", advanced=True)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,6 @@ def learn(
     step: str,
     parent: Tokenizer | None,
     half: bool,
-    resume: bool,
     on_error: OnError | None,
     progress: Progress,
     report: Report | None,
@@ -170,7 +169,6 @@ def learn(
         step: the command's name, for the history.
         parent: the tokenizer that it was before.
         half: store weights as float16.
-        resume: go on with an interrupted run.
         on_error: told of a bad image, which is left out; None raises.
         progress: shows images that are read, and steps.
         report: is told (step, metrics).
@@ -190,11 +188,11 @@ def learn(
     def draw(now: Tokenizer, number: int) -> None:
         write_preview(now, pixels, files.preview, size=size)
 
-    objective = build(_choose_run(model, lesson, build, len(pixels), files.state if resume else None))
+    objective = build(_choose_run(model, lesson, build, len(pixels), files))
     parents = {} if parent is None else {"tokenizer": parent.fingerprint}
     digests = {"images": data.digest(pixels), **parents}
     made, summary = fit(
-        model, objective, state_path=files.state, log_path=files.log, data=digests, resume=resume, preview=draw,
+        model, objective, state_path=files.state, log_path=files.log, data=digests, resume=files.resume, preview=draw,
         report=report, progress=progress,
     )  # fmt: skip
     if not distributed.is_main_process():
@@ -205,6 +203,7 @@ def learn(
     header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
     made.fingerprint, made.location = header.fingerprint, str(files.output)
     draw(made, objective.run.num_steps)
+    files.tell(f"tokenizer {made.fingerprint}")
     return made
 
 
@@ -224,7 +223,7 @@ def _choose_run(
     lesson: Lesson,
     build: Callable[[LoopConfig], TokenizerObjective],
     num_images: int,
-    resume_from: Path | None,
+    files: RunFiles,
 ) -> LoopConfig:
     """How the run goes: how long, if it is not said, by timing a few steps."""
     run = lesson.run
@@ -234,7 +233,7 @@ def _choose_run(
         config = replace(config, betas=ADVERSARIAL_BETAS)
     num_steps = choose_steps(
         run,
-        resume_from=resume_from,
+        files,
         default=lambda seconds: max(MIN_STEPS, DEFAULT_EPOCHS * num_images // run.batch_size),
         step_seconds=lambda: loop.measure_step_seconds(model, build(config), num_items=num_images, config=config),
     )

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqtool import artifacts, distributed, rng
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import VqtoolError
 from vqtool.progress import Progress, silent
+from vqtool.training._identity import check_identity, read_config
 from vqtool.training._log import RunLog
 from vqtool.training._signals import interruptible
 
@@ -167,7 +168,7 @@ class _Run:
         if not path.exists():
             raise VqtoolError(f"{path}: nothing to resume from: the file does not exist; start without `resume`")
         header, tensors = artifacts.load(path, STATE_KIND)
-        _check_identity(path, header.config, json.loads(json.dumps(identity)))
+        check_identity(path, read_config(path), json.loads(json.dumps(identity)))
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -336,31 +337,6 @@ _FIXED = {
         )
     },
 }  # fmt: skip
-
-
-def _check_identity(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise unless a run began with the data and settings that are wanted now.
-
-    Raises:
-        MismatchError: it did not.
-    """
-    if begun.keys() != wanted.keys():
-        raise MismatchError(f"{path}: the state of an earlier version of vqtool: start anew without `resume`")
-    remedy = "resume with the settings and data of the start, or start anew without `resume`"
-    for name in sorted({*begun["data"], *wanted["data"]}):
-        if begun["data"].get(name) != wanted["data"].get(name):
-            raise MismatchError(f"{path}: not the {name} that the run began with: {remedy}")
-    old, new = begun["settings"], wanted["settings"]
-    for name in sorted({*old, *new}, key=lambda name: (name not in old or name not in new, name)):
-        before, now = old.get(name), new.get(name)
-        if before != now:
-            short = _is_short(before) and _is_short(now)
-            was = f"was {before} when the run began, now it is {now}" if short else "is not what the run began with"
-            raise MismatchError(f"{path}: `{name}` {was}: {remedy}")
-
-
-def _is_short(value: Any) -> bool:
-    return not isinstance(value, dict) and len(str(value)) < 60
 
 
 def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:

@@ -38,6 +38,8 @@ from vqtool.training.runs import RunFiles, RunOptions, choose_steps
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out
 PREVIEW_SAMPLES = 16
+# What a network's config has of the grids and not of its size.
+OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _log = logging.getLogger(__name__)
 class PriorRunOptions(RunOptions):
     """How long a run is, and which weights it leaves."""
 
-    batch_size: int = option(64, "Grids a step.", minimum=1, flag="-b")
+    batch_size: int = option(64, "Grids a step.", minimum=1, flag="-b", advanced=True)
     keep: str = option(
         "last", "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
         advanced=True,
@@ -67,7 +69,7 @@ def train_prior(
     *,
     tokenizer: str | None = None,
     seed: int = 0,
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     progress: Progress = silent,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -83,7 +85,7 @@ def train_prior(
         output: file to write.
         tokenizer: draws the previews: a file or "builtin"; None for the one that the grids name.
         seed: of all noise.
-        resume: go on with an interrupted run, exactly.
+        resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
         progress: shows the steps.
         report: is told (step, metrics) after each step.
@@ -100,8 +102,7 @@ def train_prior(
     diffusion, loss, network, condition, run, machine = distribute(
         options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, PriorRunOptions, MachineOptions
     )
-    files = RunFiles(Path(output))
-    files.check(resume=resume, force=force)
+    files = RunFiles.open(output, resume=resume, force=force)
     header, batch = _read(grids)
     conditioner = condition.build(batch, network.denoiser)
     kernel = diffusion.build(header.codebook_size)
@@ -118,12 +119,12 @@ def train_prior(
     plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine)
     num_steps = choose_steps(
         run,
-        resume_from=files.state if resume else None,
+        files,
         default=lambda seconds: choose_num_steps(len(data), run.batch_size, seconds),
         step_seconds=lambda: measure_step_seconds(prior, data, loss, plan(1)),
     )
     trained = fit(
-        prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=resume,
+        prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=files.resume,
         held_out=held_out, keep_best=run.keep == "best", preview=preview, report=report, progress=progress,
     )  # fmt: skip
     if not distributed.is_main_process():
@@ -132,6 +133,7 @@ def train_prior(
     record = history_record("train-prior", inputs=inputs, seed=seed)
     saved = replace(trained, history=(*header.history, record)).save(files.output, force=True)
     preview(saved, num_steps)
+    files.tell(f"prior {saved.fingerprint}")
     return saved
 
 
@@ -261,17 +263,18 @@ def fit(
     if held_out is not None:
         measure = partial(validate, prior=prior, data=held_out, seed=run.seed)
         validation = Validation("validation_bound", measure, VALIDATION_STEPS, keep_best)
-    kernel = prior.kernel
+    kernel, network = prior.kernel, asdict(prior.denoiser.config)
     settings = {
         "keep": "best" if keep_best else "last",
         "kernel": kernel.name,
         "schedule": kernel.schedule,
         "diffusion_steps": kernel.num_steps,
         "denoiser": prior.denoiser_name,
-        "size": asdict(prior.denoiser.config),
+        "size": {name: value for name, value in network.items() if name not in OF_THE_GRIDS},
         "rule": prior.rule,
         "parameterisation": prior.parameterisation,
-        "condition": prior.conditioner.config(),
+        "condition": prior.conditioner.kind,
+        "vocabulary": prior.conditioner.config().get("vocabulary"),
         **asdict(loss),
     }
     result = loop.run(
@@ -281,7 +284,7 @@ def fit(
         config=run,
         state_path=state_path,
         log_path=log_path,
-        data={"grids": data.digest()},
+        data={"grids": f"{data.digest()}, {kernel.codebook_size} codes"},
         settings=settings,
         resume=resume,
         memory=objective.history,

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqtool.artifacts import read_header, refuse_existing
+from vqtool.artifacts import refuse_existing
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
+from vqtool.training._identity import read_config
 
 SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
 
@@ -36,6 +37,34 @@ class RunFiles:
     """The files of a training run, all beside its output and with the whole of its name."""
 
     output: Path
+    resume: bool = False  # whether a run goes on that is there
+    short: bool = False  # files of versions before 0.3, which cut off whatever follows a dot
+
+    @classmethod
+    def open(cls, output: str | Path, *, resume: bool | str, force: bool) -> "RunFiles":
+        """The files of a run that is to begin or to go on; refuses early what cannot be.
+
+        Args:
+            output: of the run.
+            resume: go on with an interrupted run; "auto": if there is one.
+            force: overwrite an earlier result or run.
+
+        Raises:
+            VqtoolError: a result or an interrupted run would be overwritten, or there is none to go on with.
+        """
+        if resume not in (True, False, "auto"):
+            raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
+        files = cls(Path(output))
+        before = next((each for each in (files, replace(files, short=True)) if each.state.exists()), None)
+        if resume and before is not None:
+            refuse_existing(files.output, force=True)
+            return replace(before, resume=True)
+        refuse_existing(files.output, force=force)
+        if files.state.exists() and not force:
+            raise VqtoolError(f"{files.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
+        if resume is True:
+            raise VqtoolError(f"{files.state}: no earlier run is there to go on with: start without `resume`")
+        return files
 
     @property
     def state(self) -> Path:
@@ -53,41 +82,32 @@ class RunFiles:
         return self._beside(".preview.png")
 
     def _beside(self, suffix: str) -> Path:
+        if self.short:
+            return self.output.with_suffix(suffix)
         return self.output.with_name(self.output.name.removesuffix(SUFFIX) + suffix)
 
-    def describe(self) -> str:
-        """Those of them that a person may want to look at, in words."""
-        return f"{f'preview {self.preview}, ' if self.preview.exists() else ''}log {self.log}"
-
-    def check(self, *, resume: bool, force: bool) -> None:
-        """Refuse early to overwrite a result or an interrupted run that could be resumed, or to resume nothing.
-
-        Raises:
-            VqtoolError: a file is in the way, or missing.
-        """
-        refuse_existing(self.output, force=force or resume)
-        if self.state.exists() and not (resume or force):
-            raise VqtoolError(f"{self.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
-        if resume and not self.state.exists():
-            raise VqtoolError(f"{self.state}: no earlier run is there to go on with: start without `resume`")
+    def tell(self, made: str) -> None:
+        """Log what was written."""
+        drawn = f"preview {self.preview}, " if self.preview.exists() else ""
+        _log.info("wrote %s: %s; %slog %s", self.output, made, drawn, self.log)
 
 
 def choose_steps(
-    run: RunOptions, *, resume_from: Path | None, default: Callable[[float], int], step_seconds: Callable[[], float]
+    run: RunOptions, files: RunFiles, *, default: Callable[[float], int], step_seconds: Callable[[], float]
 ) -> int:
     """How many steps to train; logs it with the time they take.
 
     Args:
         run: what is asked for.
-        resume_from: state file whose length is kept where nothing is asked for.
+        files: of the run; where one goes on, its length is kept if nothing is asked for.
         default: steps of the seconds that one takes, where nothing is asked for.
         step_seconds: times a step.
 
     Raises:
         VqtoolError: a resumed run is to take so many minutes.
     """
-    if resume_from is not None:
-        kept = int(read_header(resume_from).config["settings"]["steps"])
+    if files.resume:
+        kept = int(read_config(files.state)["settings"]["steps"])
         if run.minutes is not None:
             raise VqtoolError(f"`minutes` does not go with `resume`: the run was begun with {kept} steps")
         _log.info("resuming a run of %d steps", kept)

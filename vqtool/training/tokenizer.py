@@ -47,7 +47,7 @@ def train_tokenizer(
     from_: str | Path | None = None,
     half: bool = False,
     seed: int = 0,
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
     progress: Progress = silent,
@@ -63,7 +63,7 @@ def train_tokenizer(
         from_: a tokenizer, a file or "builtin", whose networks and codes training begins with.
         half: store weights as float16.
         seed: of all noise.
-        resume: go on with an interrupted run, exactly.
+        resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
         on_error: told of a bad image, which is left out; None raises.
         progress: shows images that are read, and steps.
@@ -78,13 +78,12 @@ def train_tokenizer(
         VqtoolError: files are missing or in the way, or options do not go together.
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    files = RunFiles(Path(output))
     codes = {name: value for name, value in options.items() if name in quantizers.all_option_names()}
     rest = {name: value for name, value in options.items() if name not in codes}
     (network,) = distribute({n: rest.pop(n) for n in ("network", "quantizer") if n in rest}, NetworkOptions)
     loss, judge, augmentation, run = split_options(rest)
     start = _load_start(from_, {"network": network.network, **codes})
-    files.check(resume=resume, force=force)
+    files = RunFiles.open(output, resume=resume, force=force)
     quantizer = network.quantizer or ("cosine" if start is not None and start.lookup == "cosine" else "ema")
     base = SIZES[network.network or DEFAULT_NETWORK] if start is None else start.config
     config, codes = _choose_codes(base, quantizer, codes, start)
@@ -100,7 +99,7 @@ def train_tokenizer(
     )
     lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
     return learn(
-        model, images, files, lesson, step="train-tokenizer", parent=start, half=half, resume=resume,
+        model, images, files, lesson, step="train-tokenizer", parent=start, half=half,
         on_error=on_error, progress=progress, report=report,
     )  # fmt: skip
 

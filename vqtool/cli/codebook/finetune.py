@@ -10,7 +10,7 @@ from vqtool.cli.help import METHOD
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, Images, Strict
-from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, Seed, Size
+from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, ResumeAuto, Seed, Size
 
 
 @command
@@ -28,6 +28,7 @@ def finetune(
     seed: Seed = 0,
     half: Half = False,
     resume: Resume = False,
+    resume_auto: ResumeAuto = None,
     strict: Strict = False,
     force: Force = False,
 ) -> None:
@@ -42,14 +43,13 @@ def finetune(
 
         vqtool codebook finetune builtin imgs/ --keep-codes --perceptual efficientnet-lite0 -o mine.safetensors
     """
-    from vqtool.training import finetuning, runs
+    from vqtool.training.finetuning import finetune_tokenizer
 
     skipped = Skipped(strict, output)
-    made = finetuning.finetune_tokenizer(
-        tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, resume=resume, force=force,
-        on_error=skipped.on_error, progress=progress, **options,
+    finetune_tokenizer(
+        tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, force=force,
+        resume=resume_auto or resume, on_error=skipped.on_error, progress=progress, **options,
     )  # fmt: skip
-    echo(f"wrote {output}: tokenizer {made.fingerprint}; {runs.RunFiles(output).describe()}")
     sources = " ".join(map(str, images))
     echo(f"to use it, encode again: vqtool encode {sources} --size {size} -t {output} -o tok.h5 --force")
     why = "since tokens are what they were" if keep_codes else "without the images"

@@ -1,0 +1,69 @@
+"""What training runs leave beside their output, and how they begin or go on."""
+
+from pathlib import Path
+
+import pytest
+
+from vqtool import artifacts
+from vqtool.errors import MismatchError, VqtoolError
+from vqtool.training.runs import RunFiles, RunOptions, choose_steps
+
+
+def save_state(path, steps=7):
+    config = {"data": {}, "settings": {"steps": steps}}
+    artifacts.save(path, kind="training-state", config=config, tensors={}, force=True)
+
+
+def test_side_files_carry_the_whole_name_of_the_output():
+    names = [
+        RunFiles(Path(name)).state.name for name in ("lr0.01", "lr0.001", "lr0.01.safetensors", "lr0.001.safetensors")
+    ]
+    assert names == ["lr0.01.state.safetensors", "lr0.001.state.safetensors"] * 2
+    files = RunFiles(Path("out/a.b.safetensors"))
+    assert (files.log, files.preview) == (Path("out/a.b.log.jsonl"), Path("out/a.b.preview.png"))
+
+
+def test_a_run_whose_files_have_the_names_of_earlier_versions_goes_on_under_them(tmp_path):
+    save_state(tmp_path / "lr0.state.safetensors")
+    files = RunFiles.open(tmp_path / "lr0.01", resume=True, force=False)
+    assert (files.state.name, files.log.name, files.preview.name) == (
+        "lr0.state.safetensors", "lr0.log.jsonl", "lr0.preview.png",
+    )  # fmt: skip
+    save_state(tmp_path / "lr0.01.state.safetensors")
+    files = RunFiles.open(tmp_path / "lr0.01", resume=True, force=False)
+    assert files.state.name == "lr0.01.state.safetensors"
+
+
+def test_auto_goes_on_where_there_is_a_run_and_begins_where_there_is_none(tmp_path):
+    output = tmp_path / "p.safetensors"
+    assert not RunFiles.open(output, resume="auto", force=False).resume
+    with pytest.raises(VqtoolError, match=r"p\.state\.safetensors: no earlier run is there to go on with"):
+        RunFiles.open(output, resume=True, force=False)
+    save_state(tmp_path / "p.state.safetensors")
+    with pytest.raises(VqtoolError, match="an earlier run is there: `resume` goes on with it, `force` starts anew"):
+        RunFiles.open(output, resume=False, force=False)
+    for resume in (True, "auto"):
+        assert RunFiles.open(output, resume=resume, force=False).resume
+    assert not RunFiles.open(output, resume=False, force=True).resume
+    with pytest.raises(VqtoolError, match="`resume` perhaps: True, False or auto is expected"):
+        RunFiles.open(output, resume="perhaps", force=False)
+
+
+def test_a_run_that_goes_on_keeps_its_length_and_is_not_given_minutes(tmp_path):
+    save_state(tmp_path / "p.state.safetensors", steps=70)
+    files = RunFiles.open(tmp_path / "p.safetensors", resume=True, force=False)
+
+    def never(*_):
+        pytest.fail("no step has to be timed")
+
+    assert choose_steps(RunOptions(), files, default=never, step_seconds=never) == 70
+    assert choose_steps(RunOptions(steps=9), files, default=never, step_seconds=never) == 9  # which the loop refuses
+    with pytest.raises(VqtoolError, match="`minutes` does not go with `resume`: the run was begun with 70 steps"):
+        choose_steps(RunOptions(minutes=1), files, default=never, step_seconds=never)
+
+
+def test_the_state_of_an_earlier_version_is_told_as_that(tmp_path):
+    artifacts.save(tmp_path / "p.state.safetensors", kind="training-state", config={"loop.num_steps": 3}, tensors={})
+    files = RunFiles.open(tmp_path / "p.safetensors", resume=True, force=False)
+    with pytest.raises(MismatchError, match=r"p\.state\.safetensors: the state of an earlier version of vqtool"):
+        choose_steps(RunOptions(), files, default=int, step_seconds=float)
