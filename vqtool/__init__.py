@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from vqtool.images.writer import save_images
     from vqtool.metrics.evaluation import evaluate
     from vqtool.priors import Prior, load_prior
-    from vqtool.samplers import sample
+    from vqtool.samplers import condition, sample
+    from vqtool.samplers.editing import edit, edit_to_file
+    from vqtool.samplers.runs import sample_to_file
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
     from vqtool.tokenizers.batches import decode, encode
 
@@ -29,12 +31,16 @@ _LAZY = {
     "metrics": "vqtool.metrics",
     "posterior": "vqtool.diffusion.posterior",
     "Prior": "vqtool.priors",
+    "condition": "vqtool.samplers",
     "decode": "vqtool.tokenizers.batches",
+    "edit": "vqtool.samplers.editing",
+    "edit_to_file": "vqtool.samplers.editing",
     "encode": "vqtool.tokenizers.batches",
     "finetune_tokenizer": "vqtool.training.finetuning",
     "load_prior": "vqtool.priors",
     "read_images": "vqtool.images.reader",
     "sample": "vqtool.samplers",
+    "sample_to_file": "vqtool.samplers.runs",
     "save_images": "vqtool.images.writer",
     "Tokenizer": "vqtool.tokenizers",
     "load_tokenizer": "vqtool.tokenizers",
@@ -50,7 +56,10 @@ __all__ = [
     "Tokenizer",
     "VqtoolError",
     "__version__",
+    "condition",
     "decode",
+    "edit",
+    "edit_to_file",
     "encode",
     "evaluate",
     "finetune_tokenizer",
@@ -61,6 +70,7 @@ __all__ = [
     "posterior",
     "read_images",
     "sample",
+    "sample_to_file",
     "save_images",
     "tokenizer_of",
     "train_prior",

@@ -4,7 +4,7 @@ What a strategy can be told stands in its own file and nowhere else:
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Checked):
-        steps: int | None = option(None, "Denoiser calls.", shown="64", minimum=1)
+        steps: int | None = option(None, "Denoiser calls.", usual=64)
         purity_weight: float = option(1.0, "Sharpening of tokens; 0 is none.", minimum=0)
         purity_form: str = option("code", "Which formula sharpens.", choices=("code", "paper"))
 
@@ -21,6 +21,7 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ class Option:
 
     default: Any
     help: str
-    shown: str = ""  # the default as people read it, where the value does not say it
+    usual: Any = None  # what a default of None stands for, as far as it is possible
+    shown: str = ""  # the default as people read it, where no value says it
     minimum: float | None = None
     above: float | None = None  # values have to be larger than this
     maximum: float | None = None
+    rising: bool = False  # whether it is two numbers, the first below the second
     choices: tuple[str, ...] | str = ()  # or where they stand: "FILE:CONSTANT", a tuple or the keys of dicts
     flag: str = ""  # a second flag, such as "--top-p" or "-K"
     listed: bool = True  # whether the help lists all choices
@@ -54,13 +57,12 @@ class Option:
     @property
     def default_text(self) -> str:
         """The default as `--help` shows it; empty if there is none."""
-        if self.shown or self.default is None:
+        value = self.usual if self.default is None else self.default
+        if self.shown or value is None:
             return self.shown
-        if isinstance(self.default, tuple):
-            return ",".join(f"{part:g}" for part in self.default)
-        if isinstance(self.default, bool):
-            return "yes" if self.default else "no"
-        return f"{self.default:g}" if isinstance(self.default, int | float) else str(self.default)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return _number_text(value)
 
     def check(self, value: Any) -> None:
         """Raise unless a value is possible; None stands for an option that is not given.
@@ -68,11 +70,14 @@ class Option:
         Raises:
             VqtoolError: it is not.
         """
-        if value is None:
+        if value is None and (self.default is None or self.type.endswith("| None")):
             return
+        self._check_type(value)
         if self.choices and value not in self.known:
             raise VqtoolError(f"`{self.name}` {value}: unknown; known are {', '.join(self.known)}")
-        numbers = value if isinstance(value, tuple) else (value,)
+        if self.rising and not (len(value) == 2 and value[0] < value[1]):
+            raise VqtoolError(f"`{self.name}` {_number_text(value)}: two rising numbers are expected, as in 0.2,0.8")
+        numbers = value if isinstance(value, tuple | list) else (value,)
         for number in numbers if self._has_range else ():
             if not (
                 (self.minimum is None or number >= self.minimum)
@@ -80,6 +85,14 @@ class Option:
                 and (number < float("inf") if self.maximum is None else number <= self.maximum)
             ):
                 raise VqtoolError(f"`{self.name}` {number:g}: must be {self._range}")
+
+    def _check_type(self, value: Any) -> None:
+        """Raise VqtoolError unless a value is of the written type; types other than these are not checked."""
+        kinds = self.type.split(" | ")
+        names = [_TYPES[kind] for kind in kinds if kind in _TYPES]
+        if len(names) < len([kind for kind in kinds if kind != "None"]) or any(_is_a(kind, value) for kind in kinds):
+            return
+        raise VqtoolError(f"`{self.name}` {value!r}: {' or '.join(names)} is expected")
 
     @property
     def _has_range(self) -> bool:
@@ -95,6 +108,33 @@ class Option:
         if self.maximum is not None:
             limits.append(f"at most {self.maximum:g}")
         return " and ".join(limits)
+
+
+_TYPES = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[float, float]": "a list of two numbers",
+}
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    if kind.startswith("tuple["):
+        return isinstance(value, tuple | list) and all(
+            _is_a(kind[6:].split(",", maxsplit=1)[0], part) for part in value
+        )
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    return isinstance(value, {"int": Integral, "float": Real, "str": str}.get(kind, ()))
+
+
+def _number_text(value: Any) -> str:
+    """Numbers as people type them: 1.0 -> "1", (0.2, 0.8) -> "0.2,0.8"; other values as they are."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_number_text, value))
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -117,10 +157,15 @@ class Checked:
 def options_of(kind: type[Any]) -> tuple[Option, ...]:
     """The options of a dataclass, in order."""
     return tuple(
-        replace(each.metadata["option"], name=each.name, type=str(each.type))
+        replace(each.metadata["option"], name=each.name, type=_type_text(each.type))
         for each in fields(kind)
         if "option" in each.metadata and each.default is not MISSING
     )
+
+
+def _type_text(annotation: Any) -> str:
+    """An annotation as it is written: "float" of float."""
+    return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
 def distribute(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
@@ -136,6 +181,11 @@ def distribute(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
             f"no options are called {', '.join(unknown)}; there are {', '.join(sorted(set().union(*names)))}"
         )
     return [kind(**{n: given[n] for n in known if n in given}) for kind, known in zip(kinds, names, strict=True)]
+
+
+def usual(options: Any, name: str) -> Any:
+    """What an option that is None stands for."""
+    return next(each.usual for each in options_of(type(options)) if each.name == name)
 
 
 @cache

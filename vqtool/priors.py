@@ -80,6 +80,7 @@ class Prior:
     rule: str = "mixture"  # one of posterior.RULES: the average over x_0 that it was trained with
     text_encoder: TextEncoder | None = None  # turns the tokens of captions into what the denoiser attends to
     fingerprint: str = ""  # of the file; empty before it is saved
+    location: str = ""  # of the file it was loaded from
     history: tuple[dict[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -258,6 +259,7 @@ def load_prior(path: str | Path) -> Prior:
             parameterisation=config["parameterisation"],
             rule=config.get("rule", "mixture"),  # files of version 0.1 do not say it
             fingerprint=header.fingerprint,
+            location=str(path),
             history=header.history,
             summary=header.summary,
         )

@@ -113,9 +113,7 @@ def test_steps_that_a_sampler_cannot_take_are_named_and_the_rest_is_measured(fol
     result = vqtool("compare", "--sampler", "ancestral", "--sampler", "fewer", "--steps", "21", "-n", 2, "--seeds", 0)
     assert result.code == 0
     assert [row["sampler"] for row in json.loads(result.out)["rows"]] == ["fewer"]
-    assert (
-        "left out: ancestral, 21 steps: --steps 21: ancestral sampling of this prior takes 1 to 20 steps" in result.err
-    )
+    assert "left out: ancestral, 21 steps: `steps` 21: this sampler takes 1 to 20 steps" in result.err
 
 
 def test_labels_and_guidance_hold_for_all_and_are_those_of_sampling(folder, vqtool):
@@ -162,7 +160,7 @@ def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out
     (row,) = json.loads(result.out)["rows"]
     assert (row["options"], result.code) == ({"cfg_scale": 3}, 0)
     assert 5 < row["values"]["calls"] < 10
-    assert "left out: fewer cfg_scale=1, 5 steps: --cfg-interval is about guidance" in result.err
+    assert "left out: fewer cfg_scale=1, 5 steps: `cfg_interval` is about guidance" in result.err
 
 
 @pytest.mark.parametrize(
@@ -239,7 +237,7 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--steps", "0"], "--steps 0: at most 64 numbers from 1 on"),
         (["--seeds", "-1"], "--seeds -1"),
         (["--option", "purity-weight"], "--option purity-weight: NAME=VALUE,VALUE"),
-        (["--sampler", "halton", "--option", "kappa=0.5"], "--kappa is not an option of sampler halton; of psi it is"),
+        (["--sampler", "halton", "--option", "kappa=0.5"], "`kappa` is not an option of sampler halton; of psi it is"),
         (["--sampler", "ancestral", "--steps", "21"], "no cell could be measured; the last one: --steps 21"),
         (["--plot", "x.png"], "--plot draws scores, and without --ref there are none"),
         (["--resume"], "--resume goes on with a file"),
@@ -260,8 +258,8 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--label", "bee", "--captions", "missing.txt"], "--label and --captions are given"),
         (["--cfg-interval", "0.2,0.8"], "--cfg-interval is about guidance, and there is none: give --cfg-scale"),
         (["--cfg-scale", "2", "--cfg-interval", "0.2,x"], "--cfg-interval 0.2,x: numbers with commas"),
-        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: known are"),
-        (["--cfg-scale", "2", "--null", "empty"], "--null empty: known are"),
+        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: unknown; known are"),
+        (["--cfg-scale", "2", "--null", "empty"], "--null empty: unknown; known are"),
         (
             ["--cfg-scale", "2", "--null", "learned", "--guide-with", "prior.safetensors"],
             "--null and --guide-with both",

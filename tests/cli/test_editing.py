@@ -98,7 +98,7 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(vqtool, files):
     assert re.search(r"vary: 6 grids in [0-9.]+ s \([0-9.]+ grids/s, [0-9.]+ calls/s\)", text)
     assert re.search(r"wrote 6 pictures to x.h5: 4 network calls a grid, [0-9.]+ s, [0-9.e+]+ grids/s", text)
     text = vqtool("outpaint", "tok.h5", "--left", 2, "--steps", 2, "-o", "y.h5").err
-    assert "grids of 4x8: 2 windows of 4x6 a call" in text
+    assert "grids of 4x8: 2 tiles of 4x6 a call" in text
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "psi", "purity"])
@@ -162,7 +162,7 @@ def test_larger_grids_can_be_stretched_over(vqtool, files):
         (["--overlap", "2"], "--overlap is about grids larger than those of training"),
         (["--trajectory", "x.mp4"], "x.mp4: an animation is a .webp, .gif, .png file"),
         (["--trajectory", "tok.h5"], "tok.h5: an animation is"),
-        (["--trajectory", "x.png", "-o", "x.png"], "--trajectory and -o both name x.png"),
+        (["--trajectory", "x.png", "-o", "x.png"], "--trajectory and --output both name x.png"),
         (["--masked", "--dry-run"], "--masked makes nothing"),
         (["--masked", "--trajectory", "x.gif"], "--masked makes nothing"),
     ],

@@ -55,7 +55,7 @@ def test_variants_do_not_depend_on_the_batches_and_are_what_the_library_draws(vq
         assert np.array_equal(tokens(f"{size}.h5"), tokens("1.h5"))
     given = torch.from_numpy(tokens("tok.h5").repeat(2, axis=0))
     given[:, 1:3, 1:5] = 16  # a half of 6 columns ends inside of cells
-    drawn = samplers.sample(load_prior("prior.safetensors"), 6, sampler="purity", given=given)
+    drawn = samplers.sample(load_prior("prior.safetensors"), 6, sampler="purity", known=given)
     assert np.array_equal(drawn.numpy(), tokens("1.h5"))
 
 
@@ -125,7 +125,7 @@ def test_a_class_or_caption_is_the_pictures_own_unless_another_is_given(vqtool, 
         line = ["inpaint", "tok.h5", "-m", "top-half", "--cfg-scale", 2, "--purity", *flags]
         assert vqtool(*line, "-f", "-o", "x.h5").code == 0
         arguments = {"sampler": "purity", "cfg_scale": 2.0, "condition": prior.conditioner.encode(texts)}
-        drawn = samplers.sample(prior, 3, given=torch.from_numpy(given), **arguments)
+        drawn = samplers.sample(prior, 3, known=torch.from_numpy(given), **arguments)
         assert np.array_equal(drawn.numpy(), tokens("x.h5"))
     assert read_grids("x.h5")[1].captions == ["", "a bee", ""]
     result = vqtool("inpaint", "tok.h5", "-m", "top-half", "--label", "ant", "-o", "y.h5")
@@ -172,10 +172,10 @@ def test_a_mask_that_cannot_be_is_one_line(vqtool, work, mask, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tok.h5", "--feather", "2"], "--feather is about pictures, but -o asks for token grids"),
-        (["imgs", "--feather", "2", "--no-paste", "-o", "new"], "--no-paste leaves that out"),
+        (["tok.h5", "--feather", "2"], "--feather is about pictures, but --output asks for token grids"),
+        (["imgs", "--feather", "2", "--no-paste", "-o", "new"], "--paste is off"),
         (["tok.h5", "--masked", "-n", "2"], "--masked writes one masked grid a picture"),
-        (["tok.h5", "--masked", "-o", "new"], "it goes with -o x.h5"),
+        (["tok.h5", "--masked", "-o", "new"], "it needs an --output like x.h5"),
         (["tok.h5", "--size", "32"], "--size is for images, but tok.h5 holds token grids"),
         (["imgs", "--size", "16"], "makes grids of 2x2, but the prior knows those of 4x6 and no parts of them"),
         (["small.h5"], "makes grids of 4x4, but the prior knows those of 4x6"),

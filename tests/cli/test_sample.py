@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 import vqtool
 from vqtool.cli.main import app
-from vqtool.cli.runs import RunFlags, filmed
+from vqtool.errors import VqtoolWarning
 from vqtool.grids import read_grids
+from vqtool.samplers.runs import animated
 from vqtool.tokenizers import load_tokenizer
 
 APP = app
@@ -184,18 +185,21 @@ def test_a_second_prior_guides_a_prior_without_condition_without_a_warning(folde
         (["--times", "9,x"], "--times 9,x: numbers with commas"),
         (["--times", "9,9"], "--times 9,9: times that fall"),
         (["--kappa", "0.5"], "--kappa is not an option of sampler ancestral; of psi it is"),
-        (["--top-k", "0"], "top-k keeps at least 1 token"),
+        (["--top-k", "0"], "--top-k 0: must be 1 or more"),
         (["--cfg-interval", "0.2,0.8"], "--cfg-interval is about guidance, and there is none: give --cfg-scale"),
-        (["--cfg-scale", "2", "--cfg-interval", "0.8,0.2"], "--cfg-interval 0.8,0.2: two rising shares"),
-        (["--cfg-scale", "2", "--cfg-schedule", "steep"], "--cfg-schedule steep: known are constant, linear, cosine"),
-        (["--cfg-scale", "2", "--null", "empty"], "--null empty: known are learned, zero-shot"),
+        (["--cfg-scale", "2", "--cfg-interval", "0.8,0.2"], "--cfg-interval 0.8,0.2: two rising numbers"),
+        (
+            ["--cfg-scale", "2", "--cfg-schedule", "steep"],
+            "--cfg-schedule steep: unknown; known are constant, linear, cosine",
+        ),
+        (["--cfg-scale", "2", "--null", "empty"], "--null empty: unknown; known are learned, zero-shot"),
         (["--cfg-scale", "2", "--guide-with", "none.safetensors"], "none.safetensors: no such file"),
         (["--purity-weight", "1"], "--purity-weight is not an option of sampler ancestral; of purity it is"),
         (["--label", "ant"], "--label does not go with this prior, which takes no condition"),
         (["--label", "a", "--caption", "b"], "--label and --caption are given"),
         (["--temperature", "0"], "temperature"),
         (["--truncation", "2"], "truncation"),
-        (["--cfg-scale", "nan"], "guidance"),
+        (["--cfg-scale", "nan"], "--cfg-scale nan: must be 0 or more"),
         (["--device", "abacus"], "--device abacus"),
     ],
 )
@@ -256,7 +260,7 @@ def test_larger_grids_say_their_own_size_and_what_they_take(folder):
     assert (header.grid_size, header.image_size) == ((7, 13), (56, 104))
     assert np.array_equal(batch.tokens, vqtool.sample(random_prior(), 2, grid_size=(7, 13), overlap=1, steps=2).numpy())
     assert (header.history[-1]["grid_size"], header.history[-1]["overlap"]) == ([7, 13], 1)
-    assert "grids of 7x13: 6 windows of 4x6 a call" in result.stderr
+    assert "grids of 7x13: 6 tiles of 4x6 a call" in result.stderr
     assert "GB of memory" in result.stderr
     run("--grid", "7x13", "-n", 2, "--steps", 2, "--grid-mode", "stretch", "-o", "y.h5")
     assert not np.array_equal(read_grids("y.h5")[1].tokens, batch.tokens)
@@ -270,7 +274,7 @@ def test_larger_grids_say_their_own_size_and_what_they_take(folder):
         (["--grid", "3x6x9"], "--grid '3x6x9': expected one number or HEIGHTxWIDTH in cells"),
         (["--overlap", "2"], "--overlap is about grids larger than those of training"),
         (["--grid", "8x8", "--overlap", "4"], "share 0 to 3 cells"),
-        (["--grid", "8x8", "--grid-mode", "tiles"], "known are windows, stretch"),
+        (["--grid", "8x8", "--grid-mode", "windows"], "known are tiles, stretch"),
         (["--batch-size", "0"], "--batch-size 0: auto, or a number from 1 on, is expected"),
         (["--batch-size", "all"], "--batch-size all"),
         (["--tokenizer", "builtin"], "--tokenizer is what --trajectory decodes with"),
@@ -316,13 +320,13 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(folder):
 
 def test_a_file_that_can_be_resumed_is_written_in_batches_of_which_little_is_lost(folder):
     arguments = ["-n", 2000, "--steps", 4, "--dry-run"]
-    assert "batches of 63: about" in run(*arguments, "-o", "x.h5").stderr  # 3 groups of 21
+    assert "batches of 63: about" in run(*arguments, "-o", "x.h5").stderr  # 3 microbatches of 21
     assert "batches of 672: about" in run(*arguments).stderr
     assert "batches of 500: about" in run(*arguments, "-b", 500, "-o", "x.h5").stderr
 
 
 @pytest.fixture
-def filmed_folder(folder, tokenizer_path):
+def animated_folder(folder, tokenizer_path):
     """A prior whose tokenizer is there."""
     prior, tokenizer = random_prior(codebook_size=16), load_tokenizer(tokenizer_path)
     grid_spec = replace(
@@ -332,7 +336,7 @@ def filmed_folder(folder, tokenizer_path):
     return folder
 
 
-def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_them(filmed_folder):
+def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_them(animated_folder):
     arguments = ["-n", 3, "--purity", "--steps", 6]
     run(*arguments, "-o", "x.h5")
     result = run(*arguments, "--trajectory", "x.webp", "-o", "y.h5")
@@ -341,12 +345,13 @@ def test_a_trajectory_is_an_animation_of_the_same_samples_and_does_not_change_th
         assert image.n_frames == 7
     assert np.array_equal(read_grids("x.h5")[1].tokens, read_grids("y.h5")[1].tokens)
     run(*arguments, "--trajectory", "z.webp", "-b", 1, "-o", "z.h5")
-    assert (filmed_folder / "z.webp").read_bytes() == (filmed_folder / "x.webp").read_bytes()
+    assert (animated_folder / "z.webp").read_bytes() == (animated_folder / "x.webp").read_bytes()
 
 
-def test_a_film_of_samples_that_were_drawn_before_is_left_out_with_a_warning(folder, tokenizer_path, capsys):
-    flags = RunFlags(trajectory=folder / "x.webp")
-    with filmed(flags, range(3), lambda: load_tokenizer(tokenizer_path)) as observe:
+def test_an_animation_of_samples_that_were_drawn_before_is_left_out_with_a_warning(folder, tokenizer_path):
+    with (
+        pytest.warns(VqtoolWarning, match="x.webp: not written"),
+        animated(folder / "x.webp", range(3), lambda: load_tokenizer(tokenizer_path)) as observe,
+    ):
         assert observe is not None
-    assert "warning: " in capsys.readouterr().err
     assert not (folder / "x.webp").exists()

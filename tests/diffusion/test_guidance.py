@@ -159,15 +159,15 @@ def test_a_truncated_draw_refuses_what_is_no_distribution():
 @pytest.mark.parametrize(
     ("function", "value", "message"),
     [
-        (temper, 0.0, "temperature must be above 0"),
-        (temper, -1.0, "temperature must be above 0"),
-        (temper, math.nan, "temperature must be above 0"),
-        (truncate, 0.0, "truncation rate must lie above 0"),
-        (truncate, 1.1, "truncation rate must lie above 0"),
-        (truncate, math.nan, "truncation rate must lie above 0"),
-        (lambda log_p, value: draw_truncated(log_p, log_p[0], value), 0.0, "truncation rate must lie above 0"),
-        (lambda log_p, value: guide(log_p, log_p, value), -0.1, "guidance scale must be 0 or more"),
-        (lambda log_p, value: guide(log_p, log_p, value), math.inf, "guidance scale must be 0 or more"),
+        (temper, 0.0, "`temperature` .*: must be above 0"),
+        (temper, -1.0, "`temperature` .*: must be above 0"),
+        (temper, math.nan, "`temperature` .*: must be above 0"),
+        (truncate, 0.0, "must be above 0 and at most 1"),
+        (truncate, 1.1, "must be above 0 and at most 1"),
+        (truncate, math.nan, "must be above 0 and at most 1"),
+        (lambda log_p, value: draw_truncated(log_p, log_p[0], value), 0.0, "must be above 0 and at most 1"),
+        (lambda log_p, value: guide(log_p, log_p, value), -0.1, "`cfg_scale` -0.1: must be 0 or more"),
+        (lambda log_p, value: guide(log_p, log_p, value), math.inf, "`cfg_scale` inf: must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(function, value, message):
@@ -388,15 +388,18 @@ def test_the_zero_shot_null_of_features_is_the_empty_caption_and_not_the_learned
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cfg_scale": 2.0, "null": "none"}, "--null none: known are learned, zero-shot"),
-        ({"cfg_scale": 2.0, "cfg_schedule": "steep"}, "--cfg-schedule steep: known are constant, linear, cosine"),
-        ({"cfg_scale": 2.0, "cfg_interval": (0.5, 1.5)}, "--cfg-interval 0.5,1.5: two rising shares of time"),
-        ({"cfg_scale": 2.0, "cfg_interval": (0.5,)}, "--cfg-interval 0.5: two rising"),
-        ({"cfg_interval": (0.5, 1.0)}, "--cfg-interval is about guidance, and there is none"),
-        ({"cfg_schedule": "linear"}, "--cfg-schedule is about guidance"),
-        ({"null": "learned"}, "--null is about guidance"),
-        ({"top_k": 0}, "top-k keeps at least 1 token, is 0"),
-        ({"cfg_scale": -1.0}, "guidance scale must be 0 or more"),
+        ({"cfg_scale": 2.0, "null": "none"}, "`null` none: unknown; known are learned, zero-shot"),
+        (
+            {"cfg_scale": 2.0, "cfg_schedule": "steep"},
+            "`cfg_schedule` steep: unknown; known are constant, linear, cosine",
+        ),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.5, 1.5)}, "`cfg_interval` 1.5: must be at least 0 and at most 1"),
+        ({"cfg_scale": 2.0, "cfg_interval": (0.5,)}, "`cfg_interval` 0.5: two rising"),
+        ({"cfg_interval": (0.5, 1.0)}, "`cfg_interval` is about guidance, and there is none"),
+        ({"cfg_schedule": "linear"}, "`cfg_schedule` is about guidance"),
+        ({"null": "learned"}, "`null` is about guidance"),
+        ({"top_k": 0}, "`top_k` 0: must be 1 or more"),
+        ({"cfg_scale": -1.0}, "`cfg_scale` -1: must be 0 or more"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
@@ -406,11 +409,11 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 
 def test_guiding_away_from_two_things_or_from_a_null_that_is_not_there_is_refused():
     prior = random_prior(kind="class")
-    with pytest.raises(VqtoolError, match="--null and --guide-with both"):
+    with pytest.raises(VqtoolError, match="`null` and `guide_with` both"):
         class_samples(prior, cfg_scale=2.0, null="learned", guide_with=prior)
-    with pytest.raises(VqtoolError, match="--guide-with is about guidance"):
+    with pytest.raises(VqtoolError, match="`guide_with` is about guidance"):
         class_samples(prior, guide_with=prior)
-    with pytest.raises(VqtoolError, match="--null learned: this prior's null conditions are none: it takes no"):
+    with pytest.raises(VqtoolError, match="`null` learned: this prior's null conditions are none: it takes no"):
         vqtool.sample(random_prior(), 2, cfg_scale=2.0, null="learned")
-    with pytest.raises(VqtoolError, match="--null learned: this prior's null conditions are zero-shot"):
+    with pytest.raises(VqtoolError, match="`null` learned: this prior's null conditions are zero-shot"):
         vqtool.sample(text_prior(learned_null=False), 2, cfg_scale=2.0, null="learned")

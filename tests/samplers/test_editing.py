@@ -40,7 +40,7 @@ def numbers(grids):
 
 def goes_with(prior, sampler):
     try:
-        samplers.check(prior, sampler, {})
+        samplers.choose_options(prior, sampler, {})
     except VqtoolError:
         pytest.skip(f"{sampler} is not for {prior.kernel.name}")
 
@@ -66,7 +66,7 @@ def test_given_tokens_are_in_the_result_and_in_all_that_the_denoiser_sees(sample
         return forward(x_t, t, condition, cells)
 
     prior.denoiser.forward = watch
-    drawn = vqtool.sample(prior, 5, sampler=sampler, given=given)
+    drawn = vqtool.sample(prior, 5, sampler=sampler, known=given)
     assert torch.equal(torch.where(given < 11, drawn, 11), given)
     assert int(drawn.max()) < 11
 
@@ -77,7 +77,7 @@ def test_an_edited_sample_depends_on_seed_number_and_its_own_grid_only(sampler, 
     goes_with(prior, sampler)
     given = some_given(9, 11)
     source = torch.randint(0, 11, (9, 4, 6), generator=torch.Generator().manual_seed(1))
-    for edit in ({"given": given}, {"source": source, "strength": 0.5}, {"given": given, "source": source}):
+    for edit in ({"known": given}, {"source": source, "strength": 0.5}, {"known": given, "source": source}):
         whole = vqtool.sample(prior, 9, sampler=sampler, **edit)
         assert torch.equal(vqtool.sample(prior, 9, sampler=sampler, batch_size=4, **edit), whole)
         rows = {name: value[6:8] if isinstance(value, torch.Tensor) else value for name, value in edit.items()}
@@ -89,7 +89,7 @@ def test_nothing_given_and_full_strength_change_nothing_bit_for_bit(sampler, ker
     prior = random_prior(kernel)
     goes_with(prior, sampler)
     plain = vqtool.sample(prior, 3, sampler=sampler)
-    assert torch.equal(vqtool.sample(prior, 3, sampler=sampler, given=torch.full((1, 4, 6), 11)), plain)
+    assert torch.equal(vqtool.sample(prior, 3, sampler=sampler, known=torch.full((1, 4, 6), 11)), plain)
     source = torch.zeros(1, 4, 6, dtype=torch.int64)
     assert torch.equal(vqtool.sample(prior, 3, sampler=sampler, source=source, strength=1.0), plain)
     assert torch.equal(vqtool.sample(prior, 3, sampler=sampler, source=source, strength=0.0), source.expand(3, -1, -1))
@@ -99,7 +99,7 @@ def test_nothing_given_and_full_strength_change_nothing_bit_for_bit(sampler, ker
 @pytest.mark.parametrize("sampler", ["ancestral", "psi"])
 def test_given_tokens_cost_no_further_calls(sampler, kernel):
     prior, given = random_prior(kernel, num_steps=50), some_given(5, 11)
-    (batch,) = samplers.sample_batches(prior, 5, sampler=sampler, steps=20, given=given)
+    (batch,) = samplers.sample_batches(prior, 5, sampler=sampler, steps=20, known=given)
     assert batch.num_calls == 20
 
 
@@ -128,7 +128,7 @@ GIVEN = ([0, 2, 2, 0], [1, 2, 2, 2], [0, 1, 1, 2])
 @pytest.mark.parametrize("given", GIVEN)
 def test_one_cell_a_call_draws_the_unknown_cells_from_their_law_given_the_known(given):
     prior, given = exact_prior(FOUR_CELLS, (2, 2), build("absorbing", 12)), torch.tensor(given)
-    drawn = vqtool.sample(prior, 8192, sampler="fewer", steps=4, given=given.view(1, 2, 2), batch_size=8192)
+    drawn = vqtool.sample(prior, 8192, sampler="fewer", steps=4, known=given.view(1, 2, 2), batch_size=8192)
     check_law(numbers(drawn), conditional(given))
 
 
@@ -150,7 +150,7 @@ def test_vary_starts_from_the_law_of_x_t_given_the_picture(kernel, strength):
     edit = Edit(source=source.expand(300, -1, -1), start=samplers.find_start(prior.kernel, strength))
     walk = Walk(prior, range(300), None, seed=0, grid_size=(8, 8), settings=Settings(), edit=edit)
     for hide in (False, True) if prior.kernel.has_mask else (False,):
-        check_law(walk.begin(hide=hide), start_law(prior.kernel, strength, hide))
+        check_law(walk.begin(mask_lost=hide), start_law(prior.kernel, strength, hide))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -215,5 +215,5 @@ def test_the_sampler_inpaints_with_the_enumerated_law(kernel):
     given, forward = torch.tensor([0, 2, 2, 0]), build(kernel, 12)
     times = torch.linspace(12, 0, 6).round().long().tolist()
     prior = exact_prior(FOUR_CELLS, (2, 2), forward)
-    drawn = vqtool.sample(prior, 8192, steps=5, given=given.view(1, 2, 2), batch_size=8192)
+    drawn = vqtool.sample(prior, 8192, steps=5, known=given.view(1, 2, 2), batch_size=8192)
     check_law(numbers(drawn), shown_law(forward, given, times))

@@ -41,8 +41,8 @@ def test_guidance_by_a_second_prior_is_rehearsed_too():
 
 def test_a_batch_is_as_large_as_useful_and_memory_allows_in_whole_groups():
     prior = random_prior()
-    windows = samplers.cover(prior, (4, 6))
-    assert windows.group_size == 21  # of 512 cells
+    windows = samplers.build_tiling(prior, (4, 6))
+    assert windows.microbatch == 21  # of 512 cells
     assert estimates.find_batch_size(prior, windows, 10_000, 10**12) == 16384 // 24 // 21 * 21
     assert estimates.find_batch_size(prior, windows, 50, 10**12) == 50
     assert estimates.find_batch_size(prior, windows, 10_000, 0) == 21
@@ -53,20 +53,20 @@ def test_a_batch_is_as_large_as_useful_and_memory_allows_in_whole_groups():
     assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=64) == 63
     assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=5) == 21
     assert estimates.find_batch_size(prior, windows, 50, 10**12, most=64) == 50
-    large = samplers.cover(prior, (64, 96))
+    large = samplers.build_tiling(prior, (64, 96))
     assert estimates.find_batch_size(prior, large, 100, 10**12) == 16384 // (64 * 96)
 
 
 def test_a_larger_codebook_canvas_and_batch_take_more_memory():
     small, large = random_prior(), random_prior(codebook_size=509)
-    windows = samplers.cover(small, (4, 6))
+    windows = samplers.build_tiling(small, (4, 6))
     assert estimates.estimate_memory(small, windows, 8) < estimates.estimate_memory(large, windows, 8)
     assert estimates.estimate_memory(small, windows, 8) < estimates.estimate_memory(small, windows, 80)
-    canvas = samplers.cover(small, (40, 60))
+    canvas = samplers.build_tiling(small, (40, 60))
     assert estimates.estimate_memory(small, windows, 8) < estimates.estimate_memory(small, canvas, 8)
 
 
 def test_a_call_is_timed_and_free_memory_found():
     prior = random_prior()
-    assert 0 < estimates.time_call(prior, samplers.cover(prior, (5, 7))) < 10
+    assert 0 < estimates.time_call(prior, samplers.build_tiling(prior, (5, 7))) < 10
     assert estimates.find_free_memory(prior.device) > 10**6

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtool.cli.flags import FlagGroup
+from vqtool.cli.flags import FlagGroup, numbers
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, Strict, TokenizerOption
-from vqtool.cli.sampling import GuidanceFlags, describe, numbers
+from vqtool.cli.sampling import GUIDANCE, text_arguments
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def compare(
     max_images: Annotated[int, typer.Option("--max-images", min=2, help="Of --ref, at most so many.")] = 2048,
     num: Annotated[int, typer.Option("--num", "-n", min=2, help="Pictures for each seed.")] = 256,
     seeds: Annotated[str, typer.Option("--seeds", help="Of all noise; several give error bars.")] = "0,1,2",
-    label: Labels = None,
-    caption: Captions = None,
-    captions: Annotated[
+    labels: Labels = None,
+    captions: Captions = None,
+    captions_file: Annotated[
         Path | None, typer.Option("--captions", help="File of captions or labels. Default: the prior's own examples.")
     ] = None,
-    guidance: GuidanceFlags,
+    guidance: Annotated[dict[str, Any], GUIDANCE],
     metric_options: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     tokenizer: TokenizerOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures drawn at once.")] = 64,
@@ -85,11 +85,11 @@ def compare(
     """
     from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped
-    from vqtool.cli.sample import find_texts
     from vqtool.distributed import choose_device, is_main_process
     from vqtool.metrics.compare import trials
     from vqtool.metrics.compare.file import SweepFile
     from vqtool.priors import load_prior
+    from vqtool.samplers import choose_texts, describe
 
     path = None if str(output) == "-" else output
     told, each = parse_numbers("--steps", steps, least=1), parse_numbers("--seeds", seeds, least=0)
@@ -103,7 +103,7 @@ def compare(
     for note in notes:
         echo(note)
     arguments: dict[str, Any] = {"num": num, "seeds": each, "batch_size": batch_size}
-    texts = find_texts(model.conditioner, label, caption, captions)
+    texts = choose_texts(model, **text_arguments(model, labels, captions, captions_file), notify=echo)
     settings = _choose_settings(model, guidance, cells, options, has_condition=bool(texts))
     about = _describe(model, texts, ref, max_images) | arguments | {"cfg_scale": 1.0, **describe(settings)}
     about |= metric_options
@@ -170,7 +170,7 @@ def _check_files(
 
 def _choose_settings(
     model: "Prior",
-    guidance: GuidanceFlags,
+    guidance: Mapping[str, Any],
     cells: "Sequence[Cell]",
     options: Mapping[str, Sequence[Any]],
     *,
@@ -182,8 +182,9 @@ def _choose_settings(
         VqtoolError: a flag that --option varies too, or that goes with no cell.
     """
     from vqtool.metrics.compare.trials import check_settings
+    from vqtool.samplers import leave_out_guidance, load_second
 
-    settings = guidance.choose(model, has_condition=has_condition)
+    settings = leave_out_guidance(model, load_second(model, guidance), has_condition=has_condition)
     if settings.get("cfg_scale") == 1.0:
         del settings["cfg_scale"]  # the default, which --option may vary
     for flag in (name.replace("_", "-") for name in options if name in settings):

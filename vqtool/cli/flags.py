@@ -9,7 +9,7 @@ and is given the options that stand on the command line, by name; the library kn
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ import typer
 
 from vqtool.cli.help import METHOD, advanced
 from vqtool.errors import VqtoolError
-from vqtool.options import Option, read_options, read_registered
+from vqtool.options import Option, read_literal, read_options, read_registered
 
 MAX_METAVAR = 31  # letters: more choices than that go into the help
 
@@ -31,38 +31,59 @@ class FlagGroup:
     panels: dict[str, str]  # option -> group of flags in --help
 
     @classmethod
-    def of_file(cls, file: str, kind: str = "Options", *, panel: str, without: tuple[str, ...] = ()) -> "FlagGroup":
+    def of_file(
+        cls,
+        file: str,
+        kind: str = "Options",
+        *,
+        panel: str,
+        panels: Mapping[str, str] | None = None,
+        without: tuple[str, ...] = (),
+    ) -> "FlagGroup":
         """The options of one dataclass; see `options.read_options`.
 
         Args:
             file: of the package.
             kind: the dataclass in it.
             panel: the group of flags in --help.
+            panels: option -> group, for those that stand in another one.
             without: options that are no flags of this command.
         """
         options = tuple(each for each in read_options(file, kind) if each.name not in without)
-        return cls(options, {each.name: advanced(panel) if each.advanced else panel for each in options})
+        own = {each.name: advanced(panel) if each.advanced else panel for each in options}
+        return cls(options, own | dict(panels or {}))
 
     @classmethod
-    def of_registered(cls, package: str, *, what: str, without: tuple[str, ...] = ()) -> "FlagGroup":
+    def of_registered(
+        cls, package: str, *, what: str, panel: str = "", chooser: str = "", without: tuple[str, ...] = ()
+    ) -> "FlagGroup":
         """The options of all strategies of a package; the help says of which of them each is.
 
         Args:
             package: such as "samplers".
             what: a strategy is called in --help, such as "Sampler".
+            panel: the group in --help of options that several have.
+            chooser: the option that names the strategy, such as "sampler", if it is a flag too; the package says the
+                DEFAULT.
             without: options that are no flags of this command.
         """
-        strategies = read_registered(package)
+        strategies, panel = read_registered(package), panel or f"{what}s in general"
         users: dict[str, dict[str, Option]] = {}  # option -> strategy -> how it states the option
         for strategy, options in strategies.items():
             for each in options:
                 users.setdefault(each.name, {})[strategy] = each
         users = {name: own for name, own in users.items() if name not in without}
         merged = tuple(_merge(own, all_of_them=len(own) == len(strategies)) for own in users.values())
-        panels = {
-            name: f"{what} {next(iter(own))}" if len(own) == 1 else f"{what}s in general" for name, own in users.items()
-        }
-        return cls(merged, panels | {each.name: advanced(METHOD) for each in merged if each.advanced})
+        panels = {name: f"{what} {next(iter(own))}" if len(own) == 1 else panel for name, own in users.items()}
+        panels |= {each.name: advanced(METHOD) for each in merged if each.advanced}
+        if not chooser:
+            return cls(merged, panels)
+        shown = read_literal(f"{package}/__init__.py", "DEFAULT")
+        first = Option(name=chooser, default=None, shown=shown, help=f"{what}.", choices=tuple(strategies), type="str")
+        return cls((first, *merged), {chooser: panel, **panels})
+
+    def __add__(self, other: "FlagGroup") -> "FlagGroup":
+        return FlagGroup(self.options + other.options, self.panels | other.panels)
 
     def __or__(self, other: "FlagGroup") -> "FlagGroup":
         """The flags of both."""
@@ -79,6 +100,16 @@ class FlagGroup:
         """Take the flags out of the values of a command line: those that are given, lists as numbers."""
         given = {each: values.pop(each.name) for each in self.options}
         return {each.name: _parse(each, value) for each, value in given.items() if value is not None}
+
+
+def flag_of_parameter(part: inspect.Parameter) -> str:
+    """The flag of a parameter of a typer command: the long one that it declares, or the one of its name."""
+    for details in getattr(part.annotation, "__metadata__", ()):
+        declared = [getattr(details, "default", None), *(getattr(details, "param_decls", None) or ())]
+        for name in declared:  # in an annotation, typer takes the first for the default
+            if isinstance(name, str) and name.startswith("--"):
+                return name.partition("/")[0]
+    return flag_of(part.name)
 
 
 def flag_of(name: str) -> str:

@@ -18,7 +18,7 @@ import typer
 
 from vqtool.cli import _descriptors
 from vqtool.cli.console import Messages, shown_warnings, warn
-from vqtool.cli.flags import FlagGroup, flag_of, name_flags
+from vqtool.cli.flags import FlagGroup, flag_of_parameter, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError, printable
@@ -106,7 +106,7 @@ def command(function: F) -> F:
             raise typer.Exit(_report(error, flags)) from error
 
     spread = [part for name in parameters for part in _flags(parameters[name], records.get(name), groups.get(name))]
-    flags = {part.name: flag_of(part.name) for part in spread}
+    flags = {part.name: flag_of_parameter(part) for part in spread}
     wrapper.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
 

@@ -174,21 +174,21 @@ def draw_truncated(log_p: Tensor, noise: Tensor, truncation: float, top_k: int |
 def check_scale(cfg_scale: float) -> None:
     """Raise VqtoolError unless it can be a guidance scale."""
     if not (math.isfinite(cfg_scale) and cfg_scale >= 0):
-        raise VqtoolError(f"the guidance scale must be 0 or more (1 is off), is {cfg_scale}")
+        raise VqtoolError(f"`cfg_scale` {cfg_scale:g}: must be 0 or more (1 is off)")
 
 
 def check_temperature(temperature: float) -> None:
     """Raise VqtoolError unless it can be a temperature."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise VqtoolError(f"the temperature must be above 0 (1 is off), is {temperature}")
+        raise VqtoolError(f"`temperature` {temperature:g}: must be above 0 (1 is off)")
 
 
 def check_truncation(truncation: float, top_k: int | None) -> None:
     """Raise VqtoolError unless both can be used for truncation."""
     if not 0 < truncation <= 1:
-        raise VqtoolError(f"the truncation rate must lie above 0 and be at most 1 (1 is off), is {truncation}")
+        raise VqtoolError(f"`truncation` {truncation:g}: must be above 0 and at most 1 (1 is off)")
     if top_k is not None and top_k < 1:
-        raise VqtoolError(f"top-k keeps at least 1 token, is {top_k}")
+        raise VqtoolError(f"`top_k` {top_k}: must be 1 or more")
 
 
 def _cuts(log_p: Tensor, truncation: float, top_k: int | None) -> bool:

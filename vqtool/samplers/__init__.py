@@ -4,16 +4,15 @@ A sampler is a file `vqtool/samplers/NAME.py` with
 
     NEEDS_MASK                       whether it is for kernels with a mask only
     NEEDS_ABSORBING                  and these kernels may not replace tokens either (may be missing)
-    sample(walk, *, steps, ...) -> (B, H, W) int64
+    Options                          a frozen dataclass: what it can be told (see `vqtool.options`)
+    sample(walk, options) -> (B, H, W) int64
 
-whose keyword-only parameters are the options it understands, and a name in NAMES: that is the registration.
+and a name in NAMES: that is the registration.
 """
 
-import inspect
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,27 +22,41 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
+from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.samplers._edit import Edit
-from vqtool.samplers._settings import ALWAYS, Settings
-from vqtool.samplers._walk import Observer, Walk, cover
+from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
+from vqtool.samplers._texts import choose_texts, condition
+from vqtool.samplers._tiles import TileOptions, Tiling
+from vqtool.samplers._walk import Observer, Walk, build_tiling
 
 NAMES = ("ancestral", "first-hitting", "psi", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
 DEFAULT_BATCH_SIZE = 64
+MAX_NUMBER = 2**63 - 1
+
+_OF_BATCHES = ("known", "source", "strength", "start", "batch_size", "observe")
 
 Rows = Tensor | Callable[[range], Tensor]  # one a sample, or sample numbers -> rows
 
 __all__ = [
     "DEFAULT",
     "NAMES",
+    "Guidance",
+    "Method",
     "Observer",
     "Rows",
     "SampleBatch",
     "Settings",
+    "Tiling",
     "Walk",
-    "cover",
+    "build_tiling",
+    "choose_texts",
+    "condition",
+    "describe",
+    "leave_out_guidance",
+    "load_second",
     "sample",
     "sample_batches",
 ]
@@ -67,17 +80,24 @@ def find(name: str) -> ModuleType:
     return find_module("vqtool.samplers", "sampler", name, NAMES)
 
 
-def options(name: str) -> list[str]:
-    """The options that a sampler understands."""
-    parameters = inspect.signature(find(name).sample).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+def options(name: str) -> dict[str, Option]:
+    """The options of a sampler by their names, each with its default, range and one line of help."""
+    return {each.name: each for each in options_of(find(name).Options)}
 
 
-def check(prior: Prior, sampler: str, chosen: dict[str, Any]) -> None:
-    """Raise unless a sampler is for this prior and understands the options.
+def choose_options(prior: Prior, sampler: str, chosen: Mapping[str, Any]) -> Any:
+    """The options of a sampler, checked.
+
+    Args:
+        prior: what is sampled.
+        sampler: one of NAMES.
+        chosen: values by name.
+
+    Returns:
+        The sampler's `Options`.
 
     Raises:
-        VqtoolError: it does not; says which samplers do.
+        VqtoolError: the sampler is not for this prior, or has no such option, or not with this value.
     """
     lacking = _find_lacking(sampler, prior.kernel)
     if lacking:
@@ -86,7 +106,8 @@ def check(prior: Prior, sampler: str, chosen: dict[str, Any]) -> None:
     for option in chosen:
         if option not in options(sampler):
             others = ", ".join(name for name in NAMES if option in options(name)) or "no sampler"
-            raise VqtoolError(f"--{option.replace('_', '-')} is not an option of sampler {sampler}; of {others} it is")
+            raise VqtoolError(f"`{option}` is not an option of sampler {sampler}; of {others} it is")
+    return find(sampler).Options(**chosen)
 
 
 def _find_lacking(sampler: str, kernel: Kernel) -> str:
@@ -97,74 +118,148 @@ def _find_lacking(sampler: str, kernel: Kernel) -> str:
     return "a kernel with a mask" if file.NEEDS_MASK and not kernel.has_mask else ""
 
 
-def sample_batches(
-    prior: Prior,
-    num: int,
-    *,
-    sampler: str = DEFAULT,
-    condition: Rows | None = None,
-    given: Rows | None = None,
-    source: Rows | None = None,
-    strength: float = 1.0,
-    seed: int = 0,
-    start: int = 0,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    grid_size: tuple[int, int] | None = None,
-    overlap: int | None = None,
-    grid_mode: str = "windows",
-    observe: Observer | None = None,
-    **chosen: Any,
-) -> Iterator[SampleBatch]:
-    """Draw samples batch by batch, as they are asked for; the arguments are those of `sample`, `num` may be 0."""
-    names = [field.name for field in fields(Settings) if field.name in chosen]
-    settings = Settings(**{name: chosen.pop(name) for name in names})
-    settings.check(prior)
-    check(prior, sampler, chosen)
-    if num < 0 or start < 0 or batch_size < 1:
-        raise VqtoolError(f"cannot draw {num} samples from number {start} on in batches of {batch_size}")
-    for name, tensor in (("conditions", condition), ("given grids", given), ("sources", source)):
-        if isinstance(tensor, Tensor) and len(tensor) not in (1, num):
-            raise ValueError(f"{len(tensor)} {name} for {num} samples: 1 or {num} are needed")
-    first = find_start(prior.kernel, strength)
-    if source is None and first < prior.kernel.num_steps:
-        raise ValueError(f"strength {strength} without a source to start from")
-    if settings.guided and settings.guide_with is None and (condition is None or prior.conditioner.kind == "none"):
-        warnings.warn(f"nothing to guide without a condition: cfg_scale {settings.cfg_scale} is left out", stacklevel=2)
-        settings = replace(settings, cfg_scale=1.0, cfg_schedule="constant", cfg_interval=ALWAYS, null=None)
-    size = prior.grid_spec.grid_size if grid_size is None else grid_size
-    windows = cover(prior, size, overlap=overlap, mode=grid_mode)
-    if settings.guide_with is not None:
-        cover(settings.guide_with, size, overlap=overlap, mode=grid_mode)
+@dataclass(frozen=True, eq=False)
+class Method:
+    """How a prior is sampled: built and checked once, used for every batch."""
 
-    def draw(samples: range) -> SampleBatch:
-        rows, known, near = (_rows(each, samples, start) for each in (condition, given, source))
-        if first == 0 and near is not None:
-            return SampleBatch(samples, near.cpu(), 0.0)
-        edit = Edit(known, near, first)
-        with torch.no_grad():
-            walk = Walk(
-                prior,
-                samples,
-                rows,
-                seed=seed,
-                grid_size=size,
-                settings=settings,
-                edit=edit,
-                windows=windows,
-                observe=observe,
-            )
-            grids = find(sampler).sample(walk, **chosen).cpu()
+    prior: Prior
+    sampler: str
+    options: Any  # the sampler's own
+    settings: Settings
+    tiling: Tiling
+    seed: int
+    chosen: Mapping[str, Any]  # what was asked for and has an effect, by the names of the arguments of `sample`
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stands in a history: lists for tuples, the fingerprint of a second prior."""
+        return {"sampler": self.sampler, **describe(self.chosen)}
+
+    @classmethod
+    def build(
+        cls,
+        prior: Prior,
+        *,
+        has_condition: bool,
+        sampler: str = DEFAULT,
+        seed: int = 0,
+        grid_size: tuple[int, int] | None = None,
+        **chosen: Any,
+    ) -> "Method":
+        """A method from the arguments of `sample`.
+
+        Args:
+            prior: what is sampled.
+            has_condition: whether the samples are given a condition.
+            sampler: and all further arguments: see `sample`.
+
+        Raises:
+            VqtoolError: a value is not possible, or not with this prior or sampler.
+        """
+        given = {each.name: chosen.pop(each.name) for each in options_of(Settings) if each.name in chosen}
+        tiles = {each.name: chosen.pop(each.name) for each in options_of(TileOptions) if each.name in chosen}
+        options = choose_options(prior, sampler, chosen)
+        given = load_second(prior, given)
+        Settings(**given).check(prior)
+        given = leave_out_guidance(prior, given, has_condition=has_condition)
+        settings = Settings(**given)
+        size = prior.grid_spec.grid_size if grid_size is None else (int(grid_size[0]), int(grid_size[1]))
+        tiling = build_tiling(prior, size, **tiles)
+        if settings.guide_with is not None:
+            build_tiling(settings.guide_with, size, **tiles)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_NUMBER:
+            raise VqtoolError(f"`seed` {seed}: a whole number from 0 to 2**63 - 1 is expected")
+        own = {} if grid_size is None else {"grid_size": size}
+        return cls(prior, sampler, options, settings, tiling, seed, {**chosen, **given, **own, **tiles})
+
+    def batches(
+        self,
+        num: int,
+        *,
+        condition: Rows | None = None,
+        known: Rows | None = None,
+        source: Rows | None = None,
+        strength: float = 1.0,
+        start: int = 0,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        observe: Observer | None = None,
+    ) -> Iterator[SampleBatch]:
+        """Draw samples batch by batch, as they are asked for; the arguments are those of `sample`, `num` may be 0."""
+        if num < 0 or not 0 <= start <= MAX_NUMBER - num or batch_size < 1:
+            raise VqtoolError(f"cannot draw {num} samples from number {start} on in batches of {batch_size}")
+        first = find_start(self.prior.kernel, strength)
+        if source is None and first < self.prior.kernel.num_steps:
+            raise ValueError(f"strength {strength} without a source to start from")
+        given = {"condition": condition, "known": known, "source": source}
+        for name, rows in given.items():
+            if rows is not None and not callable(rows):
+                self._check_rows(name, rows, num)
+        return (
+            self._draw(range(begin, min(begin + batch_size, start + num)), given, start, first, observe)
+            for begin in range(start, start + num, batch_size)
+        )
+
+    @torch.no_grad()
+    def _draw(
+        self, samples: range, given: Mapping[str, Rows | None], start: int, first: int, observe: Observer | None
+    ) -> SampleBatch:
+        rows = {name: self._rows(name, each, samples, start) for name, each in given.items()}
+        if first == 0 and rows["source"] is not None:
+            return SampleBatch(samples, rows["source"].cpu(), 0.0)
+        walk = Walk(
+            self.prior,
+            samples,
+            rows["condition"],
+            seed=self.seed,
+            grid_size=self.tiling.grid_size,
+            settings=self.settings,
+            edit=Edit(rows["known"], rows["source"], first),
+            tiling=self.tiling,
+            observe=observe,
+        )
+        grids: Tensor = find(self.sampler).sample(walk, self.options).cpu()
         if observe is not None:
             observe(walk, grids)
         return SampleBatch(samples, grids, walk.num_calls)
 
-    return (draw(range(begin, min(begin + batch_size, start + num))) for begin in range(start, start + num, batch_size))
+    def _rows(self, name: str, rows: Rows | None, samples: range, start: int) -> Tensor | None:
+        """The rows of some samples; `start` is the number of the first sample of the run."""
+        if callable(rows):
+            rows = rows(samples)
+            self._check_rows(name, rows, len(samples))
+        elif rows is not None and len(rows) > 1:
+            rows = rows[samples.start - start : samples.stop - start]
+        return rows.expand(len(samples), *rows.shape[1:]) if rows is not None and len(rows) == 1 else rows
+
+    def _check_rows(self, name: str, rows: Tensor, num: int) -> None:
+        """Raise VqtoolError unless rows, one for each or for all of `num` samples, are of the right shape and range."""
+        if not isinstance(rows, Tensor) or not rows.ndim or len(rows) not in (1, num):
+            what = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"type {type(rows).__name__}"
+            raise VqtoolError(f"`{name}` has {what}: a tensor of 1 or {num} rows is expected")
+        if name != "condition":
+            masked = name == "known"
+            check_tokens(name, rows, self.tiling.grid_size, self.prior.kernel.codebook_size + masked)
+        elif not rows.is_floating_point() and rows.shape[1:] != self.prior.conditioner.null(1).shape[1:]:
+            wanted = ("B", *self.prior.conditioner.null(1).shape[1:])
+            raise VqtoolError(
+                f"`condition` has shape {tuple(rows.shape)}, but this prior takes ({', '.join(map(str, wanted))}): "
+                "make it with `vqtool.condition`"
+            )
 
 
-def check_strength(strength: float) -> None:
-    """Raise VqtoolError unless a strength lies in [0, 1]."""
-    if not 0 <= strength <= 1:
-        raise VqtoolError(f"--strength {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
+def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `sample` as they stand in a history: lists for tuples, the fingerprint for a second prior."""
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+    return {name: getattr(value, "fingerprint", value) for name, value in listed.items()}
+
+
+def sample_batches(prior: Prior, num: int, *, condition: Rows | None = None, **arguments: Any) -> Iterator[SampleBatch]:
+    """Draw samples batch by batch, as they are asked for; the arguments are those of `sample`, `num` may be 0."""
+    if not isinstance(prior, Prior):
+        raise VqtoolError(f"a prior is expected, as from `vqtool.load_prior`, not {type(prior).__name__}")
+    own = {name: arguments.pop(name) for name in _OF_BATCHES if name in arguments}
+    method = Method.build(prior, has_condition=condition is not None, **arguments)
+    return method.batches(num, condition=condition, **own)
 
 
 def find_start(kernel: Kernel, strength: float) -> int:
@@ -173,16 +268,31 @@ def find_start(kernel: Kernel, strength: float) -> int:
     Raises:
         VqtoolError: it does not lie in [0, 1].
     """
-    check_strength(strength)
+    if not 0 <= strength <= 1:
+        raise VqtoolError(f"`strength` {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
     return math.floor(strength * kernel.num_steps + 0.5)
 
 
-def _rows(condition: Rows | None, samples: range, start: int) -> Tensor | None:
-    if condition is None or callable(condition):
-        return None if condition is None else condition(samples)
-    if len(condition) == 1:
-        return condition.expand(len(samples), *condition.shape[1:])
-    return condition[samples.start - start : samples.stop - start]
+def check_tokens(name: str, grids: Tensor, grid_size: tuple[int, int], num_states: int) -> None:
+    """Raise unless a tensor holds token grids.
+
+    Args:
+        name: of the tensor, for messages.
+        grids: to be (B, H, W) int64 in [0, num_states).
+        grid_size: (H, W).
+        num_states: K, or K + 1 where cells may be masked.
+
+    Raises:
+        VqtoolError: another shape or type, or a token out of range.
+    """
+    if grids.dtype != torch.int64 or tuple(grids.shape[1:]) != tuple(grid_size):
+        raise VqtoolError(
+            f"`{name}` has shape {tuple(grids.shape)} and type {grids.dtype}: (B, {grid_size[0]}, {grid_size[1]}) "
+            "int64 tokens are expected"
+        )
+    if grids.numel() and not 0 <= int(grids.min()) <= int(grids.max()) < num_states:
+        low, high = int(grids.min()), int(grids.max())
+        raise VqtoolError(f"`{name}` has tokens from {low} to {high}: 0 to {num_states - 1} are possible")
 
 
 def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
@@ -193,35 +303,38 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
     Args:
         prior: from `vqtool.load_prior`; its device does the work.
         num: how many.
-        sampler: one of NAMES.
-        steps: denoiser calls; None is the sampler's default. Further options are in the samplers' files.
-        cfg_scale: 1.0 is off. Without a condition there is nothing to guide: a warning says so.
-        cfg_schedule, cfg_interval: how the scale depends on the share of time; see `guidance.scales`.
+        sampler: one of NAMES; `vqtool.samplers.options(sampler)` lists its options, such as `steps`, which are further
+            arguments.
+        cfg_scale: strength of guidance by the condition; 1.0 is off. Without a condition a warning says that there is
+            nothing to guide.
+        cfg_schedule: how the scale depends on the share of time: "constant", "linear" or "cosine"; see
+            `guidance.scales`.
+        cfg_interval: the least and the largest share of time with guidance.
         null: what guidance compares with, "learned" or "zero-shot"; None for learned where the prior has it.
-        guide_with: a second prior to compare with instead, under the same condition or without any.
+        guide_with: a second prior, or its file, to compare with instead, under the same condition or without any.
         temperature: of the tokens; 1.0 is off.
-        truncation: draw from the smallest set of tokens with this mass; 1.0 is off.
-        top_k: draw from as many of the likeliest tokens; None is off.
-        condition: (num, ...) or (1, ...) int64 from `prior.conditioner.encode`, or a function from a range of sample
-            numbers to rows; None is the null condition.
-        given: (num, H, W) or (1, H, W) int64 tokens that are kept, mask_id where unknown; or a function, as above.
+        truncation: draw from the smallest set of tokens with this mass (top-p); 1.0 is off.
+        top_k: draw from this many of the likeliest tokens; None is off.
+        condition: (num, ...) or (1, ...) int64 from `vqtool.condition`, or a function from a range of sample numbers
+            to rows; None is the null condition.
+        known: (num, H, W) or (1, H, W) int64 tokens that are kept, mask_id where unknown; or a function, as above.
         source: (num, H, W) or (1, H, W) int64 tokens to start from: x_t ~ q(x_t | source); or a function, as above.
         strength: that t is this share of T: 0 gives the source itself, 1 leaves nothing of it.
         seed: of all noise.
         start: number of the first sample.
         batch_size: how many are drawn at once.
-        grid_size: (H, W) cells; None for that of the training grids. On larger grids the denoiser looks through
-            overlapping windows of the training grid.
-        overlap: how many cells neighbouring windows share at least; None for half a window.
-        grid_mode: "stretch" spreads the denoiser's positions over the grid instead: one large layout, coarser to look
-            at, where windows each make a picture; not every denoiser can.
-        observe: shown a batch (a `Walk`) and its x_t (B, H, W) before each call of the denoiser, and at the end.
+        grid_size: (H, W) cells; None for that of the training grids. Larger grids pass the denoiser in overlapping
+            tiles of the training size.
+        overlap: how many cells neighbouring tiles share at least; None for half a tile.
+        grid_mode: "stretch" spreads the denoiser's positions over the whole grid instead: one large composition with
+            less detail, where "tiles" make several; not every denoiser can.
+        observe: called with a batch (a `Walk`) and its x_t (B, H, W) before each call of the denoiser and at the end.
 
     Returns:
         (num, H, W) int64 tokens, on the CPU.
 
     Raises:
-        VqtoolError: an unknown sampler, or an option or prior that does not go with it.
+        VqtoolError: an unknown sampler, an option or prior that does not go with it, or tensors of a wrong shape.
     """
     if num < 1:
         raise VqtoolError(f"cannot draw {num} samples: at least 1")

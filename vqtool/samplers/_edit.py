@@ -1,10 +1,11 @@
-"""What a walk begins with: nothing, tokens that are given, or a noisy copy of a grid.
+"""What a walk begins with: nothing, known tokens, or a noisy copy of a grid.
 
-Given tokens are shown from the start and never change. For an absorbing kernel, whose denoiser takes what is shown for
-clean, that draws the other cells from their law given these tokens, as T grows. Under kernels that replace tokens the
-denoiser takes what it sees for as noisy as t says, so the law is only near that, and the psi sampler's further steps
-bring it nearer (small laws, exact denoiser: off by .08 to .12, with 10 T steps of psi by .03 at most). Given tokens
-that walk the bridge q(x_s | x_t, x_0), as noisy as all others, would be farther off (.10 to .17).
+Known tokens are visible from the start and never change. For an absorbing kernel, whose denoiser takes every visible
+token for clean, the other cells are then drawn from their law given these tokens, as T grows. Under kernels that
+replace tokens the denoiser takes what it sees for as noisy as t says, so the law is only near that one, and further
+steps of the psi sampler bring it nearer (small laws, exact denoiser: off by .08 to .12, with 10 T steps of psi by .03
+at most). Known tokens that follow the bridge q(x_s | x_t, x_0), as noisy as all others, would be farther off (.10 to
+.17).
 """
 
 from dataclasses import dataclass
@@ -19,31 +20,32 @@ from vqtool.diffusion.kernels import Kernel
 class Edit:
     """What is known of a batch before its walk begins."""
 
-    given: Tensor | None = None  # (B, H, W) int64 tokens that are kept, mask_id where unknown
+    known: Tensor | None = None  # (B, H, W) int64 tokens that are kept, mask_id where unknown
     source: Tensor | None = None  # (B, H, W) int64 tokens that the walk begins near: x_t ~ q(x_t | source)
     start: int | None = None  # that t, in [0, T]; None for T, where nothing of the source is left
 
     def to(self, device: torch.device | str) -> "Edit":
         """The same on that device."""
-        given, source = (None if each is None else each.to(device) for each in (self.given, self.source))
-        return Edit(given, source, self.start)
+        known, source = (None if each is None else each.to(device) for each in (self.known, self.source))
+        return Edit(known, source, self.start)
 
 
-def begin(edit: Edit, kernel: Kernel, noise: Tensor, *, hide: bool) -> Tensor:
+def begin(edit: Edit, kernel: Kernel, noise: Tensor, *, mask_lost: bool) -> Tensor:
     """The first x_t of a walk.
 
     Args:
         edit: what is known.
         kernel: the forward process.
         noise: (B, H, W) float64, uniform in [0, 1).
-        hide: mask all that the process has lost, tokens that it has replaced too: for samplers that never revise.
+        mask_lost: mask every token that the process does not keep, those it would replace too: for samplers that
+            never revise a token.
 
     Returns:
         (B, H, W) int64 tokens or mask_id.
     """
     start = kernel.num_steps if edit.start is None else edit.start
     source = None if start == kernel.num_steps else edit.source
-    if hide:
+    if mask_lost:
         x_t = torch.full_like(noise, kernel.mask_id, dtype=torch.int64)
         if source is not None:
             x_t = torch.where(noise < 1.0 - kernel.alpha_bar[start].to(noise.device), x_t, source)
@@ -55,5 +57,5 @@ def begin(edit: Edit, kernel: Kernel, noise: Tensor, *, hide: bool) -> Tensor:
 
 
 def keep(edit: Edit, kernel: Kernel, x_t: Tensor) -> Tensor:
-    """X_t with the given tokens in their cells, (B, H, W) int64."""
-    return x_t if edit.given is None else torch.where(edit.given < kernel.mask_id, edit.given, x_t)
+    """X_t with the known tokens in their cells, (B, H, W) int64."""
+    return x_t if edit.known is None else torch.where(edit.known < kernel.mask_id, edit.known, x_t)

@@ -1,63 +1,58 @@
-"""What is done to the denoiser's predictions on the way: one record of settings, and whether a prior can be so sampled.
+"""What is done to the denoiser's predictions: guidance, temperature and truncation, and whether a prior allows it.
 
-Guidance compares the denoiser with a null condition: a learned one that was trained for it, or a zero-shot one, which
-any conditional denoiser has: the empty caption, or the mean of what it keeps of the classes. Or it compares with a
-second prior, best a weaker one of the same grids (Karras et al. 2024, arXiv:2406.02507).
+Guidance compares the denoiser with a null condition. That is a learned one, if the prior was trained for it, or a
+zero-shot one, which every conditional denoiser has: the empty caption, or the mean of the embeddings of the classes.
+Or guidance compares with a second prior, best a weaker one of the same grids (Karras et al. 2024, arXiv:2406.02507).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion import guidance
-from vqtool.errors import MismatchError, VqtoolError
-from vqtool.priors import Prior
+from vqtool.errors import MismatchError, VqtoolError, warn
+from vqtool.options import Checked, option
+from vqtool.priors import Prior, load_prior
 
 NULLS = ("learned", "zero-shot")
 ALWAYS = (0.0, 1.0)
 
 
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guidance(Checked):
+    """How predictions are pulled towards the condition.
 
     Raises:
-        VqtoolError: a value that means nothing, or one about guidance while the scale says that there is none.
+        VqtoolError: a value is not possible, or is about guidance while `cfg_scale` says that there is none.
     """
 
-    cfg_scale: float = 1.0  # 1.0 is off
-    cfg_schedule: str = "constant"  # one of guidance.SCHEDULES
-    cfg_interval: tuple[float, float] = ALWAYS  # shares of time, 1 - t / T, with guidance
-    null: str | None = None  # one of NULLS; None for the learned one if there is one
-    guide_with: Prior | None = None  # compared with, in place of the null condition
-    temperature: float = 1.0  # 1.0 is off
-    truncation: float = 1.0  # 1.0 is off
-    top_k: int | None = None
+    cfg_scale: float = option(1.0, "Strength of guidance by the label or caption; 1 is off.", minimum=0)
+    cfg_schedule: str = option(
+        "constant", "Guidance over time, rising except constant.", choices="diffusion/guidance.py:SCHEDULES"
+    )
+    cfg_interval: tuple[float, float] = option(
+        (0.0, 1.0), "Part of the way, 0 to 1, with guidance; the rest costs half.", minimum=0, maximum=1, rising=True
+    )
+    null: str | None = option(
+        None, "Condition to guide away from.", shown="learned if there is one", choices="samplers/_settings.py:NULLS"
+    )
+    guide_with: Prior | None = option(None, "Weaker prior to guide away from instead.")
 
     def __post_init__(self) -> None:
-        guidance.check_scale(self.cfg_scale)
-        guidance.check_temperature(self.temperature)
-        guidance.check_truncation(self.truncation, self.top_k)
-        if self.cfg_schedule not in guidance.SCHEDULES:
-            raise VqtoolError(f"--cfg-schedule {self.cfg_schedule}: known are {', '.join(guidance.SCHEDULES)}")
-        if len(self.cfg_interval) != 2 or not 0 <= self.cfg_interval[0] < self.cfg_interval[1] <= 1:
-            shown = ",".join(f"{share:g}" for share in self.cfg_interval)
-            raise VqtoolError(f"--cfg-interval {shown}: two rising shares of time are expected, as in 0.2,0.8")
-        if self.null not in (None, *NULLS):
-            raise VqtoolError(f"--null {self.null}: known are {', '.join(NULLS)}")
+        super().__post_init__()
         if self.null is not None and self.guide_with is not None:
-            raise VqtoolError("--null and --guide-with both say what guidance compares with: leave one out")
+            raise VqtoolError("`null` and `guide_with` both say what guidance compares with: leave one out")
         if self.cfg_scale == 1.0:
-            for option, given in (
-                ("--cfg-schedule", self.cfg_schedule != "constant"),
-                ("--cfg-interval", self.cfg_interval != ALWAYS),
-                ("--null", self.null is not None),
-                ("--guide-with", self.guide_with is not None),
-            ):
-                if given:
-                    raise VqtoolError(f"{option} is about guidance, and there is none: give --cfg-scale, other than 1")
+            for each in fields(Guidance):
+                if getattr(self, each.name) != each.default:
+                    raise VqtoolError(
+                        f"`{each.name}` is about guidance, and there is none: give `cfg_scale`, other than 1"
+                    )
 
     @property
     def guided(self) -> bool:
@@ -72,7 +67,7 @@ class Settings:
         return guidance.scales(share, self.cfg_scale, self.cfg_schedule, self.cfg_interval)
 
     def check(self, prior: Prior) -> None:
-        """Raise unless a prior can be sampled so.
+        """Raise unless a prior can be guided so.
 
         Raises:
             VqtoolError: it has no such null condition.
@@ -82,13 +77,49 @@ class Settings:
             _check_second(prior, self.guide_with)
         if self.null is not None and self.null not in nulls(prior):
             others = ", ".join(nulls(prior)) or "none: it takes no condition"
-            raise VqtoolError(f"--null {self.null}: this prior's null conditions are {others}")
+            raise VqtoolError(f"`null` {self.null}: this prior's null conditions are {others}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings(Guidance):
+    """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order."""
+
+    temperature: float = option(1.0, "Sharpens tokens below 1, flattens above; 1 is off.", above=0)
+    truncation: float = option(
+        1.0, "Draw from the likeliest tokens with this mass; 1 is off.", above=0, maximum=1, flag="--top-p"
+    )
+    top_k: int | None = option(None, "Draw from this many of the likeliest tokens.", shown="all", minimum=1)
+
+
+def load_second(prior: Prior, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for `Settings` in which `guide_with` is no longer a file but the prior in it."""
+    second = chosen.get("guide_with")
+    if isinstance(second, str | Path):
+        second = load_prior(second).to(prior.device)
+    if not isinstance(second, Prior | None):
+        raise VqtoolError(f"`guide_with` {second!r}: a prior or its file is expected")
+    return {**chosen, **({"guide_with": second} if second is not None else {})}
+
+
+def leave_out_guidance(prior: Prior, chosen: Mapping[str, Any], *, has_condition: bool) -> dict[str, Any]:
+    """Values for `Settings` without those of guidance if there is nothing to guide; a warning says so.
+
+    Args:
+        prior: what is sampled.
+        chosen: values by their names in `Settings`.
+        has_condition: whether samples are given a condition.
+    """
+    scale, takes_condition = chosen.get("cfg_scale", 1.0), prior.conditioner.kind != "none"
+    if scale == 1.0 or chosen.get("guide_with") is not None or (has_condition and takes_condition):
+        return dict(chosen)
+    why = "no condition is given" if takes_condition else "the prior was trained without labels or captions"
+    warn(f"`cfg_scale` {scale:g} has nothing to guide: {why}")
+    return {name: value for name, value in chosen.items() if name not in {each.name for each in fields(Guidance)}}
 
 
 def nulls(prior: Prior) -> tuple[str, ...]:
-    """The null conditions that a prior has, the one that is used unless told otherwise first."""
-    conditioner = prior.conditioner
-    if conditioner.kind == "none":
+    """The null conditions that a prior has; the first is used unless another is asked for."""
+    if prior.conditioner.kind == "none":
         return ()
     learned = getattr(prior.denoiser.config, "learned_null", True)
     return NULLS if learned else NULLS[1:]
@@ -104,12 +135,12 @@ def encode_null(prior: Prior, num: int, null: str | None) -> EncodedCondition:
         return prior.encode_condition(features.expand(num, -1, -1), num)
     if conditioner.kind == "caption":
         return prior.encode_condition(conditioner.encode([""] * num), num)
-    classes = prior.encode_condition(conditioner.encode(conditioner.examples), len(conditioner.examples)).embedding
-    return EncodedCondition(None if classes is None else classes.mean(0).expand(num, -1))
+    embedding = prior.encode_condition(conditioner.encode(conditioner.examples), len(conditioner.examples)).embedding
+    return EncodedCondition(None if embedding is None else embedding.mean(0).expand(num, -1))
 
 
 def _check_second(prior: Prior, second: Prior) -> None:
-    """Raise MismatchError unless both priors speak of the same grids, times and conditions."""
+    """Raise MismatchError unless both priors are of the same grids, times and conditions."""
     for what, mine, its in (
         ("codebook size", prior.kernel.codebook_size, second.kernel.codebook_size),
         ("number of diffusion steps", prior.kernel.num_steps, second.kernel.num_steps),
@@ -119,14 +150,14 @@ def _check_second(prior: Prior, second: Prior) -> None:
         ("tokenizer", prior.grid_spec.tokenizer_fingerprint, second.grid_spec.tokenizer_fingerprint),
     ):
         if mine != its:
-            raise MismatchError(f"the second prior has {what} {its}, the first {mine}: --guide-with needs the same")
+            raise MismatchError(f"the second prior has {what} {its}, the first {mine}: `guide_with` needs the same")
     rates = ("alpha_bar", "gamma_bar")
     if not all(torch.allclose(getattr(prior.kernel, name), getattr(second.kernel, name)) for name in rates):
-        raise MismatchError("the second prior's kernel has other rates than the first's: --guide-with needs the same")
+        raise MismatchError("the second prior's kernel has other rates than the first's: `guide_with` needs the same")
     if second.conditioner.kind != "none" and _conditions(prior) != _conditions(second):
         raise MismatchError(
             f"the second prior takes other conditions ({second.conditioner.kind}) than the first "
-            f"({prior.conditioner.kind}), or has another vocabulary or list of labels: --guide-with needs the same, or "
+            f"({prior.conditioner.kind}), or has another vocabulary or list of labels: `guide_with` needs the same, or "
             "a prior without condition"
         )
 

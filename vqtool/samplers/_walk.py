@@ -1,10 +1,10 @@
 """What every sampler is given: a batch of samples, its noise, and the guided denoiser.
 
-Sample i is the same in every batch, so what happens to it may depend on its number alone. Its noise comes from
+Sample i is the same in every batch, so everything that happens to it depends on its number alone. Its noise comes from
 `vqtool.rng`. The network is the harder part: matrix products round differently for different batch sizes, and a
-difference of 1e-6 turns a token now and then. So the network, and all that is done to its predictions, always sees
-groups of one fixed size, in which sample i has the place i mod size; what a batch leaves empty is filled up. A sampler
-may ask for some cells only; how many a sample must not depend on the samples either. (The number of CPU threads may
+difference of 1e-6 changes a token now and then. So the network, and all that is done to its predictions, always sees
+microbatches of one fixed size, in which sample i has the place i mod size; places without a sample are filled up. A
+sampler may ask for some cells only; their number must not depend on the samples either. (The number of CPU threads may
 still matter.)
 """
 
@@ -23,22 +23,20 @@ from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import Settings, encode_null
-from vqtool.samplers._windows import Size, Windows
+from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
-CPU_GROUP_CELLS = 512  # in a group: from here on the network is no faster a grid
-GPU_GROUP_CELLS = 16384
-
-GRID_MODES = ("windows", "stretch")
+CPU_CELLS = 512  # in a microbatch: with more the network is no faster a grid
+GPU_CELLS = 16384
 
 Observer = Callable[["Walk", Tensor], None]  # of a batch and its x_t
 
 
 @dataclass(frozen=True)
-class _Group:
+class _Microbatch:
     """Samples that pass the network together."""
 
     rows: slice  # of the batch
-    places: slice  # where they are among the group's places
+    places: slice  # where they are in the microbatch
     condition: EncodedCondition  # a row a place
     reference: EncodedCondition | None  # what guidance compares with; None without guidance
 
@@ -63,7 +61,7 @@ class Walk:
         grid_size: tuple[int, int],
         settings: Settings,
         edit: Edit | None = None,
-        windows: Windows | None = None,
+        tiling: Tiling | None = None,
         observe: Observer | None = None,
     ) -> None:
         self.kernel: Kernel = prior.kernel
@@ -76,9 +74,9 @@ class Walk:
         self._settings = settings
         self._edit = (edit or Edit()).to(prior.device)
         self._observe = observe
-        self._windows = windows or cover(prior, grid_size)
-        self._group_size = self._windows.group_size
-        self._groups = list(self._make_groups(condition))
+        self._tiling = tiling or build_tiling(prior, grid_size)
+        self._size = self._tiling.microbatch
+        self._microbatches = list(self._split(condition))
 
     @property
     def num_cells(self) -> int:
@@ -87,7 +85,7 @@ class Walk:
 
     @property
     def num_calls(self) -> float:
-        """How often the denoiser has been asked, the mean of the samples; guidance asks twice."""
+        """Calls of the denoiser until now, the mean of the samples; with guidance a step takes two."""
         return float(self._calls.double().mean())
 
     def times(self, t: int) -> Tensor:
@@ -99,21 +97,22 @@ class Walk:
         """The t in [1, T] of the first x_t."""
         return self.kernel.num_steps if self._edit.start is None else self._edit.start
 
-    def begin(self, *, hide: bool = False) -> Tensor:
+    def begin(self, *, mask_lost: bool = False) -> Tensor:
         """The first x_t, (B, H, W) int64: from the noise of step 0, and from what is known of the batch.
 
         Args:
-            hide: mask all that the process has lost, tokens that it has replaced too: for samplers that never revise.
+            mask_lost: mask every token that the process does not keep, those it would replace too: for samplers that
+                never revise a token.
         """
-        return _edit.begin(self._edit, self.kernel, self.noise(0, 1)[0], hide=hide)
+        return _edit.begin(self._edit, self.kernel, self.noise(0, 1)[0], mask_lost=mask_lost)
 
     def keep(self, x_s: Tensor) -> Tensor:
-        """X_s (B, H, W) with given tokens in their cells: for samplers that change cells which are not masked."""
+        """X_s (B, H, W) with the known tokens in their cells: for samplers that change cells which are not masked."""
         return _edit.keep(self._edit, self.kernel, x_s)
 
-    def leave_given(self, cells: Tensor) -> Tensor:
-        """Of cells (B, H, W) bool those whose tokens are not given: no others need be looked at."""
-        return cells if self._edit.given is None else cells & (self._edit.given == self.kernel.mask_id)
+    def leave_known(self, cells: Tensor) -> Tensor:
+        """Cells (B, H, W) bool without those whose tokens are known: the denoiser need not predict these."""
+        return cells if self._edit.known is None else cells & (self._edit.known == self.kernel.mask_id)
 
     def noise(self, step: int, count: int) -> Tensor:
         """The noise of one step: (count, B, H, W) float64, uniform in [0, 1)."""
@@ -146,7 +145,7 @@ class Walk:
             active: (B,) bool, samples that need the denoiser, at least one; None for all.
 
         Returns:
-            (B, H, W) int64, or (B, n) with `cells`; of no meaning for samples that are not active.
+            (B, H, W) int64, or (B, n) with `cells`; the rows of inactive samples must not be used.
         """
         noise = noise if cells is None else pick(noise, cells)
         cut = self._settings.truncation, self._settings.top_k
@@ -161,10 +160,10 @@ class Walk:
         *rows: Tensor,
         active: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """What a rule makes of ``log_x0``, group by group: so its sums are those of every batch, and memory is saved.
+        """What a rule makes of ``log_x0``, by microbatches: it saves memory, and sums are rounded alike in every batch.
 
         Args:
-            rule: from log p(x_0 | x_t) of a group and the other rows of it to tensors, a row a place.
+            rule: from log p(x_0 | x_t) of a microbatch and its part of `rows` to tensors, a row a place.
             x_t: (B, H, W) int64 tokens or mask_id.
             t: (B,) int64 in [1, T].
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted; None for all.
@@ -172,7 +171,7 @@ class Walk:
             active: (B,) bool, samples that need the denoiser, at least one; None for all.
 
         Returns:
-            The rule's tensors, (B, ...) each; of no meaning for samples that are not active.
+            The rule's tensors, (B, ...) each; the rows of inactive samples must not be used.
         """
         cut = self._settings.truncation, self._settings.top_k
         return self._apply(lambda log_p, *own: rule(truncate(log_p, *cut), *own), x_t, t, cells, *rows, active=active)
@@ -188,20 +187,20 @@ class Walk:
     ) -> tuple[Tensor, ...]:
         """``apply`` before truncation."""
         made: list[Tensor] = []
-        for group, log_p in self._ask(x_t, t, cells, active):
-            results = rule(log_p, *(self._fill(each, group, 0) for each in rows))
+        for microbatch, log_p in self._ask(x_t, t, cells, active):
+            results = rule(log_p, *(self._fill(each, microbatch, 0) for each in rows))
             made = made or [result.new_zeros(len(self.samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
-                whole[group.rows] = result[group.places]
+                whole[microbatch.rows] = result[microbatch.places]
         return tuple(made)
 
     def _ask(
         self, x_t: Tensor, t: Tensor, cells: Tensor | None, active: Tensor | None
-    ) -> Iterator[tuple[_Group, Tensor]]:
-        """Each group with log p(x_0 | x_t) at all its places, after guidance and temperature.
+    ) -> Iterator[tuple[_Microbatch, Tensor]]:
+        """Each microbatch with log p(x_0 | x_t) at all its places, after guidance and temperature.
 
-        The denoiser is asked once with the condition, unless the scale is 0, and once without it, unless it is 1; in
-        two groups of the one size, so that what the first says is the same with and without guidance.
+        The denoiser is called with the condition, unless the scale is 0, and without it, unless the scale is 1: in two
+        calls of the same size, so that the first gives the same with and without guidance.
         """
         if self._observe is not None:
             self._observe(self, x_t)
@@ -209,30 +208,30 @@ class Walk:
         scales = self._settings.scales(t, self.kernel.num_steps)
         self._calls += asking * ((scales != 0).long() + (scales != 1).long())
         second = self._settings.guide_with or self._prior
-        for group in self._groups:
-            own = scales[group.rows][asking[group.rows]]
+        for microbatch in self._microbatches:
+            own = scales[microbatch.rows][asking[microbatch.rows]]
             if not len(own):
                 continue
-            inputs = self._fill(x_t, group, 0), self._fill(t, group, 1)
-            wanted = None if cells is None else self._fill(cells, group, 0)
+            inputs = self._fill(x_t, microbatch, 0), self._fill(t, microbatch, 1)
+            wanted = None if cells is None else self._fill(cells, microbatch, 0)
             log_p = None
             if bool((own != 0).any()):
-                log_p = self._windows.log_x0(self._prior, *inputs, group.condition, wanted)
+                log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted)
             if bool((own != 1).any()):
-                log_u = self._windows.log_x0(second, *inputs, group.reference, wanted)
-                scale = self._fill(scales, group, 1)
+                log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted)
+                scale = self._fill(scales, microbatch, 1)
                 log_p = log_u if log_p is None else guide(log_p, log_u, scale)
             if log_p is not None:
-                yield group, temper(log_p, self._settings.temperature)
+                yield microbatch, temper(log_p, self._settings.temperature)
 
-    def _fill(self, values: Tensor, group: _Group, value: int) -> Tensor:
-        """The rows of a group at their places, (size, ...), and a value at those that are empty."""
-        filled = values.new_full((self._group_size, *values.shape[1:]), value)
-        filled[group.places] = values[group.rows]
+    def _fill(self, values: Tensor, microbatch: _Microbatch, value: int) -> Tensor:
+        """The rows of a microbatch at their places, (size, ...), and a value at those that are empty."""
+        filled = values.new_full((self._size, *values.shape[1:]), value)
+        filled[microbatch.places] = values[microbatch.rows]
         return filled
 
-    def _make_groups(self, condition: Tensor | None) -> Iterator[_Group]:
-        size, first, stop, settings = self._group_size, self.samples.start, self.samples.stop, self._settings
+    def _split(self, condition: Tensor | None) -> Iterator[_Microbatch]:
+        size, first, stop, settings = self._size, self.samples.start, self.samples.stop, self._settings
         second = settings.guide_with
         compare = settings.guided and (second is None or second.conditioner.kind == "none")
         reference = encode_null(second or self._prior, size, settings.null) if compare else None
@@ -245,37 +244,36 @@ class Walk:
                 filled[places] = condition[rows]
             if second is not None and not compare:
                 reference = second.encode_condition(filled, size)
-            yield _Group(rows, places, self._prior.encode_condition(filled, size), reference)
+            yield _Microbatch(rows, places, self._prior.encode_condition(filled, size), reference)
 
 
-def cover(prior: Prior, grid_size: Size, *, overlap: int | None = None, mode: str = "windows") -> Windows:
-    """The windows through which a prior looks at grids.
+def build_tiling(prior: Prior, grid_size: Size, *, overlap: int | None = None, grid_mode: str = "tiles") -> Tiling:
+    """The tiles in which grids pass a prior's denoiser.
 
     Args:
         prior: on the device to use.
         grid_size: (H, W) cells.
-        overlap: how many cells neighbouring windows share at least; None for half a window.
-        mode: "windows" of the training grid, or "stretch": one window, over which the denoiser spreads its positions.
+        overlap: how many cells neighbouring tiles share at least; None for half a tile.
+        grid_mode: "tiles" of the training grid, or "stretch": one tile, over which the denoiser spreads its positions.
 
     Raises:
         VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
     """
-    cells = CPU_GROUP_CELLS if prior.device.type == "cpu" else GPU_GROUP_CELLS
-    if grid_size == prior.grid_spec.grid_size and (overlap is not None or mode != "windows"):
-        option = "--overlap" if overlap is not None else "--grid-mode"
-        raise VqtoolError(f"{option} is about grids larger than those of training: make larger ones, or leave it out")
-    if mode == "windows":
-        return Windows(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
-    if mode != "stretch":
-        raise VqtoolError(f"--grid-mode {mode}: unknown; known are {', '.join(GRID_MODES)}")
+    cells = CPU_CELLS if prior.device.type == "cpu" else GPU_CELLS
+    TileOptions(overlap=overlap, grid_mode=grid_mode)
+    if grid_size == prior.grid_spec.grid_size and (overlap is not None or grid_mode != "tiles"):
+        option = "overlap" if overlap is not None else "grid_mode"
+        raise VqtoolError(f"`{option}` is about grids larger than those of training: make larger ones, or leave it out")
+    if grid_mode == "tiles":
+        return Tiling(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
     if overlap is not None:
-        raise VqtoolError("--overlap is about windows, and --grid-mode stretch looks through none: leave one out")
+        raise VqtoolError("`overlap` is about tiles, and `grid_mode` stretch has none: leave one out")
     if not prior.denoiser.stretches:
         raise VqtoolError(
-            f"--grid-mode stretch: this prior's denoiser, {prior.denoiser_name}, knows the positions of its training "
-            "grid only: use --grid-mode windows"
+            f"`grid_mode` stretch: this prior's denoiser, {prior.denoiser_name}, knows the positions of its training "
+            "grid only: use tiles"
         )
-    return Windows(grid_size, grid_size, None, max_cells=cells)
+    return Tiling(grid_size, grid_size, None, max_cells=cells)
 
 
 def pick(grid: Tensor, cells: Tensor) -> Tensor:

@@ -11,58 +11,56 @@ one-step posterior over several steps and so leaves a quarter and more of the to
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
-from vqtool.diffusion.posterior import RULES, average_cells, average_posterior, draw, least_stay, sample_posterior
-from vqtool.errors import VqtoolError
+from vqtool.diffusion.posterior import average_cells, average_posterior, draw, least_stay, sample_posterior
+from vqtool.options import Checked, option
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, place_first, put
 
 NEEDS_MASK = False
-DEFAULT_STEPS = 100
 
 
-def sample(
-    walk: Walk, *, steps: int | None = None, times: Sequence[int] | None = None, rule: str | None = None
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """When the denoiser is called, and how its predictions are averaged."""
+
+    steps: int | None = option(None, "Denoiser calls, 1 to T.", usual=100)
+    times: tuple[int, ...] | None = option(
+        None, "Steps at which the denoiser is called, as in 100,60,30.", advanced=True
+    )
+    rule: str | None = option(
+        None,
+        "How predictions of x_0 are averaged.",
+        shown="the prior's own",
+        choices="diffusion/posterior.py:RULES",
+        advanced=True,
+    )
+
+
+def sample(walk: Walk, options: Options) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch.
-        steps: denoiser calls, in [1, t] of the first x_t; None for DEFAULT_STEPS or T, whichever is less, and for as
-            dense ones where the walk begins later.
-        times: instead: falling times in [1, t] at which the denoiser is called. The first t goes without saying.
-        rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
+        options: how; see `choose_times` for `steps` and `times`.
 
     Returns:
         (B, H, W) int64 tokens.
 
     Raises:
-        VqtoolError: the steps or the rule are not possible.
+        VqtoolError: the steps or times are not possible.
     """
-    stops = choose_times(walk, "ancestral", steps, times, default=DEFAULT_STEPS)
-    rule = choose_rule(walk, rule)
-    x_t = walk.begin()
-    for call, (time, next_time) in enumerate(pairwise(stops), start=1):
-        x_t = step(walk, x_t, time, next_time, rule, walk.noise(call, 2))
+    x_t, rule = walk.begin(), options.rule or walk.rule
+    for call, (t, s) in enumerate(pairwise(choose_times(walk, options)), start=1):
+        x_t = step(walk, x_t, t, s, rule, walk.noise(call, 2))
     return x_t
-
-
-def choose_rule(walk: Walk, rule: str | None) -> str:
-    """The rule that is asked for, or the prior's own.
-
-    Raises:
-        VqtoolError: it is unknown.
-    """
-    rule = walk.rule if rule is None else rule
-    if rule not in RULES:
-        raise VqtoolError(f"--rule {rule}: unknown; known are {', '.join(RULES)}")
-    return rule
 
 
 def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: Tensor) -> Tensor:
@@ -85,7 +83,7 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     may_change = move >= torch.full_like(move, token_stays).masked_fill(x_t == kernel.mask_id, mask_stays)
     changing = (1 - token_stays) + (token_stays - mask_stays) * float(kernel.gamma_bar[time])  # share of the cells
     x_s = x_t
-    for cells in split(walk.leave_given(may_change), expect(changing, walk.num_cells)):
+    for cells in split(walk.leave_known(may_change), expect(changing, walk.num_cells)):
         seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
         if rule == "mixture":
             x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
@@ -107,7 +105,7 @@ def least_stays(kernel: Kernel, time: int, next_time: int, rule: str) -> tuple[f
 def expect(changing: float, num_cells: int) -> int:
     """How many cells of a sample to look at together: as many as may change, but for about one step in a million.
 
-    It depends on the step alone, never on what the samples look like: see `vqtool.samplers._walk`.
+    It depends on the step alone, never on the samples: see `vqtool.samplers._walk`.
     """
     mean = num_cells * changing
     count = 8 * math.ceil((mean + 4 * math.sqrt(mean) + 2) / 8)

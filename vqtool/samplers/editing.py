@@ -1,131 +1,40 @@
-"""Pictures are edited: some tokens of a grid are given and the others made, or a grid is made noisy and clean again.
+"""Editing: parts of pictures drawn again, pictures enlarged, varied, or completed.
 
-Given tokens come out as they went in. A picture may be made in several variants; variant v of picture i is sample
+Known tokens come out as they went in. Several variants can be made of a picture; variant v of picture i is sample
 i * variants + v of the run, whatever the batches.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool import samplers
+from vqtool.artifacts import history_record
+from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
-from vqtool.grids import GridBatch, GridHeader
+from vqtool.grids import GridBatch, GridWriter, check_output
+from vqtool.images import to_float
+from vqtool.images.writer import ImageWriter, writer_type
 from vqtool.priors import Prior
-from vqtool.samplers.masks import Mask, paste_back
+from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.samplers import DEFAULT_BATCH_SIZE, Method, Observer, check_tokens
+from vqtool.samplers._changes import Array, Change, Sides, build_change
+from vqtool.samplers._pictures import Images, OnError, Pictures, open_pictures
+from vqtool.samplers._texts import check_texts
+from vqtool.samplers.estimates import NUM_REHEARSED
+from vqtool.samplers.runs import Run, Summary, animated, grid_header, take_run_options
+from vqtool.samplers.trajectories import NUM_SAMPLES
+from vqtool.tally import Tally
+from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers.batches import decode_batch
 
-Array = NDArray[Any]
-Images = NDArray[np.uint8]  # (B, 3, height, width)
-
-
-@dataclass(frozen=True)
-class Repainted:
-    """Grids masked where a mask image is white.
-
-    Attributes:
-        header: of what is made; masked if masked cells are to stay.
-        mask: what is made anew.
-        paste: whether pictures get back the pixels outside of the mask.
-        feather: width of the soft edge between both, pixels.
-    """
-
-    header: GridHeader
-    mask: Mask
-    paste: bool = True
-    feather: int = 0
-
-    def open(self, batch: GridBatch, number: int) -> GridBatch:
-        """The masked grids; `number` is that of the first in the run."""
-        cells = np.stack([self.mask.cells(number + row) for row in range(len(batch))])
-        return replace(batch, tokens=np.where(cells, self.header.codebook_size, batch.tokens))
-
-    def finish(self, made: Images, originals: Images, number: int) -> Images:
-        """Made pictures, variants of each in a row, with the pixels of the originals outside of the mask."""
-        if not self.paste:
-            return made
-        variants = len(made) // len(originals)
-        pairs = enumerate(zip(made, originals.repeat(variants, axis=0), strict=True))
-        return np.stack(
-            [
-                paste_back(image, original, self.mask.pixels(number + row // variants), feather=self.feather)
-                for row, (image, original) in pairs
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Enlarged:
-    """Grids in the middle of larger ones, with masked cells around.
-
-    Attributes:
-        header: of what is made.
-        border: cells added at the top, the bottom, the left and the right.
-        feather: width of the soft edge around the originals, pixels.
-    """
-
-    header: GridHeader
-    border: tuple[int, int, int, int]
-    feather: int = 0
-
-    def open(self, batch: GridBatch, number: int) -> GridBatch:
-        """The grids with masked cells around."""
-        tokens = batch.tokens.astype(self.header.dtype)
-        return replace(batch, tokens=_pad(tokens, self.border, self.header.codebook_size))
-
-    def finish(self, made: Images, originals: Images, number: int) -> Images:
-        """Made pictures, variants of each in a row, with the pixels of the originals in their middle."""
-        (height, width), (rows, columns) = self.header.image_size, self.header.grid_size
-        cells = height // rows, height // rows, width // columns, width // columns
-        top, bottom, left, right = (count * pixels for count, pixels in zip(self.border, cells, strict=True))
-        around = (top, bottom, left, right)
-        placed = _pad(originals.repeat(len(made) // len(originals), axis=0), around, 0)
-        anew = _pad(np.zeros((1, *originals.shape[2:]), bool), around, True)[0]
-        pairs = zip(made, placed, strict=True)
-        return np.stack([paste_back(image, original, anew, feather=self.feather) for image, original in pairs])
-
-
-def enlarge(header: GridHeader, sides: Mapping[str, str], *, feather: int = 0) -> Enlarged:
-    """What puts grids on a larger canvas.
-
-    Args:
-        header: of the grids.
-        sides: "top", "bottom", "left", "right": how much is added, in cells ("4") or pixels ("32px").
-        feather: width of the soft edge around the originals, pixels.
-
-    Raises:
-        VqtoolError: nothing is added, or no whole number of cells.
-    """
-    (rows, columns), (height, width) = header.grid_size, header.image_size
-    cell = {"top": height // rows, "bottom": height // rows, "left": width // columns, "right": width // columns}
-    added = {side: _count_cells(side, text, cell[side]) for side, text in sides.items()}
-    if not any(added.values()):
-        raise VqtoolError("nothing is added: say how much with --left, --right, --top or --bottom")
-    size = rows + added["top"] + added["bottom"], columns + added["left"] + added["right"]
-    pixels = size[0] * height // rows, size[1] * width // columns
-    border = added["top"], added["bottom"], added["left"], added["right"]
-    return Enlarged(replace(header, grid_size=size, image_size=pixels), border, feather)
-
-
-def _count_cells(side: str, text: str, cell: int) -> int:
-    match = re.fullmatch(r"([0-9]{1,4})(px)?", text.strip())
-    if not match:
-        raise VqtoolError(f"--{side} {text}: a number of cells (4) or pixels (32px) is expected")
-    count = int(match[1])
-    if match[2] and count % cell:
-        raise VqtoolError(f"--{side} {text}: a cell is {cell} pixels; whole cells are added")
-    return count // cell if match[2] else count
-
-
-def _pad(rows: Array, border: tuple[int, int, int, int], value: Any) -> Array:
-    """Rows (B, ..., height, width) with a value around them."""
-    widths = [(0, 0)] * (rows.ndim - 2) + [border[:2], border[2:]]
-    return np.pad(rows, widths, constant_values=value)
+GRID_FILES = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -137,82 +46,308 @@ class Variants:
     num_calls: float  # of the denoiser, the mean of the samples
 
 
-def make_variants(
+@dataclass(frozen=True)
+class _Editor:
+    """Makes variants of grids."""
+
+    method: Method
+    change: Change
+    variants: int
+    strength: float | None  # None fills masked cells; else cells start from q(x_t | x_0) at this share t / T
+    texts: Sequence[str]  # that pictures are made by in turn; empty for their own
+
+    def rows(self, batch: GridBatch, number: int, *, variants: int = 1) -> tuple[GridBatch, dict[str, Any]]:
+        """Masked grids, and what `Method.batches` is told of them; `number` is that of the first in the run."""
+
+        def of_samples(rows: Tensor) -> Callable[[range], Tensor]:
+            return lambda samples: rows[[sample // variants - number for sample in samples]]
+
+        opened, conditioner = self.change.open(batch, number), self.method.prior.conditioner
+        texts: Sequence[str | None] | None = conditioner.select(batch.labels, batch.captions)
+        if self.texts:
+            texts = [self.texts[(number + row) % len(self.texts)] for row in range(len(batch))]
+        known = {"condition": None if texts is None else of_samples(conditioner.encode(texts))}
+        if self.strength is None or self.change.masks:
+            known["known"] = of_samples(torch.from_numpy(opened.tokens.astype(np.int64)))
+        if self.strength is None:
+            return opened, known
+        return opened, known | {
+            "source": of_samples(torch.from_numpy(batch.tokens.astype(np.int64))),
+            "strength": self.strength,
+        }
+
+    def make(self, batch: GridBatch, number: int, **how: Any) -> Variants:
+        """Variants of grids; ids get -1, -2, ... where there are several."""
+        opened, rows = self.rows(batch, number, variants=self.variants)
+        if self.change.header.masked:
+            return Variants(opened, range(number, number + len(batch)), 0.0)
+        samples = range(number * self.variants, (number + len(batch)) * self.variants)
+        made = list(self.method.batches(len(samples), start=samples.start, **rows, **how))
+        tokens = torch.cat([part.grids for part in made]).numpy().astype(self.change.header.dtype)
+        calls = sum(part.num_calls * len(part.samples) for part in made) / max(1, len(samples))
+        count = range(1, self.variants + 1)
+        ids = batch.ids if self.variants == 1 else [f"{id}-{v}" for id in batch.ids for v in count]
+        labels, captions = (
+            None if column is None else [text for text in column for _ in count]
+            for column in (batch.labels, batch.captions)
+        )
+        return Variants(GridBatch(tokens, ids, labels, captions), samples, calls)
+
+    def read_and_make(
+        self, pictures: Pictures, write: "Write", *, batch_size: int, observe: Observer | None
+    ) -> Iterator[Variants]:
+        """Make and write all, as many pictures together as are `batch_size` variants."""
+        number = 0
+        for batch, originals in pictures.read(max(1, batch_size // self.variants)):
+            made = self.make(batch, number, batch_size=batch_size, observe=observe)
+            write(made.batch, originals, number)
+            number += len(batch)
+            yield made
+
+
+def edit(
     prior: Prior,
-    batch: GridBatch,
-    texts: Sequence[str | None] | None,
+    pictures: Tensor | Array,
+    mask: str | Array | None = None,
     *,
-    number: int,
-    variants: int = 1,
     strength: float | None = None,
-    **options: Any,
-) -> Variants:
-    """Fill the masked cells of grids, or vary whole ones.
+    sides: Sides | None = None,
+    variants: int = 1,
+    labels: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    paste: bool = True,
+    feather: int = 0,
+    seed: int = 0,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    observe: Observer | None = None,
+    **how: Any,
+) -> Tensor | Images:
+    """Draw parts of pictures again, enlarge them, vary them, or fill their masked cells.
 
     Args:
-        prior: of such grids; they may be larger than those it was trained on.
-        batch: B grids; a token K is a masked cell.
-        texts: labels or captions to make them by, one a grid, as the prior takes them; None for the null condition.
-        number: of the first grid in the run.
-        variants: how many are made of each grid.
-        strength: None fills the masked cells and keeps all tokens; else whole grids start from q(x_t | x_0) at this
-            share t / T.
-        options: further arguments of `samplers.sample`.
+        prior: from `vqtool.load_prior`; its device does the work.
+        pictures: (B, H, W) integer tokens, K where masked; or (B, 3, height, width) uint8 images.
+        mask: what is drawn again: "left-half", "box:TOP,LEFT,HEIGHT,WIDTH" and the like, or an image file, as for
+            `vqtool inpaint`; or bool of cells or pixels, (B, ...) or one for all.
+        strength: start from a noisy copy of each picture, x_t ~ q(x_t | x_0) with t = strength * T, in place of
+            nothing: 0 changes nothing, 1 leaves nothing of it. Without a mask whole pictures are varied.
+        sides: enlarge the pictures: {"left": 4, "bottom": "32px"} adds cells or pixels.
+        variants: how many are made of each picture.
+        labels: for the pictures in turn, if the prior takes labels; None is the null condition.
+        captions: for the pictures in turn, if the prior takes captions.
+        tokenizer: of images; None for the one that the prior names.
+        paste: whether images get back their pixels outside of the mask.
+        feather: width of the soft edge between both, pixels.
+        seed: of all noise, and of a random mask.
+        batch_size: how many are drawn at once.
+        observe: see `vqtool.sample`.
+        how: further arguments of `vqtool.sample`: sampler, steps, cfg_scale, ...
+
+    Returns:
+        (B * variants, H, W) int64 tokens or (B * variants, 3, height, width) uint8 images, variants of one picture in
+        a row.
 
     Raises:
-        VqtoolError: an option does not go with the prior.
+        MismatchError: the tokenizer is not the prior's.
+        VqtoolError: an argument is not possible, or not with this prior.
     """
-    samples = range(number * variants, (number + len(batch)) * variants)
-    known = known_rows(prior, batch, texts, number=number, variants=variants, strength=strength)
-    made = list(samplers.sample_batches(prior, len(samples), start=samples.start, **known, **options))
-    grids = torch.cat([part.grids for part in made]).numpy().astype(batch.tokens.dtype)
-    calls = sum(part.num_calls * len(part.samples) for part in made) / max(1, len(samples))
-    return Variants(_spread(batch, grids, variants), samples, calls)
-
-
-def known_rows(
-    prior: Prior,
-    batch: GridBatch,
-    texts: Sequence[str | None] | None,
-    *,
-    number: int,
-    variants: int = 1,
-    strength: float | None = None,
-) -> dict[str, Any]:
-    """What `samplers.sample` is told of grids: the arguments are those of ``make_variants``."""
-
-    def of_samples(rows: Tensor) -> Callable[[range], Tensor]:
-        return lambda samples: rows[[sample // variants - number for sample in samples]]
-
-    tokens = of_samples(torch.from_numpy(batch.tokens.astype(np.int64)))
-    return {
-        "condition": None if texts is None else of_samples(prior.conditioner.encode(texts)),
-        "grid_size": batch.tokens.shape[1:],
-        **({"given": tokens} if strength is None else {"source": tokens, "strength": strength}),
-    }
-
-
-def _spread(batch: GridBatch, tokens: Array, variants: int) -> GridBatch:
-    """What is known of each grid, for each of its variants; ids get -1, -2, ... where there are several."""
-    ids = batch.ids if variants == 1 else [f"{id}-{v}" for id in batch.ids for v in range(1, variants + 1)]
-    labels, captions = (
-        None if column is None else [text for text in column for _ in range(variants)]
-        for column in (batch.labels, batch.captions)
-    )
-    return GridBatch(tokens, ids, labels, captions)
-
-
-def check_fits(prior: Prior, header: GridHeader, name: str) -> None:
-    """Raise unless a prior can make grids under this header.
-
-    Raises:
-        MismatchError: another tokenizer or codebook.
-        VqtoolError: smaller than the grids of training.
-    """
-    size, least = header.grid_size, prior.grid_spec.grid_size
-    prior.check_grids(replace(header, grid_size=least), name)
-    if size[0] < least[0] or size[1] < least[1]:
+    if variants < 1:
+        raise VqtoolError(f"`variants` {variants}: at least 1")
+    given = torch.as_tensor(pictures)
+    are_images = given.ndim == 4 and given.shape[1] == 3 and given.dtype == torch.uint8
+    if not are_images and (given.ndim != 3 or given.dtype not in (torch.int64, torch.int32, torch.int16)):
         raise VqtoolError(
-            f"{name} makes grids of {size[0]}x{size[1]}, but the prior knows those of {least[0]}x{least[1]} and no "
-            "parts of them: encode with a larger --size, or enlarge them with `vqtool outpaint`"
+            f"`pictures` has shape {tuple(given.shape)} and type {given.dtype}: (B, H, W) integer tokens or "
+            "(B, 3, height, width) uint8 images are expected"
         )
+    decoder = _tokenizer(prior, tokenizer) if are_images else None
+    grids = given.long() if decoder is None else decoder.encode(to_float(given.numpy()).to(prior.device)).cpu()
+    size, num_codes = (int(grids.shape[1]), int(grids.shape[2])), prior.kernel.codebook_size
+    check_tokens("pictures", grids, size, num_codes + 1)
+    header = replace(grid_header(prior, size, {}), masked=bool((grids == num_codes).any()))
+    change = build_change(
+        prior, header, "pictures", mask=mask, sides=sides, strength=strength, paste=paste, feather=feather, seed=seed
+    )
+    texts = check_texts(prior, labels, captions)
+    method = Method.build(prior, has_condition=bool(texts), seed=seed, grid_size=change.header.grid_size, **how)
+    batch = GridBatch(grids.numpy().astype(np.uint64), [""] * len(grids))
+    made = _Editor(method, change, variants, strength, texts).make(batch, 0, batch_size=batch_size, observe=observe)
+    if decoder is None:
+        return torch.from_numpy(made.batch.tokens.astype(np.int64))
+    return change.finish(decode_batch(made.batch, decoder), given.numpy(), 0)
+
+
+def _tokenizer(prior: Prior, tokenizer: Tokenizer | str | Path | None) -> Tokenizer:
+    """The tokenizer of images that a prior is to edit, on its device."""
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer)
+    if prior.grid_spec.tokenizer_fingerprint:
+        prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
+    return tokenizer.to(prior.device)
+
+
+Write = Callable[[GridBatch, Images | None, int], None]
+
+
+def edit_to_file(
+    prior: Prior,
+    sources: Sequence[str | Path],
+    output: str | Path,
+    mask: str | None = None,
+    *,
+    strength: float | None = None,
+    sides: Sides | None = None,
+    variants: int = 1,
+    labels: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    size: str | None = None,
+    tokenizer: str | Path | None = None,
+    paste: bool = True,
+    feather: int = 0,
+    masked: bool = False,
+    seed: int = 0,
+    force: bool = False,
+    on_error: OnError | None = None,
+    notify: Notify = ignore,
+    progress: Progress = silent,
+    **how: Any,
+) -> Summary:
+    """`edit` pictures of files into a file. One process does it, and others nothing.
+
+    Args:
+        prior: and mask, strength, sides, variants, labels, captions, paste, feather, seed: as for `edit`, but that
+            without labels and captions each picture's own is taken.
+        sources: a grid file ("-" is standard input), or images: folders, files, tars, HDF5. Without mask, strength and
+            sides they are masked grids.
+        output: grid file ("-" is standard output); or a folder, x.png or x.tar for pictures.
+        size: pixels that images are brought to; None for those of the prior's training.
+        tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
+        masked: write the masked grids themselves, and draw nothing.
+        force: overwrite what is there.
+        on_error: told of a bad image, which is left out; None raises.
+        notify: is told, line by line, what is done and what it takes.
+        progress: shows how far it is; see `vqtool.progress`.
+        how: further arguments of `vqtool.sample`, and of a run: see `sample_to_file`.
+
+    Raises:
+        MismatchError: the grids are not of the prior's tokenizer.
+        VqtoolError: an argument is not possible, or a file cannot be read or written.
+    """
+    options = take_run_options(how)
+    if not is_main_process():  # variants of a few pictures are one process's work
+        return Summary(0, 0.0, 0.0)
+    step = "inpaint" if mask is not None else "outpaint" if sides is not None else "complete"
+    step = step if strength is None or mask is not None else "vary"
+    _check_output(output, variants, feather, masked, bool(options.trajectory or options.dry_run))
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    with ExitStack() as stack:
+        image_writer = stack.enter_context(
+            nullcontext() if options.dry_run else _open_image_writer(Path(output), options.trajectory, force=force)
+        )
+        pictures = stack.enter_context(
+            open_pictures(
+                sources,
+                prior,
+                masked=step == "complete",
+                size=size,
+                tokenizer=tokenizer,
+                on_error=None if on_error is None else tally,
+                notify=notify,
+            )
+        )
+        change = build_change(
+            prior,
+            pictures.header,
+            pictures.name,
+            mask=mask,
+            sides=sides,
+            strength=strength,
+            paste=paste,
+            feather=feather,
+            masked=masked,
+            seed=seed,
+        )
+        texts = check_texts(prior, labels, captions)
+        has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
+        new_size = change.header.grid_size
+        method = Method.build(prior, has_condition=has_condition, seed=seed, grid_size=new_size, **how)
+        notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
+        details = {"mask": mask, "feather": feather or None, "strength": strength, **(sides or {})}
+        details = {name: value for name, value in details.items() if value is not None}
+        own = {name: value for name, value in method.record.items() if name != "grid_size"}
+        inputs = {"prior": prior.fingerprint, **pictures.digests}
+        record = history_record(step, inputs=inputs, seed=seed, num=variants, **details, **own)
+        editor = _Editor(method, change, variants, strength, texts)
+        num = None if pictures.total is None else pictures.total * variants
+        run = Run(method, num, options, notify=notify, progress=progress)
+        if not masked:
+            run.tell_estimates()
+        if options.dry_run:
+            for batch, _ in pictures.read(NUM_REHEARSED):
+                return run.rehearse(range(len(batch)), **editor.rows(batch, 0)[1])
+            raise VqtoolError(f"{pictures.name}: no picture to rehearse with")
+        samples, find = range(NUM_SAMPLES), pictures.tokenizer
+        observe = stack.enter_context(
+            animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify)
+        )
+        with _open_output(image_writer, change, Path(output), pictures, record, force=force) as write:
+            for _ in run.batches(partial(editor.read_and_make, pictures, write), observe, name=step):
+                pass
+            if tally.skipped and not run.num_drawn:
+                raise VqtoolError(f"none of the {len(tally.skipped)} images could be read")
+    return run.summary
+
+
+def _writes_grids(output: str | Path) -> bool:
+    return str(output) == "-" or Path(output).suffix.lower() in GRID_FILES
+
+
+def _check_output(output: str | Path, variants: int, feather: int, masked: bool, is_run: bool) -> None:
+    """Raise VqtoolError unless what is asked for goes with the kind of output."""
+    if feather and _writes_grids(output):
+        raise VqtoolError("`feather` is about pictures, but `output` asks for token grids: a folder, x.png or x.tar")
+    if variants < 1:
+        raise VqtoolError(f"`variants` {variants}: at least 1")
+    if masked and (not _writes_grids(output) or variants > 1):
+        raise VqtoolError("`masked` writes one masked grid a picture: it needs an `output` like x.h5, and 1 variant")
+    if masked and is_run:
+        raise VqtoolError("`masked` makes nothing: there is nothing for `trajectory` to show or `dry_run` to count")
+
+
+def _open_image_writer(
+    output: Path, trajectory: Path | None, *, force: bool
+) -> "AbstractContextManager[ImageWriter | None]":
+    """Where pictures go, None for token grids; refuses an output before any work is done."""
+    if trajectory is not None and Path(trajectory) == output:
+        raise VqtoolError(f"`trajectory` and `output` both name {output}: pictures and their animation are two files")
+    if _writes_grids(output):
+        check_output(output, force=force)
+        return nullcontext()
+    return writer_type(output)(output, force=force)
+
+
+@contextmanager
+def _open_output(
+    image_writer: ImageWriter | None,
+    change: Change,
+    output: Path,
+    pictures: Pictures,
+    record: dict[str, Any],
+    *,
+    force: bool,
+) -> Iterator[Write]:
+    """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
+    if image_writer is None:
+        with GridWriter(output, change.header.with_step(record), force=force) as writer:
+            yield lambda made, originals, number: writer.write(made)
+        return
+    tokenizer = pictures.tokenizer()
+
+    def write(made: GridBatch, originals: Images | None, number: int) -> None:
+        images = decode_batch(made, tokenizer)
+        if originals is not None:
+            images = change.finish(images, originals, number)
+        image_writer.write(images, made.ids, made.labels, made.captions)
+
+    yield write

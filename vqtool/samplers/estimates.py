@@ -1,8 +1,8 @@
 """What sampling takes: calls of the denoiser, memory, time; and how many samples to draw at once.
 
-The calls are counted by a rehearsal: the sampler runs with a denoiser that does nothing, once one that knows nothing
-and once one that is sure, between which every other lies. Time is that of one call, measured. Memory is a model of the
-tensors that a walk holds, good to a factor of two.
+The calls are counted by a rehearsal: the sampler runs with a denoiser that computes nothing, once with even
+predictions and once with certain ones, between which every other lies. Time is that of one call, measured. Memory
+is a model of the tensors that a walk holds, good to a factor of two.
 """
 
 import time
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.priors import Prior
-from vqtool.samplers import Settings, Walk, sample_batches
-from vqtool.samplers._windows import Windows
+from vqtool.samplers import Method, Rows, Settings, Walk
+from vqtool.samplers._tiles import Tiling
 
 USEFUL_CELLS = 16384  # of a batch: what is done once a step is small beside the rest from here on
 SHARE_OF_MEMORY = 0.5  # of what is free, that a run may take
@@ -28,7 +28,7 @@ _SURE = 1e4  # nats
 
 
 class _Blank(Denoiser):
-    """Says the same of every cell, at once."""
+    """Predicts the same for every cell, without computing."""
 
     stretches = True
 
@@ -53,20 +53,35 @@ class _Blank(Denoiser):
         return self.logits.expand(*shape, -1)
 
 
-def count_calls(prior: Prior, samples: range, **arguments: Any) -> tuple[float, float]:
+def count_calls(
+    prior: Prior, samples: range, *, condition: Rows | None = None, **arguments: Any
+) -> tuple[float, float]:
     """The fewest and the most calls of the denoiser a sample, means over the first few samples.
 
     Args:
         prior: what would be sampled.
         samples: numbers of the samples.
-        arguments: of `vqtool.sample`; what differs between samples is a function of their numbers.
+        condition: and all further arguments: those of `vqtool.sample`; what differs between samples is a function of
+            their numbers.
     """
-    first, counts = samples[:NUM_REHEARSED], []
-    options = {**arguments, "start": first.start}
+    rows = {name: arguments.pop(name) for name in ("known", "source", "strength") if name in arguments}
+    method = Method.build(prior, has_condition=condition is not None, **arguments)
+    return rehearse(method, samples, condition=condition, **rows)
+
+
+def rehearse(method: Method, samples: range, **rows: Any) -> tuple[float, float]:
+    """``count_calls`` of a method.
+
+    Args:
+        method: how samples would be drawn.
+        samples: their numbers.
+        rows: condition, known, source and strength of `Method.batches`.
+    """
+    first, counts, second = samples[:NUM_REHEARSED], [], method.settings.guide_with
     for nats in (0.0, _SURE):
-        if arguments.get("guide_with") is not None:
-            options["guide_with"] = _blank(arguments["guide_with"], nats)
-        batches = sample_batches(_blank(prior, nats), len(first), **options)
+        settings = method.settings if second is None else replace(method.settings, guide_with=_blank(second, nats))
+        blank = replace(method, prior=_blank(method.prior, nats), settings=settings)
+        batches = blank.batches(len(first), start=first.start, **rows)
         counts.append(sum(batch.num_calls * len(batch.samples) for batch in batches) / len(first))
     return min(counts), max(counts)
 
@@ -77,11 +92,11 @@ def _blank(prior: Prior, nats: float) -> Prior:
 
 
 @torch.no_grad()
-def time_call(prior: Prior, windows: Windows) -> float:
+def time_call(prior: Prior, tiling: Tiling) -> float:
     """Seconds of one call of the denoiser for as many samples as pass it together, after one to warm up."""
-    samples = range(windows.group_size)
-    size = windows.grid_size
-    walk = Walk(prior, samples, None, seed=0, grid_size=size, settings=Settings(), windows=windows)
+    samples = range(tiling.microbatch)
+    size = tiling.grid_size
+    walk = Walk(prior, samples, None, seed=0, grid_size=size, settings=Settings(), tiling=tiling)
     x_t, t = walk.begin(), walk.times(prior.kernel.num_steps)
     seconds = 0.0
     for _ in range(2):
@@ -101,37 +116,37 @@ def find_free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def estimate_memory(prior: Prior, windows: Windows, batch_size: int) -> int:
+def estimate_memory(prior: Prior, tiling: Tiling, batch_size: int) -> int:
     """Bytes that drawing so many samples at once takes, beside the prior itself."""
-    cells, size = windows.size[0] * windows.size[1], prior.kernel.codebook_size
+    cells, size = tiling.size[0] * tiling.size[1], prior.kernel.codebook_size
     width = int(getattr(prior.denoiser.config, "width", 0))
-    call = windows.at_once * cells * (size * _LOGIT_BYTES + width * 4 * _ACTIVATIONS)
-    if len(windows) > 1:
-        call += windows.group_size * windows.num_cells * size * _LOGIT_BYTES
-    return call + batch_size * _sample_bytes(prior, windows)
+    call = tiling.at_once * cells * (size * _LOGIT_BYTES + width * 4 * _ACTIVATIONS)
+    if len(tiling) > 1:
+        call += tiling.microbatch * tiling.num_cells * size * _LOGIT_BYTES
+    return call + batch_size * _sample_bytes(prior, tiling)
 
 
-def find_batch_size(prior: Prior, windows: Windows, num: int, free: int, *, most: int | None = None) -> int:
-    """How many samples to draw at once: as many as are useful, and as memory allows, in whole groups.
+def find_batch_size(prior: Prior, tiling: Tiling, num: int, free: int, *, most: int | None = None) -> int:
+    """How many samples to draw at once: as many as are useful, and as memory allows, in whole microbatches.
 
     Args:
         prior: what is sampled.
-        windows: through which it looks.
+        tiling: of the grids.
         num: of samples that are wanted, 1 or more.
         free: bytes of memory.
-        most: not more than that, or than one group; None for no such bound.
+        most: not more than that, or than one microbatch; None for no such bound.
     """
-    room = free * SHARE_OF_MEMORY - estimate_memory(prior, windows, 0)
-    wanted = USEFUL_CELLS // windows.num_cells
-    useful = max(windows.group_size, wanted if most is None else min(wanted, most))
-    groups = min(useful, int(max(0, room)) // _sample_bytes(prior, windows)) // windows.group_size
-    return min(num, max(1, groups) * windows.group_size)
+    room = free * SHARE_OF_MEMORY - estimate_memory(prior, tiling, 0)
+    wanted = USEFUL_CELLS // tiling.num_cells
+    useful = max(tiling.microbatch, wanted if most is None else min(wanted, most))
+    count = min(useful, int(max(0, room)) // _sample_bytes(prior, tiling)) // tiling.microbatch
+    return min(num, max(1, count) * tiling.microbatch)
 
 
 @torch.no_grad()
-def _sample_bytes(prior: Prior, windows: Windows) -> int:
+def _sample_bytes(prior: Prior, tiling: Tiling) -> int:
     """Bytes of what a walk holds of a sample; the plug-in rule makes the whole law of its cells."""
     parts = [part for part in prior.encode_condition(None, 1) if part is not None]
     encoded = sum(part.numel() * part.element_size() for part in parts)
     law = prior.kernel.codebook_size * _LOGIT_BYTES if prior.rule == "plug-in" else 0
-    return encoded + windows.num_cells * (_CELL_BYTES + law)
+    return encoded + tiling.num_cells * (_CELL_BYTES + law)

@@ -5,16 +5,18 @@ in fewer calls. For few steps, where hardly any step leaves all cells as they ar
 Equation: a masked cell opens in the step from t to s with chance (gamma_bar_t - gamma_bar_s) / gamma_bar_T, whatever
 the tokens are; so these steps are drawn first, and x_0 ~ p(x_0 | x_t) at the cells that open only, at their own t.
 Cost: a denoiser call for each step in which a cell of the sample opens: steps * (1 - (1 - 1 / steps) ** cells) on
-average for even chances, at most min(steps, cells). Each sample of a batch has its own times; groups of samples in
-which all are finished cost nothing.
+average for even chances, at most min(steps, cells). Each sample of a batch has its own times; microbatches in
+which all samples are finished cost nothing.
 Source: Zheng et al. 2024 (arXiv:2409.02908), in discrete time: there are T steps and their ties stay.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vqtool.options import Checked, option
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, put
 from vqtool.samplers.ancestral import expect, split
@@ -23,22 +25,29 @@ NEEDS_MASK = True
 NEEDS_ABSORBING = True
 
 
-def sample(walk: Walk, *, steps: int | None = None, times: Sequence[int] | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """The steps of the ancestral sampling that has the same law."""
+
+    steps: int | None = option(None, "Steps, 1 to T; each costs a call if a cell opens in it.", shown="T")
+    times: tuple[int, ...] | None = option(None, "Times of the calls, as in 100,60,30,10.", advanced=True)
+
+
+def sample(walk: Walk, options: Options) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch; tokens of its kernel are final.
-        steps: of the ancestral sampling that this is equal to in law, in [1, T]; None for T.
-        times: instead: falling times in [1, T]; 0 after them goes without saying.
+        options: how; see `choose_times` for `steps` and `times`.
 
     Returns:
         (B, H, W) int64 tokens.
 
     Raises:
-        VqtoolError: the number of steps or the times are not possible.
+        VqtoolError: the steps or times are not possible.
     """
     kernel = walk.kernel
-    stops = choose_times(walk, "first-hitting", steps, times, default=kernel.num_steps)
+    stops = choose_times(walk, options)
     gammas = kernel.gamma_bar[stops]
     x_t, (_, order, choice) = walk.begin(), walk.noise(0, 3)
     opens = _draw_times(stops, gammas, order)

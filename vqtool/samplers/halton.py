@@ -1,9 +1,9 @@
-"""Halton sampling: reveal cells along the Halton sequence, so that those of one call are far apart.
+"""Halton sampling: unmask cells along the Halton sequence, so that those of one call are far apart.
 
 When to use it: for kernels with a mask, in few calls: cells that are drawn together without knowing of each other
 depend on each other least when they are far apart.
 Equation: the points (h_2(n), h_3(n)), n = 1, 2, ..., of the sequence in bases 2 (rows) and 3 (columns) fall into the
-cells of the grid; cells are revealed in the order in which they are first hit, floor(r * cells) of them after call i of
+cells of the grid; cells are unmasked in the order in which they are first hit, floor(r * cells) of them after call i of
 S, at least i, with r = 1 - acos(i / S) / (pi / 2): few at first. Their tokens are drawn from p(x_0 | x_t).
 Cost: `steps` denoiser calls, whose head looks at the cells of the call only.
 Source: Besnier et al. 2025 (arXiv:2503.17076); differs from its code: any H x W. Its orders and counts are golden.
@@ -11,25 +11,33 @@ Source: Besnier et al. 2025 (arXiv:2503.17076); differs from its code: any H x W
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from vqtool.samplers._reveal import choose_steps, reveal_in_order
+from vqtool.options import Checked, option
+from vqtool.samplers._unmask import choose_steps, unmask_in_order
 from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = True
-DEFAULT_STEPS = 32
 
 
-def sample(walk: Walk, *, steps: int | None = None, roll: bool = False) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """How many cells a call, and where the order starts."""
+
+    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=32)
+    roll: bool = option(False, "Start each sample at a random place of the order.")
+
+
+def sample(walk: Walk, options: Options) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch; its kernel has a mask.
-        steps: denoiser calls, in [1, H * W]; None for DEFAULT_STEPS or H * W, whichever is less.
-        roll: start each sample at a random place of the order and go round.
+        options: how; a rolled order goes on from its end to its beginning.
 
     Returns:
         (B, H, W) int64 tokens.
@@ -38,17 +46,17 @@ def sample(walk: Walk, *, steps: int | None = None, roll: bool = False) -> Tenso
         VqtoolError: the number of steps is not possible.
     """
     num_cells = walk.num_cells
-    steps = choose_steps(steps, DEFAULT_STEPS, num_cells, "halton")
+    plan = arccos(num_cells, choose_steps(walk, options))
     noise = walk.noise(0, 2)[1]  # (B, H, W)
     rank = find_order(*walk.grid_size).argsort().view(walk.grid_size).to(noise).expand_as(noise)
-    if roll:
+    if options.roll:
         first = (noise[:, :1, :1] * num_cells).floor()
         rank = (rank - first) % num_cells
-    return reveal_in_order(walk, rank, arccos(num_cells, steps))
+    return unmask_in_order(walk, rank, plan)
 
 
 def arccos(num_cells: int, steps: int) -> Iterator[Tensor]:
-    """The plan of Halton-MaskGIT; see `vqtool.samplers._reveal`."""
+    """The plan of Halton-MaskGIT; see `vqtool.samplers._unmask`."""
     start = torch.arange(num_cells + 1)
     for call in range(1, steps + 1):
         share = 1 - math.acos(call / steps) / (math.pi / 2)

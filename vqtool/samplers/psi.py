@@ -3,8 +3,8 @@
 When to use it: for every kernel, with many steps: where ancestral sampling with an absorbing kernel keeps each token
 that it has drawn, and gains nothing from more steps than cells, this goes on gaining. With few steps use others.
 Measured with the exact denoiser of 2x3 Ising grids (absorbing, T = 16; total variation from the data): ancestral .084;
-psi with kappa .8 .063 in 16 steps, .034 in 32, .017 in 64; kappa .5 .056, .028, .014. It mends what cells that were
-drawn together do not know of each other, not what the network does not know: a small one gained nothing measurable.
+psi with kappa .8 .063 in 16 steps, .034 in 32, .017 in 64; kappa .5 .056, .028, .014. It mends errors of cells that
+were drawn together without seeing each other, not errors of the network: a small one gained nothing measurable.
 Equation: x_0 ~ p(x_0 | x_t), x_s ~ kappa q(x_s | x_t, x_0) + (1 - kappa) q(x_s | x_0), each cell for itself. Both
 parts have the marginal q(x_s) of each cell, so any kappa has; 1 is ancestral sampling. With s = t it is a corrector
 alone: a cell stays with kappa. Under an absorbing kernel a token is its own x_0, and the second part masks it again
@@ -14,7 +14,7 @@ which kappa acts repeat, equally often; elsewhere a second step at one time woul
 Source: Deschenaux et al. 2026, Psi-samplers (arXiv:2602.21185); Wang et al. 2025, ReMDM (arXiv:2503.00307).
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -23,60 +23,61 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import add_at_tokens, draw, log_evidence, replaces, sample_posterior
 from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
 from vqtool.samplers import ancestral
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, put
 
 NEEDS_MASK = False
-DEFAULT_STEPS = 100
-DEFAULT_KAPPA = 0.9
-ALWAYS = (0.0, 1.0)
 
 
-def sample(
-    walk: Walk,
-    *,
-    steps: int | None = None,
-    times: Sequence[int] | None = None,
-    rule: str | None = None,
-    kappa: float = DEFAULT_KAPPA,
-    kappa_interval: tuple[float, float] = ALWAYS,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """When the denoiser is called, and how many cells are noised anew."""
+
+    steps: int | None = option(None, "Denoiser calls, at least 1; more than T repeat steps.", usual=100)
+    times: tuple[int, ...] | None = option(None, "Times of the calls, as in 100,60,30,10.", advanced=True)
+    rule: str | None = option(
+        None,
+        "How predictions of x_0 are averaged.",
+        shown="the prior's own",
+        choices="diffusion/posterior.py:RULES",
+        advanced=True,
+    )
+    kappa: float = option(
+        0.9, "Share of the cells that are not noised anew in a step; 1 is ancestral.", minimum=0, maximum=1
+    )
+    kappa_interval: tuple[float, float] = option(
+        (0.0, 1.0), "Part of the way, 0 to 1, with kappa.", minimum=0, maximum=1, rising=True
+    )
+
+
+def sample(walk: Walk, options: Options) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch.
-        steps: denoiser calls, at least 1; above T, times repeat at which kappa acts. None for DEFAULT_STEPS or T,
-            whichever is less.
-        times: instead: falling times in [1, T] at which the denoiser is called. The first t goes without saying.
-        rule: how x_0 is averaged, "mixture" or "plug-in"; None for what the prior was trained with.
-        kappa: share of the cells, in each step, that follow the posterior; 1 is ancestral sampling, bit for bit.
-        kappa_interval: the least and the largest share of time, 1 - t / T, with this kappa; elsewhere it is 1.
+        options: how; see `choose_times` for `steps` and `times`. With a kappa of 1 it is ancestral sampling, bit for
+            bit; so it is where 1 - t / T lies outside of the interval.
 
     Returns:
         (B, H, W) int64 tokens.
 
     Raises:
-        VqtoolError: the steps, the rule, kappa or its interval are not possible.
+        VqtoolError: the steps or times are not possible.
     """
-    if not 0 <= kappa <= 1:
-        raise VqtoolError(f"--kappa {kappa:g}: must lie in 0 (all cells noised anew) to 1 (ancestral sampling)")
-    low, high = kappa_interval
-    if not 0 <= low < high <= 1:
-        raise VqtoolError(f"--kappa-interval {low:g},{high:g}: two rising shares of time are expected, as in 0.4,0.9")
-    rule, num_steps = ancestral.choose_rule(walk, rule), walk.kernel.num_steps
+    (low, high), num_steps = options.kappa_interval, walk.kernel.num_steps
     shares = {t: (num_steps - t) / num_steps for t in range(1, walk.start + 1)}
-    acting = [t for t, share in shares.items() if kappa < 1 and low <= share <= high]
-    if steps is not None and steps > walk.start and not acting:
+    acting = [t for t, share in shares.items() if options.kappa < 1 and low <= share <= high]
+    if options.steps is not None and options.steps > walk.start and not acting:
         raise VqtoolError(
-            f"--steps {steps}: psi sampling of this prior takes 1 to {walk.start} steps here; more would repeat times "
-            "at which cells are noised anew, and there are none: take a --kappa below 1 or a wider --kappa-interval"
+            f"`steps` {options.steps}: this sampler takes 1 to {walk.start} steps here; more would repeat times at "
+            "which cells are noised anew, and there are none: take a `kappa` below 1 or a wider `kappa_interval`"
         )
-    stops = choose_times(walk, "psi", steps, times, default=DEFAULT_STEPS, repeated=acting)
-    x_t = walk.begin()
-    for call, (t, s) in enumerate(pairwise(stops), start=1):
+    x_t, rule = walk.begin(), options.rule or walk.rule
+    for call, (t, s) in enumerate(pairwise(choose_times(walk, options, repeated=acting)), start=1):
         if t in acting:
-            x_t = step(walk, x_t, t, s, rule, kappa, walk.noise(call, 3))
+            x_t = step(walk, x_t, t, s, rule, options.kappa, walk.noise(call, 3))
         else:
             x_t = ancestral.step(walk, x_t, t, s, rule, walk.noise(call, 2))
     return x_t
@@ -104,7 +105,7 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, kappa: f
     stays = ancestral.least_stays(kernel, time, next_time, "mixture") if moves else (1.0, 1.0)
     unsure = masked if not replaces(kernel) else torch.ones_like(masked)  # cells whose x_0 is asked for
     may_change = move >= torch.full_like(move, stays[0]).masked_fill(masked, stays[1])
-    wanted = walk.leave_given(torch.where(back, may_change, anew & unsure))
+    wanted = walk.leave_known(torch.where(back, may_change, anew & unsure))
     x_s = torch.where(back | anew, x_t, kernel.mask_id)
     for cells in ancestral.split(wanted, _expect(kernel, time, next_time, kappa, stays, walk.num_cells)):
         seen, rest = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
@@ -125,7 +126,7 @@ def _expect(kernel: Kernel, t: int, s: int, kappa: float, stays: tuple[float, fl
 
 
 def _draw_x0(walk: Walk, x_t: Tensor, t: Tensor, cells: Tensor, rule: str, choice: Tensor) -> Tensor:
-    """X_0 given x_t, (B, n): the plug-in rule's denoiser speaks of the other cells, and x_t is added by Bayes' rule."""
+    """X_0 given x_t, (B, n): for the plug-in rule the evidence of the cell's own x_t is added by Bayes' rule."""
     if rule == "mixture":
         return walk.draw_x0(x_t, t, choice, cells)
     log_x0, seen = walk.log_x0(x_t, t, cells), pick(x_t, cells)  # (B, n, K), (B, n)

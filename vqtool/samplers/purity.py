@@ -1,9 +1,9 @@
-"""Purity sampling: reveal a few masked cells a call, first those that the denoiser is sure of, and sharpen them.
+"""Purity sampling: unmask a few cells a call, first those that the denoiser is sure of, and sharpen them.
 
 When to use it: for kernels with a mask; better pictures than ancestral sampling in fewer calls, with less variety.
-Equation: Delta = cells / steps masked cells are revealed a call; the denoiser is told the t whose gamma_bar_t is
+Equation: Delta = cells / steps masked cells are unmasked a call; the denoiser is told the t whose gamma_bar_t is
 nearest to the masked share; purity = max_k p(x_0 = k | x_t); cells are drawn without replacement in proportion to
-purity, and their tokens from p ** power, renormalised. A revealed token stays. By the form "code"
+purity, and their tokens from p ** power, renormalised. An unmasked token stays. By the form "code"
 
     power = 1 + purity_weight * score,   score = purity over its largest value among the masked cells of the grid,
 
@@ -13,42 +13,43 @@ Source: Tang et al. 2022 (arXiv:2205.16007), sections 3.2 and 3.3, and its code;
 number of steps, t from the masked share, and the score knows masked cells only.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from vqtool.diffusion.posterior import draw
-from vqtool.errors import VqtoolError
-from vqtool.samplers._reveal import choose_steps, even, find_largest, gumbel, reveal_by_prediction
+from vqtool.options import Checked, option
+from vqtool.samplers._unmask import choose_steps, even, find_largest, gumbel, unmask_by_prediction
 from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = True
-DEFAULT_STEPS = 64
-FORMS = ("code", "paper")
 
 
-def sample(walk: Walk, *, steps: int | None = None, purity_weight: float = 1.0, purity_form: str = "code") -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """How many cells a call, and how their tokens are sharpened."""
+
+    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=64)
+    purity_weight: float = option(1.0, "How much tokens are sharpened; 0 is not at all.", minimum=0)
+    purity_form: str = option("code", "Sharpening by the published code or by the paper.", choices=("code", "paper"))
+
+
+def sample(walk: Walk, options: Options) -> Tensor:
     """Draw a batch of grids.
 
     Args:
         walk: the batch; its kernel has a mask.
-        steps: denoiser calls, in [1, H * W]; None for DEFAULT_STEPS or H * W, whichever is less.
-        purity_weight: how much tokens are sharpened; 0 not at all.
-        purity_form: one of FORMS.
+        options: how.
 
     Returns:
         (B, H, W) int64 tokens.
 
     Raises:
-        VqtoolError: the number of steps, the weight or the form is not possible.
+        VqtoolError: the number of steps is not possible.
     """
-    steps = choose_steps(steps, DEFAULT_STEPS, walk.num_cells, "purity")
-    if not 0 <= purity_weight < float("inf"):
-        raise VqtoolError(f"--purity-weight {purity_weight}: must be 0 or more")
-    if purity_form not in FORMS:
-        raise VqtoolError(f"--purity-form {purity_form}: unknown; known are {', '.join(FORMS)}")
-    rule = partial(_choose, purity_weight, purity_form)
-    return reveal_by_prediction(walk, rule, even(walk.num_cells, steps))
+    plan = even(walk.num_cells, choose_steps(walk, options))
+    return unmask_by_prediction(walk, partial(_choose, options.purity_weight, options.purity_form), plan)
 
 
 def _choose(

@@ -76,7 +76,7 @@ def plan(
     chosen, notes = [], []
     for name in samplers.NAMES if ALL in names else dict.fromkeys(names):
         try:
-            samplers.check(prior, name, {})
+            samplers.choose_options(prior, name, {})
             chosen.append(name)
         except VqtoolError as error:
             if name in names:
@@ -84,14 +84,20 @@ def plan(
             notes.append(f"left out: {error}")
     for option in options:
         if option not in _SETTINGS and not any(option in samplers.options(name) for name in chosen):
-            samplers.check(prior, chosen[0], {option: None})  # raises, and says which samplers have it
+            samplers.choose_options(prior, chosen[0], {option: None})  # raises, and says which samplers have it
     cells = []
     for name in chosen:
         own = [option for option in options if option in _SETTINGS or option in samplers.options(name)]
-        told = steps if hasattr(samplers.find(name), "DEFAULT_STEPS") and "steps" not in own else [None]
+        told = steps if _is_told(name) and "steps" not in own else [None]
         for values in product(*(options[option] for option in own)):
             cells += [Cell(name, each, dict(zip(own, values, strict=True))) for each in dict.fromkeys(told)]
     return cells, notes
+
+
+def _is_told(sampler: str) -> bool:
+    """Whether a sampler makes as many calls as its option `steps` says."""
+    steps = samplers.options(sampler).get("steps")
+    return steps is not None and steps.usual is not None
 
 
 def check_settings(prior: Prior, cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:

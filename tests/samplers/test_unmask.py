@@ -24,8 +24,8 @@ from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
 from vqtool.samplers import _walk, halton
 
-REVEALING = ("fewer", "purity", "confidence", "halton", "entropy", "moment")
-COUNTED = tuple(name for name in REVEALING if name != "entropy")  # those that are told how many calls
+UNMASKING = ("fewer", "purity", "confidence", "halton", "entropy", "moment")
+COUNTED = tuple(name for name in UNMASKING if name != "entropy")  # those that are told how many calls
 FOUR_CELLS = torch.tensor([30, 2, 3, 5, 1, 0, 7, 4, 6, 2, 1, 3, 2, 8, 5, 21], dtype=torch.float64) / 100
 P, Q = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.5, 0.1, 0.4]).double()  # two independent cells
 
@@ -170,11 +170,11 @@ def test_fewer_opens_any_cell_first_alike():
 
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("steps", [1, 5, 7, 23, 24, None])
-def test_every_call_reveals_cells_changes_nothing_revealed_and_is_told_the_right_time(name, steps):
+def test_every_call_unmasks_cells_changes_nothing_unmasked_and_is_told_the_right_time(name, steps):
     prior = random_prior("mask-replace")
     seen = watch(prior, 4)
     (batch,) = samplers.sample_batches(prior, 4, sampler=name, **({} if steps is None else {"steps": steps}))
-    steps = min(samplers.find(name).DEFAULT_STEPS, 24) if steps is None else steps
+    steps = min(samplers.options(name)["steps"].usual, 24) if steps is None else steps
     assert batch.num_calls == len(seen) == steps
     masked = [*count_masked(seen, 11), [0] * 4]
     for before, after in itertools.pairwise(masked):
@@ -273,14 +273,14 @@ def test_counts_are_of_the_cells_that_are_unknown_at_the_start_in_each_sample(na
     for row, number in zip(given, unknown, strict=True):
         row.view(-1)[torch.randperm(24, generator=torch.Generator().manual_seed(number))[:number]] = 11
     seen = watch(prior, 5)
-    (batch,) = samplers.sample_batches(prior, 5, sampler=name, steps=6, given=given)
+    (batch,) = samplers.sample_batches(prior, 5, sampler=name, steps=6, known=given)
     assert torch.equal(torch.where(given < 11, batch.grids, 11), given)
     assert len(seen) == 6
     assert batch.num_calls == (6 + 6 + 3 + 1 + 0) / 5
     counts = torch.tensor(count_masked(seen, 11)).T.tolist()
     for sample, number in enumerate(unknown):
         alone = watch(prior, 5)
-        same = vqtool.sample(prior, 1, sampler=name, steps=6, given=given[sample, None], start=sample)[0]
+        same = vqtool.sample(prior, 1, sampler=name, steps=6, known=given[sample, None], start=sample)[0]
         assert torch.equal(same, batch.grids[sample])
         assert counts[sample][0] == number
         assert len(alone) == min(number, 6)
@@ -327,7 +327,7 @@ def entropies(prior, x_t, t):
 
 @torch.no_grad()
 @pytest.mark.parametrize("budget", [0.0, 0.5, 2.0])
-def test_entropy_reveals_the_largest_prefix_that_its_budget_allows_sample_by_sample(budget):
+def test_entropy_unmasks_the_largest_prefix_that_its_budget_allows_sample_by_sample(budget):
     prior = dependent()
     seen = watch(prior, 6)
     (batch,) = samplers.sample_batches(prior, 6, sampler="entropy", entropy_budget=budget)
@@ -349,7 +349,7 @@ def test_entropy_reveals_the_largest_prefix_that_its_budget_allows_sample_by_sam
 
 
 def test_samples_that_are_finished_cost_nothing(monkeypatch):
-    monkeypatch.setattr(_walk, "CPU_GROUP_CELLS", 10)  # each sample is a group of its own
+    monkeypatch.setattr(_walk, "CPU_CELLS", 10)  # each sample is a microbatch of its own
     prior = dependent()
     seen = watch(prior, 1)
     (batch,) = samplers.sample_batches(prior, 40, sampler="entropy", entropy_budget=0.5)
@@ -389,20 +389,20 @@ def test_flags_are_the_arguments_of_the_samplers(tmp_path, flags, arguments):
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("steps", [0, 25])
 def test_a_number_of_steps_that_leaves_some_without_a_cell_is_refused(name, steps):
-    with pytest.raises(VqtoolError, match=f"--steps {steps}: {name} sampling reveals .* 1 to 24 steps here"):
+    with pytest.raises(VqtoolError, match=f"`steps` {steps}: this sampler unmasks .* 1 to 24 steps here"):
         vqtool.sample(random_prior(), 1, sampler=name, steps=steps)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "purity", "purity_form": "essay"}, "--purity-form essay: unknown; known are code, paper"),
+        ({"sampler": "purity", "purity_form": "essay"}, "`purity_form` essay: unknown; known are code, paper"),
         ({"sampler": "purity", "purity_weight": float("nan")}, "must be 0 or more"),
-        ({"sampler": "confidence", "choice_temperature": -1.0}, "--choice-temperature -1.0: must be 0 or more"),
-        ({"sampler": "moment", "choice_temperature": 0.0}, "--choice-temperature 0.0: must be above 0"),
-        ({"sampler": "entropy", "entropy_budget": -1.0}, "--entropy-budget -1.0: must be 0 nats or more"),
-        ({"sampler": "entropy", "steps": 4}, "--steps is not an option of sampler entropy; of ancestral, "),
-        ({"sampler": "fewer", "roll": True}, "--roll is not an option of sampler fewer; of halton it is"),
+        ({"sampler": "confidence", "choice_temperature": -1.0}, "`choice_temperature` -1: must be 0 or more"),
+        ({"sampler": "moment", "choice_temperature": 0.0}, "`choice_temperature` 0: must be 1e-06 or more"),
+        ({"sampler": "entropy", "entropy_budget": -1.0}, "`entropy_budget` -1: must be 0 or more"),
+        ({"sampler": "entropy", "steps": 4}, "`steps` is not an option of sampler entropy; of ancestral, "),
+        ({"sampler": "fewer", "roll": True}, "`roll` is not an option of sampler fewer; of halton it is"),
         ({"choice_temperature": 1.0}, "not an option of sampler ancestral; of confidence, moment it is"),
     ],
 )
@@ -411,7 +411,7 @@ def test_options_that_are_not_possible_are_refused(arguments, message):
         vqtool.sample(random_prior(), 1, **arguments)
 
 
-@pytest.mark.parametrize("name", REVEALING)
+@pytest.mark.parametrize("name", UNMASKING)
 def test_a_prior_without_a_mask_is_refused(name):
     with pytest.raises(VqtoolError, match=f"sampler {name} needs a kernel with a mask"):
         vqtool.sample(random_prior("uniform"), 1, sampler=name)

@@ -1,52 +1,50 @@
-"""What the samplers share that reveal masked cells, call by call: how many, at what time, which cells.
+"""What the samplers that unmask cells call by call have in common: how many cells, which ones, and at what time.
 
-A cell that is revealed stays as it is. A plan says how many: it yields, after each call, how many cells are still
-masked for every number of cells that were masked at the start, 0 to H * W; so each sample of a batch may start with
-another number of them. What a call looks at is a bound over all these numbers, and never depends on the samples.
+An unmasked cell stays as it is. A plan says how many: for each call it yields a table of how many cells are still
+masked after it, for every number of cells that were masked at the start, 0 to H * W. So each sample of a batch may
+start with another number of masked cells. How many cells a call looks at is a bound over the whole table and never
+depends on the samples.
 
-The denoiser is told the time at which about as many cells are masked as are: argmin_t |masked share - gamma_bar_t|.
+The denoiser is told the t whose expected share of masked cells is nearest: argmin_t |masked share - gamma_bar_t|.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
+from vqtool.options import usual
 from vqtool.samplers._walk import Walk, pick, place_first, put
 
 Plan = Iterable[Tensor]  # of (H * W + 1,) int64
 Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
-def choose_steps(steps: int | None, default: int, num_cells: int, sampler: str) -> int:
-    """The number of calls: what was asked for, or the default, or one a cell if that is less.
+def choose_steps(walk: Walk, options: Any) -> int:
+    """The number of calls: what was asked for, or what is usual, or one a cell if that is less.
+
+    Args:
+        walk: the batch.
+        options: of the sampler, with `steps`.
 
     Raises:
         VqtoolError: fewer than 1, or more than cells.
     """
-    steps = min(default, num_cells) if steps is None else steps
+    steps, num_cells = options.steps, walk.num_cells
+    steps = min(usual(options, "steps"), num_cells) if steps is None else steps
     if not 1 <= steps <= num_cells:
         raise VqtoolError(
-            f"--steps {steps}: {sampler} sampling reveals cells in every step: 1 to {num_cells} steps here"
+            f"`steps` {steps}: this sampler unmasks at least one cell in every step: 1 to {num_cells} steps here"
         )
-    return steps
-
-
-def check_choice_temperature(temperature: float, *, least: float) -> None:
-    """Raise unless the temperature of the choice of cells is possible.
-
-    Raises:
-        VqtoolError: it is below the least one, or no number.
-    """
-    if not least <= temperature < float("inf"):
-        raise VqtoolError(f"--choice-temperature {temperature}: must be {'0 or more' if not least else 'above 0'}")
+    return int(steps)
 
 
 def even(num_cells: int, steps: int) -> Iterator[Tensor]:
-    """The plan of the same number of cells a call, but for 1."""
+    """The plan that unmasks equally many cells in every call, give or take one."""
     start = torch.arange(num_cells + 1)
     return (start * (steps - call) // steps for call in range(1, steps + 1))
 
@@ -63,7 +61,7 @@ def cosine(num_cells: int, steps: int) -> Iterator[Tensor]:
 
 
 def find_times(x_t: Tensor, kernel: Kernel) -> Tensor:
-    """(B,) int64 in [1, T]: when about as many cells are masked as are in x_t (B, H, W)."""
+    """(B,) int64 in [1, T]: the t at which about as many cells are masked as in x_t (B, H, W)."""
     share = (x_t == kernel.mask_id).flatten(1).double().mean(1, keepdim=True)
     return 1 + (kernel.gamma_bar[1:].to(share.device) - share).abs().argmin(1)
 
@@ -82,32 +80,32 @@ def find_largest(keys: Tensor, masked: Tensor, count: int) -> Tensor:
     return keys.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def reveal_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
-    """Reveal cells in an order that is known before; the denoiser's head looks at those of the call only.
+def unmask_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
+    """Unmask cells in an order that is fixed beforehand; the denoiser's head looks at the cells of the call only.
 
     Args:
         walk: the batch; its kernel has a mask.
-        rank: (B, H, W), the least first.
+        rank: (B, H, W), the lowest first.
         plan: how many.
 
     Returns:
         (B, H, W) int64 tokens.
     """
-    x_t = walk.begin(hide=True)
+    x_t = walk.begin(mask_lost=True)
     for call, _, count, most in _count(walk, x_t, plan):
         cells = find_largest(-rank.flatten(1), (x_t == walk.kernel.mask_id).flatten(1), most)
         times = find_times(x_t, walk.kernel)
         tokens = walk.draw_x0(x_t, times, walk.noise(call, 1)[0], cells, active=count > 0)
-        x_t = show(x_t, cells, tokens, count)
+        x_t = unmask(x_t, cells, tokens, count)
     return x_t
 
 
-def reveal_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
-    """Reveal cells that a rule chooses when it sees what the denoiser predicts for all masked ones.
+def unmask_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
+    """Unmask the cells that a rule chooses from the denoiser's predictions for all masked cells.
 
     Args:
         walk: the batch; its kernel has a mask.
-        rule: rule(call, count, log_x0, choice, order, masked) of a group: the call from 1 on, how many places are
+        rule: rule(call, count, log_x0, choice, order, masked) of a microbatch: the call from 1 on, how many places are
             wanted, log p(x_0 | x_t) at some cells (G, n, K), two kinds of noise (G, n) float64, uniform in [0, 1), and
             which cells are masked (G, n); it returns places among the n (G, count), best first, and their tokens.
         plan: how many.
@@ -115,44 +113,64 @@ def reveal_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
     Returns:
         (B, H, W) int64 tokens.
     """
-    x_t = walk.begin(hide=True)
-    for call, hidden, count, most in _count(walk, x_t, plan):
-        places, tokens, cells = ask(walk, x_t, call, hidden, partial(rule, call, most), count > 0)
-        x_t = show(x_t, cells.gather(1, places), tokens, count)
+    x_t = walk.begin(mask_lost=True)
+    for call, num_masked, count, most in _count(walk, x_t, plan):
+        places, tokens, cells = ask(walk, x_t, call, num_masked, partial(rule, call, most), count > 0)
+        x_t = unmask(x_t, cells.gather(1, places), tokens, count)
     return x_t
+
+
+def unmask_by_choice_temperature(walk: Walk, options: Any, choose: Rule) -> Tensor:
+    """Unmask by MaskGIT's plan, with a choice of cells whose temperature falls to 0.
+
+    Args:
+        walk: the batch; its kernel has a mask.
+        options: of the sampler, with `steps` and `choice_temperature`.
+        choose: choose(temperature, count, log_x0, choice, order, masked), a rule of ``unmask_by_prediction`` that is
+            told a = choice_temperature * (1 - i / S) in call i of S.
+
+    Returns:
+        (B, H, W) int64 tokens.
+    """
+    steps = choose_steps(walk, options)
+
+    def rule(call: int, *seen: Any) -> tuple[Tensor, Tensor]:
+        return choose(options.choice_temperature * (1 - call / steps), *seen)
+
+    return unmask_by_prediction(walk, rule, cosine(walk.num_cells, steps))
 
 
 def ask(
     walk: Walk,
     x_t: Tensor,
     call: int,
-    hidden: int,
+    num_masked: int,
     rule: Callable[..., tuple[Tensor, ...]],
     active: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What a rule makes of log_x0, choice, order, masked at up to `hidden` masked cells a sample, and these cells."""
-    cells = place_first(x_t == walk.kernel.mask_id)[:, :hidden]  # (B, n)
+    """What a rule makes of log_x0, choice, order and masked at up to `num_masked` cells a sample, and these cells."""
+    cells = place_first(x_t == walk.kernel.mask_id)[:, :num_masked]  # (B, n)
     choice, order = (pick(noise, cells) for noise in walk.noise(call, 2))
     masked = pick(x_t, cells) == walk.kernel.mask_id
     times = find_times(x_t, walk.kernel)
     return *walk.apply(rule, x_t, times, cells, choice, order, masked, active=active), cells
 
 
-def show(x_t: Tensor, cells: Tensor, tokens: Tensor, count: Tensor) -> Tensor:
+def unmask(x_t: Tensor, cells: Tensor, tokens: Tensor, count: Tensor) -> Tensor:
     """A grid (B, H, W) with tokens at the first `count` (B,) of some cells (B, n)."""
     counted = torch.arange(cells.shape[1], device=cells.device) < count.to(cells.device)[:, None]
     return put(x_t, cells, torch.where(counted, tokens, pick(x_t, cells)))
 
 
 def _count(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[tuple[int, int, Tensor, int]]:
-    """Each call, from 1 on: the most cells that may be masked, how many to reveal (B,), and the most of that.
+    """Each call, from 1 on: the most cells that may be masked, how many to unmask (B,), and the most of that.
 
-    Calls in which no sample has anything to reveal are left out: there are fewer masked cells than calls.
+    Calls in which no sample has a cell to unmask are left out: there are fewer masked cells than calls.
     """
     start = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # (B,)
     before = torch.arange(walk.num_cells + 1)
     for call, after in enumerate(plan, start=1):
-        opened = before - after
-        if bool(opened[start].any()):
-            yield call, int(before.max()), opened[start], int(opened.max())
+        unmasked = before - after
+        if bool(unmasked[start].any()):
+            yield call, int(before.max()), unmasked[start], int(unmasked.max())
         before = after

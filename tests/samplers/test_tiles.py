@@ -1,4 +1,4 @@
-"""Grids larger than those of training: windows against brute force, and what must not change."""
+"""Grids larger than those of training: tiles against brute force, and what must not change."""
 
 import itertools
 
@@ -12,9 +12,9 @@ from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion import kernels
 from vqtool.diffusion.guidance import guide
 from vqtool.errors import VqtoolError
-from vqtool.samplers._windows import Windows
+from vqtool.samplers._tiles import Tiling
 
-WINDOW = (4, 6)  # of random_prior
+TILE = (4, 6)  # of random_prior
 MANY = 10_000  # cells that pass the network together
 
 
@@ -25,8 +25,8 @@ def states(prior, grid_size, num=1, seed=0):
 
 
 def brute_force(prior, x_t, t, starts, condition=None):
-    """The weighted geometric mean, cell by cell, of windows at (top, left): (H, W, K) float64 probabilities."""
-    (h, w), (height, width) = WINDOW, x_t.shape
+    """The weighted geometric mean, cell by cell, of tiles at (top, left): (H, W, K) float64 probabilities."""
+    (h, w), (height, width) = TILE, x_t.shape
     result = torch.zeros(height, width, prior.kernel.codebook_size, dtype=torch.float64)
     for row, column in itertools.product(range(height), range(width)):
         logs, weights = [], []
@@ -43,13 +43,13 @@ def brute_force(prior, x_t, t, starts, condition=None):
 
 
 @pytest.mark.parametrize("max_cells", [1, 3 * 24, MANY])
-def test_windows_are_combined_as_a_product_of_experts(max_cells):
+def test_tiles_are_combined_as_a_product_of_experts(max_cells):
     prior, t = random_prior(), torch.tensor([9])
     x_t = states(prior, (7, 12))
-    windows = Windows((7, 12), WINDOW, None, max_cells=max_cells)
+    tiles = Tiling((7, 12), TILE, None, max_cells=max_cells)
     starts = [(top, left) for top in (0, 1, 3) for left in (0, 3, 6)]
-    assert windows.corners == starts
-    law = windows.log_x0(prior, x_t, t, None)[0].double().exp()
+    assert tiles.corners == starts
+    law = tiles.log_x0(prior, x_t, t, None)[0].double().exp()
     assert torch.allclose(law, brute_force(prior, x_t[0], t, starts), atol=1e-5)
 
 
@@ -57,17 +57,17 @@ def test_windows_are_combined_as_a_product_of_experts(max_cells):
 def test_some_cells_of_a_large_grid_have_the_law_that_they_have_among_all(count):
     prior, t = random_prior(), torch.tensor([9, 4])
     x_t = states(prior, (7, 12), 2)
-    windows = Windows((7, 12), WINDOW, None, max_cells=5 * 24)
+    tiles = Tiling((7, 12), TILE, None, max_cells=5 * 24)
     cells = torch.stack([torch.randperm(84, generator=torch.Generator().manual_seed(row))[:count] for row in (1, 2)])
-    whole = windows.log_x0(prior, x_t, t, None).flatten(1, 2)
+    whole = tiles.log_x0(prior, x_t, t, None).flatten(1, 2)
     wanted = whole.gather(1, cells[..., None].expand(-1, -1, whole.shape[-1]))
-    assert torch.allclose(windows.log_x0(prior, x_t, t, None, cells), wanted, atol=1e-5)
+    assert torch.allclose(tiles.log_x0(prior, x_t, t, None, cells), wanted, atol=1e-5)
 
 
-def test_a_cell_of_one_window_has_that_windows_law_exactly():
+def test_a_cell_of_one_tile_has_that_tiles_law_exactly():
     prior, t = random_prior(), torch.tensor([9])
     x_t = states(prior, (4, 12))
-    law = Windows((4, 12), WINDOW, None, max_cells=24).log_x0(prior, x_t, t, None)
+    law = Tiling((4, 12), TILE, None, max_cells=24).log_x0(prior, x_t, t, None)
     assert torch.equal(law[:, :, :3], prior.log_x0(x_t[:, :, :6], t)[:, :, :3])
     assert torch.equal(law[:, :, 9:], prior.log_x0(x_t[:, :, 6:], t)[:, :, 3:])
     assert torch.allclose(law.exp().sum(-1), torch.ones(()), atol=1e-6)
@@ -96,25 +96,25 @@ def test_a_denoiser_that_ignores_its_surroundings_keeps_its_law_at_every_cell(ov
     prior = exact_prior(torch.ones(3**4), (2, 2), kernels.build("absorbing", codebook_size=3, num_steps=5))
     law = torch.tensor([0.7, 0.2, 0.1]).log()
     blind = vqtool.Prior(prior.kernel, Blind(law), "exact", prior.conditioner, random_prior().grid_spec, "direct")
-    windows = Windows((9, 17), WINDOW, overlap, max_cells=100)
+    tiles = Tiling((9, 17), TILE, overlap, max_cells=100)
     x_t = torch.full((2, 9, 17), 3)
-    assert torch.allclose(windows.log_x0(blind, x_t, torch.tensor([3, 5]), None), law, atol=1e-6)
+    assert torch.allclose(tiles.log_x0(blind, x_t, torch.tensor([3, 5]), None), law, atol=1e-6)
 
 
-def test_windows_that_exclude_each_others_tokens_still_leave_a_law():
+def test_tiles_that_exclude_each_others_tokens_still_leave_a_law():
     kernel = kernels.build("absorbing", codebook_size=2, num_steps=4)
     prior = exact_prior([1, 0, 0, 1], (1, 2), kernel)  # both cells alike
     x_t = torch.tensor([[[0, 2, 1]]])  # 0 on the left, 1 on the right: the middle cell cannot please both
-    law = Windows((1, 3), (1, 2), None, max_cells=100).log_x0(prior, x_t, torch.tensor([2]), None).exp()
+    law = Tiling((1, 3), (1, 2), None, max_cells=100).log_x0(prior, x_t, torch.tensor([2]), None).exp()
     assert torch.allclose(law[0, 0, 1], torch.tensor([0.5, 0.5], dtype=law.dtype), atol=1e-4)
 
 
-def test_guiding_windows_before_they_are_combined_is_guiding_what_they_say_together():
+def test_guiding_tiles_before_they_are_combined_is_guiding_what_they_say_together():
     prior, t = random_prior(kind="class"), torch.tensor([9])
     x_t = states(prior, (4, 9))
     condition, null = prior.encode_condition(torch.tensor([1]), 1), prior.encode_condition(None, 1)
-    windows = Windows((4, 9), WINDOW, None, max_cells=24)
-    after = guide(windows.log_x0(prior, x_t, t, condition), windows.log_x0(prior, x_t, t, null), 3.0)
+    tiles = Tiling((4, 9), TILE, None, max_cells=24)
+    after = guide(tiles.log_x0(prior, x_t, t, condition), tiles.log_x0(prior, x_t, t, null), 3.0)
     starts = [(0, 0), (0, 3)]
     told, untold = (brute_force(prior, x_t[0], t, starts, each) for each in (condition, null))
     before = untold * (told / untold) ** 3
@@ -124,13 +124,13 @@ def test_guiding_windows_before_they_are_combined_is_guiding_what_they_say_toget
 @pytest.mark.parametrize("size", [*itertools.product((4, 5, 8, 31), (6, 7, 13, 40))])
 @pytest.mark.parametrize("overlap", [None, 0, 3])
 def test_every_cell_is_covered_and_the_exponents_of_a_cell_add_up_to_1(size, overlap):
-    windows = Windows(size, WINDOW, overlap, max_cells=100)
-    shares = windows._shares
-    assert torch.allclose(shares.sum(0), torch.ones(size), atol=1e-6)
-    assert ((shares > 0).flatten(1).sum(1) == 24).all()
-    assert len(set(windows.corners)) == len(windows)
-    for axis, length in enumerate(WINDOW):
-        starts = torch.tensor(sorted({corner[axis] for corner in windows.corners}))
+    tiles = Tiling(size, TILE, overlap, max_cells=100)
+    weights = tiles._weights
+    assert torch.allclose(weights.sum(0), torch.ones(size), atol=1e-6)
+    assert ((weights > 0).flatten(1).sum(1) == 24).all()
+    assert len(set(tiles.corners)) == len(tiles)
+    for axis, length in enumerate(TILE):
+        starts = torch.tensor(sorted({corner[axis] for corner in tiles.corners}))
         steps = starts.diff()
         assert (int(starts[0]), int(starts[-1]) + length) == (0, size[axis])
         assert len(steps) == 0 or steps.max() - steps.min() <= 1
@@ -163,13 +163,13 @@ def test_the_training_grid_by_name_changes_nothing(name):
     options, chosen = runnable(name)
     prior = random_prior("absorbing", **options)
     plain = vqtool.sample(prior, 3, sampler=name, **chosen)
-    assert torch.equal(plain, vqtool.sample(prior, 3, sampler=name, grid_size=WINDOW, **chosen))
+    assert torch.equal(plain, vqtool.sample(prior, 3, sampler=name, grid_size=TILE, **chosen))
 
 
-def test_one_window_is_the_priors_own_prediction_bit_for_bit():
+def test_one_tile_is_the_priors_own_prediction_bit_for_bit():
     prior, t = random_prior(), torch.tensor([3, 8])
-    x_t = states(prior, WINDOW, 2)
-    assert torch.equal(Windows(WINDOW, WINDOW, None, max_cells=100).log_x0(prior, x_t, t, None), prior.log_x0(x_t, t))
+    x_t = states(prior, TILE, 2)
+    assert torch.equal(Tiling(TILE, TILE, None, max_cells=100).log_x0(prior, x_t, t, None), prior.log_x0(x_t, t))
 
 
 @pytest.mark.parametrize("name", samplers.NAMES)
@@ -185,13 +185,13 @@ def test_samples_of_large_grids_do_not_depend_on_the_batch(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grid_size": (3, 6)}, "--grid 3x6: smaller than the 4x6 cells"),
-        ({"grid_size": (8, 5)}, "--grid 8x5: smaller than the 4x6 cells"),
-        ({"grid_size": (8, 8), "overlap": 4}, "--overlap 4: windows of 4x6 cells share 0 to 3 cells"),
-        ({"grid_size": (8, 8), "overlap": -1}, "--overlap -1"),
+        ({"grid_size": (3, 6)}, "`grid_size` 3x6: smaller than the 4x6 cells"),
+        ({"grid_size": (8, 5)}, "`grid_size` 8x5: smaller than the 4x6 cells"),
+        ({"grid_size": (8, 8), "overlap": 4}, "`overlap` 4: tiles of 4x6 cells share 0 to 3 cells"),
+        ({"grid_size": (8, 8), "overlap": -1}, "`overlap` -1"),
     ],
 )
-def test_grids_that_windows_cannot_cover_are_refused(arguments, message):
+def test_grids_that_tiles_cannot_cover_are_refused(arguments, message):
     with pytest.raises(VqtoolError, match=message):
         vqtool.sample(random_prior(), 1, steps=2, **arguments)
 
@@ -210,18 +210,18 @@ def test_an_observer_sees_every_call_and_the_end_and_changes_nothing():
 def test_stretching_asks_the_network_for_the_whole_grid_at_once():
     prior, t = random_prior("absorbing"), torch.tensor([9])
     x_t = states(prior, (7, 12))
-    windows = samplers.cover(prior, (7, 12), mode="stretch")
-    assert torch.equal(windows.log_x0(prior, x_t, t, None), prior.log_x0(x_t, t))
+    tiles = samplers.build_tiling(prior, (7, 12), grid_mode="stretch")
+    assert torch.equal(tiles.log_x0(prior, x_t, t, None), prior.log_x0(x_t, t))
     assert vqtool.sample(prior, 2, steps=3, grid_size=(3, 9), grid_mode="stretch").shape == (2, 3, 9)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grid_mode": "tiles"}, "--grid-mode tiles: unknown; known are windows, stretch"),
-        ({"grid_mode": "stretch", "overlap": 2}, "--overlap is about windows"),
-        ({"grid_size": WINDOW, "overlap": 2}, "--overlap is about grids larger than those of training"),
-        ({"grid_size": WINDOW, "grid_mode": "stretch"}, "--grid-mode is about grids larger than those of training"),
+        ({"grid_mode": "windows"}, "`grid_mode` windows: unknown; known are tiles, stretch"),
+        ({"grid_mode": "stretch", "overlap": 2}, "`overlap` is about tiles"),
+        ({"grid_size": TILE, "overlap": 2}, "`overlap` is about grids larger than those of training"),
+        ({"grid_size": TILE, "grid_mode": "stretch"}, "`grid_mode` is about grids larger than those of training"),
     ],
 )
 def test_modes_that_do_not_go_with_the_rest_are_refused(arguments, message):

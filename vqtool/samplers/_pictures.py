@@ -1,0 +1,122 @@
+"""Pictures to edit, from files: token grids, or images as the token grids of the prior's tokenizer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.errors import VqtoolError
+from vqtool.grids import GridBatch, GridHeader, open_grids
+from vqtool.images import ImageItem, find_images, parse_size, read_batches
+from vqtool.images.sources import holds_grids
+from vqtool.priors import Prior
+from vqtool.progress import Notify
+from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers.batches import encode_batch, grid_header
+
+Images = NDArray[np.uint8]  # (B, 3, height, width)
+OnError = Callable[[ImageItem, VqtoolError], None]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is to be edited.
+
+    Attributes:
+        name: of the source, for messages.
+        header: of the grids.
+        columns: of "class" and "caption" those that some picture has.
+        total: how many there are; None if unknown.
+        digests: what stands in the history of what is made of them.
+        read: read(count) yields so many at a time: grids, and the images they were encoded from if they were.
+        tokenizer: finds what the grids decode with, on the prior's device.
+    """
+
+    name: str
+    header: GridHeader
+    columns: frozenset[str]
+    total: int | None
+    digests: dict[str, str]
+    read: Callable[[int], Iterator[tuple[GridBatch, Images | None]]]
+    tokenizer: Callable[[], Tokenizer]
+
+
+@contextmanager
+def open_pictures(
+    sources: Sequence[str | Path],
+    prior: Prior,
+    *,
+    masked: bool,
+    size: str | None,
+    tokenizer: str | Path | None,
+    on_error: OnError | None,
+    notify: Notify,
+) -> Iterator[Pictures]:
+    """Open grids, or images.
+
+    Args:
+        sources: a grid file ("-" is standard input), or images as for `find_images`.
+        prior: that edits them.
+        masked: whether they have to be masked grids.
+        size: pixels that images are brought to, such as "64" or "48x80"; None for those of the prior's training.
+        tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
+        on_error: told of a bad image, which is left out; None raises.
+        notify: is told what was found.
+
+    Raises:
+        VqtoolError: several grid files, a size for grids, or something cannot be read.
+    """
+    paths = [Path(source) for source in sources]
+    source = paths[0]
+    if not masked and not holds_grids(source):
+        yield _open_images(paths, prior, size, tokenizer, on_error, notify)
+        return
+    if len(paths) > 1:
+        raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5` joins several in a pipe")
+    if size is not None:
+        raise VqtoolError(f"`size` is for images, but {source} holds token grids")
+    with open_grids(source, masked=masked) as reader:
+        yield Pictures(
+            name=reader.name,
+            header=reader.header,
+            columns=frozenset({"label": "class"}.get(column, column) for column in reader.columns),
+            total=reader.num_grids,
+            digests={reader.name: reader.digest} if reader.digest else {},
+            read=lambda count: ((batch, None) for batch in reader.batches(count)),
+            tokenizer=cache(lambda: tokenizer_of(reader.header, source, given=tokenizer).to(prior.device)),
+        )
+
+
+def _open_images(
+    sources: Sequence[Path],
+    prior: Prior,
+    size: str | None,
+    tokenizer: str | Path | None,
+    on_error: OnError | None,
+    notify: Notify,
+) -> Pictures:
+    model = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
+    pixels = prior.grid_spec.image_size if size is None else parse_size(size)
+    header = replace(grid_header(model, pixels, {}), history=())
+    items = find_images(sources, on_error=on_error)
+    shown = ("x".join(map(str, sides)) for sides in (pixels, header.grid_size))
+    notify(f"{len(items)} images at {next(shown)} -> grids of {next(shown)} tokens")
+
+    def read(count: int) -> Iterator[tuple[GridBatch, Images | None]]:
+        for found in read_batches(items, pixels, count, on_error=on_error):
+            yield encode_batch(found, model), found.images
+
+    known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
+    return Pictures(
+        name=str(sources[0]),
+        header=header,
+        columns=frozenset(kind for kind, is_known in known.items() if is_known),
+        total=len(items),
+        digests={"tokenizer": model.fingerprint},
+        read=read,
+        tokenizer=lambda: model,
+    )

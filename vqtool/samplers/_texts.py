@@ -1,0 +1,75 @@
+"""What samples are to show: labels or captions, as the prior takes them."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from vqtool.errors import VqtoolError, warn
+from vqtool.priors import Prior
+
+Texts = Sequence[str]
+
+PLURALS = {"class": "labels", "caption": "captions"}
+
+
+def condition(prior: Prior, *, labels: Texts | None = None, captions: Texts | None = None) -> Tensor:
+    """The conditions of samples, for `sample`.
+
+    Args:
+        prior: what is sampled.
+        labels: one a sample, if the prior takes labels.
+        captions: one a sample, if it takes captions.
+
+    Returns:
+        (num, ...) int64; what the numbers mean is the prior's own.
+
+    Raises:
+        VqtoolError: the prior takes another kind or none, or does not know a label; or both or none are given.
+    """
+    texts = check_texts(prior, labels, captions)
+    if not texts:
+        raise VqtoolError("`labels` or `captions` have to say what to draw: at least one")
+    return prior.conditioner.encode(texts)
+
+
+def check_texts(prior: Prior, labels: Texts | None, captions: Texts | None) -> list[str]:
+    """The labels or captions that are given, empty if there are none; a warning names those that are too long.
+
+    Raises:
+        VqtoolError: as for `condition`.
+    """
+    kind, named = prior.conditioner.kind, (("labels", labels), ("captions", captions))
+    given: dict[str, Texts] = {name: texts for name, texts in named if texts is not None}
+    for name, texts in given.items():
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise VqtoolError(f"`{name}` {texts!r}: a list of texts is expected")
+    if len(given) > 1:
+        raise VqtoolError("`labels` and `captions` are given: one of them says what to draw")
+    for name, texts in given.items():
+        if name == PLURALS.get(kind):
+            prior.conditioner.encode(texts)  # an unknown label is found before any work is done
+            for text in prior.conditioner.find_truncated(texts):
+                warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
+            return list(texts)
+        takes = f"{PLURALS[kind]}: use `{PLURALS[kind]}`" if kind in PLURALS else "no condition"
+        raise VqtoolError(f"`{name}` does not go with this prior, which takes {takes}")
+    return []
+
+
+def choose_texts(
+    prior: Prior, labels: Texts | None, captions: Texts | None, notify: Callable[[str], None]
+) -> list[str]:
+    """The labels or captions to draw, in turn: those that are given, or else the prior's own examples.
+
+    Raises:
+        VqtoolError: as for `condition`.
+    """
+    texts, conditioner = check_texts(prior, labels, captions), prior.conditioner
+    if texts or conditioner.kind == "none":
+        return texts
+    kind = PLURALS[conditioner.kind]
+    if conditioner.examples:
+        notify(f"conditions: the prior's own {len(conditioner.examples)} {kind}, in turn")
+    else:
+        notify(f"conditions: none; this prior takes {kind}, but has no examples of its own")
+    return list(conditioner.examples)

@@ -1,0 +1,344 @@
+"""Runs: samples to a file or stream, with estimates, progress, an animation, and resume after an interruption.
+
+None of the options of a run changes a sample.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from vqtool.artifacts import history_record, text_digest
+from vqtool.distributed import is_main_process, own_range
+from vqtool.errors import VqtoolError, warn
+from vqtool.grids import GridBatch, GridHeader
+from vqtool.grids.resume import check_resumable, resumable_writer
+from vqtool.images.animations import check_animation, save_animation
+from vqtool.options import Checked, option
+from vqtool.outputs import is_stream
+from vqtool.priors import Prior
+from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.samplers import MAX_NUMBER, Method, Observer, SampleBatch, Walk, choose_texts, estimates, trajectories
+from vqtool.samplers._texts import PLURALS
+from vqtool.tokenizers import Tokenizer, tokenizer_of
+
+T = TypeVar("T", bound="Drawn")
+
+MOST_LOST = 64  # grids, or one microbatch, that a killed run draws again
+_GB = 1e9
+_FRAME = 120  # milliseconds, of an animation of few frames
+_ANIMATION = 5000  # milliseconds, of one of many
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """How a run proceeds."""
+
+    batch_size: int | str = option(
+        "auto", "How many are drawn at once; auto goes by the free memory.", flag="-b", advanced=True
+    )
+    trajectory: Path | None = option(None, "Animation of the first samples: x.webp, x.gif or x.png.")
+    dry_run: bool = option(False, "Say what it would take (calls, memory, time), and write nothing.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = str(self.batch_size)
+        if size != "auto" and not (size.isascii() and size.isdigit() and 0 < int(size) < 10**9):
+            raise VqtoolError(f"`batch_size` {size}: auto, or a number from 1 on, is expected")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    num: int  # grids drawn by this process
+    num_calls: float  # of the denoiser, a grid
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.num / max(self.seconds, 1e-9)
+        return f"{self.num_calls:g} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
+
+
+class Drawn(Protocol):
+    """Samples that were drawn together, such as a `SampleBatch`."""
+
+    @property
+    def samples(self) -> range:
+        """Their numbers."""
+
+    @property
+    def num_calls(self) -> float:
+        """Of the denoiser, the mean of the samples."""
+
+
+class Run:
+    """A run of some samples."""
+
+    def __init__(
+        self,
+        method: Method,
+        num: int | None,
+        options: RunOptions,
+        *,
+        notify: Notify,
+        progress: Progress,
+        is_kept: bool = False,
+    ) -> None:
+        """Choose the size of the batches.
+
+        Args:
+            method: how samples are drawn.
+            num: of this process's samples; None if unknown.
+            options: how it proceeds.
+            notify: is told what it takes.
+            progress: shows how far it is.
+            is_kept: whether each batch is kept at once, so that small ones lose little when the run is killed.
+        """
+        self.method, self.num, self.options = method, num, options
+        self._notify, self._progress = notify, progress
+        self.num_drawn = 0
+        self._calls = self._seconds = 0.0
+        self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
+        if options.batch_size == "auto":
+            free = estimates.find_free_memory(method.prior.device)
+            wanted = estimates.USEFUL_CELLS if num is None else max(1, num)
+            most = MOST_LOST if is_kept else None
+            self.batch_size = estimates.find_batch_size(method.prior, method.tiling, wanted, free, most=most)
+        else:
+            self.batch_size = int(options.batch_size)
+
+    def tell_estimates(self) -> None:
+        """Say what passes the network at once, and what memory that takes."""
+        tiling = self.method.tiling
+        if len(tiling) > 1:
+            at_once = min(tiling.at_once, len(tiling) * tiling.microbatch)
+            self._notify(
+                f"grids of {_shown(tiling.grid_size)}: {len(tiling)} tiles of {_shown(tiling.size)} a call, "
+                f"{at_once} of them in the network at once"
+            )
+        memory = estimates.estimate_memory(self.method.prior, tiling, self.batch_size) / _GB
+        free = estimates.find_free_memory(self.method.prior.device) / _GB
+        self._notify(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
+
+    def rehearse(self, samples: range, **rows: Any) -> Summary:
+        """Say how many calls and how much time it would take.
+
+        Args:
+            samples: the numbers of some or all samples.
+            rows: condition, known, source and strength of these, as for `Method.batches`.
+        """
+        least, most = estimates.rehearse(self.method, samples, **rows)
+        seconds, size = estimates.time_call(self.method.prior, self.method.tiling), self.method.tiling.microbatch
+        num = size if self.num is None else self.num
+        whole = seconds * -(-num // size)
+        at_once = min(size, num)
+        self._notify(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {at_once} grids at once")
+        every = "every " if self.num is None else ""
+        self._notify(f"about {_between(least * whole, most * whole)} s for {every}{num} grids; nothing is written")
+        return Summary(0, (least + most) / 2, 0.0)
+
+    def batches(
+        self,
+        draw: Callable[..., Iterator[T]],
+        observe: Observer | None = None,
+        *,
+        name: str = "sample",
+        done: int = 0,
+    ) -> Iterator[T]:
+        """Draw, and show how far it is.
+
+        Args:
+            draw: draw(batch_size=..., observe=...) draws what is left, as `Method.batches` does.
+            observe: is told of every call.
+            name: of what is done.
+            done: how many of the samples have been drawn before.
+        """
+        begun = time.monotonic()
+
+        def rate() -> str:
+            calls = self._calls + sum(self._under_way.values())
+            return f"{calls / max(time.monotonic() - begun, 1e-9):.1f} calls/s" if calls else ""
+
+        with self._progress(name, self.num, "grids", done=done, detail=rate) as advance:
+
+            def notice(walk: Walk, x_t: Tensor) -> None:
+                self._under_way[walk.samples] = walk.num_calls * len(walk.samples)
+                advance(0)
+                if observe is not None:
+                    observe(walk, x_t)
+
+            for batch in draw(batch_size=self.batch_size, observe=notice):
+                self._calls += batch.num_calls * len(batch.samples)
+                self._under_way.clear()
+                self.num_drawn += len(batch.samples)
+                yield batch
+                advance(len(batch.samples))
+        self._seconds = time.monotonic() - begun
+
+    @property
+    def summary(self) -> Summary:
+        """What was drawn by this process."""
+        return Summary(self.num_drawn, self._calls / max(1, self.num_drawn), self._seconds)
+
+
+def sample_to_file(
+    prior: Prior,
+    output: str | Path,
+    num: int,
+    *,
+    labels: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    start: int = 0,
+    tokenizer: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    notify: Notify = ignore,
+    progress: Progress = silent,
+    **how: Any,
+) -> Summary:
+    """Draw token grids from a prior into a grid file; under `accelerate launch` every process draws a part of them.
+
+    Sample i is the same for every batch size, number of samples and processes. A killed run can be resumed.
+
+    Args:
+        prior: from `vqtool.load_prior`; its device does the work.
+        output: grid file to write; "-" is a stream on standard output.
+        num: how many.
+        labels: drawn in turn, if the prior takes labels. Without labels and captions its own examples are.
+        captions: drawn in turn, if the prior takes captions.
+        start: number of the first sample.
+        tokenizer: that a trajectory is decoded with; None for the one that the prior names.
+        resume: go on with an interrupted run of the same arguments, to the same file.
+        force: overwrite what is there.
+        notify: is told, line by line, what is done and what it takes.
+        progress: shows how far it is; see `vqtool.progress`.
+        how: all further arguments of `vqtool.sample` but those that name rows; and `batch_size` ("auto" goes by the
+            free memory), `trajectory` (a file for an animation of the first samples) and `dry_run` (count the calls,
+            estimate memory and time, and write nothing).
+
+    Raises:
+        MismatchError: what is to be resumed was another run.
+        VqtoolError: the output exists or cannot be written, or as for `vqtool.sample`.
+    """
+    options = take_run_options(how)
+    if tokenizer is not None and options.trajectory is None:
+        raise VqtoolError("`tokenizer` is what `trajectory` decodes with: give that too, or leave both out")
+    if num < 1:
+        raise VqtoolError(f"`num` {num}: at least 1 grid has to be drawn")
+    if not 0 <= start <= MAX_NUMBER - num:
+        raise VqtoolError(f"`start` {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
+    if not options.dry_run:
+        check_resumable(output, resume=resume, force=force)
+    texts, kind = choose_texts(prior, labels, captions, notify), prior.conditioner.kind
+    method = Method.build(prior, has_condition=bool(texts), **how)
+    place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
+    notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
+    own = own_range(num)
+    samples = range(start + own.start, start + own.stop)
+
+    def condition(samples: range) -> Tensor:
+        return prior.conditioner.encode([texts[number % len(texts)] for number in samples])
+
+    rows: dict[str, Any] = {"condition": condition if texts else None}
+    run = Run(method, len(samples), options, notify=notify, progress=progress, is_kept=not is_stream(output))
+    run.tell_estimates()
+    if options.dry_run:
+        return run.rehearse(samples, **rows)
+    details = {"num": num, "start": start, **method.record, **({PLURALS[kind]: text_digest(texts)} if texts else {})}
+    record = history_record("sample", inputs={"prior": prior.fingerprint}, seed=method.seed, **details)
+    header = grid_header(prior, method.tiling.grid_size, record)
+    find = partial(tokenizer_of, header, prior.location or None, given=tokenizer)
+    with (
+        animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify) as observe,
+        resumable_writer(output, header, resume=resume, force=force) as writer,
+    ):
+        left = samples[writer.num_grids :]
+        draw = partial(method.batches, len(left), start=left.start, **rows)
+        for batch in run.batches(draw, observe, done=writer.num_grids):
+            writer.write(_grid_batch(kind, batch, texts))
+    return run.summary
+
+
+def take_run_options(how: dict[str, Any]) -> RunOptions:
+    """The options of a run among arguments, which lose them."""
+    return RunOptions(**{name: how.pop(name) for name in ("batch_size", "trajectory", "dry_run") if name in how})
+
+
+def grid_header(prior: Prior, grid_size: tuple[int, int], record: dict[str, Any]) -> GridHeader:
+    """The header of grids that a prior makes: as those of its training, but for their size."""
+    spec = prior.grid_spec
+    height, width = (
+        cells * pixels // of for cells, pixels, of in zip(grid_size, spec.image_size, spec.grid_size, strict=True)
+    )
+    return GridHeader(
+        codebook_size=prior.kernel.codebook_size,
+        grid_size=grid_size,
+        image_size=(height, width),
+        tokenizer_fingerprint=spec.tokenizer_fingerprint,
+        tokenizer_location=spec.tokenizer_location,
+        preprocessing=spec.preprocessing,
+        history=(*prior.history, record),
+    )
+
+
+def _grid_batch(kind: str, batch: SampleBatch, texts: Sequence[str]) -> GridBatch:
+    ids = [f"sample-{number:06}" for number in batch.samples]
+    own = [texts[number % len(texts)] for number in batch.samples] if texts else None
+    tokens = batch.grids.numpy().astype(np.uint64)
+    return GridBatch(tokens, ids, own if kind == "class" else None, own if kind == "caption" else None)
+
+
+@contextmanager
+def animated(
+    path: Path | None,
+    samples: range,
+    find_tokenizer: Callable[[], Tokenizer],
+    *,
+    texts: Sequence[str] = (),
+    force: bool = False,
+    notify: Notify = ignore,
+) -> Iterator[Observer | None]:
+    """Observe a run, and write an animation of it at the end; None if there is to be none, or in other processes.
+
+    Args:
+        path: of the animation; None for none.
+        samples: the numbers of this process's samples.
+        find_tokenizer: finds what the grids decode with.
+        texts: captions of the samples, in turn.
+        force: overwrite the file.
+        notify: is told what has been written.
+
+    Raises:
+        VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
+    """
+    if path is None or not is_main_process():
+        yield None
+        return
+    path = Path(path)
+    check_animation(path, force=force)
+    tokenizer, trajectory = find_tokenizer(), trajectories.Trajectory(samples)
+    yield trajectory.observe
+    grids = trajectory.grids()
+    if not len(grids):
+        warn(f"{path}: not written; none of the first samples was drawn by this run")
+        return
+    captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
+    frames = trajectories.draw_frames(grids, tokenizer, captions)
+    save_animation(frames, path, milliseconds=min(_FRAME, _ANIMATION // len(frames)), force=force)
+    notify(f"wrote {path}: {len(frames)} frames of {len(trajectory.seen)} grids")
+
+
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _between(least: float, most: float) -> str:
+    low, high = f"{least:.3g}", f"{most:.3g}"
+    return low if low == high else f"{low} to {high}"
