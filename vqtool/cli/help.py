@@ -26,7 +26,7 @@ MAX_WIDTH = 100
 
 def advanced(panel: str) -> str:
     """The panel of the flags of a kind that few people need."""
-    return f"Advanced: {panel.lower()}"
+    return panel if panel.startswith("Advanced: ") else f"Advanced: {panel.lower()}"
 
 
 class Command(TyperCommand):

@@ -13,6 +13,12 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/discriminator.py", "DiscriminatorConfig", panel=METHOD)
     | FlagGroup.of_file("training/augment.py", "Augmentation", panel=METHOD)
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
+    | FlagGroup.of_file(
+        "images/sources/options.py",
+        "SourceOptions",
+        panel=advanced(INPUT_OUTPUT),
+        without=("captions", "labels", "caption_lines"),
+    )
 )
 Resume = Annotated[
     bool,

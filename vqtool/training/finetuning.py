@@ -56,7 +56,8 @@ def finetune_tokenizer(
         on_error: told of a bad image, which is left out; None raises.
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
-        **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation` and `TokenizerRunOptions`, by name.
+        **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions` and
+            `SourceOptions`, by name.
 
     Returns:
         The tokenizer as it was written (in the main process).
@@ -65,11 +66,11 @@ def finetune_tokenizer(
         VqtoolError: files are missing or in the way, options do not go together, or the codes cannot learn.
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    loss, judge, augmentation, run = split_options(options)
+    judge, parts = split_options(options)
     files = RunFiles.open(output, resume=resume, force=force)
     old = load_tokenizer(tokenizer)
     model = build_model(load_tokenizer(tokenizer), seed, learn_codes=not keep_codes, discriminator=judge)
-    lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATE, seed=seed)
+    lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATE, seed=seed)
     return learn(
         model, images, files, lesson, step="codebook finetune", parent=old, half=half or old.half_precision,
         on_error=on_error, progress=progress, report=report,

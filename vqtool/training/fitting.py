@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
 from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, parse_size, read_images, to_float, to_uint8
+from vqtool.images import ImageItem, SourceOptions, parse_size, read_images, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.options import distribute, option
 from vqtool.progress import Progress, silent
@@ -59,12 +59,11 @@ class Lesson:
     size: tuple[int, int]  # (h, w) pixels
     rate: float  # learning rate where none is asked for
     seed: int
+    source: SourceOptions
 
 
-def split_options(
-    given: Mapping[str, Any],
-) -> tuple[TokenizerLoss, DiscriminatorConfig | None, Augmentation, TokenizerRunOptions]:
-    """What a tokenizer learns from and how, from options by name; without `adversarial` there is no discriminator.
+def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None, dict[str, Any]]:
+    """The discriminator, which is none without `adversarial`, and parts of a `Lesson`, from options by name.
 
     Raises:
         VqtoolError: an option has nothing to act on.
@@ -73,8 +72,10 @@ def split_options(
         head, _, rest = name.partition("_")
         if head in ("perceptual", "adversarial") and rest and given.get(head) is None:
             raise VqtoolError(f"`{name}` goes with `{head}`, which is not given")
-    loss, judge, *others = distribute(given, TokenizerLoss, DiscriminatorConfig, Augmentation, TokenizerRunOptions)
-    return (loss, None if loss.adversarial is None else judge, *others)
+    kinds = (DiscriminatorConfig, TokenizerLoss, Augmentation, TokenizerRunOptions, SourceOptions)
+    judge, *parts = distribute(given, *kinds)
+    lesson = dict(zip(("loss", "augmentation", "run", "source"), parts, strict=True))
+    return (None if lesson["loss"].adversarial is None else judge), lesson
 
 
 def sides(size: int | str | tuple[int, int]) -> tuple[int, int]:
@@ -177,7 +178,9 @@ def learn(
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
-    pixels = read_images(images, larger, words="none", on_error=on_error, progress=progress).images
+    pixels = read_images(
+        images, larger, options=lesson.source, words="none", on_error=on_error, progress=progress
+    ).images
     _log.info("%d images of %s pixels", len(pixels), "x".join(map(str, dict.fromkeys(size))))
 
     def build(run: LoopConfig) -> TokenizerObjective:

@@ -68,8 +68,8 @@ def train_tokenizer(
         on_error: told of a bad image, which is left out; None raises.
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
-        **options: of `NetworkOptions`, `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`
-            and the quantizer, by name.
+        **options: of `NetworkOptions`, `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`,
+            `SourceOptions` and the quantizer, by name.
 
     Returns:
         The tokenizer as it was written (in the main process).
@@ -81,7 +81,7 @@ def train_tokenizer(
     codes = {name: value for name, value in options.items() if name in quantizers.all_option_names()}
     rest = {name: value for name, value in options.items() if name not in codes}
     (network,) = distribute({n: rest.pop(n) for n in ("network", "quantizer") if n in rest}, NetworkOptions)
-    loss, judge, augmentation, run = split_options(rest)
+    judge, parts = split_options(rest)
     start = _load_start(from_, {"network": network.network, **codes})
     files = RunFiles.open(output, resume=resume, force=force)
     quantizer = network.quantizer or ("cosine" if start is not None and start.lookup == "cosine" else "ema")
@@ -97,7 +97,7 @@ def train_tokenizer(
         config.codebook_size,
         config.code_dim,
     )
-    lesson = Lesson(loss, augmentation, run, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
+    lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
     return learn(
         model, images, files, lesson, step="train-tokenizer", parent=start, half=half,
         on_error=on_error, progress=progress, report=report,
