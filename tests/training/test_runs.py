@@ -9,8 +9,8 @@ from vqtool.errors import MismatchError, VqtoolError
 from vqtool.training.runs import RunFiles, RunOptions, choose_steps
 
 
-def save_state(path, steps=7):
-    config = {"data": {}, "settings": {"steps": steps}}
+def save_state(path, steps=7, minutes=None):
+    config = {"data": {}, "settings": {"steps": steps}, "minutes": minutes}
     artifacts.save(path, kind="training-state", config=config, tensors={}, force=True)
 
 
@@ -49,7 +49,7 @@ def test_auto_goes_on_where_there_is_a_run_and_begins_where_there_is_none(tmp_pa
         RunFiles.open(output, resume="perhaps", force=False)
 
 
-def test_a_run_that_goes_on_keeps_its_length_and_is_not_given_minutes(tmp_path):
+def test_a_run_that_goes_on_keeps_its_length_and_is_given_no_other(tmp_path):
     save_state(tmp_path / "p.state.safetensors", steps=70)
     files = RunFiles.open(tmp_path / "p.safetensors", resume=True, force=False)
 
@@ -58,7 +58,11 @@ def test_a_run_that_goes_on_keeps_its_length_and_is_not_given_minutes(tmp_path):
 
     assert choose_steps(RunOptions(), files, default=never, step_seconds=never) == 70
     assert choose_steps(RunOptions(steps=9), files, default=never, step_seconds=never) == 9  # which the loop refuses
-    with pytest.raises(VqtoolError, match="`minutes` does not go with `resume`: the run was begun with 70 steps"):
+    with pytest.raises(VqtoolError, match="`minutes` 1: it was 70 steps when the run began: leave it out"):
+        choose_steps(RunOptions(minutes=1), files, default=never, step_seconds=never)
+    save_state(tmp_path / "p.state.safetensors", steps=70, minutes=2.5)
+    assert choose_steps(RunOptions(minutes=2.5), files, default=never, step_seconds=never) == 70
+    with pytest.raises(VqtoolError, match=r"`minutes` 1: it was 2\.5, which were 70 steps, when the run began"):
         choose_steps(RunOptions(minutes=1), files, default=never, step_seconds=never)
 
 

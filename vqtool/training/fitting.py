@@ -231,7 +231,7 @@ def _choose_run(
     """How the run goes: how long, if it is not said, by timing a few steps."""
     run = lesson.run
     rate = run.learning_rate or lesson.rate
-    config = LoopConfig(1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every)
+    config = LoopConfig(1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every, minutes=run.minutes)
     if model.discriminator is not None:
         config = replace(config, betas=ADVERSARIAL_BETAS)
     num_steps = choose_steps(

@@ -57,6 +57,7 @@ class LoopConfig:
     log_steps: int = 1  # how often a line is logged
     bf16: bool = False  # mixed precision, for GPUs
     compile: bool = False  # with torch.compile
+    minutes: float | None = None  # where the length was asked for in these; a resumed run keeps what it began with
 
 
 @dataclass(frozen=True)
@@ -277,9 +278,10 @@ def run(
         )
     training = _Run(model, config, memory, validation)
     fixed = {_FIXED[name]: value for name, value in asdict(config).items() if name in _FIXED}
-    identity = {"data": data, "settings": {**settings, **fixed}}
+    identity = {"data": data, "settings": {**settings, **fixed}, "minutes": config.minutes}
     if resume:
         training.load(state_path, identity)
+        identity["minutes"] = read_config(state_path).get("minutes")
     log = RunLog(log_path, training.step)
     draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:

@@ -199,6 +199,7 @@ def choose_run(
         ema_decay=min(0.9995, max(0.9, 1 - 10 / num_steps)),
         seed=seed,
         preview_steps=run.preview_every,
+        minutes=run.minutes,
         bf16=gpu and machine.bf16 is not False,
         compile=machine.compile,
     )

@@ -104,12 +104,14 @@ def choose_steps(
         step_seconds: times a step.
 
     Raises:
-        VqtoolError: a resumed run is to take so many minutes.
+        VqtoolError: a resumed run is to take other minutes than it began with.
     """
     if files.resume:
-        kept = int(read_config(files.state)["settings"]["steps"])
-        if run.minutes is not None:
-            raise VqtoolError(f"`minutes` does not go with `resume`: the run was begun with {kept} steps")
+        begun = read_config(files.state)
+        kept, minutes = int(begun["settings"]["steps"]), begun.get("minutes")
+        if run.minutes not in (None, minutes):
+            was = f"{kept} steps" if minutes is None else f"{minutes:g}, which were {kept} steps,"
+            raise VqtoolError(f"`minutes` {run.minutes:g}: it was {was} when the run began: leave it out")
         _log.info("resuming a run of %d steps", kept)
         return run.steps or kept
     seconds = step_seconds()
