@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vqtool.diffusion import kernels, posterior
     from vqtool.images.reader import read_images
     from vqtool.images.writer import save_images
+    from vqtool.metrics.compare.comparison import compare
     from vqtool.metrics.evaluation import evaluate
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import condition, sample
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vqtool.tokenizers.batches import decode, encode
 
 _LAZY = {
+    "compare": "vqtool.metrics.compare.comparison",
     "evaluate": "vqtool.metrics.evaluation",
     "kernels": "vqtool.diffusion.kernels",
     "metrics": "vqtool.metrics",
@@ -56,6 +58,7 @@ __all__ = [
     "Tokenizer",
     "VqtoolError",
     "__version__",
+    "compare",
     "condition",
     "decode",
     "edit",

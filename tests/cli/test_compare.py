@@ -15,6 +15,7 @@ from vqtool import metrics
 from vqtool.images import find_images, read_batches, to_uint8
 from vqtool.metrics import frechet_distance, kernel_distance
 from vqtool.metrics.compare import trials
+from vqtool.metrics.compare.file import Row
 from vqtool.metrics.plots import plot_front
 from vqtool.priors import GridSpec, load_prior
 from vqtool.samplers import sample, sample_batches
@@ -113,7 +114,7 @@ def test_steps_that_a_sampler_cannot_take_are_named_and_the_rest_is_measured(fol
     result = vqtool("compare", "--sampler", "ancestral", "--sampler", "fewer", "--steps", "21", "-n", 2, "--seeds", 0)
     assert result.code == 0
     assert [row["sampler"] for row in json.loads(result.out)["rows"]] == ["fewer"]
-    assert "left out: ancestral, 21 steps: `steps` 21: this sampler takes 1 to 20 steps" in result.err
+    assert "left out: ancestral, 21 steps: --steps 21: this sampler takes 1 to 20 steps here" in result.err
 
 
 def test_labels_and_guidance_hold_for_all_and_are_those_of_sampling(folder, vqtool):
@@ -160,7 +161,7 @@ def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out
     (row,) = json.loads(result.out)["rows"]
     assert (row["options"], result.code) == ({"cfg_scale": 3}, 0)
     assert 5 < row["values"]["calls"] < 10
-    assert "left out: fewer cfg_scale=1, 5 steps: `cfg_interval` is about guidance" in result.err
+    assert "left out: fewer cfg_scale=1, 5 steps: --cfg-interval is about guidance" in result.err
 
 
 @pytest.mark.parametrize(
@@ -185,16 +186,16 @@ def test_a_comparison_is_not_gone_on_with_under_other_guidance(folder, vqtool, b
 
 
 def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(folder, vqtool, monkeypatch):
-    measured, honest = [], trials.measure_cell
+    measured, honest = [], trials.measure_trial
 
-    def count(prior, cell, *arguments, **options):
+    def count(prior, trial, *arguments, **options):
         if len(measured) == 2 and "stop" not in measured:
             measured.append("stop")
             raise KeyboardInterrupt
-        measured.append((cell.sampler, cell.steps))
-        return honest(prior, cell, *arguments, **options)
+        measured.append((trial.sampler, trial.steps))
+        return honest(prior, trial, *arguments, **options)
 
-    monkeypatch.setattr(trials, "measure_cell", count)
+    monkeypatch.setattr(trials, "measure_trial", count)
     assert vqtool("compare", *SMALL, "-o", "c.json").code == 130
     before = json.loads((folder / "c.json").read_text())
     assert len(before["rows"]) == 2
@@ -203,7 +204,7 @@ def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(fo
     assert "exists" in refused.err
     result = vqtool("compare", *SMALL, "--steps", "2,3,4", "--sampler", "entropy", "-o", "c.json", "--resume")
     assert (result.code, result.out) == (0, "")
-    assert "2 cells were measured before" in result.err
+    assert "2 trials were measured before" in result.err
     after = json.loads((folder / "c.json").read_text())
     assert after["rows"][:2] == before["rows"]
     assert {**after, "rows": 0} == {**before, "rows": 0}
@@ -238,7 +239,7 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--seeds", "-1"], "--seeds -1"),
         (["--option", "purity-weight"], "--option purity-weight: NAME=VALUE,VALUE"),
         (["--sampler", "halton", "--option", "kappa=0.5"], "`kappa` is not an option of sampler halton; of psi it is"),
-        (["--sampler", "ancestral", "--steps", "21"], "no cell could be measured; the last one: --steps 21"),
+        (["--sampler", "ancestral", "--steps", "21"], "no trial could be measured; the last one: --steps 21"),
         (["--plot", "x.png"], "--plot draws scores, and without --ref there are none"),
         (["--resume"], "--resume goes on with a file"),
         (["--resume", "-o", "x.json"], "x.json: no earlier comparison is there"),
@@ -298,12 +299,7 @@ def test_the_same_numbers_give_the_same_picture_and_points_on_the_front_are_beat
     assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
     assert trials.find_front([(calls, -score) for calls, score in points], better="higher") == front
     rows = [
-        {
-            "sampler": "fewer",
-            "options": {},
-            "values": {"calls": calls, "KID-x": score, "FD-x": 100 * score},
-            "standard_errors": {"KID-x": 0.1},
-        }
+        Row("fewer", None, {}, {"calls": calls, "KID-x": score, "FD-x": 100 * score}, {"KID-x": 0.1}, {}, {})
         for calls, score in points
     ]
     for name in ("a.png", "b.png"):

@@ -129,12 +129,16 @@ def test_options_go_to_the_metrics_that_have_them():
         ({"subset_size": 61}, "`subset_size` 61: there are 60 images on a side"),
         ({"nearest_k": 60}, "`nearest_k` 60: there are 60 images on a side, so 59 at most"),
         ({"num_subsets": 0}, "`num_subsets` 0: must be 1 or more"),
-        ({"magic": 1}, "`magic` is an option of no metric; there are nearest_k, num_subsets, subset_size"),
     ],
 )
 def test_options_that_are_not_possible_are_refused(options, message):
     with pytest.raises(VqtoolError, match=message):
         measure_features(features(0), features(1), "Net", **options)
+
+
+def test_an_option_that_no_metric_has_is_refused():
+    with pytest.raises(TypeError, match="called magic; there are nearest_k, num_subsets, subset_size"):
+        measure_features(features(0), features(1), "Net", magic=1)
 
 
 def test_a_metric_of_ones_own_is_one_file_and_one_name(tmp_path):

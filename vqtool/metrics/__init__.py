@@ -11,8 +11,10 @@ gives a `Report`: `evaluate`, or one by one `compare_images`, `compare_pairs`, `
 `measure_grids`, `measure_likelihood`.
 """
 
+from vqtool.metrics.compare.comparison import compare
+from vqtool.metrics.compare.file import Comparison, Row, Trial
 from vqtool.metrics.compare.scores import ImageScores
-from vqtool.metrics.compare.trials import Cell, measure_cell, plan
+from vqtool.metrics.compare.trials import measure_trial, plan
 from vqtool.metrics.evaluation import evaluate
 from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
@@ -30,7 +32,7 @@ NAMES = ("frechet", "kernel", "prdc")  # of the metrics of features
 __all__ = [
     "DEFAULT_TIMES",
     "NAMES",
-    "Cell",
+    "Comparison",
     "EfficientNetLite0",
     "FeatureNetwork",
     "ImageScores",
@@ -38,8 +40,11 @@ __all__ = [
     "Likelihood",
     "NeighbourScores",
     "Report",
+    "Row",
     "Score",
     "Statistics",
+    "Trial",
+    "compare",
     "compare_images",
     "compare_pairs",
     "count_tokens",
@@ -50,11 +55,11 @@ __all__ = [
     "kernel_distance",
     "kernel_distances",
     "mean_squared_errors",
-    "measure_cell",
     "measure_features",
     "measure_grids",
     "measure_likelihood",
     "measure_reconstruction",
+    "measure_trial",
     "neighbour_scores",
     "perplexity",
     "plan",

@@ -9,7 +9,7 @@
 | token grids | likelihood, prior | bits per token under a prior: `measure_likelihood` |
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from vqtool.metrics.plots import check_matplotlib, plot_curve
 from vqtool.metrics.reconstruction import measure_reconstruction
 from vqtool.metrics.reference import compare_images, compare_pairs
 from vqtool.metrics.report import Report
+from vqtool.metrics.score import metric_options
 from vqtool.metrics.tokens import measure_grids
-from vqtool.options import Checked, option, options_of
+from vqtool.options import Checked, distribute, option
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer, load_tokenizer
@@ -89,7 +90,9 @@ def evaluate(
         MismatchError: inputs that do not belong together.
         VqtoolError: parameters that do not go with the inputs or with each other, or nothing to measure.
     """
-    about_images, about_likelihood = _take(ImageOptions, chosen), _take(LikelihoodOptions, chosen)
+    about_images, about_likelihood, *_ = distribute(chosen, ImageOptions, LikelihoodOptions, *metric_options())
+    known = {*vars(about_images), *vars(about_likelihood)}
+    of_metrics = {name: value for name, value in chosen.items() if name not in known}
     paths, others = _paths(sources), _paths(ref)
     kind = _check_kinds(paths, others, about_images)
     _check_likelihood(paths[0], others, kind, about_likelihood)
@@ -101,7 +104,7 @@ def evaluate(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     if kind == "images":
         common["on_error"] = None if on_error is None else tally
-        report = _measure_images(paths, others, about_images, choose_device(device), **common, **chosen)
+        report = _measure_images(paths, others, about_images, choose_device(device), **common, **of_metrics)
     elif about_likelihood.likelihood:
         report = _measure_likelihood(paths, about_likelihood, choose_device(device), force=force, **common)
     else:
@@ -109,11 +112,6 @@ def evaluate(
     inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
     about = {"vqtool": __version__, **inputs, **report.about, "num_skipped": len(tally.skipped) - before}
     return replace(report, about=about)
-
-
-def _take(kind: Callable[..., Any], chosen: dict[str, Any]) -> Any:
-    names = {each.name for each in options_of(kind)} & set(chosen)  # type: ignore[arg-type]
-    return kind(**{name: chosen.pop(name) for name in names})
 
 
 def _paths(sources: Paths) -> list[str | Path]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
-from vqtool.metrics.compare.trials import Cell, find_front
+from vqtool.metrics.compare.file import Row
+from vqtool.metrics.compare.trials import find_front
 
 MAX_BARS = 64
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch
@@ -128,13 +129,11 @@ def plot_usage(counts: NDArray[np.int64], path: str | Path, *, force: bool = Fal
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def plot_front(
-    rows: Sequence[Mapping[str, Any]], scores: Mapping[str, str], path: str | Path, *, force: bool = False
-) -> None:
+def plot_front(rows: Sequence[Row], scores: Mapping[str, str], path: str | Path, *, force: bool = False) -> None:
     """Write a PNG file of scores against network calls, with two standard errors, and the front of the best.
 
     Args:
-        rows: from `sweep.measure_cell`.
+        rows: from `trials.measure_trial`.
         scores: names of values, a panel each, and whether "lower" or "higher" ones are better.
         path: the file.
         force: overwrite what is there.
@@ -145,16 +144,16 @@ def plot_front(
     check_matplotlib()
     from matplotlib.figure import Figure
 
-    series: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["values"]["calls"]):
-        series.setdefault(Cell(row["sampler"], None, row["options"]).series, []).append(row)
+    series: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.values["calls"]):
+        series.setdefault(row.trial.series, []).append(row)
     columns, lines = min(_COLUMNS, len(scores)), -(-len(scores) // _COLUMNS)
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * lines), dpi=_DOTS, layout="constrained")
     for place, (score, better) in enumerate(scores.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
         for number, name in enumerate(sorted(series)):
             _plot_series(axes, series[name], score, name, number)
-        points = [(row["values"]["calls"], row["values"][score]) for row in rows]
+        points = [(row.values["calls"], row.values[score]) for row in rows]
         front = [points[index] for index in find_front(points, better=better)]
         style: dict[str, Any] = {"color": "#dddddd", "linewidth": 6, "zorder": 0, "drawstyle": "steps-post"}
         axes.plot(*zip(*front, strict=True), **style, label="the best for so many calls")
@@ -168,9 +167,9 @@ def plot_front(
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _plot_series(axes: Any, rows: Sequence[Mapping[str, Any]], score: str, name: str, number: int) -> None:
-    calls, values = ([row["values"][key] for row in rows] for key in ("calls", score))
-    errors = [2 * row["standard_errors"].get(score, 0.0) for row in rows]
+def _plot_series(axes: Any, rows: Sequence[Row], score: str, name: str, number: int) -> None:
+    calls, values = ([row.values[key] for row in rows] for key in ("calls", score))
+    errors = [2 * row.standard_errors.get(score, 0.0) for row in rows]
     style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
     axes.errorbar(calls, values, errors, label=name, markersize=5, linewidth=1.2, elinewidth=1, capsize=2, **style)
 

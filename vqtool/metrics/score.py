@@ -7,8 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vqtool.errors import VqtoolError
-from vqtool.options import options_of
+from vqtool.options import distribute
 from vqtool.registry import find_module
 
 
@@ -67,18 +66,21 @@ def measure_features(
         The scores, in the order of `metrics.NAMES`.
 
     Raises:
-        VqtoolError: an option that no metric has, or a value that is not possible.
+        TypeError: an option that no metric has.
+        VqtoolError: a value that is not possible.
     """
     from vqtool.metrics import NAMES
 
-    files = [find_metric(name) for name in NAMES]
-    own = [{each.name for each in options_of(file.Options)} for file in files]
-    for name in sorted(set(options).difference(*own)):
-        raise VqtoolError(f"`{name}` is an option of no metric; there are {', '.join(sorted(set().union(*own)))}")
+    own = distribute(options, *metric_options())
     return [
         replace(score, name=f"{score.name}-{network_name}")
-        for file, names in zip(files, own, strict=True)
-        for score in file.measure(
-            reference, generated, file.Options(**{name: options[name] for name in names & set(options)}), seed=seed
-        )
+        for name, its in zip(NAMES, own, strict=True)
+        for score in find_metric(name).measure(reference, generated, its, seed=seed)
     ]
+
+
+def metric_options() -> list[type[Any]]:
+    """The dataclasses of options of all metrics of features."""
+    from vqtool.metrics import NAMES
+
+    return [find_metric(name).Options for name in NAMES]

@@ -1,7 +1,8 @@
-"""The rows of a sweep in a JSON file that is whole after every row, so that a killed sweep can be gone on with."""
+"""The rows of a comparison, in memory and in a JSON file that is whole after every row, so that it can be resumed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,71 @@ from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 
 KIND = "comparison of samplers"
+_COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "network s"}
+_LAST = ("usage", "perplexity")
 
 
-class SweepFile:
+@dataclass(frozen=True)
+class Trial:
+    """One way to sample: a line of the table."""
+
+    sampler: str
+    steps: int | None = None  # None where the calls follow from the pictures
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `samplers.sample` is told."""
+        return {"sampler": self.sampler, **({} if self.steps is None else {"steps": self.steps}), **self.options}
+
+    @property
+    def series(self) -> str:
+        """All but the steps, for people: trials of one series are one line of the plot."""
+        return " ".join([self.sampler, *(f"{name}={_shown(value)}" for name, value in self.options.items())])
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a trial gave; values are means over the seeds, standard errors and directions stand where there are any."""
+
+    sampler: str
+    steps: int | None
+    options: dict[str, Any]
+    values: dict[str, float]  # calls, seconds and network_seconds of one picture; usage, perplexity; scores
+    standard_errors: dict[str, float]
+    better: dict[str, str]  # score -> whether "lower" or "higher" is better
+    by_seed: dict[str, dict[str, float]]
+
+    @property
+    def trial(self) -> Trial:
+        """What was tried."""
+        return Trial(self.sampler, self.steps, self.options)
+
+    @classmethod
+    def read(cls, record: Any) -> "Row":
+        """A row from JSON.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(record, dict) or set(record) != set(cls.__dataclass_fields__):
+            raise ValueError("a row of the comparison is not whole")
+        row = cls(**record)
+        numbers = (row.values, row.standard_errors, *(row.by_seed.values() if isinstance(row.by_seed, dict) else [0]))
+        if not (
+            isinstance(row.sampler, str)
+            and (row.steps is None or isinstance(row.steps, int))
+            and isinstance(row.options, dict)
+            and all(_is_table(table, int | float) for table in numbers)
+            and {*_COLUMNS, *_LAST} <= set(row.values)
+            and _is_table(row.better, str)
+            and set(row.better) <= set(row.values)
+        ):
+            raise ValueError("a row of the comparison holds something else than names and numbers")
+        return row
+
+
+class Comparison:
     """What has been measured, in memory and in a file.
 
     Args:
@@ -21,7 +84,7 @@ class SweepFile:
         force: overwrite an existing file, with the first row.
 
     Raises:
-        FormatError: the file that is to be gone on with is no such file.
+        FormatError: the file that is to be resumed is no such file.
         MismatchError: its rows depend on something else; names the first difference.
         VqtoolError: there is a file and neither `resume` nor `force` is on, or none and `resume` is.
     """
@@ -29,54 +92,88 @@ class SweepFile:
     def __init__(
         self, path: Path | None, about: Mapping[str, Any], *, resume: bool = False, force: bool = False
     ) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._path = path
-        self._about = json.loads(json.dumps({"kind": KIND, **about}))
-        check_sweep_file(path, resume=resume, force=force)
+        self.about = json.loads(json.dumps({"kind": KIND, **about}))
+        check_output(path, resume=resume, force=force)
         if resume and path is not None:
             self.rows = self._read(path)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         """Take in a row; when this returns the file has it."""
-        self.rows.append(dict(row))
+        self.rows.append(row)
         if self._path is not None:
             with atomic_path(self._path, force=True) as temporary:
-                temporary.write_text(self.text() + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
-    def text(self) -> str:
-        """All as JSON."""
-        return json.dumps({**self._about, "rows": self.rows}, indent=2)
+    def has(self, trial: Trial) -> bool:
+        """Whether a trial has been measured."""
+        return any(row.trial == trial for row in self.rows)
 
-    def _read(self, path: Path) -> list[dict[str, Any]]:
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**self.about, "rows": [asdict(row) for row in self.rows]}
+
+    @property
+    def scores(self) -> dict[str, str]:
+        """The scores of the pictures: name -> whether "lower" or "higher" is better."""
+        return {name: better for row in self.rows for name, better in row.better.items()}
+
+    def table(self) -> tuple[list[str], Iterator[list[str]]]:
+        """The names of the columns, and the rows, for people."""
+        columns = [*_COLUMNS, *self.scores, *_LAST]
+        head = ["sampler", "steps", *(_COLUMNS.get(name, name.partition("-")[0]) for name in columns)]
+        return head, (
+            [row.trial.series, "" if row.steps is None else str(row.steps), *(_cell(row, name) for name in columns)]
+            for row in self.rows
+        )
+
+    def _read(self, path: Path) -> list[Row]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            rows = record.pop("rows")
-            named = [{"sampler", "steps", "options", "values", "standard_errors", "better"} <= set(row) for row in rows]
+            if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
+                raise FormatError(f"{path}: not a comparison of samplers that could be resumed")
+            rows = [Row.read(row) for row in record.pop("rows")]
         except OSError as error:
             raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise FormatError(f"{path}: not a comparison of samplers that could be gone on with") from error
-        if not all(named):
-            raise FormatError(f"{path}: damaged: a row of the comparison is not whole")
-        for name in dict.fromkeys([*self._about, *record]):
-            if record.get(name) != self._about.get(name):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise FormatError(f"{path}: not a comparison of samplers that could be resumed") from error
+        except ValueError as error:
+            raise FormatError(f"{path}: damaged: {error}") from error
+        for name in dict.fromkeys([*self.about, *record]):
+            if record.get(name) != self.about.get(name):
                 raise MismatchError(
                     f"{path}: a comparison with {name.replace('_', ' ')} {record.get(name)}, but now it is "
-                    f"{self._about.get(name)}: resume with the same, name another file with -o, or use --force alone"
+                    f"{self.about.get(name)}: resume with the same, name another `output`, or use `force` alone"
                 )
-        return list(rows)
+        return rows
 
 
-def check_sweep_file(path: Path | None, *, resume: bool, force: bool) -> None:
-    """Refuse early to overwrite a file or to go on with none.
+def check_output(path: Path | None, *, resume: bool, force: bool) -> None:
+    """Refuse early to overwrite a file, or to resume none.
 
     Raises:
         VqtoolError: as said.
     """
     if path is None:
         if resume:
-            raise VqtoolError("--resume goes on with a file: name it with -o")
+            raise VqtoolError("`resume` goes on with a file: name it with `output`")
         return
     refuse_existing(path, force=force or resume)
     if resume and not path.exists():
-        raise VqtoolError(f"{path}: no earlier comparison is there to go on with: start without --resume")
+        raise VqtoolError(f"{path}: no earlier comparison is there to go on with: start without `resume`")
+
+
+def _is_table(table: Any, kind: Any) -> bool:
+    return isinstance(table, dict) and all(
+        isinstance(value, kind) and not isinstance(value, bool) for value in table.values()
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _cell(row: Row, name: str) -> str:
+    error = row.standard_errors.get(name) if name in row.better else None
+    return f"{row.values[name]:.4g}" + ("" if error is None else f" ± {error:.2g}")

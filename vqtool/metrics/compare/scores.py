@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, read_batches, to_uint8
+from vqtool.images import ImageItem, OnError, find_images, read_batches, to_uint8
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import READ_BATCH, choose
 from vqtool.metrics.score import Score, measure_features
@@ -101,3 +101,35 @@ def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.float
             "take features of that network, or name the images themselves"
         )
     return features
+
+
+def build(
+    tokenizer: Tokenizer,
+    ref: Sequence[str | Path],
+    size: tuple[int, int],
+    *,
+    max_images: int = MAX_REFERENCE,
+    on_error: OnError | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> ImageScores:
+    """The scores against images, or against features in a file.
+
+    Args:
+        tokenizer: decodes the grids, on its device.
+        ref: images, or one .npy file of features.
+        size: (height, width) that images are brought to.
+        max_images: at most so many.
+        on_error: see read_batches.
+        progress: shows how far it is.
+        options: of the metrics, by name.
+    """
+    from vqtool.metrics import EfficientNetLite0
+
+    network = EfficientNetLite0(tokenizer.device)
+    if [Path(path).suffix for path in ref] == [".npy"]:
+        features = read_features(ref[0], network)
+    else:
+        items = find_images(ref, words="none", on_error=on_error)
+        features = reference_features(items, network, size, max_images=max_images, on_error=on_error, progress=progress)
+    return ImageScores(tokenizer, network, features, **options)

@@ -4,14 +4,13 @@ What it does: draws equally many pictures by every sampler, number of steps and 
 When to use it: to choose a sampler, and to see what more calls buy.
 Equation: every value is the mean over the seeds; its standard error is their standard deviation over the root of their
 number, or with one seed what the metric itself says. Scores are KID and the Fréchet distance to one set of reference
-features. All cells have the same noise: seed s and sample i are those of `vqtool sample --seed s`.
-Cost: seeds * num * calls of the network, and num * seeds decoded pictures a cell if there is a reference.
+features. All trials have the same noise: seed s and sample i are those of `vqtool sample --seed s`.
+Cost: seeds * num * calls of the network, and num * seeds decoded pictures a trial if there is a reference.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
@@ -22,76 +21,59 @@ from torch import Tensor, nn
 from vqtool import samplers
 from vqtool.errors import VqtoolError
 from vqtool.metrics import tokens
+from vqtool.metrics.compare.file import Row, Trial
 from vqtool.metrics.score import Score
+from vqtool.options import options_of
 from vqtool.priors import Prior
 from vqtool.samplers import Settings
 
-ALL = "all"
-_SETTINGS = {each.name for each in fields(Settings)} - {"guide_with", "cfg_interval"}
+_SETTINGS = {each.name for each in options_of(Settings)} - {"guide_with", "cfg_interval"}
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": {"yes": True, "no": False, "true": True, "false": False}.__getitem__,
+}
+_KINDS = {"int": "whole numbers", "float": "numbers", "bool": "yes or no"}
 
 ScoreGrids = Callable[[Tensor], list[Score]]  # (num, H, W) int64 -> scores
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way to sample: a line of the table."""
-
-    sampler: str
-    steps: int | None = None  # None where the calls follow from the pictures
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What `samplers.sample` is told."""
-        return {"sampler": self.sampler, **({} if self.steps is None else {"steps": self.steps}), **self.options}
-
-    @property
-    def series(self) -> str:
-        """All but the steps, for people: cells of one series are one line of the plot."""
-        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
-
-    def is_row(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of an earlier run is about this cell."""
-        mine = {"sampler": self.sampler, "steps": self.steps, "options": dict(self.options)}
-        return bool(mine == {name: row[name] for name in mine})
-
-
 def plan(
     prior: Prior, names: Sequence[str], steps: Sequence[int], options: Mapping[str, Sequence[Any]]
-) -> tuple[list[Cell], list[str]]:
-    """The cells of a sweep: samplers x steps x options.
+) -> tuple[list[Trial], list[str]]:
+    """The trial grid: samplers x steps x options.
 
     Args:
         prior: what is sampled.
-        names: of samplers, or ALL for those that go with the prior.
-        steps: for samplers that make as many calls as they are told; the others get one cell without.
+        names: of samplers; none for all that go with the prior.
+        steps: for samplers that make as many calls as they are told; the others get one trial without.
         options: name -> values; of `Settings`, for all samplers, or of some sampler, for those that have it.
 
     Returns:
-        The cells, and what of ALL was left out and why.
+        The trials, and which samplers were left out and why.
 
     Raises:
         VqtoolError: a sampler that was named does not go with the prior, or an option with none of the samplers.
     """
     chosen, notes = [], []
-    for name in samplers.NAMES if ALL in names else dict.fromkeys(names):
+    for name in dict.fromkeys(names or samplers.NAMES):
         try:
             samplers.choose_options(prior, name, {})
             chosen.append(name)
         except VqtoolError as error:
-            if name in names:
+            if names:
                 raise
             notes.append(f"left out: {error}")
     for option in options:
         if option not in _SETTINGS and not any(option in samplers.options(name) for name in chosen):
             samplers.choose_options(prior, chosen[0], {option: None})  # raises, and says which samplers have it
-    cells = []
+    trials = []
     for name in chosen:
         own = [option for option in options if option in _SETTINGS or option in samplers.options(name)]
         told = steps if _is_told(name) and "steps" not in own else [None]
         for values in product(*(options[option] for option in own)):
-            cells += [Cell(name, each, dict(zip(own, values, strict=True))) for each in dict.fromkeys(told)]
-    return cells, notes
+            trials += [Trial(name, each, dict(zip(own, values, strict=True))) for each in dict.fromkeys(told)]
+    return trials, notes
 
 
 def _is_told(sampler: str) -> bool:
@@ -100,16 +82,39 @@ def _is_told(sampler: str) -> bool:
     return steps is not None and steps.usual is not None
 
 
-def check_settings(prior: Prior, cells: Sequence[Cell], settings: Mapping[str, Any]) -> None:
-    """Raise unless some cell at least can be sampled with settings that all share.
+def parse_options(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Options and their values from lines such as purity-weight=0,1,2; each value is what its option takes.
+
+    Raises:
+        VqtoolError: not of this form, an option twice, or a value that is none of the option's.
+    """
+    stated = {each.name: each for name in samplers.NAMES for each in samplers.options(name).values()}
+    stated |= {each.name: each for each in options_of(Settings)}
+    options: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().lstrip("-").replace("-", "_")
+        parts = [value.strip() for value in values.split(",")]
+        if not (equals and name and all(parts)) or name in options:
+            raise VqtoolError(f"`option` {text}: NAME=VALUE,VALUE is expected, each NAME once")
+        kind = stated[name].type.removesuffix(" | None") if name in stated else "str"
+        try:
+            options[name] = list(dict.fromkeys(_PARSERS.get(kind, str)(part) for part in parts))
+        except (KeyError, ValueError) as error:
+            raise VqtoolError(f"`option` {text}: {_KINDS[kind]} with commas between them are expected") from error
+    return options
+
+
+def check_settings(prior: Prior, trials: Sequence[Trial], settings: Mapping[str, Any]) -> None:
+    """Raise unless some trial at least can be sampled with settings that all share.
 
     Raises:
         VqtoolError: none can; says what is wrong with the last.
     """
     wrong = None
-    for cell in cells:
+    for trial in trials:
         try:
-            own = {name: value for name, value in cell.options.items() if name in _SETTINGS}
+            own = {name: value for name, value in trial.options.items() if name in _SETTINGS}
             Settings(**{**settings, **own}).check(prior)
             return
         except VqtoolError as error:
@@ -118,36 +123,33 @@ def check_settings(prior: Prior, cells: Sequence[Cell], settings: Mapping[str, A
         raise wrong
 
 
-def measure_cell(
+def measure_trial(
     prior: Prior,
-    cell: Cell,
+    trial: Trial,
     num: int,
     *,
     seeds: Sequence[int],
     score: ScoreGrids | None = None,
     **arguments: Any,
-) -> dict[str, Any]:
+) -> Row:
     """One row of the comparison.
 
     Args:
         prior: what is sampled.
-        cell: how.
+        trial: how.
         num: pictures a seed.
         seeds: of the noise; several of them give error bars.
-        score: further scores of the grids of a seed; see `sweep_scores.ImageScores`.
-        arguments: of `samplers.sample`, the same for all cells: condition, batch_size, cfg_scale, ...
-
-    Returns:
-        JSON-able: sampler, steps, options; values and standard_errors by name; better, "lower" or "higher" by the
-        name of each score; by_seed, the values of each seed.
-        calls, seconds and network_seconds are those of one picture.
+        score: further scores of the grids of a seed; see `scores.ImageScores`.
+        arguments: of `samplers.sample`, the same for all trials: condition, batch_size, cfg_scale, ...
 
     Raises:
         VqtoolError: the prior cannot be sampled so, e.g. in so many steps.
     """
-    by_seed, errors, better = {}, {}, {}
+    by_seed: dict[str, dict[str, float]] = {}
+    errors: dict[str, float | None] = {}
+    better: dict[str, str] = {}
     for seed in seeds:
-        grids, values = _draw(prior, cell, num, seed=seed, **arguments)
+        grids, values = _draw(prior, trial, num, seed=seed, **arguments)
         counts = tokens.count_tokens([grids.numpy()], prior.kernel.codebook_size)
         values |= {"usage": tokens.usage(counts), "perplexity": tokens.perplexity(counts)}
         for result in score(grids) if score is not None else []:
@@ -158,23 +160,23 @@ def measure_cell(
     table = {name: np.array([values[name] for values in by_seed.values()]) for name in next(iter(by_seed.values()))}
     if len(seeds) > 1:
         errors = {name: float(column.std(ddof=1) / len(seeds) ** 0.5) for name, column in table.items()}
-    return {
-        "sampler": cell.sampler,
-        "steps": cell.steps,
-        "options": dict(cell.options),
-        "values": {name: float(column.mean()) for name, column in table.items()},
-        "standard_errors": {name: error for name, error in errors.items() if error is not None and np.isfinite(error)},
-        "better": better,
-        "by_seed": by_seed,
-    }
+    return Row(
+        trial.sampler,
+        trial.steps,
+        dict(trial.options),
+        values={name: float(column.mean()) for name, column in table.items()},
+        standard_errors={name: error for name, error in errors.items() if error is not None and np.isfinite(error)},
+        better=better,
+        by_seed=by_seed,
+    )
 
 
-def _draw(prior: Prior, cell: Cell, num: int, **arguments: Any) -> tuple[Tensor, dict[str, float]]:
+def _draw(prior: Prior, trial: Trial, num: int, **arguments: Any) -> tuple[Tensor, dict[str, float]]:
     """Grids (num, H, W), and the calls and seconds of one of them."""
     second = arguments.get("guide_with")
     with time_network(prior.denoiser, *([] if second is None else [second.denoiser])) as network_seconds:
         begin = time.perf_counter()
-        batches = list(samplers.sample_batches(prior, num, **{**arguments, **cell.arguments}))
+        batches = list(samplers.sample_batches(prior, num, **{**arguments, **trial.arguments}))
         seconds = time.perf_counter() - begin
     calls = sum(batch.num_calls * len(batch.samples) for batch in batches) / num
     values = {"calls": calls, "seconds": seconds / num, "network_seconds": network_seconds() / num}
@@ -230,8 +232,3 @@ def find_front(points: Sequence[tuple[float, float]], *, better: str = "lower") 
         if not front or signed[index][1] < signed[front[-1]][1]:
             front.append(index)
     return front
-
-
-def names_of_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The values of rows that stand for quality: name -> whether "lower" or "higher" is better."""
-    return {name: better for row in rows for name, better in row["better"].items()}
