@@ -13,7 +13,7 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.version import __version__
 
 if TYPE_CHECKING:
-    from vqtool import metrics
+    from vqtool import codebooks, metrics
     from vqtool.diffusion import kernels, posterior
     from vqtool.images.reader import read_images
     from vqtool.images.writer import save_images
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vqtool.tokenizers.batches import decode, encode
 
 _LAZY = {
+    "codebooks": "vqtool.codebooks",
     "compare": "vqtool.metrics.compare.comparison",
     "evaluate": "vqtool.metrics.evaluation",
     "kernels": "vqtool.diffusion.kernels",
@@ -58,6 +59,7 @@ __all__ = [
     "Tokenizer",
     "VqtoolError",
     "__version__",
+    "codebooks",
     "compare",
     "condition",
     "decode",
