@@ -47,7 +47,7 @@ def compare(
     device: Device = "auto",
     strict: Strict = False,
 ) -> None:
-    """Compare samplers: network calls, seconds and scores of each, as a table, as JSON and as a picture.
+    """Compare samplers: network calls, seconds and scores of each.
 
     With --ref also every metric of `eval`, on EfficientNet-Lite0 features of pictures decoded in memory. A line of
     the table is in the JSON file as soon as it is measured; --resume goes on, with further samplers and steps too.
