@@ -212,7 +212,7 @@ def test_the_pipeline_is_described_alike_everywhere():
     assert PIPELINE in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-OTHER_TESTS = {"layout", "old", "hostile", "recipes", "release", "scripts"}  # of what stands beside the package
+OTHER_TESTS = {"docs", "layout", "old", "hostile", "recipes", "release", "scripts"}  # of what stands beside the package
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=name_of)

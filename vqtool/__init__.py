@@ -2,11 +2,12 @@
 
 images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics
 
-Every word of that line is a module of this package, a kind of file on disk and a command. The names below are the
-Python interface; they are imported when first used, so that `import vqtool` is quick.
+Every word of that line is a module of this package, a kind of file on disk and a command. The names below and the
+packages are the Python interface (docs/python.md); they are imported when first used, so that `import vqtool` is quick.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
@@ -31,7 +32,6 @@ _LAZY = {
     "compare": "vqtool.metrics.compare.comparison",
     "evaluate": "vqtool.metrics.evaluation",
     "kernels": "vqtool.diffusion.kernels",
-    "metrics": "vqtool.metrics",
     "posterior": "vqtool.diffusion.posterior",
     "Prior": "vqtool.priors",
     "condition": "vqtool.samplers",
@@ -85,6 +85,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
+        if not name.startswith("_") and find_spec(f"vqtool.{name}") is not None:  # a package or module of ours
+            return import_module(f"vqtool.{name}")
         raise AttributeError(f"module 'vqtool' has no attribute {name!r}")
     module = import_module(_LAZY[name])
     return module if _LAZY[name].endswith(f".{name}") else getattr(module, name)

@@ -1,0 +1,136 @@
+"""Documents: what they show runs as written, what they name is there."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.command_lines import leaf_commands
+from support.commands import write_pictures
+
+from vqtool.tokenizers import SIZES, Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [  # of the four papers
+        "truncation", "purity", "high-quality inference", "fast inference", "fast sampling", "improved strides",
+        "learnable classifier-free", "zero-shot classifier-free", "auxiliary loss", "mask-and-replace", "absorbing",
+        "codebook collapse", "ReFiT", "AFK-MC2", "MaskGIT confidence", "density", "coverage", "reweighted ELBO",
+        "reparameterisation", "variational lower bound",
+    ],
+)  # fmt: skip
+def test_the_papers_names_of_things_are_in_the_glossary(word):
+    assert word.lower() in GLOSSARY.lower()
+
+
+def test_the_glossary_names_flags_and_commands_that_are_there():
+    commands = leaf_commands()
+    flags = {flag for command in commands.values() for parameter in command.params for flag in parameter.opts}
+    named = re.findall(r"`(?:vqtool ([a-z -]+?) ?)?(--[a-z-]+|(?<=[a-z]))(?: [a-z-]+)?`", GLOSSARY)
+    assert len(named) > 40
+    for words, flag in named:
+        assert not flag or flag in flags, flag
+        assert not words or words == "codebook" or words in commands, words
+
+
+def code_blocks(text):
+    """The Python blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def examples_of_contributing():
+    """File of the package, its text, the list that its name goes into, and the lines that are typed then."""
+    section = CONTRIBUTING.split("\n## Adding a denoiser")[1].split("\n## ")[0]
+    for part in section.split("\n### ")[1:]:
+        (code,) = code_blocks(part)
+        where, _, text = code.partition("\n")
+        listed, file = re.search(r'Add `"toy"` to `(\w+)` in `([\w/.]+)`', part).groups()
+        yield where.removeprefix("# "), text, listed, file, re.findall(r"^    vqtool (.*)$", part, flags=re.MULTILINE)
+
+
+DRIVER = """
+import shlex, sys
+from vqtool.cli.main import main
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["vqtool", *shlex.split(line)]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, line
+"""
+
+
+def test_each_example_of_contributing_is_one_file_and_one_name_and_runs(tmp_path):
+    shutil.copytree(ROOT / "vqtool", tmp_path / "tree" / "vqtool", ignore=shutil.ignore_patterns("__pycache__"))
+    lines = ["encode imgs/ --size 16"]
+    for where, text, listed, file, typed in examples_of_contributing():
+        assert sum(bool(line.strip()) for line in text.splitlines()) <= 30
+        (tmp_path / "tree" / where).write_text(text)
+        names = (tmp_path / "tree" / file).read_text()
+        changed = re.sub(rf"^({listed}\b[^=]*= \()", r'\1"toy", ', names, flags=re.MULTILINE)
+        assert changed != names
+        (tmp_path / "tree" / file).write_text(changed)
+        lines += typed
+    write_pictures(tmp_path / "imgs", 10)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"toy": Tokenizer(SIZES["vqvae-f8"]).state_dict()}, tmp_path / "checkpoints" / "toy.pt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "tree"), "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input="\n".join(lines), cwd=tmp_path, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"--toy-option +.*Cells a call", done.stdout)
+    assert "toy-EfficientNetLite0" in (tmp_path / "scores.json").read_text()
+    assert "toy-EfficientNetLite0" in (tmp_path / "compare.json").read_text()
+    for made in ("toy.h5", "fixed.safetensors", "imported.safetensors"):
+        assert (tmp_path / made).is_file()
+
+
+PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for path in (ROOT / "vqtool").rglob("__init__.py")
+    if "cli" not in path.parts
+)
+
+
+def test_the_examples_in_python_run_in_their_order(tmp_path):
+    for name in ("cat", "dog"):
+        write_pictures(tmp_path / "imgs" / name, 4, size=(64, 64))
+    code = "\n".join(code_blocks(PYTHON))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "encode: 8 of 8 images" in done.stdout
+    for made in ("copies/metadata.jsonl", "decoded", "samples", "prior.safetensors", "refitted.safetensors"):
+        assert (tmp_path / made).exists(), made
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_in_the_document(package):
+    module = importlib.import_module(package)
+    here = (name for name, value in vars(module).items() if getattr(value, "__module__", None) == package)
+    names = {*getattr(module, "__all__", here)}
+    sections = re.split(r"^### ", PYTHON, flags=re.MULTILINE)
+    text = next((part for part in sections if part.startswith(f"`{package}`\n")), "")
+    listed = {*re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)}
+    listed |= {*re.findall(r"`(\w+)`", "".join(re.findall(r"^Constants and types: .*$", text, flags=re.MULTILINE)))}
+    assert listed == {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/python.md", "docs/sampling.md", "docs/codebooks.md"])
+def test_what_documents_name_of_the_package_is_there_after_import_vqtool(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    code = "import vqtool\n" + "\n".join(sorted({*re.findall(r"\bvqtool\.[a-zA-Z_.]+[a-zA-Z_]\b(?!/)", text)}))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
