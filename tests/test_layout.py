@@ -23,8 +23,8 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 
 # Data flows from top to bottom; a package imports only what stands above it.
 LAYERS = (
-    "errors", "version", "extras", "options", "checks", "registry", "rng", "distributed", "progress", "tally",
-    "inputs", "outputs", "artifacts", "grids", "inspection", "images", "tokenizers", "codebooks", "conditions",
+    "errors", "version", "captions", "extras", "options", "checks", "registry", "rng", "distributed", "progress",
+    "tally", "inputs", "outputs", "artifacts", "grids", "inspection", "images", "tokenizers", "codebooks", "conditions",
     "diffusion", "denoisers", "priors", "samplers", "interop", "training", "metrics", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything

@@ -1,10 +1,12 @@
 """What a file is, and whether it is whole: token grids and artifacts alike, without loading torch."""
 
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from vqtool import artifacts
+from vqtool.captions import split_captions
 from vqtool.errors import FormatError
 from vqtool.grids import GridBatch, GridReader, open_grids
 from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
@@ -70,11 +72,16 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
 def _describe_grids(reader: GridReader) -> dict[str, Any]:
     header = reader.header
     num_grids, known = reader.num_grids, set(reader.columns)
+    labels, captions = list[str](), list[str]()
     if num_grids is None:
         num_grids = 0
         for batch in reader.batches():
             num_grids += len(batch)
             known |= _known(batch)
+            labels += filter(None, batch.labels or ())
+            captions += filter(None, batch.captions or ())
+    else:
+        labels, captions = (list(filter(None, reader.read_column(name))) for name in ("label", "caption"))
     return {
         "kind": GRIDS,
         "num_grids": num_grids,
@@ -86,10 +93,23 @@ def _describe_grids(reader: GridReader) -> dict[str, Any]:
         "tokenizer": {"fingerprint": header.tokenizer_fingerprint, "location": header.tokenizer_location},
         "preprocessing": header.preprocessing,
         "columns": sorted(known),
+        "words": {
+            "num_captioned": len(captions),
+            "num_captions": sum(len(split_captions(caption)) for caption in captions),
+            "num_labelled": len(labels),
+            "num_classes": len(set(labels)),
+        },
+        "num_skipped": _num_skipped(reader.history, num_grids),
         "num_sequences": len(reader.headers),
         "digest": reader.digest,
         "history": list(reader.history),
     }
+
+
+def _num_skipped(history: Sequence[Mapping[str, Any]], num_grids: int) -> int:
+    """How many images `encode` found but could not read, if nothing was done to its grids since."""
+    given = history[0].get("num") if len(history) == 1 and history[0].get("step") == "encode" else None
+    return max(0, given - num_grids) if isinstance(given, int) else 0
 
 
 def _known(batch: GridBatch) -> set[str]:

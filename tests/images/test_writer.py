@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import vqtool
+from vqtool.captions import join_captions
 from vqtool.errors import VqtoolError
-from vqtool.grids.batch import join_captions
 from vqtool.images import find_images, read_image
 from vqtool.images.writer import METADATA, PREVIEW_IMAGES, FolderWriter, PreviewWriter, TarWriter, writer_type
 

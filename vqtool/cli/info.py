@@ -8,6 +8,7 @@ import typer
 from vqtool.cli.main import command
 from vqtool.cli.options import JsonOutput
 from vqtool.errors import printable
+from vqtool.tally import describe_words
 
 
 @command
@@ -53,6 +54,9 @@ def _grid_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "images", f"{height}x{width} (height x width), {description['preprocessing']}"
     yield "tokenizer", f"{tokenizer['fingerprint']} from {tokenizer['location']}"
     yield "known", ", ".join(description["columns"])
+    num = description["num_skipped"]
+    skipped = f"; {num:,} {'file' if num == 1 else 'files'} skipped" if num else ""
+    yield "words", describe_words(**description["words"]) + skipped
     yield "digest", description["digest"] or f"none: a stream of {description['num_sequences']} sequence(s)"
 
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from vqtool import rng
+from vqtool.captions import split_captions
 from vqtool.checks import check_texts
 from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
 from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.images.sources.items import NameIndex, natural_key
 from vqtool.registry import check_known
 
 KINDS = ("none", "class", "caption")
@@ -66,9 +68,19 @@ class Conditioner(ABC):
         return {}
 
     def select(self, labels: Sequence[str] | None, captions: Sequence[str] | None) -> list[str | None] | None:
-        """A grid file's labels or captions, whichever this kind uses; an empty text becomes None."""
+        """A grid file's labels or captions, whichever this kind uses; an empty text becomes None.
+
+        Of several captions of an image this is the first; `select_all` gives all of them.
+        """
+        texts = self.select_all(labels, captions)
+        return None if texts is None else [own[0] for own in texts]
+
+    def select_all(
+        self, labels: Sequence[str] | None, captions: Sequence[str] | None
+    ) -> list[tuple[str | None, ...]] | None:
+        """As `select`, with all captions of each image."""
         texts = {"class": labels, "caption": captions}.get(self.kind)
-        return None if texts is None else [text or None for text in texts]
+        return None if texts is None else [tuple(text or None for text in split_captions(own)) for own in texts]
 
     def find_truncated(self, texts: Sequence[str | None]) -> list[str]:
         """The texts whose end is cut off, because they are longer than the denoiser's input."""
@@ -108,6 +120,7 @@ class ClassCondition(Conditioner):
     def __init__(self, labels: Sequence[str]) -> None:
         self.examples = tuple(labels)
         self._numbers = {label: number for number, label in enumerate(labels)}
+        self._names = NameIndex(labels)
 
     @property
     def num_classes(self) -> int:
@@ -125,9 +138,10 @@ class ClassCondition(Conditioner):
     def _number(self, label: str | None) -> int:
         if label is None:
             return self.num_classes
-        if label not in self._numbers:
+        known = self._names.find(label)
+        if known is None:
             raise VqtoolError(f"unknown label {label!r}: {_known(label, self.examples)}")
-        return self._numbers[label]
+        return self._numbers[known]
 
     def null(self, num: int) -> Tensor:
         """(B,) int64, all num_classes."""
@@ -230,12 +244,12 @@ def build(
     if kind == "none":
         return NoCondition()
     if kind == "class":
-        known = sorted({label for label in labels or () if label})
+        known = sorted({label for label in labels or () if label}, key=natural_key)
         if not known:
             raise VqtoolError("`condition` class needs labels, but the grids have none: encode images in class folders")
         return ClassCondition(known)
     check_known("vocabulary", vocabulary, VOCABULARIES)
-    texts = [caption for caption in captions or () if caption]
+    texts = [caption for own in captions or () if own for caption in split_captions(own)]
     if not texts:
         raise VqtoolError("`condition` caption needs captions, but the grids have none: give them in metadata.jsonl")
     return _build_caption(texts, vocabulary)

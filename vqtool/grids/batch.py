@@ -14,17 +14,6 @@ FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
-CAPTION_SEPARATOR = "\x1e"  # ASCII's record separator, between several captions of one image
-
-
-def join_captions(captions: Iterable[str]) -> str:
-    """Several captions of one image as the one text of its row."""
-    return CAPTION_SEPARATOR.join(caption.replace(CAPTION_SEPARATOR, " ") for caption in captions)
-
-
-def split_captions(text: str) -> tuple[str, ...]:
-    """The captions of a row, at least one."""
-    return tuple(text.split(CAPTION_SEPARATOR))
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class GridBatch:
     tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K); K where unknown
     ids: list[str]
     labels: list[str] | None = None  # names of classes
-    captions: list[str] | None = None  # several captions of one image are joined by `join_captions`
+    captions: list[str] | None = None  # several captions of one image are joined: see `vqtool.captions`
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -10,11 +10,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vqtool.captions import SEPARATOR
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
 
 LIBVER = ("v110", "v110")  # superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016)
-FORMAT_VERSION = 2  # of grids with masked cells; all others are version 1
+FORMAT_VERSION = 3  # of grids with several captions an image; 2 has masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -45,15 +46,17 @@ def encode_file(
         _create(file, "tokens", (num_grids, *header.grid_size), header.dtype)
         for name, width in {"id": 1, **widths}.items():
             _create(file, name, (num_grids,), h5py.string_dtype("utf-8", width))
-        start = 0
+        start, several = 0, False
         for batch in batches:
+            several |= any(SEPARATOR in caption for caption in batch.captions or ())
             rows = slice(start, start + len(batch))
             file["tokens"][rows] = batch.tokens
             for name, column in batch.texts.items():
                 if column is not None:
                     file[name][rows] = np.array([text.encode() for text in column], file[name].dtype)
             start = rows.stop
-        _write_attributes(file, header, place())
+        version = FORMAT_VERSION if several else 2 if header.masked else 1
+        _write_attributes(file, header, place(), version)
     return image
 
 
@@ -70,7 +73,7 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
     file.create_dataset(name, shape, dtype, **options)
 
 
-def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None:
+def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version: int) -> None:
     """Write what describes the file and its place in a stream."""
     texts = {
         "format": FORMAT,
@@ -85,7 +88,7 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place) -> None
         file.attrs[name] = np.array(data, h5py.string_dtype("utf-8", len(data) or 1))
     file.attrs.update(
         {
-            "format_version": FORMAT_VERSION if header.masked else 1,
+            "format_version": version,
             "codebook_size": header.codebook_size,
             "image_size": header.image_size,
             "member": place.index,
@@ -130,6 +133,17 @@ class GridFileReader:
             for text in self.columns:
                 if file[text].shape != (self.num_grids,):
                     raise FormatError(f"{name}: damaged: {text} has shape {file[text].shape}, not ({self.num_grids},)")
+
+    def read_column(self, name: str) -> list[str]:
+        """A column of text whole; "" everywhere where it is unknown.
+
+        Raises:
+            FormatError: damaged.
+        """
+        if name not in self.columns:
+            return [""] * self.num_grids
+        with _reading(self._name):
+            return [text.decode() for text in self._file[name][:]]
 
     @property
     def widths(self) -> dict[str, int]:

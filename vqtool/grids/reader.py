@@ -54,6 +54,10 @@ class GridReader:
         """Which of id, label and caption are known; of a stream, as its first chunk tells."""
         return list(self._first.columns) if self._first else []
 
+    def read_column(self, name: str) -> list[str]:
+        """A column of text of an ordinary file, without its tokens; "" where unknown."""
+        return self._first.read_column(name) if self._first else []
+
     @property
     def history(self) -> list[dict[str, Any]]:
         """The records of all sequences met so far, each once."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vqtool.captions import join_captions
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.pixels import fit_pixels, read_pixels
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
@@ -61,8 +62,8 @@ class ImageBatch:
 
     @property
     def captions(self) -> list[str] | None:
-        """Their captions, "" for one that has none; None if none of them has."""
-        return _known([item.caption for item in self.items])
+        """Their captions, "" for one that has none, several joined by `captions.join_captions`; None if none has any."""
+        return _known([join_captions(item.captions) or None for item in self.items])
 
 
 def parse_size(text: str, name: str = "size", unit: str = "pixels") -> tuple[int, int]:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.artifacts import atomic_path, refuse_existing
+from vqtool.captions import split_captions
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
-from vqtool.grids.batch import clean_text, split_captions
+from vqtool.grids.batch import clean_text
 from vqtool.images.naming import UniqueNames
 from vqtool.images.pixels import check_images
 from vqtool.images.preview import png_bytes, preview_grid, save_image
@@ -60,7 +61,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
             images: (B, 3, h, w).
             ids: one a picture; names are made from them.
             labels: one a picture, "" where unknown.
-            captions: one a picture, "" where unknown; several of them as `grids.join_captions` joins them.
+            captions: one a picture, "" where unknown; several of them as `captions.join_captions` joins them.
         """
 
     @abstractmethod

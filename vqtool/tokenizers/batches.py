@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from vqtool import distributed
 from vqtool.artifacts import history_record, text_digest
+from vqtool.captions import join_captions
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, open_grids
-from vqtool.grids.batch import MAX_TEXT_BYTES, clean_text, join_captions
+from vqtool.grids.batch import MAX_TEXT_BYTES, clean_text
 from vqtool.grids.resume import Journal, check_resumable, resumable_writer
 from vqtool.images import (
     PREPROCESSING,
@@ -85,7 +86,7 @@ def encode(
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
     items = find_images(sources, options, on_error=on_error)
     _check_texts(items)
-    known = text_digest([text or "" for item in items for text in (item.id, item.label, item.caption)])
+    known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
     header = grid_header(tokenizer, image_size, history_record("encode", inputs=inputs, num=len(items), images=known))
     if on_start is not None:

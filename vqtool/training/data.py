@@ -34,15 +34,26 @@ class GridData:
     """The grids to learn from, with their conditions."""
 
     tokens: NDArray[np.integer[Any]]  # (N, H, W)
-    conditions: Tensor  # (N, ...) int64
+    conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
     grid_spec: GridSpec
+    starts: NDArray[np.int64] | None = None  # (N + 1,): grid i has the conditions starts[i] to starts[i + 1]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Grids (b, H, W) int64 and conditions (b, ...) of some of them."""
-        return torch.from_numpy(self.tokens[indices].astype(np.int64)), self.conditions[torch.from_numpy(indices)]
+    def rows(self, indices: Indices, draws: NDArray[np.float64] | None = None) -> tuple[Tensor, Tensor]:
+        """Grids (b, H, W) int64 and conditions (b, ...) of some of them.
+
+        Args:
+            indices: (b,) which.
+            draws: (b,) in [0, 1), which of several captions each has; None: the first.
+        """
+        chosen = indices
+        if self.starts is not None:
+            chosen, numbers = self.starts[indices], np.diff(self.starts)[indices]
+            if draws is not None:
+                chosen = chosen + (draws * numbers).astype(np.int64)
+        return torch.from_numpy(self.tokens[indices].astype(np.int64)), self.conditions[torch.from_numpy(chosen)]
 
     def split(self, seed: int) -> tuple["GridData", "GridData | None"]:
         """Those to train on, and a few held out where there are enough."""
@@ -53,17 +64,27 @@ class GridData:
         return self._take(np.sort(order[count:])), self._take(np.sort(order[:count]))
 
     def _take(self, indices: Indices) -> "GridData":
-        return replace(self, tokens=self.tokens[indices], conditions=self.conditions[torch.from_numpy(indices)])
+        chosen, starts = indices, None
+        if self.starts is not None:
+            numbers = np.diff(self.starts)[indices]
+            starts = np.concatenate([[0], numbers.cumsum()])
+            # Row r of the new conditions is the (r - starts[i])-th of its grid i.
+            chosen = np.repeat(self.starts[indices] - starts[:-1], numbers) + np.arange(starts[-1])
+        conditions = self.conditions[torch.from_numpy(chosen)]
+        return replace(self, tokens=self.tokens[indices], conditions=conditions, starts=starts)
 
     def digest(self) -> str:
         """16 hexadecimal digits over grids and conditions."""
         result = hashlib.sha256(json.dumps([self.tokens.shape, self.conditions.shape]).encode())
         result.update(np.ascontiguousarray(self.tokens, np.int64).data)
         result.update(self.conditions.numpy().data)
+        if self.starts is not None:
+            result.update(self.starts.data)
         return result.hexdigest()[:16]
 
 
 def build_data(batch: GridBatch, conditioner: Conditioner, grid_spec: GridSpec) -> GridData:
-    """The grids of a file with the conditions that their labels or captions stand for."""
-    texts = conditioner.select(batch.labels, batch.captions) or [None] * len(batch)
-    return GridData(batch.tokens, conditioner.encode(texts), grid_spec)
+    """The grids of a file with the conditions that their labels, or all of their captions, stand for."""
+    texts = conditioner.select_all(batch.labels, batch.captions) or [(None,)] * len(batch)
+    starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
+    return GridData(batch.tokens, conditioner.encode([text for own in texts for text in own]), grid_spec, starts)

@@ -135,7 +135,10 @@ class PriorObjective:
         self, model: nn.Module, indices: Indices, samples: Indices, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and what is logged of it."""
-        x_0, condition = self._data.rows(indices)
+        draws = None
+        if self._data.starts is not None:  # another caption of a grid in each epoch
+            draws = rng.uniform(self._run.seed, samples, 0, (), stream=rng.CAPTION).numpy()
+        x_0, condition = self._data.rows(indices, draws)
         noise = rng.uniform(self._run.seed, samples, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING)
         dropped = (noise[:, 0] < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, self._prior.conditioner.null(len(x_0)), condition)

@@ -6,6 +6,7 @@ Folders, tars and zips are trees of files; `annotations` decides their captions 
 
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -26,9 +27,11 @@ from vqtool.images.sources.items import (
     ImageItem,
     Tree,
     Words,
+    fold,
     has_image_suffix,
     is_hidden,
     natural_key,
+    shown_names,
 )
 from vqtool.images.sources.numpy_arrays import NUMPY_ENDINGS, find_in_numpy
 from vqtool.images.sources.options import DEFAULTS, SourceOptions
@@ -109,6 +112,8 @@ def find_images(
     if words != "none":
         groups = finder.finish(groups, list(map(Path, sources)))
     items = _make_items(groups)
+    if words == "all":
+        _tell_alike({item.label for item in items if item.label})
     if isinstance(on_error, Tally):
         on_error.found(items, with_words=words != "none")
     return items
@@ -255,6 +260,17 @@ def _tell_cut_folders(groups: dict[str, list[Entry]], sources: Sequence[Path]) -
         )
 
 
+def _tell_alike(labels: Collection[str]) -> None:
+    """Tell of labels that differ in case only."""
+    by_fold: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        by_fold.setdefault(fold(label), []).append(label)
+    alike = [same for same in by_fold.values() if len(same) > 1]
+    if alike:
+        listed = shown_names(map(" and ".join, alike), len(alike))
+        warn(f"labels that differ in case only are different classes: {listed}")
+
+
 def _with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
     """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none."""
     if said == "none":
@@ -328,8 +344,10 @@ def _make_items(groups: dict[str, list[Entry]]) -> list[ImageItem]:
 
 
 def _make_item(id: str, entry: Entry) -> ImageItem:
-    captions = entry.words.captions
-    return ImageItem(id, entry.words.label, captions[0] if captions else None, entry.origin, captions[1:])
+    captions, label = entry.words.captions, entry.words.label
+    return ImageItem(
+        id, None if label is None else _printable(label), captions[0] if captions else None, entry.origin, captions[1:]
+    )
 
 
 def _ids_within(entries: list[Entry]) -> list[str]:
@@ -359,5 +377,5 @@ def _number_repeats(ids: list[str]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """File names need not be UTF-8; ids must be, to stand in HDF5 and JSON."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Text in Unicode's composed form. File names need not be UTF-8; ids must be, to stand in HDF5 and JSON."""
+    return unicodedata.normalize("NFC", text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

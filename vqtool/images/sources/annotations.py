@@ -17,7 +17,7 @@ from pathlib import Path
 from posixpath import basename, dirname, normpath, splitext
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.items import NO_WORDS, NameIndex, Tree, Words, shown_names
+from vqtool.images.sources.items import NO_WORDS, NameIndex, Tree, Words, counted, shown_names
 from vqtool.images.sources.options import SourceOptions
 from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, clean, decode_text, read_sidecar, read_table
 
@@ -290,8 +290,8 @@ class _Sidecars:
             longest, name = max(self._long)
             taken = "each is taken whole" if self._lines == "all" else "the first line is taken"
             warn(
-                f"{self._tree}: {len(self._long):,} captions have several lines: {taken}; the longest, {name}, has "
-                f"{longest:,} characters; `caption_lines` all, first or each chooses"
+                f"{self._tree}: {counted(len(self._long), 'caption')} of several lines: {taken}; the longest, {name}, "
+                f"has {longest:,} characters; `caption_lines` all, first or each chooses"
             )
 
     def _find(self, image: str, name: str) -> str | None:
@@ -376,6 +376,6 @@ def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
     ]
     if unused:
         warn(
-            f"{tree}: {len(unused):,} files of words belong to no image and are not used: "
+            f"{tree}: {counted(len(unused), 'file')} of words beside no image of that name, not used: "
             f"{shown_names(unused, len(unused))}; `captions` FILE and `labels` FILE take a table"
         )

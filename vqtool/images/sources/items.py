@@ -150,6 +150,11 @@ def _natural_part(part: str) -> list[tuple[int, str]]:
     return [(len(digits[i]), digits[i]) if i % 2 else (0, pieces[i]) for i in range(len(pieces))]
 
 
+def counted(num: int, noun: str) -> str:
+    """A number with its noun: "1 file", "2 files"."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
 def shown_names(names: Iterable[str], num: int, most: int = 3) -> str:
     """The first few names for a message: "a, b, c and 7 more"."""
     first = [name for name, _ in zip(names, range(most), strict=False)]

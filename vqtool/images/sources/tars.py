@@ -167,7 +167,9 @@ def _open_unpacked(path: Path) -> IO[bytes]:
             return _unpack(file, path, path.stat().st_size)
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the shard
     _copy(sys.stdin.buffer, spool, None, path)
-    if spool.read(len(_GZIP)) != _GZIP:
+    magic = spool.read(len(_GZIP))
+    spool.seek(0)
+    if magic != _GZIP:
         return spool
     with spool:
         size = spool.seek(0, io.SEEK_END)
