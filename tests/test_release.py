@@ -89,7 +89,7 @@ def test_the_five_commands_of_the_readme_run_as_typed_from_the_wheel(environment
 
 
 def test_the_wheel_says_where_it_is_from_and_what_may_be_done_with_it(wheel, metadata):
-    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT AND Bitstream-Vera"
     assert len(metadata.get_all("Project-URL")) >= 4
     classifiers = metadata.get_all("Classifier")
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)} <= {*classifiers}
@@ -97,7 +97,8 @@ def test_the_wheel_says_where_it_is_from_and_what_may_be_done_with_it(wheel, met
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     licences = {name.split("/licenses/")[1] for name in names if "/licenses/" in name}
-    assert licences == {*metadata.get_all("License-File")} == {"LICENSE", "vqtool/builtin/clip-vocabulary.LICENSE.txt"}
+    parts = {f"vqtool/builtin/{name}.LICENSE.txt" for name in ("clip-vocabulary", "dejavu-sans")}
+    assert licences == {*metadata.get_all("License-File")} == {"LICENSE", *parts}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"vqtool"}
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vqtool").rglob("*") if path.is_file()}
     assert {name for name in here if "__pycache__" not in name} == {

@@ -141,3 +141,18 @@ def test_damaged_configs_are_format_errors():
     config = conditions.build("caption", None, CAPTIONS).config()
     with pytest.raises(FormatError, match="vocabulary of the captions is missing"):
         conditions.load(config, {})
+
+
+def test_classes_are_numbered_in_natural_order_and_named_by_name():
+    condition = conditions.build("class", ["10", "2", "1", "b", "A"])
+    assert condition.examples == ("1", "2", "10", "A", "b")
+    assert condition.encode(["10", "2", None]).tolist() == [2, 1, 5]
+
+
+def test_a_class_is_found_whatever_its_case_and_unicode_composition():
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    condition = conditions.build("class", [composed, "Tea", "x", "X"])
+    numbers = condition.encode([composed, "Tea"]).tolist()
+    assert condition.encode([decomposed, "tea"]).tolist() == numbers
+    assert condition.encode(["X"]).tolist() != condition.encode(["x"]).tolist()
+    assert conditions.load(condition.config(), {}).encode(["CAFE\u0301"]).tolist() == numbers[:1]

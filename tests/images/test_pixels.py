@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vqtool.errors import FormatError
-from vqtool.images.pixels import fit_pixels, read_pixels
+from vqtool.images.pixels import fit_pixels, read_mask, read_pixels
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -316,6 +316,18 @@ def test_a_file_with_random_damage_gives_pixels_or_a_format_error(format: str, p
 def test_what_is_no_image_is_a_format_error(data: bytes) -> None:
     with pytest.raises(FormatError):
         read(data)
+
+
+@pytest.mark.parametrize("colour", [RED, WHITE, (0, 0, 0)])
+def test_a_mask_with_alpha_is_its_opacity_and_another_its_lightness(colour: tuple[int, int, int]) -> None:
+    image = Image.new("RGBA", (6, 4), (*colour, 0))
+    image.paste((*colour, 255), (0, 0, 2, 4))
+    mask = read_mask(io.BytesIO(encode(image, "PNG")))
+    assert np.array_equal(mask, np.repeat([[255, 255, 0, 0, 0, 0]], 4, axis=0))
+    opaque = read_mask(io.BytesIO(encode(Image.new("RGBA", (6, 4), (*colour, 255)), "PNG")))
+    assert np.allclose(opaque, sum(colour) / 3)
+    with pytest.raises(FormatError, match="not an image"):
+        read_mask(io.BytesIO(b"no image"))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ def test_captions_are_drawn_without_freetype_too(monkeypatch: pytest.MonkeyPatch
     assert (np.asarray(sheet)[134:150] < 60).any()
 
 
+def test_letters_with_accents_and_of_other_scripts_are_drawn() -> None:
+    missing = bytes(preview._font().getmask("\uf8ff"))
+    for letter in "éÉßñçøåčžłőşğĩ€…“ЖяαΩ":
+        assert bytes(preview._font().getmask(letter)) != missing, letter
+
+
 def test_originals_stand_over_their_reconstructions() -> None:
     originals, reconstructions = make_images(5, 64, 64) // 2, make_images(5, 64, 64) // 2 + 100
     sheet = comparison_grid(originals, reconstructions, columns=3, scale=1)

@@ -19,7 +19,7 @@ def inpaint(
             "--mask",
             "-m",
             help="What is drawn again: left-half, right-half, top-half, bottom-half, center, box:TOP,LEFT,HEIGHT,WIDTH "
-            "(pixels), random:SHARE (of the cells), or an image that is white there.",
+            "(pixels), random:SHARE (of the cells), or an image, white or (with alpha) opaque there.",
             show_default=False,
         ),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,6 +30,25 @@ _REDUCING_GAP = 3.0  # Pillow may shrink by an integer first, to no less than 3 
 _DRAFT_GAP = 2  # a JPEG may be decoded at a half, a quarter or an eighth, to no less than 2 times the wanted size
 
 
+def read_mask(file: BinaryIO) -> NDArray[np.float64]:
+    """Decode an image as (height, width) in 0..255: its opacity if some of it is transparent, else its lightness.
+
+    Raises:
+        FormatError: as `read_pixels`.
+    """
+    with _explained():
+        opened = _open(file)
+        check_num_pixels(opened.height, opened.width)
+        opened.load()
+        image = _turn_upright(opened)
+        if image.has_transparency_data:
+            alpha: NDArray[np.float64] = np.asarray(image.convert("RGBA").getchannel("A"), dtype=np.float64)
+            if alpha.min() < 255:
+                return alpha
+        light: NDArray[np.float64] = np.asarray(_over_white(image), dtype=np.float64).mean(axis=2)
+        return light
+
+
 def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     """Decode an image.
 
@@ -42,16 +62,24 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint
     Raises:
         FormatError: whatever is wrong with the image; the message does not name the file.
     """
-    try:
+    with _explained():
         image = _open(file)
-        _check_pixels(image)
-        if image.format in ("JPEG", "MPO"):
+        is_jpeg = image.format in ("JPEG", "MPO")
+        check_num_pixels(image.height, image.width, 2 if is_jpeg else 1)  # as Pillow itself has it for all
+        if is_jpeg:
             image.draft(None, _draft_size(image, size))
         image.load()
         return _fit(_over_white(_turn_upright(image)), size)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn nearly anything, which is what Pillow's plugins raise on damaged files, into FormatError."""
+    try:
+        yield
     except FormatError:
         raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"damaged or cut short ({reason})") from error
 
@@ -123,11 +151,6 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         raise FormatError(f"not an image that can be read here; expected {_EXPECTED}") from error
     except Image.DecompressionBombError as error:
         raise FormatError(f"{str(error).rstrip('.')}; shrink it first") from error
-
-
-def _check_pixels(image: Image.Image) -> None:
-    """Hold to Pillow's limit against decompression bombs; twice as much for JPEG, as Pillow has it for all."""
-    check_num_pixels(image.height, image.width, 2 if image.format in ("JPEG", "MPO") else 1)
 
 
 def _draft_size(image: Image.Image, size: tuple[int, int] | None) -> tuple[int, int]:

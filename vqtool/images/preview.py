@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ _CELL = 128  # pixels that the longer side of a small picture is magnified to, a
 _LARGEST_CELL = 256  # pixels; longer sides are shrunk to this
 _GAP = 6  # pixels between cells and around the preview
 _SMALL_GAP = 2  # pixels between an original and its reconstruction
-_FONT_SIZE = 12  # pixels
+_FONT = "dejavu-sans.ttf"  # Pillow's own has no accents
+_FONT_SIZE = 11  # pixels
 _CAPTION_LINES = 2
 _LONGEST_CAPTION = 500  # characters looked at
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -181,11 +183,11 @@ def _to_pillow(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
 
 @cache
 def _font() -> Any:
-    """Pillow's own scalable font; its small bitmap font where Pillow was built without FreeType."""
+    """DejaVu Sans, which has Latin, Greek and Cyrillic; Pillow's small bitmap font where it has no FreeType."""
     try:
-        return ImageFont.load_default(size=_FONT_SIZE)
+        return ImageFont.truetype(str(files("vqtool") / "builtin" / _FONT), _FONT_SIZE)
     except (ImportError, OSError):
-        return ImageFont.load_default()
+        return ImageFont.load_default_imagefont()
 
 
 def _measure(text: str) -> float:

@@ -62,7 +62,7 @@ class ImageBatch:
 
     @property
     def captions(self) -> list[str] | None:
-        """Their captions, "" for one that has none, several joined by `captions.join_captions`; None if none has any."""
+        """Their captions, several as by `captions.join_captions`, "" for one that has none; None if none has any."""
         return _known([join_captions(item.captions) or None for item in self.items])
 
 

@@ -1,7 +1,8 @@
 """Masks for inpainting, in pixels and in cells of the grid: named halves, boxes, random cells, or an image file.
 
 A mask is True (white) where the sampler draws the picture again. A cell is masked if at least one of its pixels is;
-its other pixels can be pasted back from the original, with a soft edge.
+its other pixels can be pasted back from the original, with a soft edge. Of an image file with transparent pixels the
+opaque ones are the mask, whatever their colour.
 """
 
 import re
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from vqtool import rng
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.pixels import read_pixels
+from vqtool.images.pixels import read_mask
 
 Pixels = NDArray[np.bool_]
 
@@ -142,7 +143,7 @@ def _read_file(text: str, image_size: tuple[int, int]) -> Pixels:
         raise VqtoolError(f"`mask` {text}: neither a file nor one of {_KNOWN}")
     try:
         with path.open("rb") as file:
-            light = read_pixels(file, None).mean(0)
+            light = read_mask(file)
     except (FormatError, OSError) as error:
         raise VqtoolError(f"`mask` {text}: cannot be read as an image: {error}") from error
     if light.shape != image_size:
