@@ -248,13 +248,13 @@ def test_psi_of_one_cell_has_the_law_of_the_data_with_more_steps_in_an_interval(
 def test_times_outside_of_the_interval_come_once_and_those_inside_equally_often(steps):
     prior = random_prior("absorbing")
     walk = Walk(prior, range(1), None, seed=0, grid_size=(4, 6), settings=Settings())
-    stops = choose_times(walk, "psi", steps, None, default=9, repeated=[5, 6, 7])
+    stops = choose_times(walk, psi.Options(steps=steps), repeated=[5, 6, 7])
     assert len(stops) == steps + 1
     assert stops == sorted(stops, reverse=True)
     counts = [stops.count(t) for t in range(21)]
     assert [count for t, count in enumerate(counts) if t not in (5, 6, 7)] == [1] * 18
     assert max(counts[5:8]) - min(counts[5:8]) <= 1
-    everywhere = choose_times(walk, "psi", steps, None, default=9, repeated=range(1, 21))
+    everywhere = choose_times(walk, psi.Options(steps=steps), repeated=range(1, 21))
     assert everywhere == [-(-20 * (steps - step) // steps) for step in range(steps + 1)]
 
 
@@ -303,13 +303,13 @@ def test_a_list_of_evenly_spaced_times_is_that_number_of_steps(sampler):
         ({"sampler": "psi", "kappa": 1.5}, "`kappa` 1.5: must be at least 0 and at most 1"),
         ({"sampler": "psi", "kappa": -0.1}, "`kappa` -0.1"),
         ({"sampler": "psi", "kappa_interval": (0.5, 0.5)}, "`kappa_interval` 0.5,0.5: two rising"),
-        ({"sampler": "psi", "kappa": 1.0, "steps": 21}, "psi sampling of this prior takes 1 to 20 steps"),
+        ({"sampler": "psi", "kappa": 1.0, "steps": 21}, "this sampler takes 1 to 20 steps"),
         (
             {"sampler": "psi", "kappa_interval": (0.96, 0.99), "steps": 21},
             "more would repeat times at which cells are noised anew, and there are none",
         ),
         ({"sampler": "psi", "steps": 0}, "`steps` 0"),
-        ({"sampler": "first-hitting", "steps": 21}, "first-hitting sampling of this prior takes 1 to 20"),
+        ({"sampler": "first-hitting", "steps": 21}, "this sampler takes 1 to 20"),
         ({"kappa": 0.5}, "`kappa` is not an option of sampler ancestral; of psi it is"),
         (
             {"sampler": "purity", "times": [3]},
