@@ -11,6 +11,7 @@ from typing import BinaryIO
 from vqtool.errors import VqtoolError
 
 _SIGNATURES = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),

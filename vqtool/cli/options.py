@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.errors import VqtoolError
+
+# Which images are taken, for commands that need no captions and labels.
+SOURCE_OPTIONS = FlagGroup.of_file(
+    "images/sources/options.py",
+    "SourceOptions",
+    panel=advanced(INPUT_OUTPUT),
+    without=("captions", "labels", "caption_lines"),
+)
 
 
 def check_seed(seed: int) -> int:

@@ -1,12 +1,12 @@
 """`vqtool show`: a preview of images or of decoded grids."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vqtool.cli.main import command
-from vqtool.cli.options import Force, Strict, TokenizerOption
+from vqtool.cli.options import SOURCE_OPTIONS, Force, Strict, TokenizerOption
 
 
 @command
@@ -14,6 +14,7 @@ def show(
     sources: Annotated[
         list[Path], typer.Argument(help="A grid file (- is stdin), or images as for `encode`.", show_default=False)
     ],
+    source_options: Annotated[dict[str, Any], SOURCE_OPTIONS],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("preview.png"),
     num: Annotated[int, typer.Option("--num", "-n", min=1, max=400, help="At most so many pictures.")] = 64,
     columns: Annotated[int | None, typer.Option("--columns", min=1, help="Pictures a row.")] = None,
@@ -34,6 +35,7 @@ def show(
     """
     from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped
+    from vqtool.images import SourceOptions
     from vqtool.tokenizers.preview import draw_preview
 
     skipped = Skipped(strict, output)
@@ -44,6 +46,7 @@ def show(
         columns=columns,
         size=size,
         tokenizer=tokenizer,
+        options=SourceOptions(**source_options),
         on_error=skipped.on_error,
         force=force,
     )

@@ -6,19 +6,14 @@ import typer
 
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, LENGTH, METHOD, advanced
-from vqtool.cli.options import check_seed
+from vqtool.cli.options import SOURCE_OPTIONS, check_seed
 
 TOKENIZER_OPTIONS = (
     FlagGroup.of_file("training/_autoencoder.py", "TokenizerLoss", panel=METHOD)
     | FlagGroup.of_file("training/discriminator.py", "DiscriminatorConfig", panel=METHOD)
     | FlagGroup.of_file("training/augment.py", "Augmentation", panel=METHOD)
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
-    | FlagGroup.of_file(
-        "images/sources/options.py",
-        "SourceOptions",
-        panel=advanced(INPUT_OUTPUT),
-        without=("captions", "labels", "caption_lines"),
-    )
+    | SOURCE_OPTIONS
 )
 Resume = Annotated[
     bool,

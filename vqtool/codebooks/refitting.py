@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from vqtool.codebooks.rebuilt import check_refittable, with_codebook
 from vqtool.codebooks.vectors import check_images, images_of, read_beginning, sample_latents
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
-from vqtool.images import ImageItem, OnError, find_images, parse_size
-from vqtool.options import Checked, option
+from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
+from vqtool.options import Checked, distribute, option
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 
@@ -85,18 +86,18 @@ def refit(
         force: overwrite what is there.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         progress: shows how far it is.
-        chosen: fields of `Options`.
+        chosen: fields of `Options` and `SourceOptions`.
 
     Raises:
         MismatchError: the images are not those of the grids.
         VqtoolError: parameters that do not go together, no images, too few vectors, or an output that exists.
     """
-    options = Options(**chosen)
+    source_options, options = distribute(chosen, SourceOptions, Options)
     if options.chain_length is not None and options.seeding != "afk-mc2":
         raise VqtoolError(f"`chain_length` is for `seeding` afk-mc2, not for {options.seeding}")
     refuse_existing(output, force=force)
     sources = [images] if isinstance(images, str | Path) else images
-    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, on_error)
+    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, source_options, on_error)
     noise = rng.generator(seed, 0, stream=rng.SELECTION)
     with _room(options.vectors * old.codebook.shape[1] * 4, options) as file:
         vectors = sample_latents(
@@ -136,19 +137,21 @@ def _find_source(
     tokenizer: str | Path | None,
     size: str | None,
     device: str,
+    options: SourceOptions,
     on_error: OnError | None,
 ) -> tuple[Tokenizer, list[ImageItem], tuple[int, int]]:
     """The tokenizer to refit, the images to do it on, and their size (h, w)."""
+    find = partial(find_images, images, options, words="none", on_error=on_error)
     if grids is None:
         model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
         check_refittable(model)
-        return model, find_images(images, words="none", on_error=on_error), parse_size(str(size or DEFAULT_SIZE))
+        return model, find(), parse_size(str(size or DEFAULT_SIZE))
     if size is not None:
         raise VqtoolError("`size` is that of the images that `grids` was made of: give one of them")
     header, first, ids = read_beginning(Path(grids))
     model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
     check_refittable(model)
-    items = images_of(ids, find_images(images, words="none", on_error=on_error), str(grids))
+    items = images_of(ids, find(), str(grids))
     check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids))
     return model, items, header.image_size
 

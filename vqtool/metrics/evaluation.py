@@ -17,8 +17,9 @@ from typing import Any
 from vqtool.artifacts import refuse_existing
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
-from vqtool.images import OnError, Tally, find_images, parse_size
+from vqtool.images import OnError, SourceOptions, Tally, find_images, parse_size
 from vqtool.images.sources import holds_grids
+from vqtool.images.sources.options import refuse_for_grids
 from vqtool.metrics.likelihood import DEFAULT_TIMES, measure_likelihood
 from vqtool.metrics.plots import check_matplotlib, plot_curve
 from vqtool.metrics.reconstruction import measure_reconstruction
@@ -80,7 +81,8 @@ def evaluate(
         force: overwrite the file of `plot`.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         progress: shows how far it is.
-        chosen: fields of `ImageOptions` and `LikelihoodOptions`, or options of metrics such as `nearest_k`.
+        chosen: fields of `ImageOptions`, `LikelihoodOptions` and `SourceOptions`, or options of metrics such as
+            `nearest_k`.
 
     Returns:
         The scores, and all that they depend on.
@@ -90,12 +92,15 @@ def evaluate(
         MismatchError: inputs that do not belong together.
         VqtoolError: parameters that do not go with the inputs or with each other, or nothing to measure.
     """
-    about_images, about_likelihood, *_ = distribute(chosen, ImageOptions, LikelihoodOptions, *metric_options())
-    known = {*vars(about_images), *vars(about_likelihood)}
+    kinds = (SourceOptions, ImageOptions, LikelihoodOptions)
+    source_options, about_images, about_likelihood, *_ = distribute(chosen, *kinds, *metric_options())
+    known = {*vars(source_options), *vars(about_images), *vars(about_likelihood)}
     of_metrics = {name: value for name, value in chosen.items() if name not in known}
     paths, others = _paths(sources), _paths(ref)
     kind = _check_kinds(paths, others, about_images)
     _check_likelihood(paths[0], others, kind, about_likelihood)
+    if kind == "grids":
+        refuse_for_grids(source_options, paths[0])
     if about_likelihood.plot is not None:
         refuse_existing(about_likelihood.plot, force=force)
         check_matplotlib()
@@ -104,6 +109,7 @@ def evaluate(
     common: dict[str, Any] = {"seed": seed, "progress": progress}
     if kind == "images":
         common["on_error"] = None if on_error is None else tally
+        common["source_options"] = source_options
         report = _measure_images(paths, others, about_images, choose_device(device), **common, **of_metrics)
     elif about_likelihood.likelihood:
         report = _measure_likelihood(paths, about_likelihood, choose_device(device), force=force, **common)
@@ -161,7 +167,9 @@ def _measure_images(
     from vqtool.metrics import EfficientNetLite0
 
     size = None if options.size is None else parse_size(str(options.size), "`size`")
-    how: dict[str, Any] = {"words": "none", "on_error": common["on_error"]}
+    how: dict[str, Any] = {
+        "options": common.pop("source_options"), "words": "none", "on_error": common["on_error"]
+    }  # fmt: skip
     if options.tokenizer is not None:
         tokenizer = options.tokenizer
         if not isinstance(tokenizer, Tokenizer):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import open_grids
-from vqtool.images import OnError, common_size, find_images, parse_size, read_batches
+from vqtool.images import OnError, SourceOptions, common_size, find_images, parse_size, read_batches
 from vqtool.images.sources import holds_grids
+from vqtool.images.sources.options import DEFAULTS, refuse_for_grids
 from vqtool.images.writer import PREVIEW_IMAGES, PreviewWriter
 from vqtool.tokenizers import tokenizer_of
 from vqtool.tokenizers.batches import decode_batch
@@ -25,6 +26,7 @@ def draw_preview(
     columns: int | None = None,
     size: str | None = None,
     tokenizer: str | None = None,
+    options: SourceOptions = DEFAULTS,
     on_error: OnError | None = None,
     force: bool = False,
 ) -> int:
@@ -37,6 +39,7 @@ def draw_preview(
         columns: pictures a row; None: a little wider than high.
         size: of images, "64" or "48x80"; None: their own, or 128 pixels if they differ.
         tokenizer: of grids, a file or "builtin"; None: the one that they name.
+        options: which images are taken.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         force: overwrite what is there.
 
@@ -49,6 +52,8 @@ def draw_preview(
     is_grids = holds_grids(sources[0])
     if is_grids and size is not None:
         raise VqtoolError(f"`size` is for images, but {sources[0]} holds token grids")
+    if is_grids:
+        refuse_for_grids(options, sources[0])
     if not is_grids and tokenizer is not None:
         raise VqtoolError(f"`tokenizer` is for token grids, but {sources[0]} holds images")
     if is_grids and len(sources) > 1:
@@ -61,7 +66,7 @@ def draw_preview(
                 for batch in islice(reader.batches(1), num):
                     writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
-            items = find_images(sources, words="some", on_error=on_error)[:num]
+            items = find_images(sources, options, words="some", on_error=on_error)[:num]
             sides = parse_size(size) if size else common_size(items) or MIXED_SIZE
             for found in read_batches(items, sides, _READ_BATCH, on_error=on_error):
                 writer.write(found.images, found.ids, found.labels, found.captions)

@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
-from vqtool.cli.options import Device, Force, Images, Seed, Strict, TokenizerOption
+from vqtool.cli.options import SOURCE_OPTIONS, Device, Force, Images, Seed, Strict, TokenizerOption
 
 
 @command
@@ -20,7 +20,7 @@ def refit(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("tokenizer.safetensors"),
     tokenizer: TokenizerOption = None,
-    options: Annotated[dict[str, Any], FlagGroup.of_file("codebooks/refitting.py", panel=METHOD)],
+    options: Annotated[dict[str, Any], FlagGroup.of_file("codebooks/refitting.py", panel=METHOD) | SOURCE_OPTIONS],
     seed: Seed = 0,
     device: Device = "auto",
     strict: Strict = False,

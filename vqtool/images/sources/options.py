@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 
 
@@ -24,3 +25,14 @@ class SourceOptions(Checked):
 
 
 DEFAULTS = SourceOptions()
+
+
+def refuse_for_grids(options: SourceOptions, source: object) -> None:
+    """Raise where options of images are given for token grids.
+
+    Raises:
+        VqtoolError: names one that is given.
+    """
+    for name, value in vars(options).items():
+        if value != getattr(DEFAULTS, name):
+            raise VqtoolError(f"`{name}` is for images, but {source} holds token grids")

@@ -22,6 +22,7 @@ from posixpath import normpath
 from typing import IO, Any, BinaryIO
 
 from vqtool.errors import FormatError, warn
+from vqtool.inputs import describe_bytes
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 PAX_ID = "VQTOOL.id"  # a header of a member: the id that its name was made from
@@ -89,7 +90,10 @@ class TarShard:
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             if not (self._allow_truncated and spans):
-                raise FormatError(f"{self}: not a whole tar archive ({error})") from error
+                self._file.seek(0)
+                start = self._file.read(_BLOCK)
+                found = "" if start[257:262] == b"ustar" or not start else f"; it begins as {describe_bytes(start)}"
+                raise FormatError(f"{self}: not a whole tar archive ({error}){found}") from error
             end = None
         return self._check_end(end, spans)
 
