@@ -161,12 +161,9 @@ def test_every_option_of_a_command_says_what_it_does(words):
 
 
 SCREEN = (24, 100)  # lines and columns of a terminal
-UNSORTED = {  # commands whose flags are not in panels yet
-    "compare", "complete", "eval", "inpaint", "outpaint", "sample", "vary",
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("words", sorted({*leaf_commands()} - UNSORTED))
+@pytest.mark.parametrize("words", sorted(leaf_commands()))
 def test_the_flags_of_every_day_come_first_and_fit_a_screen(words, monkeypatch):
     lines, columns = SCREEN
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from vqtool.cli.flags import FlagGroup
-from vqtool.cli.help import METHOD, advanced
+from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, Strict, TokenizerOption
+from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, Strict
 from vqtool.cli.sampling import GUIDANCE, text_arguments
 
 
@@ -18,11 +18,16 @@ def compare(
     prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
     ref: Annotated[
         list[Path] | None,
-        typer.Option("--ref", help="Images to score against, or a .npy file of features. May be repeated."),
+        typer.Option("--ref", help="Images to score against, or .npy features; repeat for several."),
     ] = None,
     output: JsonFile = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="PNG file of the scores against the calls.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows of the file; measure the rest.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Keep the rows of the file; measure the rest.", rich_help_panel=advanced(INPUT_OUTPUT)
+        ),
+    ] = False,
     force: Force = False,
     sampler: Annotated[
         list[str] | None,
@@ -43,7 +48,7 @@ def compare(
         Path | None,
         typer.Option("--captions", help="File of captions or labels, one a line.", rich_help_panel=advanced(METHOD)),
     ] = None,
-    tokenizer: TokenizerOption = None,
+    tokenizer: RareTokenizer = None,
     device: Device = "auto",
     strict: Strict = False,
 ) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from vqtool.cli.editing import EditFlags, edit
 from vqtool.cli.main import command
-from vqtool.cli.sampling import SamplingFlags
+from vqtool.cli.sampling import EditSamplingFlags
 
 
 @command
@@ -15,7 +15,7 @@ def complete(
     *,
     grids: Annotated[Path, typer.Argument(help="Masked grids (see docs/formats.md); - is stdin.")] = Path("-"),
     flags: EditFlags,
-    how: SamplingFlags,
+    how: EditSamplingFlags,
 ) -> None:
     """Fill the masked cells of token grids.
 

@@ -10,12 +10,12 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
-from vqtool.cli.options import Device, Force, Seed, Strict, TokenizerOption
+from vqtool.cli.options import Device, RareForce, RareSeed, RareTokenizer, Strict
 from vqtool.cli.sampling import Purity, sampling_arguments
 
 Sources = Annotated[
     list[Path],
-    typer.Argument(help="A grid file (- is stdin), or images as for `encode`.", show_default=False),
+    typer.Argument(help="Grids (- is stdin), or images as for `encode`.", show_default=False),
 ]
 
 
@@ -25,19 +25,20 @@ class EditFlags:
 
     prior: Annotated[Path, typer.Option("--prior", "-p", help="Prior file.")] = Path("prior.safetensors")
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="x.h5 or - (stdout) for grids; folder/, x.png or x.tar for pictures.")
+        Path,
+        typer.Option("--output", "-o", help="x.h5, - or, for pictures, folder/, x.png, x.tar.", show_default=False),
     ] = Path("-")
-    variants: Annotated[int, typer.Option("--num", "-n", min=1, help="Variants of each picture.")] = 1
+    variants: Annotated[int, typer.Option("--num", "-n", help="Variants of each picture.")] = 1
     labels: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
     captions: Annotated[str | None, typer.Option("--caption", help="Caption. Default: each picture's own.")] = None
-    force: Force = False
+    force: RareForce = False
     purity: Purity = False
-    seed: Seed = 0
+    seed: RareSeed = 0
     size: Annotated[
         str | None,
         typer.Option("--size", help="Pixels of images. Default: as in training.", rich_help_panel=advanced(METHOD)),
     ] = None
-    tokenizer: TokenizerOption = None
+    tokenizer: RareTokenizer = None
     device: Device = "auto"
     strict: Strict = False
 

@@ -73,14 +73,18 @@ class FlagGroup:
             for each in options:
                 users.setdefault(each.name, {})[strategy] = each
         users = {name: own for name, own in users.items() if name not in without}
-        merged = tuple(_merge(own, all_of_them=len(own) == len(strategies)) for own in users.values())
+        merged = tuple(_merge(own, what, most=2 * len(own) > len(strategies)) for own in users.values())
         panels = {name: f"{what} {next(iter(own))}" if len(own) == 1 else panel for name, own in users.items()}
         panels |= {each.name: advanced(METHOD) for each in merged if each.advanced}
         if not chooser:
             return cls(merged, panels)
         shown = read_literal(f"{package}/__init__.py", "DEFAULT")
-        first = Option(name=chooser, default=None, shown=shown, help=f"{what}.", choices=tuple(strategies), type="str")
+        first = Option(name=chooser, default=None, shown=shown, help="", choices=tuple(strategies), type="str")
         return cls((first, *merged), {chooser: panel, **panels})
+
+    def moved(self, **panels: str) -> "FlagGroup":
+        """The same flags, some of them in other groups of the help."""
+        return replace(self, panels=self.panels | panels)
 
     def __add__(self, other: "FlagGroup") -> "FlagGroup":
         return FlagGroup(self.options + other.options, self.panels | other.panels)
@@ -122,18 +126,20 @@ def name_flags(text: str, flags: dict[str, str]) -> str:
     return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
 
 
-def _merge(users: dict[str, Option], *, all_of_them: bool) -> Option:
-    """One flag for an option of several strategies."""
+def _merge(users: dict[str, Option], what: str, *, most: bool) -> Option:
+    """One flag for an option of several strategies, or of most of them, which are not named then."""
     first = next(iter(users.values()))
     defaults: dict[str, list[str]] = {}
     for strategy, each in users.items():
         defaults.setdefault(each.default_text, []).append(strategy)
     defaults.pop("", None)
-    if len(defaults) > 1:
+    if len(defaults) > 2:
+        shown = f"that of the {what.lower()}"
+    elif len(defaults) > 1:
         shown = ", ".join(f"{text} ({', '.join(strategies)})" for text, strategies in defaults.items())
     else:
         shown = next(iter(defaults), "")
-    prefix = "" if all_of_them else f"{', '.join(users)}: "
+    prefix = "" if most else f"{', '.join(users)}: "
     return replace(first, help=prefix + first.help, shown=shown, default=None)
 
 
@@ -142,7 +148,7 @@ def _annotation(each: Option, panels: dict[str, str]) -> Any:
     text = each.help
     short = "|".join(each.known) if each.choices and each.listed else ""
     if len(short) >= MAX_METAVAR:
-        text += f" One of {', '.join(each.known)}."
+        text = f"{text} One of {', '.join(each.known)}.".strip()
     text += f" Default: {each.default_text}." if each.default_text else ""
     names = [flag_of(each.name), *filter(None, [each.flag])]
     if kind is bool:

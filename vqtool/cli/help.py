@@ -16,10 +16,11 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 INPUT_OUTPUT = "Input and output"
 METHOD = "Method"
+GUIDANCE = "Guidance"
 NETWORK = "Network"
 LENGTH = "Length"
 MACHINE = "Machine"
-PANELS = (INPUT_OUTPUT, METHOD, NETWORK, LENGTH, MACHINE)  # what a user decides, in the order of the help
+PANELS = (INPUT_OUTPUT, METHOD, GUIDANCE, NETWORK, LENGTH, MACHINE)  # what a user decides, in the order of the help
 
 MAX_WIDTH = 100
 

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from vqtool.cli.editing import EditFlags, Sources, edit
+from vqtool.cli.help import INPUT_OUTPUT, advanced
 from vqtool.cli.main import command
-from vqtool.cli.sampling import Feather, SamplingFlags
+from vqtool.cli.sampling import EditSamplingFlags, Feather
 
 
 @command
@@ -18,8 +19,7 @@ def inpaint(
         typer.Option(
             "--mask",
             "-m",
-            help="What is drawn again: left-half, right-half, top-half, bottom-half, center, box:TOP,LEFT,HEIGHT,WIDTH "
-            "(pixels), random:SHARE (of the cells), or an image, white or (with alpha) opaque there.",
+            help="left-half, center, ..., box:TOP,LEFT,HEIGHT,WIDTH, random:SHARE, an image.",
             show_default=False,
         ),
     ],
@@ -27,17 +27,24 @@ def inpaint(
     feather: Feather = 0,
     paste: Annotated[
         bool,
-        typer.Option("--paste/--no-paste", help="Images to pictures: put pixels outside of the mask back, or not."),
+        typer.Option(
+            "--paste/--no-paste",
+            help="Pictures: put pixels outside of the mask back.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = True,
     masked: Annotated[
-        bool, typer.Option("--masked", help="Write masked grids, for `vqtool complete`, and draw nothing.")
+        bool,
+        typer.Option("--masked", help="Write masked grids, draw nothing.", rich_help_panel=advanced(INPUT_OUTPUT)),
     ] = False,
-    how: SamplingFlags,
+    how: EditSamplingFlags,
 ) -> None:
     """Draw a part of each picture again.
 
-    Every cell that the mask touches is drawn again; all other tokens stay exactly as they are. Token grids are written,
-    unless -o names pictures. Pictures that were made of images get back the pixels outside of the mask.
+    The mask is left-half, right-half, top-half, bottom-half, center, a box (in pixels), a share of the cells at random,
+    or an image that is white, or with alpha opaque, there. Every cell that the mask touches is drawn again; all other
+    tokens stay exactly as they are. Token grids are written, unless -o names pictures. Pictures that were made of
+    images get back the pixels outside of the mask.
 
     Examples:
 

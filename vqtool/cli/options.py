@@ -59,6 +59,24 @@ TokenizerOption = Annotated[
     str | None,
     typer.Option("--tokenizer", "-t", help="File, or 'builtin'. Default: what the input names, or builtin."),
 ]
+# The same flags among the advanced ones, for commands that have many of their own:
+RareForce = Annotated[
+    bool,
+    typer.Option("--force", "-f", help="Overwrite what is there.", rich_help_panel=advanced(INPUT_OUTPUT)),
+]
+RareSeed = Annotated[
+    int,
+    typer.Option("--seed", help="Same seed, same result.", callback=check_seed, rich_help_panel=advanced(METHOD)),
+]
+RareTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        "-t",
+        help="File, or 'builtin'. Default: what the input names, or builtin.",
+        rich_help_panel=advanced(INPUT_OUTPUT),
+    ),
+]
 Images = Annotated[
     list[Path],
     typer.Argument(help="Folders, image files, tar shards or HDF5 files of images.", show_default=False),

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from vqtool.cli.console import echo, progress
-from vqtool.cli.help import METHOD, advanced
+from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, Labels, Seed, TokenizerOption
+from vqtool.cli.options import Captions, Device, Force, Labels, RareTokenizer, Seed
 from vqtool.cli.sampling import Purity, SamplingFlags, sampling_arguments, text_arguments
 
 DEFAULT_NUM = 64
@@ -27,21 +27,31 @@ def sample(
     labels: Labels = None,
     captions: Captions = None,
     captions_file: Annotated[
-        Path | None, typer.Option("--captions", help="File of captions or labels, one a line; - is stdin.")
+        Path | None,
+        typer.Option(
+            "--captions",
+            help="File of them, one a line; - is stdin.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same flags.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an interrupted run of the same flags.", rich_help_panel=advanced(INPUT_OUTPUT)
+        ),
+    ] = False,
     force: Force = False,
     purity: Purity = False,
     how: SamplingFlags,
     seed: Seed = 0,
     grid_size: Annotated[
         str | None,
-        typer.Option("--grid", help="Cells, e.g. 32x48. Default: as in training.", rich_help_panel=METHOD),
+        typer.Option("--grid", help="Cells, e.g. 32x48. Default: as in training.", rich_help_panel=advanced(METHOD)),
     ] = None,
     start: Annotated[
         int, typer.Option("--start", help="Number of the first sample.", rich_help_panel=advanced(METHOD))
     ] = 0,
-    tokenizer: TokenizerOption = None,
+    tokenizer: RareTokenizer = None,
     device: Device = "auto",
 ) -> None:
     """Draw token grids from a prior.

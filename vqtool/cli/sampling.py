@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtool.cli import help
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.distributed import world_size
@@ -15,18 +16,31 @@ if TYPE_CHECKING:
     from vqtool.priors import Prior
 
 GUIDANCE = FlagGroup.of_file(
-    "samplers/_settings.py", "Guidance", panel=advanced("Guidance"), panels={"cfg_scale": METHOD}
+    "samplers/_settings.py", "Guidance", panel=advanced(help.GUIDANCE), panels={"cfg_scale": METHOD}
 )
 _SAMPLING = (
     FlagGroup.of_registered("samplers", what="Sampler", panel=METHOD, chooser="sampler")
-    + FlagGroup.of_file("samplers/_settings.py", "Settings", panel=METHOD, panels=GUIDANCE.panels)
+    + FlagGroup.of_file(
+        "samplers/_settings.py",
+        "Settings",
+        panel=METHOD,
+        panels=GUIDANCE.panels | {"temperature": advanced(METHOD), "top_k": advanced(METHOD)},
+    )
     + FlagGroup.of_file("samplers/_tiles.py", "TileOptions", panel=METHOD)
-    + FlagGroup.of_file("samplers/runs.py", "RunOptions", panel=MACHINE, panels={"trajectory": advanced(INPUT_OUTPUT)})
+    + FlagGroup.of_file(
+        "samplers/runs.py", "RunOptions", panel=advanced(MACHINE), panels={"trajectory": advanced(INPUT_OUTPUT)}
+    )
 )
 
 SamplingFlags = Annotated[dict[str, Any], _SAMPLING]
+EditSamplingFlags = Annotated[  # editing has more flags of its own: fewer of these are for every day
+    dict[str, Any], _SAMPLING.moved(sampler=advanced(METHOD), truncation=advanced(METHOD))
+]
 Purity = Annotated[bool, typer.Option("--purity", help="Short for --sampler purity.", rich_help_panel=METHOD)]
-Feather = Annotated[int, typer.Option("--feather", help="Images to pictures: width of the soft edge, pixels.")]
+Feather = Annotated[
+    int,
+    typer.Option("--feather", help="Pictures: width of the soft edge, pixels.", rich_help_panel=advanced(INPUT_OUTPUT)),
+]
 
 
 def sampling_arguments(how: dict[str, Any], purity: bool) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Guidance(Checked):
         VqtoolError: a value is not possible, or is about guidance while `cfg_scale` says that there is none.
     """
 
-    cfg_scale: float = option(1.0, "Strength of guidance by the label or caption; 1 is off.", minimum=0)
+    cfg_scale: float = option(1.0, "Strength of guidance; 1 is off.", minimum=0)
     cfg_schedule: str = option(
         "constant", "Guidance over time, rising except constant.", choices="diffusion/guidance.py:SCHEDULES"
     )
@@ -85,9 +85,7 @@ class Settings(Guidance):
     """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order."""
 
     temperature: float = option(1.0, "Sharpens tokens below 1, flattens above; 1 is off.", above=0)
-    truncation: float = option(
-        1.0, "Draw from the likeliest tokens with this mass; 1 is off.", above=0, maximum=1, flag="--top-p"
-    )
+    truncation: float = option(1.0, "Mass of the likeliest tokens to draw from.", above=0, maximum=1, flag="--top-p")
     top_k: int | None = option(None, "Draw from this many of the likeliest tokens.", shown="all", minimum=1)
 
 

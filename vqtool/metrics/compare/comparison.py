@@ -30,7 +30,7 @@ Notify = Callable[[str], None]
 class TrialOptions(Checked):
     """How much is measured."""
 
-    steps: tuple[int, ...] = option((8, 16, 32, 64), "Network calls, for samplers that can be told.")
+    steps: tuple[int, ...] = option((8, 16, 32, 64), "Calls, for samplers that can be told.")
     num: int = option(256, "Pictures for each seed.", minimum=2, flag="-n")
     seeds: tuple[int, ...] = option((0, 1, 2), "Of all noise; several give error bars.")
     max_images: int = option(2048, "Images to score against, at most.", minimum=2, advanced=True)
