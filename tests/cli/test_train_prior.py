@@ -80,7 +80,7 @@ def test_python_trains_what_the_command_trains_and_is_told_of_every_step(folder,
     seen = []
 
     @contextmanager
-    def progress(description, total, unit="images", *, done=0):
+    def progress(description, total, unit="images", *, done=0, detail=str):
         seen.append((description, total, unit, done))
         yield seen.append
 

@@ -367,11 +367,10 @@ def test_the_networks_of_the_flag_are_those_that_there_are():
         (None, None, 20_000, "20000 steps of 0.5 s: about 2.8 h"),
     ],
 )
-def test_the_length_of_a_run_is_announced_with_its_time(caplog, steps, minutes, expected, announced):
-    run = runs.RunOptions(steps=steps, minutes=minutes)
-    with caplog.at_level("INFO", "vqtool"):
-        found = runs.choose_steps(
-            run, runs.RunFiles(Path("t")), default=lambda seconds: 20_000, step_seconds=lambda: 0.5
-        )
+def test_the_length_of_a_run_is_announced_with_its_time(steps, minutes, expected, announced):
+    run, told = runs.RunOptions(steps=steps, minutes=minutes), []
+    found = runs.choose_steps(
+        run, runs.RunFiles(Path("t")), default=lambda _: 20_000, step_seconds=lambda: 0.5, notify=told.append
+    )
     assert found == expected
-    assert caplog.messages == [announced]
+    assert told == [announced]

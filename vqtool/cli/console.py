@@ -1,7 +1,6 @@
 """What commands say to people, all of it on stderr: messages, warnings, progress. stdout is for data alone."""
 
 import json
-import logging
 import sys
 import time
 import warnings
@@ -56,14 +55,6 @@ def shown_warnings(name_flags: Callable[[str], str] = str) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
-
-
-class Messages(logging.Handler):
-    """Prints what the library logs for people."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
-        echo(record.getMessage())
 
 
 def shape(sides: Sequence[int]) -> str:

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import io
 import keyword
-import logging
 import os
 import sys
 import traceback
@@ -17,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from vqtool.cli import _descriptors
-from vqtool.cli.console import Messages, shown_warnings, warn
+from vqtool.cli.console import shown_warnings, warn
 from vqtool.cli.flags import FlagGroup, flag_of_parameter, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
@@ -219,9 +218,6 @@ def main() -> None:
     # that read images, the other end of a pipe. Spinning for some 50 microseconds is as quick on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _descriptors.prepare()
-    tell = logging.getLogger("vqtool")
-    tell.setLevel(logging.INFO)
-    tell.handlers = [Messages()]
     try:
         app(args=_arguments(sys.argv[1:]), prog_name="vqtool")
     except (OSError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.console import progress
+from vqtool.cli.console import echo, progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, LENGTH, MACHINE, METHOD, NETWORK, advanced
 from vqtool.cli.main import command
@@ -63,6 +63,7 @@ def train_prior(
         seed=seed,
         resume=resume_auto or resume,
         force=force,
+        notify=echo,
         progress=progress,
         **options,
     )

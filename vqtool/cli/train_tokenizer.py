@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vqtool.cli.console import progress
+from vqtool.cli.console import echo, progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import NETWORK
 from vqtool.cli.inputs import Skipped
@@ -58,6 +58,6 @@ def train_tokenizer(
     skipped = Skipped(strict, output)
     train_tokenizer(
         images, output, size=size, from_=from_, half=half, seed=seed, resume=resume_auto or resume, force=force,
-        on_error=skipped.on_error, progress=progress, **options,
+        on_error=skipped.on_error, notify=echo, progress=progress, **options,
     )  # fmt: skip
     skipped.finish()

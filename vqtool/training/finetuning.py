@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.tokenizers import Tokenizer, load_tokenizer, quantizers
 from vqtool.tokenizers.quantizers import Quantizer
 from vqtool.training._autoencoder import Autoencoder, check_codes_learn
@@ -37,6 +37,7 @@ def finetune_tokenizer(
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     report: Report | None = None,
     **options: Any,
@@ -54,6 +55,7 @@ def finetune_tokenizer(
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
         on_error: told of a bad image, which is left out; None raises.
+        notify: is told, line by line, what is done.
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
         **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions` and
@@ -73,7 +75,7 @@ def finetune_tokenizer(
     lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATE, seed=seed)
     return learn(
         model, images, files, lesson, step="codebook finetune", parent=old, half=half or old.half_precision,
-        on_error=on_error, progress=progress, report=report,
+        on_error=on_error, notify=notify, progress=progress, report=report,
     )  # fmt: skip
 
 

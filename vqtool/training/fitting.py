@@ -5,7 +5,6 @@ weight x adversarial] + the quantizer's terms, each with its weight.
 Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841).
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, SourceOptions, parse_size, read_images, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.options import distribute, option
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.training import data, loop
 from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
@@ -39,7 +38,6 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, where two networks learn against each
 OnError = Callable[[ImageItem, VqtoolError], None]
 Report = Callable[[int, Mapping[str, float]], None]
 _TOLD = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weight", "discriminator")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +155,7 @@ def learn(
     parent: Tokenizer | None,
     half: bool,
     on_error: OnError | None,
+    notify: Notify,
     progress: Progress,
     report: Report | None,
 ) -> Tokenizer:
@@ -171,6 +170,7 @@ def learn(
         parent: the tokenizer that it was before.
         half: store weights as float16.
         on_error: told of a bad image, which is left out; None raises.
+        notify: is told, line by line, what is done.
         progress: shows images that are read, and steps.
         report: is told (step, metrics).
     """
@@ -181,7 +181,7 @@ def learn(
     pixels = read_images(
         images, larger, options=lesson.source, words="none", on_error=on_error, progress=progress
     ).images
-    _log.info("%d images of %s pixels", len(pixels), "x".join(map(str, dict.fromkeys(size))))
+    notify(f"{len(pixels)} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels")
 
     def build(run: LoopConfig) -> TokenizerObjective:
         return TokenizerObjective(
@@ -191,7 +191,7 @@ def learn(
     def draw(now: Tokenizer, number: int) -> None:
         write_preview(now, pixels, files.preview, size=size)
 
-    objective = build(_choose_run(model, lesson, build, len(pixels), files))
+    objective = build(_choose_run(model, lesson, build, len(pixels), files, notify))
     parents = {} if parent is None else {"tokenizer": parent.fingerprint}
     digests = {"images": data.digest(pixels), **parents}
     made, summary = fit(
@@ -206,7 +206,7 @@ def learn(
     header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
     made.fingerprint, made.location = header.fingerprint, str(files.output)
     draw(made, objective.run.num_steps)
-    files.tell(f"tokenizer {made.fingerprint}")
+    notify(f"wrote {files.output}: tokenizer {made.fingerprint}; {files.describe()}")
     return made
 
 
@@ -227,6 +227,7 @@ def _choose_run(
     build: Callable[[LoopConfig], TokenizerObjective],
     num_images: int,
     files: RunFiles,
+    notify: Notify,
 ) -> LoopConfig:
     """How the run goes: how long, if it is not said, by timing a few steps."""
     run = lesson.run
@@ -237,6 +238,7 @@ def _choose_run(
     num_steps = choose_steps(
         run,
         files,
+        notify=notify,
         default=lambda seconds: max(MIN_STEPS, DEFAULT_EPOCHS * num_images // run.batch_size),
         step_seconds=lambda: loop.measure_step_seconds(model, build(config), num_items=num_images, config=config),
     )

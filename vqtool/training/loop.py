@@ -7,7 +7,6 @@ killed and resumed therefore has the losses of one that was not.
 
 import copy
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +30,6 @@ from vqtool.training._log import RunLog
 from vqtool.training._signals import interruptible
 
 STATE_KIND = "training-state"
-TELL_SECONDS = 20.0  # between two lines that tell how a run goes
-
-_log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 Objective = Callable[[nn.Module, Indices, Indices, int], tuple[Tensor, dict[str, Tensor]]]
@@ -264,7 +260,7 @@ def run(
             process.
         report: is told (step, metrics) after each logged step.
         progress: shows the steps.
-        told: names of the metrics that are logged for people now and then.
+        told: names of the metrics that are shown with the progress.
 
     Returns:
         The EMA model and a summary for the artifact's header.
@@ -283,13 +279,17 @@ def run(
         training.load(state_path, identity)
         identity["minutes"] = read_config(state_path).get("minutes")
     log = RunLog(log_path, training.step)
+
+    def detail() -> str:
+        return ", ".join(f"{name} {training.values[name]:.4g}" for name in told if name in training.values)
+
     draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
         with (
             interruptible() as interrupted,
-            progress("train", config.num_steps, "steps", done=training.step) as advance,
+            progress("train", config.num_steps, "steps", done=training.step, detail=detail) as advance,
         ):
-            saved = last = told_at = time.monotonic()
+            saved = last = time.monotonic()
             while training.step < config.num_steps:
                 metrics = training.take_step(objective, num_items)
                 now = time.monotonic()
@@ -304,10 +304,6 @@ def run(
                     log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
                     if report is not None:
                         report(training.step, training.values)
-                if logs and now - told_at >= TELL_SECONDS:
-                    values = (f"{name} {training.values[name]:.4g}" for name in told if name in training.values)
-                    _log.info("step %d: %s", training.step, ", ".join(values))
-                    told_at = now
                 advance(1)
                 if preview is not None and draws and training.step % config.preview_steps == 0:
                     preview(training.ema, training.step)

@@ -1,6 +1,5 @@
 """Training of a prior on token grids: `objectives` says what is minimised, `building` what a fresh prior is."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.options import Checked, distribute, option
 from vqtool.priors import GridSpec, Prior
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
@@ -40,8 +39,6 @@ VALIDATION_STEPS = 200  # between two measurements on the grids held out
 PREVIEW_SAMPLES = 16
 # What a network's config has of the grids and not of its size.
 OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +68,7 @@ def train_prior(
     seed: int = 0,
     resume: bool | str = False,
     force: bool = False,
+    notify: Notify = ignore,
     progress: Progress = silent,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     **options: Any,
@@ -87,6 +85,7 @@ def train_prior(
         seed: of all noise.
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
+        notify: is told, line by line, what is done.
         progress: shows the steps.
         report: is told (step, metrics) after each step.
         **options: of `DiffusionOptions`, `PriorLoss`, `DenoiserOptions`, `ConditionOptions`, `PriorRunOptions` and
@@ -113,13 +112,14 @@ def train_prior(
         rule=diffusion.rule, parameterisation=network.parameterisation,
     )  # fmt: skip
     check_loss(loss, prior)
-    _announce(prior, size, len(data), len(held_out or ()))
+    _announce(prior, size, len(data), len(held_out or ()), notify)
     preview = _find_preview(prior, grids, tokenizer, files.preview)
     rate = run.learning_rate or choose_learning_rate(network.denoiser, size)
     plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine)
     num_steps = choose_steps(
         run,
         files,
+        notify=notify,
         default=lambda seconds: choose_num_steps(len(data), run.batch_size, seconds),
         step_seconds=lambda: measure_step_seconds(prior, data, loss, plan(1)),
     )
@@ -133,7 +133,7 @@ def train_prior(
     record = history_record("train-prior", inputs=inputs, seed=seed)
     saved = replace(trained, history=(*header.history, record)).save(files.output, force=True)
     preview(saved, num_steps)
-    files.tell(f"prior {saved.fingerprint}")
+    notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
     return saved
 
 
@@ -146,15 +146,15 @@ def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
     return header, batch
 
 
-def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int) -> None:
+def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int, notify: Notify) -> None:
     kernel, conditioner = prior.kernel, prior.conditioner
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
     held_out = f" ({num_held_out} more held out)" if num_held_out else ""
     shape = "x".join(map(str, prior.grid_spec.grid_size))
     parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
-    _log.info("%d grids of %s%s; %s", num_grids, shape, held_out, texts[conditioner.kind])
-    _log.info("kernel %s, schedule %s, T = %d", kernel.name, kernel.schedule, kernel.num_steps)
-    _log.info("denoiser %s %s: %.2f M parameters", prior.denoiser_name, size, parameters / 1e6)
+    notify(f"{num_grids} grids of {shape}{held_out}; {texts[conditioner.kind]}")
+    notify(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
+    notify(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
 
 
 def _find_preview(prior: Prior, grids: str | Path, given: str | None, path: Path) -> Callable[[Prior, int], None]:

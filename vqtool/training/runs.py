@@ -1,6 +1,5 @@
 """What all training runs share: how long they are, and the files that they leave beside their output."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +7,10 @@ from pathlib import Path
 from vqtool.artifacts import refuse_existing
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
+from vqtool.progress import Notify, ignore
 from vqtool.training._identity import read_config
 
 SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +84,27 @@ class RunFiles:
             return self.output.with_suffix(suffix)
         return self.output.with_name(self.output.name.removesuffix(SUFFIX) + suffix)
 
-    def tell(self, made: str) -> None:
-        """Log what was written."""
-        drawn = f"preview {self.preview}, " if self.preview.exists() else ""
-        _log.info("wrote %s: %s; %slog %s", self.output, made, drawn, self.log)
+    def describe(self) -> str:
+        """Those of them that people may want to look at."""
+        return f"{f'preview {self.preview}, ' if self.preview.exists() else ''}log {self.log}"
 
 
 def choose_steps(
-    run: RunOptions, files: RunFiles, *, default: Callable[[float], int], step_seconds: Callable[[], float]
+    run: RunOptions,
+    files: RunFiles,
+    *,
+    default: Callable[[float], int],
+    step_seconds: Callable[[], float],
+    notify: Notify = ignore,
 ) -> int:
-    """How many steps to train; logs it with the time they take.
+    """How many steps to train.
 
     Args:
         run: what is asked for.
         files: of the run; where one goes on, its length is kept if nothing is asked for.
         default: steps of the seconds that one takes, where nothing is asked for.
         step_seconds: times a step.
+        notify: is told how long it takes.
 
     Raises:
         VqtoolError: a resumed run is to take other minutes than it began with.
@@ -112,11 +115,11 @@ def choose_steps(
         if run.minutes not in (None, minutes):
             was = f"{kept} steps" if minutes is None else f"{minutes:g}, which were {kept} steps,"
             raise VqtoolError(f"`minutes` {run.minutes:g}: it was {was} when the run began: leave it out")
-        _log.info("resuming a run of %d steps", kept)
+        notify(f"resuming a run of {kept} steps")
         return run.steps or kept
     seconds = step_seconds()
     num_steps = run.steps or (max(1, int(run.minutes * 60 / seconds)) if run.minutes else default(seconds))
-    _log.info("%d steps of %.3g s: about %s", num_steps, seconds, _duration(num_steps * seconds))
+    notify(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
     return num_steps
 
 

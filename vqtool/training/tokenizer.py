@@ -1,6 +1,5 @@
 """Training of a new tokenizer, or of one that is there, on images."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, distribute, option
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, load_tokenizer, quantizers
 from vqtool.training._autoencoder import build_model
 from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split_options
@@ -16,8 +15,6 @@ from vqtool.training.runs import RunFiles
 
 DEFAULT_NETWORK = "vqvae-f8"
 DEFAULT_RATES = {"vqvae": 1e-3, "vqgan": 2e-4}
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,7 @@ def train_tokenizer(
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     report: Report | None = None,
     **options: Any,
@@ -66,6 +64,7 @@ def train_tokenizer(
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
         on_error: told of a bad image, which is left out; None raises.
+        notify: is told, line by line, what is done.
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
         **options: of `NetworkOptions`, `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`,
@@ -88,19 +87,15 @@ def train_tokenizer(
     base = SIZES[network.network or DEFAULT_NETWORK] if start is None else start.config
     config, codes = _choose_codes(base, quantizer, codes, start)
     model = build_model(config, seed, quantizer=quantizer, options=codes, discriminator=judge, start=start)
-    _log.info(
-        "%s: %.2f M parameters, factor %d; %s: %d codes of %d numbers",
-        (network.network or DEFAULT_NETWORK) if start is None else start.location,
-        sum(parameter.numel() for parameter in model.tokenizer.parameters()) / 1e6,
-        config.factor,
-        quantizer,
-        config.codebook_size,
-        config.code_dim,
+    parameters = sum(parameter.numel() for parameter in model.tokenizer.parameters())
+    notify(
+        f"{(network.network or DEFAULT_NETWORK) if start is None else start.location}: {parameters / 1e6:.2f} M "
+        f"parameters, factor {config.factor}; {quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
     )
     lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
     return learn(
         model, images, files, lesson, step="train-tokenizer", parent=start, half=half,
-        on_error=on_error, progress=progress, report=report,
+        on_error=on_error, notify=notify, progress=progress, report=report,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def finetune(
     skipped = Skipped(strict, output)
     finetune_tokenizer(
         tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, force=force,
-        resume=resume_auto or resume, on_error=skipped.on_error, progress=progress, **options,
+        resume=resume_auto or resume, on_error=skipped.on_error, notify=echo, progress=progress, **options,
     )  # fmt: skip
     sources = " ".join(map(str, images))
     echo(f"to use it, encode again: vqtool encode {sources} --size {size} -t {output} -o tok.h5 --force")
