@@ -78,13 +78,26 @@ def test_the_help_groups_the_commands(vqtool):
         ("vqtool in", {"inpaint", "info"}),
         ("vqtool codebook re", {"refit", "remap"}),
         ("vqtool encode --tok", {"--tokenizer"}),
+        ("vqtool sample --sampler p", {"psi", "purity"}),
+        ("vqtool compare --sampler m", {"moment"}),
+        ("vqtool train-prior --kernel ", {"mask-replace", "absorbing", "uniform"}),
+        ("vqtool train-prior --schedule maskgit", {"maskgit-cosine"}),
+        ("vqtool train-prior --denoiser u", {"unet"}),
+        ("vqtool train-prior --loss m", {"mlm", "mdlm"}),
+        ("vqtool train-tokenizer --quantizer f", {"fsq"}),
+        ("vqtool train-tokenizer --network vqgan-f16", {"vqgan-f16", "vqgan-f16-small"}),
+        ("vqtool codebook refit --seeding ", {"k-means++", "afk-mc2"}),
+        ("vqtool inpaint --mask l", {"left-half"}),
+        ("vqtool import --format diff", {"diffusers", "diffusers-vqmodel"}),
+        ("vqtool export --format t", {"taming"}),
+        ("vqtool decode --device c", {"cpu", "cuda"}),
     ],
 )
-def test_the_shell_completes_commands_and_flags(words, expected):
+def test_the_shell_completes_commands_flags_and_values(words, expected):
     environment = {**os.environ, "_VQTOOL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": words}
     code = "from vqtool.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert set(re.findall(r'"([\w-]+)"(?::|$)', done.stdout)) == expected
+    assert set(re.findall(r'"([\w+-]+)"(?=[:\n)]|$)', done.stdout)) == expected
 
 
 def test_the_help_lists_every_command_and_goes_to_stdout(vqtool):

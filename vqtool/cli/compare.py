@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, Strict
+from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, Strict, names
 from vqtool.cli.sampling import GUIDANCE, text_arguments
 
 
@@ -31,7 +31,12 @@ def compare(
     force: Force = False,
     sampler: Annotated[
         list[str] | None,
-        typer.Option("--sampler", help="May be repeated. Default: all that go with it.", rich_help_panel=METHOD),
+        typer.Option(
+            "--sampler",
+            help="May be repeated. Default: all that go with it.",
+            autocompletion=names("samplers/__init__.py", "NAMES"),
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -15,7 +15,12 @@ def export(
     file: Annotated[Path, typer.Argument(help="Prior or tokenizer.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("exported"),
     format: Annotated[
-        str, typer.Option("--format", help="diffusers: text priors and VQGANs. taming: VQGANs.")
+        str,
+        typer.Option(
+            "--format",
+            help="diffusers: text priors and VQGANs. taming: VQGANs.",
+            autocompletion=lambda: ["diffusers", "taming"],
+        ),
     ] = "diffusers",
     tokenizer: TokenizerOption = None,
     force: Force = False,

@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup, flag_of, name_flags
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Force
+from vqtool.cli.options import Force, names
 
 OPTIONS = FlagGroup.of_file("interop/_contract.py", panel=METHOD)
 FLAGS = {name: flag_of(name) for name in ("config", "format", *(each.name for each in OPTIONS.options))}
@@ -32,7 +32,11 @@ def import_(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", help="Of the source. Default: found by its content.", rich_help_panel=INPUT_OUTPUT),
+        typer.Option(
+            "--format",
+            help="Of the source. Default: found by its content.",
+            autocompletion=names("interop/__init__.py", "FORMATS"),
+        ),
     ] = None,
     config: Annotated[
         Path | None,

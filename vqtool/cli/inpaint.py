@@ -7,6 +7,7 @@ import typer
 from vqtool.cli.editing import EditFlags, Sources, edit
 from vqtool.cli.help import INPUT_OUTPUT, advanced
 from vqtool.cli.main import command
+from vqtool.cli.options import names
 from vqtool.cli.sampling import EditSamplingFlags, Feather
 
 
@@ -20,6 +21,7 @@ def inpaint(
             "--mask",
             "-m",
             help="left-half, center, ..., box:TOP,LEFT,HEIGHT,WIDTH, random:SHARE, an image.",
+            autocompletion=names("samplers/masks.py", "NAMED"),
             show_default=False,
         ),
     ],

@@ -1,6 +1,6 @@
 """Flags that several commands share: the same name, the same meaning, the same help everywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.errors import VqtoolError
+from vqtool.options import read_names
 
 # Which images are taken, for commands that need no captions and labels.
 SOURCE_OPTIONS = FlagGroup.of_file(
@@ -17,6 +18,11 @@ SOURCE_OPTIONS = FlagGroup.of_file(
     panel=advanced(INPUT_OUTPUT),
     without=("captions", "labels", "caption_lines"),
 )
+
+
+def names(file: str, constant: str) -> Callable[[], list[str]]:
+    """What completes a flag: names that a file of the package lists, read without importing it."""
+    return lambda: list(read_names(file, constant))
 
 
 def check_seed(seed: int) -> int:
@@ -48,7 +54,12 @@ Captions = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", help="cpu, cuda, cuda:1; auto: a GPU if any.", rich_help_panel=advanced(MACHINE)),
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:1; auto: a GPU if any.",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+        rich_help_panel=advanced(MACHINE),
+    ),
 ]
 JsonFile = Annotated[
     Path | None,

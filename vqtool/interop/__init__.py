@@ -32,7 +32,7 @@ from vqtool.interop._sources import (
 )
 from vqtool.registry import check_known, find_module
 
-FORMATS: tuple[str, ...] = (
+FORMATS = (
     "microsoft",
     "unleashing",
     "vq-ddm",
