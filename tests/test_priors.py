@@ -111,12 +111,18 @@ def rewrite(path, *, drop=(), change=None, config=None):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"drop": ["denoiser.head.weight"]}, "denoiser's tensors head.weight are missing"),
+        ({"drop": ["denoiser.head.weight"]}, "denoiser: tensors are missing: head.weight"),
         ({"drop": ["kernel.alpha_bar"]}, "kernel.alpha_bar"),
         ({"drop": ["condition.vocabulary"]}, "the vocabulary of the captions is missing"),
-        ({"change": {"denoiser.head.weight": torch.zeros(2, 2)}}, r"head.weight has shape \(2, 2\), not \(11, 64\)"),
+        (
+            {"change": {"denoiser.head.weight": torch.zeros(2, 2)}},
+            r"head.weight has shape \(2, 2\) instead of \(11, 64\)",
+        ),
         ({"config": {"condition": {"kind": "sound"}}}, "condition 'sound'"),
-        ({"config": {"denoiser": {"name": "transformer", "wings": 2}}}, "another version of vqtool"),
+        (
+            {"config": {"denoiser": {"name": "transformer", "wings": 2}}},
+            "transformer: 'wings' is not known here",
+        ),
     ],
 )
 def test_a_damaged_prior_is_a_format_error_that_names_the_file(tmp_path, damage, message):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.trust import check_file, parse_object, parse_record
 from vqtool.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        path.open("rb").close()  # safetensors' own errors do not say why a file cannot be read
+        check_file(path)
         with safe_open(path, "numpy") as file:
             yield file
     except OSError as error:
@@ -81,16 +82,12 @@ def _opened(path: Path) -> Iterator[Any]:
 def _parse_header(metadata: Mapping[str, str], path: Path) -> Header:
     if "vqtool" not in metadata:
         raise FormatError(f"{path}: a safetensors file, but not made by vqtool (no vqtool header)")
-    try:
-        fields = json.loads(metadata["vqtool"])
-        version = int(fields.get("format_version", 0))
-        if version > FORMAT_VERSION:  # checked first: a later version may have other fields
-            raise FormatError(
-                f"{path}: format version {version}, this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool"
-            )
-        return Header(**{**fields, "history": tuple(fields.get("history", ()))})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise FormatError(f"{path}: its vqtool header is damaged: {error}") from error
+    where = f"{path}: its vqtool header is damaged"
+    found = parse_object(metadata["vqtool"], where)
+    version = found.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:  # checked first: a later version may have other fields
+        raise FormatError(f"{path}: format version {version}, this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool")
+    return parse_record(Header, found, where)
 
 
 def read_header(path: str | Path) -> Header:

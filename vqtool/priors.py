@@ -13,10 +13,12 @@ from vqtool.checks import check_times, check_tokens
 from vqtool.conditions import Conditioner
 from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
-from vqtool.diffusion.kernels import Kernel
-from vqtool.diffusion.posterior import add_at_tokens, log_evidence
+from vqtool.diffusion.kernels import KERNELS, Kernel
+from vqtool.diffusion.posterior import RULES, add_at_tokens, log_evidence
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
+from vqtool.registry import check_known
+from vqtool.trust import build_network, parse_record
 
 KIND = "prior"
 PARAMETERISATIONS = ("evidence", "direct", "residual")
@@ -242,52 +244,93 @@ def load_prior(path: str | Path) -> Prior:
     if not Path(path).is_file():
         raise VqtoolError(f"{path}: no such file: train a prior with `vqtool train-prior`, or name another one")
     header, tensors = artifacts.load(path, KIND)
+    config = parse_record(_Config, header.config, f"{path}: its config is damaged, or of another version of vqtool")
+    options = dict(config.denoiser)
+    name = options.pop("name", None)
     try:
-        config = header.config
-        options = dict(config["denoiser"])
-        name = options.pop("name")
-        denoiser = denoisers.build(name, options)
-        _load_weights(denoiser, _part(tensors, "denoiser."))
         prior = Prior(
             kernel=Kernel(
-                **config["kernel"], alpha_bar=tensors["kernel.alpha_bar"], gamma_bar=tensors["kernel.gamma_bar"]
+                **asdict(config.kernel), alpha_bar=_table(tensors, "alpha_bar"), gamma_bar=_table(tensors, "gamma_bar")
             ),
-            denoiser=denoiser.eval().requires_grad_(False),
+            denoiser=build_network(lambda: denoisers.build(name, options), _part(tensors, "denoiser."), "denoiser"),
             denoiser_name=name,
-            conditioner=conditions.load(config["condition"], _part(tensors, "condition.")),
-            grid_spec=_grid_spec(config["origin"]),
-            parameterisation=config["parameterisation"],
-            rule=config.get("rule", "mixture"),  # files of version 0.1 do not say it
+            conditioner=conditions.load(config.condition, _part(tensors, "condition.")),
+            grid_spec=config.origin,
+            parameterisation=config.parameterisation,
+            rule=config.rule,
             fingerprint=header.fingerprint,
             location=str(path),
             history=header.history,
             summary=header.summary,
         )
-    except VqtoolError as error:
+        _check_parts(prior)
+    except (VqtoolError, ValueError) as error:
         raise FormatError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: damaged, or of another version of vqtool: {error!r}") from error
-    if "text_encoder" not in config:
+    prior.denoiser.eval().requires_grad_(False)
+    if config.text_encoder is None:
         return prior
-    return replace(prior, text_encoder=find_named_text_encoder(**config["text_encoder"], near=Path(path).parent))
+    return replace(prior, text_encoder=find_named_text_encoder(**asdict(config.text_encoder), near=Path(path).parent))
 
 
-def _grid_spec(config: dict[str, Any]) -> GridSpec:
-    sizes = {name: (int(config[name][0]), int(config[name][1])) for name in ("grid_size", "image_size")}
-    return GridSpec(**{**config, **sizes})
+@dataclass(frozen=True)
+class _KernelConfig:
+    name: str
+    schedule: str
+    codebook_size: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class _Named:
+    fingerprint: str
+    location: str
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The config in a prior's header."""
+
+    kernel: _KernelConfig
+    denoiser: dict[str, Any]
+    condition: dict[str, Any]
+    parameterisation: str
+    origin: GridSpec
+    rule: str = "mixture"  # files of version 0.1 do not say it
+    text_encoder: _Named | None = None
+
+
+def _check_parts(prior: Prior) -> None:
+    """Raise VqtoolError unless the parts of a prior are of the same codes, steps, grids and conditions."""
+    config, kernel, conditioner = prior.denoiser.config, prior.kernel, prior.conditioner
+    check_known("kernel", kernel.name, KERNELS)
+    check_known("parameterisation", prior.parameterisation, PARAMETERISATIONS)
+    check_known("rule", prior.rule, RULES)
+    tables = ("num_classes", "vocabulary_size")
+    for what, own, other in (
+        ("codes", config.codebook_size, kernel.codebook_size),
+        ("steps", config.num_steps, kernel.num_steps),
+        ("cells", config.grid_size, prior.grid_spec.grid_size),
+        *((name, getattr(config, name, 0), getattr(conditioner, name, 0)) for name in tables if not _reads_text(prior)),
+    ):
+        if own != other:
+            raise FormatError(f"its parts do not fit together: {what} are {own} and {other}")
+    if min(*prior.grid_spec.grid_size, *prior.grid_spec.image_size) < 1:
+        raise FormatError("its grids have no cells")
+    if _reads_text(prior) != bool(getattr(config, "text_width", 0)):
+        raise FormatError("its denoiser and its captions do not fit together")
+
+
+def _reads_text(prior: Prior) -> bool:
+    return prior.conditioner.needs_text_encoder
+
+
+def _table(tensors: Mapping[str, Tensor], rate: str) -> Tensor:
+    """(T + 1,) rates of a kernel."""
+    name = f"kernel.{rate}"
+    if name not in tensors:
+        raise FormatError(f"damaged: the tensor {name} is missing")
+    return tensors[name]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _load_weights(denoiser: Denoiser, tensors: Mapping[str, Tensor]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
-    missing = sorted(wanted.keys() - tensors.keys())
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise FormatError(f"damaged: the denoiser's tensors {', '.join(missing[:3])}{more} are missing")
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise FormatError(f"damaged: the denoiser's {name} has shape {tuple(tensors[name].shape)}, not {shape}")
-    denoiser.load_state_dict(dict(tensors))

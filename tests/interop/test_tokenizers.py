@@ -374,7 +374,7 @@ def test_settings_that_contradict_the_weights_are_one_clear_line(tmp_path, chang
         ({"norm_type": "spatial"}, "norm_type 'spatial' is not supported"),
         ({"num_vq_embeddings": 71}, "num_vq_embeddings is 71 in its settings but 70"),
         ({"block_out_channels": [32, 32]}, r"block_out_channels is \[32, 32\] in its settings but \[64, 32\]"),
-        ({"norm_num_groups": 30}, "its sizes make no network"),
+        ({"norm_num_groups": 30}, "its config makes no network"),
     ],
 )
 def test_a_vqmodel_whose_settings_do_not_fit_is_refused(tmp_path, changes, message):

@@ -109,7 +109,7 @@ def test_folders_that_hold_no_clip_tokenizer_are_refused(tmp_path):
     with pytest.raises(FormatError, match="not a tokenizer of CLIP"):
         read_vocabulary(tmp_path)
     file.write_text("{")
-    with pytest.raises(FormatError, match="not a JSON file"):
+    with pytest.raises(FormatError, match="not JSON"):
         read_vocabulary(tmp_path)
     file.write_text("[]")
     with pytest.raises(FormatError, match="not a JSON object"):

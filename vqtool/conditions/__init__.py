@@ -9,6 +9,7 @@ package that imports tokenizers and sentencepiece.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -23,6 +24,7 @@ from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.sources.items import NameIndex, natural_key
 from vqtool.registry import check_known
+from vqtool.trust import parse_record
 
 KINDS = ("none", "class", "caption")
 VOCABULARIES = ("bpe", "sentencepiece")
@@ -270,20 +272,51 @@ def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Conditione
     """The conditioner that `Conditioner.config` and `Conditioner.tensors` describe.
 
     Raises:
-        FormatError: the kind is unknown or the vocabulary is missing.
+        FormatError: the kind is unknown, or a field or the vocabulary is missing or damaged.
     """
-    kind = config.get("kind")
+    kind, vocabulary = config.get("kind"), config.get("vocabulary")
     if kind == "none":
         return NoCondition()
     if kind == "class":
-        return ClassCondition(config["labels"])
-    if kind == "caption" and config["vocabulary"] == "clip":
+        labels = parse_record(_Classes, config, "condition").labels
+        if not labels or len(set(labels)) < len(labels):
+            raise FormatError("condition: labels are missing, or some are the same")
+        return ClassCondition(labels)
+    if kind != "caption" or vocabulary not in (*VOCABULARY_MODELS, "clip"):
+        raise FormatError(f"condition {kind!r:.60} is none that this vqtool knows ({', '.join(KINDS)}): upgrade it")
+    if vocabulary == "clip":
         from vqtool.conditions import clip
 
         return clip.load(config, tensors)
-    if kind != "caption" or config["vocabulary"] not in VOCABULARY_MODELS:
-        raise FormatError(f"condition {kind!r} is none that this vqtool knows ({', '.join(KINDS)}): upgrade it")
-    if "vocabulary" not in tensors:
+    record = parse_record(_Captions, config, "condition")
+    if record.max_length < 2:
+        raise FormatError(f"condition: captions of {record.max_length} tokens")
+    model = VOCABULARY_MODELS[vocabulary](vocabulary_bytes(tensors))
+    return CaptionCondition(model, record.max_length, record.examples)
+
+
+def vocabulary_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The vocabulary in a prior's file.
+
+    Raises:
+        FormatError: it is missing or no bytes.
+    """
+    found = tensors.get("vocabulary")
+    if found is None or found.dtype != torch.uint8 or found.ndim != 1:
         raise FormatError("the vocabulary of the captions is missing")
-    data = bytes(tensors["vocabulary"].numpy().tobytes())
-    return CaptionCondition(VOCABULARY_MODELS[config["vocabulary"]](data), config["max_length"], config["examples"])
+    return found.numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class _Classes:
+    kind: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Captions:
+    kind: str
+    vocabulary: str
+    max_length: int
+    examples: tuple[str, ...]
+    vocabulary_size: int

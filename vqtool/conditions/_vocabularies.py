@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import FormatError, VqtoolError
+from vqtool.trust import parse_object, parse_record
 
 
 class Vocabulary(Protocol):
@@ -24,10 +26,8 @@ class BpeVocabulary:
     name = "bpe"
 
     def __init__(self, data: bytes) -> None:
-        from tokenizers import Tokenizer
-
         self.data = data
-        self._model = Tokenizer.from_str(data.decode())
+        self._model = _byte_pairs(*_read_byte_pairs(data))
         self.size: int = self._model.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
@@ -37,17 +37,51 @@ class BpeVocabulary:
     @classmethod
     def train(cls, texts: Sequence[str], size: int) -> "BpeVocabulary":
         """Learn merges from the texts; at most `size` tokens, 256 of which are the bytes."""
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+        from tokenizers import pre_tokenizers, trainers
 
-        model = Tokenizer(models.BPE())
-        model.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        model = _byte_pairs({}, [])
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(
             vocab_size=size, min_frequency=2, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
         )
         model.train_from_iterator(sorted(texts), trainer)
         return cls(model.to_str().encode())
+
+
+@dataclass(frozen=True)
+class _BytePairs:
+    """What a model is made of, in the file of a tokenizer."""
+
+    vocab: dict[str, int]
+    merges: tuple[Any, ...]  # texts "a b", or pairs
+
+
+def _byte_pairs(tokens: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """A tokenizer that does nothing but byte-level BPE: other parts of a file could take any time."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    model = Tokenizer(models.BPE(tokens, merges))
+    model.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return model
+
+
+def _read_byte_pairs(data: bytes) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens and merges.
+
+    Raises:
+        FormatError: they are not those of byte-level BPE.
+    """
+    model = parse_object(data, "vocabulary").get("model")
+    wanted = {name: model.get(name) for name in ("vocab", "merges")} if isinstance(model, dict) else {}
+    found = parse_record(_BytePairs, wanted, "vocabulary")
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in found.merges]
+    if sorted(found.vocab.values()) != [*range(len(found.vocab))]:
+        raise FormatError("vocabulary: its tokens are not numbered from 0 on")
+    for pair in pairs:
+        if len(pair) != 2 or not {*pair, "".join(map(str, pair))} <= found.vocab.keys():
+            raise FormatError("vocabulary: its merges are not those of its tokens")
+    return found.vocab, pairs
 
 
 class SentencePieceVocabulary:
@@ -59,7 +93,10 @@ class SentencePieceVocabulary:
         from sentencepiece import SentencePieceProcessor
 
         self.data = data
-        self._model = SentencePieceProcessor(model_proto=data)
+        try:
+            self._model = SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise FormatError(f"vocabulary: not a model of SentencePiece: {error}") from error
         self.size: int = self._model.get_piece_size()
 
     def encode(self, text: str) -> list[int]:

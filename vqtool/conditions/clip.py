@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vqtool.conditions import Conditioner
 from vqtool.errors import FormatError
+from vqtool.trust import parse_object, parse_record
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77  # tokens that CLIP's towers read
@@ -41,6 +42,15 @@ class ClipVocabulary:
     def size(self) -> int:
         """How many tokens there are."""
         return len(self.tokens)
+
+    def check(self, where: str) -> None:
+        """Raise FormatError unless tokens are numbered from 0, merges are made of them, and start and end are there."""
+        if sorted(self.tokens.values()) != [*range(self.size)]:
+            raise FormatError(f"{where}: its {self.size} tokens are not numbered from 0 on")
+        if len(self.special) < 2 or not all(word in self.tokens for word in self.special):
+            raise FormatError(f"{where}: its start or end is no token of it")
+        if not all({left, right, left + right} <= self.tokens.keys() for left, right in self.merges):
+            raise FormatError(f"{where}: its merges are not those of its tokens")
 
     @cached_property
     def _model(self) -> Any:
@@ -155,12 +165,35 @@ def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipCondit
     Raises:
         FormatError: the vocabulary is missing.
     """
-    if config["standard"]:
-        known = standard()
-    elif "vocabulary" in tensors:
-        data = json.loads(tensors["vocabulary"].numpy().tobytes())
-        known = ClipVocabulary(data["tokens"], [(left, right) for left, right in data["merges"]])
-    else:
-        raise FormatError("the vocabulary of the captions is missing")
-    vocabulary = ClipVocabulary(known.tokens, known.merges, tuple(config["special"]))
-    return ClipCondition(vocabulary, max_length=config["max_length"], pad=config["pad"])
+    from vqtool.conditions import vocabulary_bytes
+
+    record = parse_record(_Record, config, "condition")
+    known = standard()
+    if not record.standard:
+        found = parse_record(Words, parse_object(vocabulary_bytes(tensors), "vocabulary"), "vocabulary")
+        known = ClipVocabulary(found.tokens, found.merges)
+    vocabulary = ClipVocabulary(known.tokens, known.merges, record.special)
+    if not record.standard or record.special != known.special:
+        vocabulary.check("vocabulary")
+    if record.max_length < 2 or record.pad >= vocabulary.size:
+        raise FormatError(f"condition: captions of {record.max_length} tokens, filled up with token {record.pad}")
+    return ClipCondition(vocabulary, max_length=record.max_length, pad=record.pad)
+
+
+@dataclass(frozen=True)
+class _Record:
+    kind: str
+    vocabulary: str
+    standard: bool
+    special: tuple[str, ...]
+    vocabulary_size: int
+    max_length: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class Words:
+    """A vocabulary as files have it."""
+
+    tokens: dict[str, int]
+    merges: tuple[tuple[str, str], ...]

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from vqtool import artifacts
 from vqtool.artifacts import Header
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError
+from vqtool.trust import build_network, parse_record
 
 KIND = "text-encoder"
 
@@ -36,6 +37,10 @@ class Config:
     num_layers: int
     num_heads: int
     mlp_width: int
+
+    def __post_init__(self) -> None:
+        if not self.num_heads or self.width % self.num_heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
 
 
 class _Block(nn.Module):
@@ -146,11 +151,9 @@ def load_text_encoder(path: str | Path, *, fingerprint: str | None = None) -> Te
             f"{path}: text encoder {header.fingerprint} is not the text encoder {fingerprint} that the prior was "
             "trained with: put the file of that one beside the prior"
         )
-    try:
-        encoder = TextEncoder(Config(**header.config))
-        encoder.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{path}: its tensors do not fit its config: {error}") from error
+    where = f"{path}: its tensors do not fit its config"
+    config = parse_record(Config, header.config, where)
+    encoder = build_network(lambda: TextEncoder(config), tensors, where)
     encoder.fingerprint, encoder.location, encoder.history = header.fingerprint, str(path), header.history
     return encoder.eval().requires_grad_(False)
 

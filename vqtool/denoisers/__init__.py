@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtool.registry import find_module
+from vqtool.trust import parse_record
 
 NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
 
@@ -79,8 +80,15 @@ def module(name: str) -> ModuleType:
 
 
 def build(name: str, config: Mapping[str, Any]) -> Denoiser:
-    """A denoiser with fresh weights from its name and its config as it stands in a prior's header."""
+    """A denoiser with fresh weights, drawn from torch's default generator.
+
+    Args:
+        name: one of NAMES.
+        config: fields of the denoiser's `Config`, as they stand in a prior's header.
+
+    Raises:
+        VqtoolError: an unknown name, or a field that is missing, unknown or of another type.
+    """
     file = module(name)
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    denoiser: Denoiser = file.Network(file.Config(**fields))
+    denoiser: Denoiser = file.Network(parse_record(file.Config, config, f"denoiser {name}"))
     return denoiser

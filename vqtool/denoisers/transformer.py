@@ -58,6 +58,10 @@ class Config:
     max_length: int = 0  # tokens of a caption
     text_layers: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.num_heads or self.width % self.num_heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+
 
 class _Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
@@ -176,8 +180,6 @@ class Network(Denoiser):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.codebook_size)
-        frequencies = torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2))
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -229,7 +231,8 @@ class Network(Denoiser):
         return logits if cells is not None else logits.view(len(x_t), height, width, -1)
 
     def _embed_time(self, t: Tensor) -> Tensor:
-        frequencies = self.get_buffer("frequencies")
+        half = self.config.width // 2
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / half)
         phases = (t / self.config.num_steps * TIME_SCALE)[:, None] * frequencies
         return self.time(torch.cat([phases.sin(), phases.cos()], dim=-1))  # type: ignore[no-any-return]
 

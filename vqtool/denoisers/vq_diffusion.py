@@ -110,7 +110,7 @@ class Config:
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} must be one of {', '.join(choices)}, is {getattr(self, field)!r}")
-        if self.width % self.num_heads:
+        if not self.num_heads or self.width % self.num_heads:
             raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
         if self.num_classes and self.text_width:
             raise ValueError("the condition is a class or a text, not both")

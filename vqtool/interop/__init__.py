@@ -50,6 +50,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+# What importers meet in tensors and settings of other types and shapes than those of their format.
+_UNFIT = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, MemoryError)
+
+
 def module(name: str) -> ModuleType:
     """The file of a format.
 
@@ -152,7 +156,12 @@ def load(source: Source, options: Options, name: str | None = None) -> Imported:
     Raises:
         FormatError: it is incomplete, or not of that format: the missing tensors are listed.
     """
-    imported: Imported = module(name or recognise(source)).load(source, options)
+    name = name or recognise(source)
+    try:
+        imported: Imported = module(name).load(source, options)
+    except _UNFIT as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{source.path}: damaged, or not of the format {name}: {reason}") from error
     return attach_tokenizer(imported, options)
 
 

@@ -1,11 +1,10 @@
 """What an importer is given: a file or folder of another project, read without running anything of it."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from safetensors import SafetensorError
@@ -14,8 +13,13 @@ from torch import Tensor, nn
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop.pickles import read_pickle
+from vqtool.trust import check_file, check_levels, check_weights, read_json, read_text, sketch
 
+Module = TypeVar("Module", bound=nn.Module)
 MAX_LISTED = 12  # keys in a message
+MAX_YAML = 1 << 20  # characters; settings have some thousand
+MAX_ALIASES = 10
+MAX_LAYER_DIGITS = 4  # of the number of a layer
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,17 @@ class Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with Python's tuples as lists; other tags of Python are refused, not obeyed."""
+    """YAML with Python's tuples as lists; other tags of Python are refused, not obeyed, and so are many aliases."""
+
+    num_aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; a few aliases of aliases could stand for more than any memory holds."""
+        if self.check_event(yaml.AliasEvent):
+            self.num_aliases += 1
+            if self.num_aliases > MAX_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_ALIASES} aliases")
+        return super().compose_node(parent, index)
 
 
 def _construct_tuple(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
@@ -67,29 +81,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         FormatError: it is not.
     """
+    text = read_text(path)
+    if len(text) > MAX_YAML:
+        raise FormatError(f"{path}: a YAML file of more than {MAX_YAML >> 20} MiB is not read")
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: not a YAML file of settings: {' '.join(str(error).split())}") from error
+        found = yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise FormatError(f"{path}: not a YAML file of settings: too many levels") from error
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{path}: not a YAML file of settings: {reason}") from error
+    check_levels(found, str(path))
     if not isinstance(found, dict):
         raise FormatError(f"{path}: not a YAML file of settings: names and values are expected")
-    return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        FormatError: it does not, or is missing.
-    """
-    if not path.is_file():
-        raise FormatError(f"{path}: this file is missing")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: not a JSON object of settings")
     return found
 
 
@@ -105,9 +109,10 @@ def read_file(path: Path) -> Any:
         FormatError: it cannot be understood.
     """
     if path.suffix == ".safetensors":
+        check_file(path)
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise FormatError(f"{path}: not a safetensors file, or damaged: {error}") from error
     return read_pickle(path)
 
@@ -131,48 +136,67 @@ def tensors_in(content: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
+def count_numbers(numbers: Iterable[str]) -> int:
+    """One more than the highest of some numbers in names of layers; 0 if there are none.
+
+    Raises:
+        FormatError: they are no numbers of layers, which are counted without large gaps.
+    """
+    found = list(numbers)
+    if not all(number.isascii() and number.isdigit() and len(number) <= MAX_LAYER_DIGITS for number in found):
+        wrong = max(found, key=len)
+        raise FormatError(f"damaged: a layer is numbered {wrong:.60}")
+    return 1 + max(map(int, found), default=-1)
+
+
 def without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin so, named without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def fill(
-    module: nn.Module,
+    module: Module | Callable[[], Module],
     tensors: Mapping[str, Tensor],
     source: Source,
     *,
-    names: Mapping[str, str] | None = None,
+    names: Callable[[str], str] | Mapping[str, str] | None = None,
     ignored: Iterable[str] = (),
-) -> None:
-    """Put tensors into a module: all that it has, and all that there are.
+) -> Module:
+    """Put tensors into a module and return it: all that it has, and all that there are.
 
     Args:
-        module: gets the weights, in its own types.
+        module: gets the weights, in its own types; or a function that makes it, called without memory at first.
         tensors: by the module's names.
         source: for messages.
         names: the module's name -> the name in the source, for messages.
         ignored: regular expressions of names that may be left over.
 
     Raises:
-        FormatError: tensors are missing, of another shape or left over; they are listed.
+        FormatError: tensors are missing, of another shape, left over or not finite; they are listed.
     """
-    shown = names or {}
-    wanted = module.state_dict()
-    missing = [shown.get(name, name) for name in wanted if name not in tensors]
+    known = names or {}
+    shown = known if callable(known) else lambda name: known.get(name, name)
+    where = str(source.path)
+    wanted = module.state_dict() if isinstance(module, nn.Module) else sketch(module, len(tensors), where)
+    missing = [shown(name) for name in wanted if name not in tensors]
     if missing:
-        raise FormatError(f"{source.path}: {len(missing)} tensors are missing: {listed(missing)}")
+        raise FormatError(f"{where}: {len(missing)} tensors are missing: {listed(missing)}")
     wrong = [
-        f"{shown.get(name, name)} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+        f"{shown(name)} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
         for name, value in wanted.items()
         if tensors[name].shape != value.shape
     ]
     if wrong:
-        raise FormatError(f"{source.path}: tensors do not fit the settings: {listed(wrong)}")
+        raise FormatError(f"{where}: tensors do not fit the settings: {listed(wrong)}")
     patterns = [re.compile(pattern) for pattern in ignored]
     left = [name for name in tensors if name not in wanted and not any(p.fullmatch(name) for p in patterns)]
     if left:
-        raise FormatError(f"{source.path}: tensors that are not understood: {listed(left)}")
-    module.load_state_dict({name: tensors[name] for name in wanted})
+        raise FormatError(f"{where}: tensors that are not understood: {listed(left)}")
+    found = {name: tensors[name] for name in wanted}
+    check_weights(wanted, found, where)
+    made: Module = module if isinstance(module, nn.Module) else module()  # type: ignore[assignment]
+    made.load_state_dict(found)
+    return made
 
 
 def listed(names: Iterable[str]) -> str:

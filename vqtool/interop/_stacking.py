@@ -1,16 +1,15 @@
 """Fills modules some of whose weights are several of a source's, one below the other, such as queries, keys, values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqtool.errors import FormatError
-from vqtool.interop._sources import Source, fill, listed
+from vqtool.interop._sources import Module, Source, fill, listed
 
-Module = TypeVar("Module", bound=nn.Module)
+MAX_BLOCKS = 10_000
 Names = Mapping[str, tuple[str, ...]]  # of a module -> those of the source
 
 
@@ -22,7 +21,12 @@ def block_names(parts: Names, ours: str, theirs: str, num_blocks: int) -> dict[s
         ours: what stands before a block's number with us, such as "blocks.".
         theirs: what stands there in the source.
         num_blocks: how many.
+
+    Raises:
+        FormatError: so many that none can be meant.
     """
+    if num_blocks > MAX_BLOCKS:
+        raise FormatError(f"{num_blocks} blocks are more than any network has")
     return {
         f"{ours}{number}.{part}.{kind}": tuple(f"{theirs}{number}.{name}.{kind}" for name in names)
         for number in range(num_blocks)
@@ -32,12 +36,17 @@ def block_names(parts: Names, ours: str, theirs: str, num_blocks: int) -> dict[s
 
 
 def fill_stacked(
-    module: Module, names: Names, tensors: Mapping[str, Tensor], source: Source, *, ignored: Iterable[str] = ()
+    module: Module | Callable[[], Module],
+    names: Names,
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    *,
+    ignored: Iterable[str] = (),
 ) -> Module:
     """Put tensors into a module and return it: all that it has, and all that there are.
 
     Args:
-        module: gets the weights, in its own types.
+        module: as for `fill`.
         names: of the module -> those of the source, whose tensors are put one below the other.
         tensors: by the source's names.
         source: for messages.
@@ -56,5 +65,5 @@ def fill_stacked(
         if len({part.shape[1:] for part in parts}) > 1:
             raise FormatError(f"{source.path}: tensors do not fit together: {', '.join(theirs)}")
         found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    fill(module, found, source, names={ours: " + ".join(theirs) for ours, theirs in names.items()}, ignored=ignored)
-    return module
+    shown = {ours: " + ".join(theirs) for ours, theirs in names.items()}
+    return fill(module, found, source, names=shown, ignored=ignored)

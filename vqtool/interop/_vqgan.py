@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.interop._sources import Source, fill, listed
+from vqtool.interop._sources import Source, count_numbers, fill, listed
 from vqtool.tokenizers import NetworkConfig, Tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 
@@ -51,7 +51,7 @@ class Names:
 
 def count(names: Iterable[str], pattern: str) -> int:
     """One more than the highest number that the group of a regular expression finds in names; 0 if it finds none."""
-    return 1 + max((int(match[1]) for name in names if (match := re.match(pattern, name))), default=-1)
+    return count_numbers(match[1] for name in names if (match := re.match(pattern, name)))
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,6 @@ def build_tokenizer(
         FormatError: weights are missing, left over or of another shape.
     """
     full = None if codes.code_map is None else len(codes.codebook)
-    try:
-        tokenizer = Tokenizer(config, lookup=codes.lookup, num_full_codes=full)
-    except ValueError as error:  # of torch, on sizes that do not divide
-        raise FormatError(f"{source.path}: its sizes make no network: {error}") from error
     found: dict[str, Tensor] = {**tensors, "codebook": codes.codebook.float()}
     if codes.lookup == "cosine":
         found["codebook"] = torch.nn.functional.normalize(found["codebook"], dim=-1)
@@ -142,7 +138,9 @@ def build_tokenizer(
         found |= {"projection": codes.projection, "projection_bias": codes.projection_bias}
     elif codes.code_map is not None:
         found["full_codebook"] = codes.codebook
-    fill(tokenizer, found, source, names={name: names.theirs(name) for name in tokenizer.state_dict()})
+    tokenizer = fill(
+        lambda: Tokenizer(config, lookup=codes.lookup, num_full_codes=full), found, source, names=names.theirs
+    )
     return tokenizer.eval()
 
 

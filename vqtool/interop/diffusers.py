@@ -72,8 +72,7 @@ def load(source: Source, options: Options) -> Imported:
     tensors = source.tensors("transformer")
     if config.learned_null:
         tensors[f"{NULL_TEXT}.embeddings"] = source.tensors(NULL_TEXT).get("embeddings", torch.zeros(0))
-    denoiser = vq_diffusion.Network(config)
-    fill_stacked(denoiser, names_of(config), tensors, source)
+    denoiser = fill_stacked(lambda: vq_diffusion.Network(config), names_of(config), tensors, source)
     notes.append(f"null condition: {'learned' if config.learned_null else 'the empty caption'}")
     prior = Prior(
         kernel=kernel,

@@ -23,7 +23,7 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import openai, taming, transformers
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._microsoft_names import IGNORED, names_of
-from vqtool.interop._sources import Source, tensors_in, without
+from vqtool.interop._sources import Source, count_numbers, tensors_in, without
 from vqtool.interop._stacking import fill_stacked
 from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
@@ -54,8 +54,7 @@ def load(source: Source, options: Options) -> Imported:
     _compare(shapes, settings, source)
     kernel = _kernel(tensors, shapes.codebook_size, source, notes)
     config = _config(shapes, settings, source, options, notes)
-    denoiser = vq_diffusion.Network(config)
-    fill_stacked(denoiser, names_of(config), tensors, source, ignored=IGNORED)
+    denoiser = fill_stacked(lambda: vq_diffusion.Network(config), names_of(config), tensors, source, ignored=IGNORED)
     tower = _text_encoder(shapes, tensors, source)
     reader = tower or options.text_encoder if shapes.text_width else None
     if reader is None and shapes.text_width:
@@ -145,11 +144,11 @@ class _Shapes:
         if missing:
             raise FormatError(f"{source.path}: tensors are missing: {', '.join(missing)}")
         tokens, height, width, mlp, rates = sizes.values()
-        blocks = [int(name.split(".")[2]) for name in tensors if name.startswith("transformer.blocks.")]
+        blocks = [name.split(".")[2] for name in tensors if name.startswith("transformer.blocks.")]
         return cls(
             codebook_size=tokens[0] - 1,
             num_steps=rates[0] - 1,
-            num_layers=1 + max(blocks),
+            num_layers=count_numbers(blocks),
             width=tokens[1],
             mlp_ratio=max(1, mlp[0] // tokens[1]),
             convolutional=len(mlp) == 4,

@@ -54,4 +54,6 @@ def read_text_encoder(tensors: Mapping[str, Tensor], source: Source) -> TextEnco
     for number in range(config.num_layers):
         for part in ("weight", "bias"):
             names[f"blocks.{number}.qkv.{part}"] = (f"{BLOCKS}{number}.attn.in_proj_{part}",)
-    return fill_stacked(TextEncoder(config), names, tensors, source, ignored=[".*"]).eval().requires_grad_(False)
+    return (
+        fill_stacked(lambda: TextEncoder(config), names, tensors, source, ignored=[".*"]).eval().requires_grad_(False)
+    )

@@ -1,32 +1,48 @@
 """Reads the pickled checkpoints of other projects without running anything that stands in them.
 
-A pickle is a program: it may name any function and have it called. Here it reaches what tensors are made of, plain
-containers and numbers; any other name becomes an `Inert` stand-in that remembers what it was given and does nothing.
-Checkpoints that hold trainer objects, callbacks or settings of packages nobody has installed can so be read for their
-tensors.
+A pickle is a program: it may name any function and have it called. Here it reaches what tensors are made of and plain
+containers; any other name becomes an `Inert` stand-in that remembers what it was given and does nothing. Checkpoints
+that hold trainer objects, callbacks or settings of packages nobody has installed can so be read for their tensors.
+
+torch.load is not used: it runs TorchScript archives, compares no CRC and takes what memory a pickle asks for. Both
+formats of torch.save are read here, a zip archive of `data.pkl` and a record a storage, and the older row of pickles
+and storages. Before it is unpickled, a pickle's instructions are read through (`_check_program`).
 """
 
+import io
+import math
 import pickle
+import pickletools
+import re
 import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from vqtool.errors import FormatError
+from vqtool.trust import ALLOWANCE, MAX_LEVELS, check_file, check_size
 
-_BUILTINS = {"set", "frozenset", "list", "dict", "tuple", "int", "float", "complex", "bool", "str", "bytes", "slice"}
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch.nn.parameter", "Parameter"),
-}
-_BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+MAX_PICKLE = 1 << 24  # bytes: tensors stand beside a pickle, not in it
+MAX_ITEMS = 1 << 22  # of all containers that a pickle has copied
+MAX_CLASSES = 10_000  # names of classes that are not loaded
+MAX_SHARED = 8  # times that the bytes of a file may be used by its tensors: averages may share the weights' storage
+_ALL_LISTED = "constants.pkl"  # the record that makes an archive a TorchScript program
+_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the older format begins with this number, pickled
+_NUM_PREFIXES = 3  # pickles before the content in the older format
+_BROKEN = (
+    pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    MemoryError, ImportError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+)  # fmt: skip
+_STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8,
+}  # fmt: skip
 
 
 class Inert:
@@ -76,21 +92,13 @@ class Inert:
         return self is other
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)
-        if (module, name) in _ALLOWED or (module == "builtins" and name in _BUILTINS):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return type(name.rsplit(".", maxsplit=1)[-1], (Inert,), {"name": f"{module}.{name}"})
+@dataclass(frozen=True)
+class _Storage:
+    """A row of numbers that tensors are cut from."""
 
-
-def _load(file: Any, **options: Any) -> Any:
-    return _Unpickler(file, **options).load()
-
-
-_MODULE = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="vqtool.interop.pickles")
+    data: torch.UntypedStorage
+    dtype: torch.dtype
+    count: int  # of numbers
 
 
 def read_pickle(path: Path) -> Any:
@@ -100,15 +108,282 @@ def read_pickle(path: Path) -> Any:
         path: of the file, in the zip format of today or the older one.
 
     Raises:
-        FormatError: not such a file, or damaged.
+        FormatError: not such a file, damaged, or a TorchScript program.
         OSError: it cannot be read.
     """
+    size = check_file(path)
     with path.open("rb") as file:
-        whole = zipfile.is_zipfile(file)
-        starts_as_zip = file.seek(0) == 0 and file.read(2) == b"PK"
-    if starts_as_zip and not whole:
-        raise FormatError(f"{path}: cut short: the end of the archive is missing; copy or download it again")
-    try:
-        return torch.load(path, map_location="cpu", pickle_module=_MODULE, weights_only=False, mmap=whole)
-    except _BROKEN as error:
-        raise FormatError(f"{path}: not a checkpoint that can be read, or damaged: {error}") from error
+        start = file.read(len(_MAGIC))
+        file.seek(0)
+        try:
+            if start.startswith(b"PK"):
+                return _read_archive(path, file, size)
+            if start.startswith(_MAGIC):
+                return _read_row(file, size)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
+        except _BROKEN as error:
+            raise FormatError(f"{path}: not a checkpoint that can be read, or damaged: {_reason(error)}") from error
+    raise FormatError(f"{path}: not a checkpoint that can be read: torch.save writes another beginning")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_archive(path: Path, file: IO[bytes], size: int) -> Any:
+    """The content of a zip archive, whose tensors stay in the file until they are used."""
+    if not zipfile.is_zipfile(file):
+        raise FormatError("cut short: the end of the archive is missing; copy or download it again")
+    with zipfile.ZipFile(file) as archive:
+        records = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        if any(name.split("/")[-1] == _ALL_LISTED or "/code/" in f"/{name}" for name in records):
+            raise FormatError(
+                "a TorchScript program, which is not run: save the state_dict() of its module instead and import that"
+            )
+        if len(records) != len([info for info in archive.infolist() if not info.is_dir()]):
+            raise FormatError("damaged: two of its records have the same name")
+        main = [name for name in records if re.fullmatch(r"[^/]*/data\.pkl", name)]
+        if len(main) != 1:
+            raise FormatError("not a checkpoint that can be read: a zip archive without one data.pkl")
+        check_size(sum(info.file_size for info in records.values()), size, "damaged")
+        if sum(info.compress_size for info in records.values()) > size:
+            raise FormatError("damaged: its records are longer than the file")
+        if records[main[0]].file_size > MAX_PICKLE:
+            raise FormatError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB, which none of a checkpoint is")
+        root = main[0].removesuffix("data.pkl")
+        order = archive.read(records[f"{root}byteorder"]) if f"{root}byteorder" in records else b"little"
+        if order != b"little":
+            raise FormatError("was written on a big-endian machine, which is not understood")
+        storages = _ArchiveStorages(path, archive, {name.removeprefix(root): info for name, info in records.items()})
+        content = _unpickle(archive.read(records[main[0]]), storages.find, size)
+        for info in records.values():
+            _compare_crc(archive, info)
+        return content
+
+
+def _compare_crc(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Read a record through; zipfile compares its CRC at the end."""
+    with archive.open(info) as record:
+        while record.read(1 << 20):
+            pass
+
+
+class _ArchiveStorages:
+    """The storages of an archive: parts of the mapped file, or copies of records that are packed."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo]) -> None:
+        self._path = path
+        self._archive = archive
+        self._records = records
+        self._mapped: Any = None
+        self._found: dict[str, torch.UntypedStorage] = {}
+
+    def find(self, dtype: torch.dtype, key: str, count: int) -> _Storage:
+        """A storage of so many numbers."""
+        if key not in self._found:
+            info = self._records.get(f"data/{key}")
+            if info is None:
+                raise FormatError(f"damaged: its record data/{key:.60} is missing")
+            self._found[key] = self._read(info)
+        data = self._found[key]
+        if len(data) != count * dtype.itemsize:
+            raise FormatError(f"damaged: its record data/{key:.60} has {len(data)} bytes for {count} numbers")
+        return _Storage(data, dtype, count)
+
+    def _read(self, info: zipfile.ZipInfo) -> torch.UntypedStorage:
+        start = self._find_start(info)
+        if info.compress_type != zipfile.ZIP_STORED or start % 16:  # none of torch's own
+            return _as_storage(self._archive.read(info))
+        if self._mapped is None:
+            self._mapped = torch.UntypedStorage.from_file(str(self._path), False, self._path.stat().st_size)
+        part: torch.UntypedStorage = self._mapped[start : start + info.file_size]
+        return part
+
+    def _find_start(self, info: zipfile.ZipInfo) -> int:
+        with self._archive.open(info) as record:  # compares the record's own header with the archive's
+            record.read(1)
+        with self._path.open("rb") as file:
+            file.seek(info.header_offset + 26)
+            lengths = file.read(4)
+        return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+def _as_storage(data: bytes) -> torch.UntypedStorage:
+    return torch.frombuffer(bytearray(data or b"0"), dtype=torch.uint8)[: len(data)].clone().untyped_storage()
+
+
+def _read_row(file: IO[bytes], size: int) -> Any:
+    """The content of the older format: pickles one after the other, then the storages with their lengths."""
+    for _ in range(_NUM_PREFIXES):  # the magic number, the version, the sizes of C's types
+        _unpickle(_read_program(file), _refuse_storage, size)
+    program = _read_program(file)
+    keys = _unpickle(_read_program(file), _refuse_storage, size)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise FormatError("damaged: the names of its storages are no texts")
+    wanted = _find_storages(program)
+    found: dict[str, torch.UntypedStorage] = {}
+    for key in keys:
+        count = int.from_bytes(file.read(8), "little")
+        length = count * wanted.get(key, torch.uint8).itemsize
+        if length > size - file.tell():
+            raise FormatError("cut short, or damaged: a storage is longer than the file")
+        found[key] = _as_storage(file.read(length))
+
+    def find(dtype: torch.dtype, key: str, count: int) -> _Storage:
+        if key not in found or len(found[key]) != count * dtype.itemsize:
+            raise FormatError(f"damaged: its storage {key:.60} is missing or of another length")
+        return _Storage(found[key], dtype, count)
+
+    return _unpickle(program, find, size)
+
+
+def _find_storages(program: bytes) -> dict[str, torch.dtype]:
+    """The types of the storages that a pickle names."""
+    found: dict[str, torch.dtype] = {}
+
+    def see(dtype: torch.dtype, key: str, count: int) -> Any:
+        found[key] = dtype
+        return Inert()
+
+    _unpickle(program, see, 0)
+    return found
+
+
+def _refuse_storage(dtype: torch.dtype, key: str, count: int) -> Any:
+    raise FormatError("damaged: a storage where none is expected")
+
+
+def _read_program(file: IO[bytes]) -> bytes:
+    """The next pickle of a file."""
+    start = file.tell()
+    for _, _, position in pickletools.genops(file):
+        if (position or 0) - start > MAX_PICKLE:
+            raise FormatError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB, which none of a checkpoint is")
+    end = file.tell()
+    file.seek(start)
+    return file.read(end - start)
+
+
+_Finder = Callable[[torch.dtype, str, int], Any]
+
+
+def _unpickle(program: bytes, find_storage: _Finder, size: int) -> Any:
+    _check_program(program)
+    unpickler = _Unpickler(io.BytesIO(program), encoding="utf-8")
+    unpickler.prepare(find_storage, size)
+    return unpickler.load()
+
+
+def _check_program(program: bytes) -> None:
+    """Read a pickle's instructions through, as far as they could hurt Python.
+
+    Numbers of memo entries take memory by their value, and tuples in tuples of any depth end the process when they
+    are compared.
+
+    Raises:
+        FormatError: there are such.
+        ValueError: it is no pickle.
+    """
+    depths: list[int] = []  # of what stands on the stack; a mark is -1
+    memo: dict[int, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = len(memo) if name == "MEMOIZE" else int(argument or 0)
+            if index > count:
+                raise FormatError("damaged: its pickle numbers what it does not hold")
+            memo[index] = depths[-1] if depths else 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            depths.append(memo.get(int(argument or 0), 0))
+        elif name == "DUP":
+            depths.append(depths[-1] if depths else 0)
+        elif name == "MARK":
+            depths.append(-1)
+        else:
+            depth = _take(depths, opcode)
+            if opcode.stack_after:
+                depths.append(depth)
+            if depth > 4 * MAX_LEVELS:
+                raise FormatError(f"damaged: its pickle holds things more than {4 * MAX_LEVELS} deep in one another")
+
+
+def _take(depths: list[int], opcode: pickletools.OpcodeInfo) -> int:
+    """Take what an instruction uses from the stack; the depth of what it makes of that."""
+    deepest = -1
+    for part in reversed(opcode.stack_before):
+        if part is pickletools.stackslice:
+            while depths and depths[-1] >= 0:
+                deepest = max(deepest, depths.pop())
+        elif depths:
+            deepest = max(deepest, depths.pop())
+    return deepest + 1
+
+
+class _Unpickler(pickle.Unpickler):
+    def prepare(self, find_storage: _Finder, size: int) -> None:
+        self._find_storage = find_storage
+        self._classes: dict[tuple[str, str], Any] = {}
+        self._items = 0
+        self._bytes_left = ALLOWANCE + MAX_SHARED * size
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("collections", "OrderedDict"): self._make(OrderedDict),
+            ("builtins", "set"): self._make(set),
+            ("builtins", "frozenset"): self._make(frozenset),
+            ("torch", "Size"): self._make(tuple),
+            ("torch._utils", "_rebuild_tensor"): self._rebuild,
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        module = {"__builtin__": "builtins"}.get(module, module)
+        if (module, name) in known:
+            return known[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) not in self._classes:
+            if len(self._classes) == MAX_CLASSES:
+                raise FormatError(f"damaged: its pickle names more than {MAX_CLASSES} classes")
+            made = type(name.rsplit(".", maxsplit=1)[-1], (Inert,), {"name": f"{module}.{name}"})
+            self._classes[module, name] = made
+        return self._classes[module, name]
+
+    def _make(self, kind: Callable[..., Any]) -> Callable[..., Any]:
+        """A container, within MAX_ITEMS of all of them."""
+
+        def make(items: Iterable[Any] = ()) -> Any:
+            self._items += len(items) if isinstance(items, list | tuple | set | frozenset | dict) else MAX_ITEMS
+            if self._items > MAX_ITEMS:
+                raise FormatError(f"damaged: its pickle copies more than {MAX_ITEMS} items")
+            return kind(items)
+
+        return make
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
+            raise FormatError("damaged: its pickle names something other than storages")
+        kind, key, count = pid[1], pid[2], pid[4]
+        dtype = _STORAGES.get(str(getattr(kind, "name", "")).rpartition(".")[2].removesuffix("Storage"))
+        if dtype is None or not isinstance(key, str) or not isinstance(count, int) or not 0 <= count < 1 << 60:
+            raise FormatError("damaged: its pickle describes a storage that none can be")
+        if len(pid) == 6 and pid[5] is not None:
+            raise FormatError("its storages are views of one another, which is not understood")
+        return self._find_storage(dtype, key, count)
+
+    def _rebuild(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
+        """A tensor of a storage: within it, and with no more numbers than it has."""
+        if not isinstance(storage, _Storage):
+            return storage
+        size, stride = tuple(size), tuple(stride)
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 60 for n in numbers):
+            raise FormatError("damaged: its pickle describes a tensor that none can be")
+        count, there = math.prod(size), storage.count
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        if count and (last >= there or count > there):
+            raise FormatError(f"damaged: a tensor of {count} numbers in a storage of {there}")
+        self._bytes_left -= count * storage.dtype.itemsize
+        if self._bytes_left < 0:
+            raise FormatError(f"damaged: its tensors use its storages more than {MAX_SHARED} times")
+        return torch.empty(0, dtype=storage.dtype).set_(storage.data, offset, size, stride)

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from vqtool.artifacts import atomic_path
-from vqtool.conditions.clip import END, END_OF_WORD, MAX_LENGTH, START, ClipCondition, ClipVocabulary
+from vqtool.conditions.clip import END, END_OF_WORD, MAX_LENGTH, START, ClipCondition, ClipVocabulary, Words
 from vqtool.conditions.text_encoders import Config, TextEncoder
 from vqtool.errors import FormatError
-from vqtool.interop._sources import Source, read_json, without
+from vqtool.interop._sources import Source, without
 from vqtool.interop._stacking import Names, block_names, fill_stacked
+from vqtool.trust import parse_record, read_json, read_text
 
 ACTIVATION, EPSILON = "quick_gelu", 1e-5  # of all of OpenAI's
 PREFIX = "text_model."  # of each name; left out by some versions
@@ -59,12 +60,16 @@ def read_text_encoder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
             f"{source.path}: hidden_act {activation} and layer_norm_eps {epsilon} are not those of OpenAI's text "
             f"towers, {ACTIVATION} and {EPSILON}, the only ones understood"
         )
-    try:
-        config = Config(**{ours: settings[theirs] for ours, theirs in SETTINGS.items()})
-    except KeyError as error:
-        raise FormatError(f"{source.path}: its config.json says nothing of {error.args[0]}") from error
+    if missing := [name for name in SETTINGS.values() if name not in settings]:
+        raise FormatError(f"{source.path}: its config.json says nothing of {missing[0]}")
+    where = f"{source.path}: config.json"
+    config = parse_record(Config, {ours: settings[theirs] for ours, theirs in SETTINGS.items()}, where)
     bare = without(PREFIX, tensors) or tensors
-    return fill_stacked(TextEncoder(config), _names(config), bare, source, ignored=[".*"]).eval().requires_grad_(False)
+    return (
+        fill_stacked(lambda: TextEncoder(config), _names(config), bare, source, ignored=[".*"])
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def export_text_encoder(encoder: TextEncoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,12 +107,16 @@ def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition
     start, end, pad = (
         _text(settings.get(f"{role}_token")) or word for role, word in (("bos", START), ("eos", END), ("pad", END))
     )
-    tokens, merges = _read_model(folder)
+    words = _read_model(folder)
+    tokens = words.tokens
     missing = [word for word in (start, end, pad) if word not in tokens]
     if missing:
         raise FormatError(f"{folder}: its vocabulary has no {', '.join(missing)}")
     limit = settings.get("model_max_length") or _NO_LIMIT
-    vocabulary = ClipVocabulary(tokens, merges, tuple(dict.fromkeys((start, end, pad))))
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 2:
+        raise FormatError(f"{folder}: its model_max_length {limit!r:.60} is no number of tokens")
+    vocabulary = ClipVocabulary(tokens, words.merges, tuple(dict.fromkeys((start, end, pad))))
+    vocabulary.check(f"{folder}: its vocabulary")
     length = max_length if limit >= _NO_LIMIT else min(max_length, int(limit))
     return ClipCondition(vocabulary, max_length=length, pad=tokens[pad])
 
@@ -135,7 +144,7 @@ def write_vocabulary(conditioner: ClipCondition, folder: Path) -> None:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _read_model(folder: Path) -> Words:
     file = folder / "tokenizer.json"
     if not file.is_file():
         names = folder / "vocab.json", folder / "merges.txt"
@@ -143,17 +152,18 @@ def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
             raise FormatError(
                 f"{folder}: no CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected"
             )
-        lines = names[1].read_text(encoding="utf-8").split("\n")
+        lines = read_text(names[1]).split("\n")
         found = read_json(names[0]), [line for line in lines if line and not line.startswith("#version")]
     else:
         model = read_json(file).get("model", {})
         if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != END_OF_WORD:
             raise FormatError(f"{file}: not a tokenizer of CLIP: a BPE model with {END_OF_WORD} is expected")
         found = model.get("vocab", {}), model.get("merges", [])
-    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in found[1]]
-    if any(len(pair) != 2 for pair in pairs):
+    tokens, merges = found
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges] if isinstance(merges, list) else []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise FormatError(f"{folder}: its merges are not pairs of tokens")
-    return dict(found[0]), pairs  # type: ignore[return-value]
+    return parse_record(Words, {"tokens": tokens, "merges": pairs}, f"{folder}: its vocabulary")
 
 
 def _text(token: Any) -> str | None:

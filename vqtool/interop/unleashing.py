@@ -11,7 +11,7 @@ from vqtool.denoisers import vq_diffusion
 from vqtool.diffusion import kernels
 from vqtool.errors import FormatError
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._sources import Source, tensors_in, without
+from vqtool.interop._sources import Source, count_numbers, tensors_in, without
 from vqtool.interop._stacking import Names, block_names, fill_stacked
 from vqtool.priors import GridSpec, Prior
 
@@ -46,7 +46,7 @@ def load(source: Source, options: Options) -> Imported:
             codebook_size=codebook_size,
             grid_size=_grid_size(num_cells, source, options, notes),
             num_steps=num_steps,
-            num_layers=1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+            num_layers=count_numbers(name.split(".")[1] for name in tensors if name.startswith("blocks.")),
             width=width,
             num_heads=_num_heads(width, source, options, notes),
             mlp_ratio=max(1, len(tensors["blocks.0.mlp.0.weight"]) // width),
@@ -57,9 +57,8 @@ def load(source: Source, options: Options) -> Imported:
         )
     except ValueError as error:
         raise FormatError(f"{source.path}: {error}") from error
-    denoiser = vq_diffusion.Network(config)
     found = tensors_in(source.content) | {f"{PREFIX}pos_emb": tensors["pos_emb"][0]}
-    fill_stacked(denoiser, names_of(config), found, source, ignored=IGNORED)
+    denoiser = fill_stacked(lambda: vq_diffusion.Network(config), names_of(config), found, source, ignored=IGNORED)
     prior = Prior(
         kernel=kernels.build("absorbing", schedule="linear", codebook_size=codebook_size, num_steps=num_steps),
         denoiser=denoiser.eval().requires_grad_(False),

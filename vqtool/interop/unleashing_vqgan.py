@@ -12,7 +12,7 @@ from torch import Tensor
 from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._sources import Source, tensors_in
+from vqtool.interop._sources import Source, count_numbers, tensors_in
 from vqtool.interop._vqgan import Names
 
 LEFT_OUT = {
@@ -72,7 +72,7 @@ def _blocks(tensors: Mapping[str, Tensor], part: str, source: Source) -> list[st
         if match := re.match(rf"ae\.{part}\.blocks\.(\d+)\.([^.]+)", name):
             held.setdefault(int(match[1]), set()).add(match[2])
     kinds = []
-    for index in range(1 + max(held, default=-1)):
+    for index in range(count_numbers(map(str, held))):
         fitting = [kind for kind, layers in KINDS.items() if held.get(index, {""}) <= layers]
         if not fitting:
             what = "is missing" if index not in held else "is of no known kind"

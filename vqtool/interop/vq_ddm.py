@@ -7,7 +7,7 @@ Source: github.com/anonymrelease/VQ-DDM, DDM/model and DDM/solver.py.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from vqtool.diffusion import kernels, schedules
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._sources import Source, fill, listed, tensors_in, without
+from vqtool.interop._sources import Source, count_numbers, fill, listed, tensors_in, without
 from vqtool.priors import GridSpec, Prior
+from vqtool.trust import sketch
 
 PLAIN, RESIDUAL, COPY = "_denoising._denoise_fn.", "_denoising._nn.", "_nn."
 RATES = ("_denoising.log_alpha", "_denoising.log_cumprod_alpha")
@@ -89,10 +90,11 @@ def load(source: Source, options: Options) -> Imported:
     try:
         if guided:
             num_heads = _num_heads(source, options, notes)
-            denoiser = guided_unet.Network(_guided_config(weights, source, grid_size, len(rates), num_heads))
+            wide = _guided_config(weights, source, grid_size, len(rates), num_heads)
+            denoiser = _fill(lambda: guided_unet.Network(wide), GUIDED_NAMES, weights, source, prefix)
         else:
-            denoiser = unet.Network(_unet_config(weights, source, grid_size, len(rates)))
-        _fill(denoiser, GUIDED_NAMES if guided else UNET_NAMES, weights, source, prefix)
+            config = _unet_config(weights, source, grid_size, len(rates))
+            denoiser = _fill(lambda: unet.Network(config), UNET_NAMES, weights, source, prefix)
         kernel = _kernel(rates, denoiser.config.codebook_size, notes)
     except FormatError:
         raise
@@ -209,8 +211,10 @@ def _unet_config(
     weights: Mapping[str, Tensor], source: Source, grid_size: tuple[int, int], num_steps: int
 ) -> unet.Config:
     codebook_size, dim = (_length(weights, "embedding.weight", source, axis) for axis in (0, 1))
-    levels = {int(name.split(".")[1]) for name in weights if re.match(r"downs\.\d+\.", name)}
-    widths = [_length(weights, f"downs.{level}.0.block1.block.0.weight", source) for level in sorted(levels)]
+    levels = {name.split(".")[1] for name in weights if re.match(r"downs\.\d+\.", name)}
+    widths = [
+        _length(weights, f"downs.{level}.0.block1.block.0.weight", source) for level in range(count_numbers(levels))
+    ]
     mults = [width // dim for width in widths]
     _check(source, "Unet", {"num_steps": num_steps, "dim": dim, "dim_mults": mults})
     _check(source, "Unet", {"num_classes": codebook_size})
@@ -231,7 +235,7 @@ def _guided_config(
 ) -> guided_unet.Config:
     codebook_size, dim = (_length(weights, name, source) for name in ("out.2.weight", "input_blocks.0.0.weight"))
     levels: list[list[int]] = [[]]  # of each: the stages that hold a block
-    for stage in range(1, 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("input_blocks."))):
+    for stage in range(1, count_numbers(name.split(".")[1] for name in weights if name.startswith("input_blocks."))):
         if {f"input_blocks.{stage}.0.op.{part}" for part in ("weight", "bias")} & weights.keys():
             levels.append([])
         else:
@@ -258,10 +262,14 @@ def _guided_config(
 
 
 def _fill(
-    denoiser: Denoiser, patterns: tuple[tuple[str, str], ...], weights: dict[str, Tensor], source: Source, prefix: str
-) -> None:
+    build: Callable[[], Denoiser],
+    patterns: tuple[tuple[str, str], ...],
+    weights: dict[str, Tensor],
+    source: Source,
+    prefix: str,
+) -> Denoiser:
     names, found = {}, dict(weights)
-    for ours, wanted in denoiser.state_dict().items():
+    for ours, wanted in sketch(build, len(weights), str(source.path)).items():
         theirs = ours
         for pattern, replacement in patterns:
             theirs = re.sub(pattern, replacement, theirs)
@@ -271,4 +279,4 @@ def _fill(
             while value.ndim > wanted.ndim and value.shape[-1] == 1:  # convolutions of one cell that are linear here
                 value = value.squeeze(-1)
             found[ours] = value
-    fill(denoiser, found, source, names=names, ignored=[UNUSED])
+    return fill(build, found, source, names=names, ignored=[UNUSED])

@@ -7,7 +7,7 @@ A network is a file here with Config, Encoder and Decoder, and a row in NETWORKS
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from vqtool.tokenizers.maskgit import MaskgitConfig
 from vqtool.tokenizers.quantizers import highest, nearest
 from vqtool.tokenizers.vqgan import VqganConfig
 from vqtool.tokenizers.vqvae import VqVaeConfig, channels_last
+from vqtool.trust import build_network, parse_record
 
 __all__ = [
     "BUILTIN",
@@ -252,6 +253,18 @@ def find_tokenizer(name: str) -> Path:
     return builtin_path() if name == BUILTIN else Path(name)
 
 
+@dataclass(frozen=True)
+class _Lookup:
+    """What stands in the config beside the network's own fields."""
+
+    lookup: str = "nearest"
+    num_full_codes: int | None = None
+
+
+_LOOKUP_FIELDS = ("lookup", "num_full_codes")
+MAX_TOKENS = 1 << 32  # of a grid file
+
+
 def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | None = None) -> Tokenizer:
     """Load a tokenizer, in eval mode on the CPU.
 
@@ -271,18 +284,22 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
             f"name the right file as `tokenizer`, encode the images again with `vqtool encode -t {name}`, or, if "
             f"only the codes were rebuilt, convert the grids with `vqtool codebook remap GRIDS -t {name}`"
         )
-    config: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in header.config.items()
-    }
-    network = config.pop("network", None)
+    options = dict(header.config)
+    network = options.pop("network", None)
     if network not in NETWORKS:
-        raise FormatError(f"{name}: network {network!r} is not known to this version of vqtool")
-    quantiser = {key: config.pop(key) for key in ("lookup", "num_full_codes") if key in config}
-    try:
-        tokenizer = Tokenizer(NETWORKS[network].Config(**config), **quantiser)
-        tokenizer.load_state_dict(tensors)  # as float32
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise FormatError(f"{name}: its tensors do not fit its config: {error}") from error
+        raise FormatError(f"{name}: network {network!r:.60} is not known to this version of vqtool")
+    where = f"{name}: its tensors do not fit its config"
+    lookup = parse_record(_Lookup, {key: options.pop(key) for key in _LOOKUP_FIELDS if key in options}, where)
+    if lookup.lookup not in LOOKUPS:
+        raise FormatError(f"{where}: lookup is {lookup.lookup!r:.60}, known are {LOOKUPS}")
+    config = parse_record(NETWORKS[network].Config, options, where)
+    tokenizer = build_network(lambda: Tokenizer(config, **asdict(lookup)), tensors, where)  # as float32
+    if not 0 < config.codebook_size <= MAX_TOKENS:
+        raise FormatError(f"{where}: {config.codebook_size} codes")
+    if lookup.num_full_codes is not None:
+        low, high = tokenizer.code_map.aminmax()
+        if not 0 <= low <= high < config.codebook_size:
+            raise FormatError(f"{where}: its code map leads to codes from {int(low)} to {int(high)}")
     tokenizer.fingerprint, tokenizer.location, tokenizer.history = header.fingerprint, name, header.history
     tokenizer.half_precision = tensors["codebook"].dtype == torch.float16
     return tokenizer.eval()
