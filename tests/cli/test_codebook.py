@@ -226,4 +226,4 @@ def test_an_encoder_that_makes_no_numbers_is_named(refit, work):
     save_tokenizer("old.safetensors", tokenizer, force=True)
     result = refit("imgs")
     assert result.code == 1
-    assert "not finite: the tokenizer is damaged" in error_lines(result.err)[0]
+    assert "not finite: the weights are damaged" in error_lines(result.err)[0]
