@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
+from vqtool.training._log import RunLog
 from vqtool.training.loop import LoopConfig, learning_rate, step_items
 
 
@@ -227,6 +229,15 @@ def test_a_damaged_line_of_the_log_is_told_and_kept_and_the_run_goes_on(tmp_path
     with pytest.warns(VqtoolWarning, match=r"log\.jsonl: damaged lines are skipped: 2$"):
         train(tmp_path, resume=True)
     assert log.read_bytes().splitlines(keepends=True) == lines
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", 0)
+    log._file.close()
+    log._file = Path("/dev/full").open("wb")  # noqa: SIM115
+    with pytest.raises(VqtoolError, match=r"log\.jsonl: cannot be written: No space left on device"):
+        log.write({"step": 1})
+    log.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])

@@ -128,8 +128,16 @@ def test_files_that_are_none_are_named_with_the_remedy(tmp_path):
         load_perceptual(str(other))
     for content in (b"", b"no tensors"):
         other.write_bytes(content)
-        with pytest.raises(FormatError, match=r"other\.pth: not a file of tensors, or damaged"):
+        with pytest.raises(FormatError, match=r"other\.pth: (not a checkpoint that can be read|empty)"):
             load_perceptual(str(other))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    tensors = transparent("alex")
+    tensors["lin2.model.1.weight"] = tensors["lin2.model.1.weight"] * float("nan")
+    torch.save(tensors, tmp_path / "nan.pth")
+    with pytest.raises(FormatError, match=r"nan\.pth: heads\.2 holds numbers that are not finite"):
+        load_perceptual(str(tmp_path / "nan.pth"))
 
 
 class Hostile:
@@ -145,6 +153,6 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path):
     torch.save({"weight": Hostile(tmp_path / "executed")}, tmp_path / "hostile.pth")
     assert zipfile.is_zipfile(tmp_path / "hostile.pth")
-    with pytest.raises(FormatError, match=r"hostile\.pth: not a file of tensors, or damaged"):
+    with pytest.raises(FormatError, match=r"hostile\.pth: not the weights of ST-LPIPS"):
         load_perceptual(str(tmp_path / "hostile.pth"))
     assert not (tmp_path / "executed").exists()

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vqtool import distributed
-from vqtool.errors import warn
+from vqtool.errors import VqtoolError, warn
 
 
 class RunLog:
@@ -16,7 +17,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self._file = None
+        self._file, self._path = None, path
         if not distributed.is_main_process():
             return
         self._file = path.open("r+b" if step and path.exists() else "wb+")
@@ -39,13 +40,17 @@ class RunLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
         if self._file is not None:
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(record).encode() + b"\n")
+                self._file.flush()
+            except OSError as error:
+                raise VqtoolError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what could not be written to it has been told."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 def _read_step(line: bytes) -> int | None:

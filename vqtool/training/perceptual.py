@@ -10,7 +10,6 @@ Cost: of ST-LPIPS with VGG, forward and backward at 64 px on two cores: 3-9 imag
 Source: Zhang et al. 2018 (arXiv:1801.03924); Ghildyal and Liu 2022, ST-LPIPS (arXiv:2207.13686).
 """
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.efficientnet import load_efficientnet
+from vqtool.interop.pickles import read_pickle
+from vqtool.trust import check_finite
 
 EFFICIENTNET = "efficientnet-lite0"
 LENGTH_EPSILON = 1e-10
@@ -146,17 +147,16 @@ def load_perceptual(name: str) -> Perceptual:
             f"`perceptual` {name}: neither {EFFICIENTNET} nor a file: give vgg_shift_tolerant.pth or "
             "alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0)"
         )
+    tensors = read_pickle(path)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise FormatError(f"{path}: not a file of tensors, or damaged: copy or download it again") from error
-    try:
-        return StLpips(dict(tensors), path.name)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        network = StLpips(dict(tensors), path.name)
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise FormatError(
             f"{path}: not the weights of ST-LPIPS ({error} is missing or unknown): give vgg_shift_tolerant.pth or "
             "alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0)"
         ) from error
+    check_finite(network.state_dict(), name)
+    return network
 
 
 def _squares(x: Tensor) -> Tensor:
