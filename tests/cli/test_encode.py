@@ -335,3 +335,98 @@ def test_encoding_and_decoding_are_functions_too(work, tokenizer_path):
     assert (done.num_images, done.warnings) == (5, ())
     assert told == [("encode", 5), 2, 2, 1, ("decode", 5), 2, 2, 1]
     assert entries("back") == [f"0{i}.png" for i in range(5)]
+
+
+def write_classes(folder, *names):
+    for number, name in enumerate(names):
+        write_pictures(folder / name, 2, seed=number)
+
+
+def test_it_ends_with_a_line_of_what_was_read_and_info_says_the_same(encode, vqtool, work):
+    write_classes(work / "classes", "1", "2", "10")
+    (work / "classes" / "1" / "00.txt").write_text("a cat")
+    (work / "classes" / "10" / "01.png").write_bytes(b"no image")
+    result = encode("classes")
+    assert result.code == 1
+    line = "captions for 1, labels for 5 in 3 classes; 1 file skipped"
+    assert result.err.splitlines()[-2:] == [
+        f"5 pictures: {line} (names above)",
+        "error: 1 bad input skipped; the rest is done",
+    ]
+    assert f"  words         {line}" in vqtool("info", "tok.h5").out.splitlines()
+    result = encode("imgs", "-o", "plain.h5")
+    assert result.err.splitlines()[-1] == "5 pictures: no captions, no labels"
+    assert "  words         no captions, no labels" in vqtool("info", "plain.h5").out.splitlines()
+
+
+def test_ten_bad_files_are_named_at_the_most_and_all_of_them_beside_the_output(encode, work):
+    for i in range(5, 17):
+        (work / "imgs" / f"{i:02d}.png").write_bytes(b"no image")
+    result = encode("imgs")
+    assert result.code == 1
+    named = [line for line in result.err.splitlines() if line.startswith("warning: skipped")]
+    assert len(named) == 10
+    assert "5 pictures: no captions, no labels; 12 files skipped (names in tok.h5.skipped.txt)" in result.err
+    lines = Path("tok.h5.skipped.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"imgs/{i:02d}.png" for i in range(5, 17)]
+    result = encode("imgs", "-o", "-")
+    assert "12 files skipped (the first 10 are named above)" in result.err
+
+
+def test_captions_that_grids_cannot_hold_are_refused_before_the_first_image(encode, work, monkeypatch):
+    monkeypatch.setattr("vqtool.tokenizers.batches.read_batches", None)  # nothing is read
+    (work / "imgs" / "03.txt").write_text("x" * 70_000)
+    result = encode("imgs")
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert line.startswith("error: imgs/03.png: the captions 'xxx")
+    assert "70,000 characters, more than the 65,536 bytes" in line
+    assert entries(".") == ["imgs"]
+
+
+def test_several_captions_and_a_table_of_labels_go_with_the_grids(encode, work):
+    rows = [f"{i:02d}.png,caption {i} {n}" for i in range(5) for n in range(2)]
+    (work / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    (work / "labels.tsv").write_text("\n".join(["file\tkind", *(f"{i:02d}\tk{i % 2}" for i in range(5))]))
+    result = encode("imgs", "--captions", "captions.csv", "--labels", "labels.tsv:kind")
+    assert result.code == 0
+    assert "5 pictures: captions for 5 (10 in all), labels for 5 in 2 classes" in result.err
+    _, batch = read_grids("tok.h5")
+    assert batch.captions == [f"caption {i} 0\x1ecaption {i} 1" for i in range(5)]
+    assert batch.labels == ["k0", "k1", "k0", "k1", "k0"]
+
+
+def test_what_decode_writes_to_a_pipe_is_encoded_scored_and_shown_under_the_same_ids(work, tokenizer_path):
+    write_classes(work / "classes", "Big Cat", "dog")
+    first = "$vqtool encode classes -t $t --size 16 -o tok.h5"
+    for line in (
+        f"{first} && $vqtool decode tok.h5 -o - | $vqtool encode - -t $t --size 16 -o again.h5",
+        "$vqtool decode tok.h5 -o - | $vqtool eval - --ref classes --paired",
+        "$vqtool decode tok.h5 -o back && $vqtool eval back --ref classes --paired",
+        "$vqtool decode tok.h5 -o - | $vqtool show - -o preview.png",
+    ):
+        result = shell(line, work, t=tokenizer_path)
+        assert result.code == 0, result.err
+    old, new = (read_grids(name)[1] for name in ("tok.h5", "again.h5"))
+    assert (new.ids, new.labels) == (old.ids, old.labels)
+    assert old.ids == ["Big Cat/00", "Big Cat/01", "dog/00", "dog/01"]
+    assert old.labels == ["Big Cat", "Big Cat", "dog", "dog"]
+
+
+def test_a_split_is_encoded_alone_and_a_cut_tar_if_it_is_asked_for(encode, work):
+    write_classes(work / "data" / "train", "a", "b")
+    write_classes(work / "data" / "test", "a", "b")
+    result = encode("data")
+    assert "warning: data: test/, train/ are splits, not classes: all are taken; --split train takes one" in result.err
+    result = encode("data", "--split", "test", "-o", "test.h5")
+    assert "4 pictures: no captions, labels for 4 in 2 classes" in result.err
+    assert read_grids("test.h5")[1].ids == ["test/a/00", "test/a/01", "test/b/00", "test/b/01"]
+    assert encode("imgs", "-o", "imgs.h5").code == 0
+    vqtool_package.save_images(vqtool_package.read_images("imgs").images, "x.tar")
+    Path("x.tar").write_bytes(Path("x.tar").read_bytes()[:-1024])
+    result = encode("x.tar", "-o", "cut.h5")
+    assert "has no end marker" in error_lines(result.err)[0]
+    assert error_lines(result.err)[0].endswith("--allow-truncated takes what is there")
+    result = encode("x.tar", "-o", "cut.h5", "--allow-truncated")
+    assert result.code == 0
+    assert np.array_equal(read_grids("cut.h5")[1].tokens, read_grids("imgs.h5")[1].tokens)

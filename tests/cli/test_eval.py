@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import error_lines, write_pictures
 from support.exact import random_prior
 
 from vqtool import metrics
@@ -297,3 +298,13 @@ def test_on_a_terminal_there_is_the_table_alone_unless_json_is_asked_for(run, tm
     assert (code, out) == (0, "")
     assert "perplexity" in err
     assert json.loads(run(tmp_path / "a.h5", "-o", "-")[1])["num_grids"] == 3
+
+
+def test_the_own_outputs_are_left_out_of_the_reference_and_told(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("imgs", "decoded"):
+        write_pictures(tmp_path / name, 3)
+    code, _, err = run("decoded", "--ref", ".", "--paired")
+    assert code == 1
+    assert "warning: decoded: left out of ., since it is given on the other side" in err
+    assert "no picture is on both sides: ids such as '00' and 'imgs/00'" in error_lines(err)[0]

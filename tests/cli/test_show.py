@@ -147,3 +147,19 @@ def test_a_truncated_grid_file_and_a_wrong_tokenizer_are_refused(vqtool, work, o
     assert result.code == 1
     assert error_lines(result.err)[0].startswith("error: cut.h5: truncated")
     assert not Path("preview.png").exists()
+
+
+def test_words_that_cannot_be_read_are_told_and_leave_the_pictures(vqtool, work, drawn):
+    (work / "imgs" / "metadata.jsonl").write_text("{")
+    result = vqtool("show", "imgs")
+    assert result.code == 0
+    assert "warning: no captions and labels are taken: imgs/metadata.jsonl, line 1: not JSON" in result.err
+    assert drawn[1] == [f"{i:02d}" for i in range(6)]
+
+
+def test_images_are_chosen_by_patterns_and_grids_are_not(vqtool, work, drawn):
+    assert vqtool("show", "imgs", "--include", "*0[1-3]*", "--exclude", "02.png").code == 0
+    assert drawn[1] == ["01", "03"]
+    assert error_lines(vqtool("show", "tok.h5", "--include", "*", "--force").err) == [
+        "error: --include is for images, but tok.h5 holds token grids"
+    ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from posixpath import basename, splitext
-from typing import Literal
+from typing import Any, Literal
 
 from vqtool.errors import VqtoolError, warn
 from vqtool.images.sources import annotations
@@ -202,18 +202,19 @@ class _Finder:
         if not images:
             raise VqtoolError(f"{tree}: `include` and `exclude` leave no image")
         images.sort(key=natural_key)
+        among = images
         images = annotations.choose_split(images, self.options.split, str(tree), told=self.words == "all")
-        words = self._words(tree, images, outer)
+        words = self._words(tree, images, outer, among=among)
         return [
             _with_id(Entry((splitext(name)[0], name), tree.origin(name), each), each.id)
             for name, each in zip(images, words, strict=True)
         ]
 
-    def _words(self, tree: Tree, images: Sequence[str], outer: Path | None, *, whole: bool = True) -> list[Words]:
+    def _words(self, tree: Tree, images: Sequence[str], outer: Path | None, **how: Any) -> list[Words]:
         if self.words == "none":
             return annotations.read_ids(tree, images)
         try:
-            return annotations.annotate(tree, images, self.options, outer=outer, whole=whole)
+            return annotations.annotate(tree, images, self.options, outer=outer, **how)
         except (VqtoolError, OSError) as error:
             if self.words == "all":
                 raise

@@ -100,7 +100,13 @@ def choose_split(images: Sequence[str], split: str | None, place: str, *, told: 
 
 
 def annotate(
-    tree: Tree, images: Sequence[str], options: SourceOptions, *, outer: Path | None = None, whole: bool = True
+    tree: Tree,
+    images: Sequence[str],
+    options: SourceOptions,
+    *,
+    among: Sequence[str] | None = None,
+    outer: Path | None = None,
+    whole: bool = True,
 ) -> list[Words]:
     """The words of images.
 
@@ -108,6 +114,7 @@ def annotate(
         tree: where they lie.
         images: their names in it.
         options: what the user said of captions and labels.
+        among: all images of the source, of which they may be a split; class folders are those of all.
         outer: a folder whose parent may hold metadata of it.
         whole: whether the tree holds the source alone, so that words that belong to no image are told.
 
@@ -123,8 +130,9 @@ def annotate(
     if options.labels == "folder":
         words = [replace(each, label=None) for each in words]
     if options.labels == "folder" or (options.labels is None and not any(each.label for each in words)):
-        labels = class_labels(images, str(tree), forced=options.labels == "folder")
-        words = [replace(each, label=label) for each, label in zip(words, labels, strict=True)]
+        among = images if among is None else among
+        labels = dict(zip(among, class_labels(among, str(tree), forced=options.labels == "folder"), strict=True))
+        words = [replace(each, label=labels[image]) for image, each in zip(images, words, strict=True)]
     return words
 
 
@@ -149,8 +157,6 @@ def class_labels(images: Sequence[str], place: str, *, forced: bool = False) -> 
     classes = sorted({name for name in folders.classes if name is not None})
     none: list[str | None] = [None] * len(images)
     if not classes:
-        if forced:
-            warn(f"{place}: no labels: there are no class folders in it")
         return none
     outside = folders.num_outside
     listed = shown_names((f"{name}/" for name in classes), len(classes))
@@ -169,7 +175,7 @@ def class_labels(images: Sequence[str], place: str, *, forced: bool = False) -> 
     return folders.classes
 
 
-def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str, *, below: str = "") -> list[Words]:
+def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> list[Words]:
     """The words of a table that a user named, for images by their names; tells what fits nothing.
 
     A row may name an image by its path, by the end of it, or without its extension, where this is one image only.
@@ -178,19 +184,22 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str, *, b
         table: what was read.
         names: of each image: with and without its extension.
         where: the table, for messages.
-        below: the table's folder relative to the images, for paths that begin there.
 
     Raises:
         VqtoolError: no row names an image.
     """
-    by_path = NameIndex(name for own in names for name in own)
-    ends = Counter(end for own in names for end in {basename(name) for name in own})
-    by_end = NameIndex(end for end, num in ends.items() if num == 1)
-    place = {name: i for i, own in enumerate(names) for name in (*own, *map(basename, own))}
+    place: dict[str, int] = {}
+    known: Counter[str] = Counter()
+    for i, own in enumerate(names):
+        spelled = {*own, *map(basename, own)}
+        known.update(spelled)
+        place |= dict.fromkeys(spelled, i)
+    index = NameIndex(name for name, num in known.items() if num == 1)
     words, missing = [NO_WORDS] * len(names), []
     for key, each in table.words.items():
         path = normpath(key).lstrip("/")
-        found = by_path.find(path) or by_path.find(normpath(f"{below}/{path}")) or by_end.find(basename(path))
+        tried = (path, splitext(path)[0], basename(path), splitext(basename(path))[0])
+        found = next(filter(None, map(index.find, tried)), None)
         if found is None:
             missing.append(key)
         else:

@@ -1,0 +1,333 @@
+"""Captions and labels in all their usual places: used, or told in one warning that says what was not used and why."""
+
+import io
+import json
+import tarfile
+import unicodedata
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
+from vqtool.images import SourceOptions, find_images, read_image
+
+
+def png(value: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def make_tar(path: Path, files: dict[str, bytes | str]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def make_zip(path: Path, files: dict[str, bytes | str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def told(*sources: Path, **options: str) -> tuple[dict[str, tuple[str | None, tuple[str, ...]]], list[str]]:
+    """Label and captions by id, and the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VqtoolWarning)
+        items = find_images(sources, SourceOptions(**options))  # type: ignore[arg-type]
+    return {item.id: (item.label, item.captions) for item in items}, [str(each.message) for each in caught]
+
+
+def captions(*sources: Path, **options: str) -> dict[str, tuple[str, ...]]:
+    """Captions by id, where nothing is told."""
+    found, messages = told(*sources, **options)
+    assert messages == []
+    return {id: words[1] for id, words in found.items()}
+
+
+def labels(*sources: Path, **options: str) -> dict[str, str | None]:
+    found, messages = told(*sources, **options)
+    assert messages == []
+    return {id: words[0] for id, words in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+@pytest.mark.parametrize(
+    ("image", "file", "text"),
+    [
+        ("1.png", "1.txt", "a cat"),
+        ("1.PNG", "1.TXT", "a cat"),
+        ("1.png", "1.png.txt", "a cat"),
+        ("1.png", "1.caption", "a cat"),
+        ("1.png", "1.json", '{"prompt": "a cat"}'),
+        ("1.png", "captions/1.txt", "a cat"),
+        ("images/1.png", "captions/1.txt", "a cat"),
+        ("images/x/1.png", "captions/x/1.txt", "a cat"),
+        ("1.png", "metadata.jsonl", '{"file_name": "1.png", "prompt": "a cat"}'),
+        ("1.png", "METADATA.CSV", " File_Name , Caption \n1.png,a cat\n"),
+        ("1.png", "metadata.csv", "file_name;text\n1.png;a cat\n"),
+        ("Bild.PNG", "metadata.csv", "file_name,text\nbild.png,a cat\n"),
+        ("Caf\u00e9.png", "Cafe\u0301.txt", "a cat"),
+    ],
+)
+def test_a_caption_is_found_in_all_usual_places(tmp_path: Path, kind: str, image: str, file: str, text: str) -> None:
+    files: dict[str, bytes | str] = {image: png(7), file: text}
+    make = {"folder": fill, "tar": make_tar, "zip": make_zip}[kind]
+    source = make(tmp_path / ("x" if kind == "folder" else f"x.{kind}"), files)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no labels: |.*: no labels: ", VqtoolWarning)
+        (item,) = find_images([source])
+    assert item.captions == ("a cat",)
+    assert read_image(item, None)[0, 0, 0] == 7
+
+
+def test_a_label_is_found_in_a_cls_in_capitals(tmp_path: Path) -> None:
+    assert labels(fill(tmp_path, {"1.JPG": png(), "1.CLS": "cat\n"})) == {"1": "cat"}
+
+
+def test_metadata_in_the_parent_folder_is_used_and_may_speak_of_others(tmp_path: Path) -> None:
+    rows = [{"file_name": f"imgs/{name}.png", "text": name} for name in ("a", "b")]
+    rows.append({"file_name": "others/c.png", "text": "c"})
+    fill(tmp_path, {"imgs/a.png": png(), "imgs/b.png": png(), "metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    assert captions(tmp_path / "imgs") == {"a": ("a",), "b": ("b",)}
+    assert captions(tmp_path / "imgs" / "a.png", tmp_path / "imgs" / "b.png") == {"a": ("a",), "b": ("b",)}
+
+
+def test_files_of_a_glob_keep_metadata_and_class_folders(tmp_path: Path) -> None:
+    text = "file_name,text\ncat/1.png,one\n"
+    fill(tmp_path, {"cat/1.png": png(), "dog/2.png": png(), "metadata.csv": text, "dog/2.txt": "two"})
+    found, messages = told(*sorted(tmp_path.glob("*/*.png")))
+    assert (found, messages) == ({"1": ("cat", ("one",)), "2": ("dog", ("two",))}, [])
+
+
+def test_folders_of_a_glob_are_told_and_taken_for_classes_if_asked(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat/1.png": png(), "dog/2.png": png()})
+    found, messages = told(tmp_path / "cat", tmp_path / "dog")
+    assert found == {"1": (None, ()), "2": (None, ())}
+    assert len(messages) == 1
+    assert "give the folder that holds them" in messages[0]
+    assert labels(tmp_path / "cat", tmp_path / "dog", labels="folder") == {"1": "cat", "2": "dog"}
+
+
+def test_splits_above_classes_are_told_and_one_is_chosen(tmp_path: Path) -> None:
+    names = ["train/cat/1.png", "train/dog/2.png", "Val/cat/3.png", "test/dog/4.png"]
+    fill(tmp_path, {name: png() for name in names})
+    found, messages = told(tmp_path)
+    assert {words[0] for words in found.values()} == {"cat", "dog"}
+    assert len(found) == 4
+    assert messages == [
+        f"{tmp_path}: Val/, test/, train/ are splits, not classes: all are taken; `split` train takes one of them"
+    ]
+    assert labels(tmp_path, split="train") == {"train/cat/1": "cat", "train/dog/2": "dog"}
+    assert labels(tmp_path, split="validation") == {"Val/cat/3": "cat"}
+    with pytest.raises(VqtoolError, match="`split` held-out: there are Val, test, train"):
+        find_images([tmp_path], SourceOptions(split="held-out"))
+    with pytest.raises(VqtoolError, match="there are no folders train, val or test above"):
+        find_images([tmp_path / "train"], SourceOptions(split="train"))
+
+
+def test_class_folders_are_found_below_a_folder_that_holds_all(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {f"data/{name}.png": png() for name in ("cat/1", "dog/2")}
+    assert labels(make_zip(tmp_path / "x.zip", files)) == {"data/cat/1": "cat", "data/dog/2": "dog"}
+    files = {f"data/{name}.png": png() for name in ("train/cat/1", "train/dog/2")}
+    assert set(labels(make_zip(tmp_path / "y.zip", files)).values()) == {"cat", "dog"}
+
+
+def test_labels_that_differ_in_case_are_told_and_those_in_composition_are_one(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    fill(tmp_path, {f"{nfc}/1.png": png(), f"{nfd}/2.png": png(), "tea/3.png": png(), "Tea/4.png": png()})
+    found, messages = told(tmp_path)
+    assert {words[0] for words in found.values()} == {nfc, "tea", "Tea"}
+    assert messages == ["labels that differ in case only are different classes: Tea and tea"]
+
+
+def test_a_text_in_another_case_belongs_to_no_image_if_two_could_be_meant(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "A.png": png(), "a.txt": "small"})
+    if len(list(tmp_path.iterdir())) == 3:  # not on file systems that take both for one
+        assert captions(tmp_path) == {"A": (), "a": ("small",)}
+
+
+def test_rows_of_no_image_and_images_of_no_row_are_counted_and_named(tmp_path: Path) -> None:
+    rows = [{"file_name": f"img{i}.png", "text": "x"} for i in (1, 2)]
+    rows += [{"file_name": f"imgs{i}.png", "text": "x"} for i in (5, 6, 7, 8)]
+    fill(tmp_path, {f"img{i}.png": png() for i in (1, 2, 3)} | {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    _, messages = told(tmp_path)
+    first, second = messages
+    assert first.startswith(f"{tmp_path}/metadata.jsonl: 4 of its 6 rows name no image: 'imgs5.png' (nearest: 'img")
+    assert first.endswith("and 1 more")
+    assert second == f"1 of 3 images have no row in {tmp_path}/metadata.jsonl: img3.png"
+
+
+def test_metadata_without_a_known_column_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": png(), "metadata.csv": "file_name,description\n1.png,a cat\n"})
+    found, (message,) = told(tmp_path)
+    assert found == {"1": (None, ())}
+    assert (
+        "no captions and no labels are taken: its columns are description; known are text, caption, prompt" in message
+    )
+    table = f"{tmp_path}/metadata.csv:description"
+    assert message.endswith(f"`captions` {table} names another")
+    assert told(tmp_path, captions=table)[0] == {"1": (None, ("a cat",))}
+
+
+def test_words_that_belong_to_nothing_are_told(tmp_path: Path) -> None:
+    names = ["1.png", "README.txt", "gone.txt", "list.csv", "run.log.jsonl", "notes.md"]
+    fill(tmp_path, {name: png() if name.endswith("png") else "x" for name in names})
+    _, (message,) = told(tmp_path)
+    assert message.startswith(
+        f"{tmp_path}: 2 files of words beside no image of that name, not used: gone.txt, list.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"), [("all", ("one\n\n two",)), ("first", ("one",)), ("each", ("one", "two"))]
+)
+def test_of_a_text_of_several_lines_all_the_first_or_each_is_taken(
+    tmp_path: Path, lines: str, expected: tuple[str, ...]
+) -> None:
+    fill(tmp_path, {"1.png": png(), "1.txt": "one\n\n two\n", "2.png": png(), "2.txt": "short\n" * 9, "3.png": png()})
+    found, messages = told(tmp_path, caption_lines=lines)
+    assert found["1"][1] == expected
+    if lines == "each":
+        assert messages == []
+    else:
+        assert [message.split(": ", 1)[1] for message in messages] == [
+            f"2 captions of several lines: {'each is taken whole' if lines == 'all' else 'the first line is taken'}; "
+            "the longest, 2.txt, has 53 characters; `caption_lines` all, first or each chooses"
+        ]
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "1.png"}, {"id": 8, "file_name": "2.png"}],
+    "annotations": [{"image_id": 7, "caption": "a"}, {"image_id": 8, "caption": "c"}, {"image_id": 7, "caption": "b"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.json", json.dumps(COCO)),
+        ("c.json", '{"1.png": ["a", "b"], "2.png": "c"}'),
+        ("captions.txt", "image,caption\n1.png,a\n1.png,b\n2.png,c\n"),
+        ("Flickr8k.token.txt", "1.png#0\ta\n1.png#1\tb\n2.png#0\tc\n"),
+        ("results.csv", "image_name| comment_number| comment\n1.png| 0| a\n1.png| 1| b\n2.png| 0| c\n"),
+        ("c.jsonl", '{"file_name": "1", "text": ["a", "b"]}\n{"file_name": "x/2.png", "text": "c"}\n'),
+        ("c.tsv", "image_id\ttext\n1\ta\n1\tb\n2\tc\n"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "files", "zip", "hdf5"])
+def test_a_table_of_captions_that_is_named_gives_several_an_image(
+    tmp_path: Path, kind: str, name: str, text: str
+) -> None:
+    table = tmp_path / "tables" / name
+    fill(tmp_path, {"imgs/1.png": png(), "imgs/2.png": png(), f"tables/{name}": text})
+    sources = [tmp_path / "imgs"]
+    if kind == "files":
+        sources = [tmp_path / "imgs" / "1.png", tmp_path / "imgs" / "2.png"]
+    elif kind == "zip":
+        sources = [make_zip(tmp_path / "x.zip", {"1.png": png(), "2.png": png()})]
+    elif kind == "hdf5":
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["images"], file["id"] = np.zeros((2, 4, 4), np.uint8), ["1", "2"]
+        sources = [tmp_path / "x.h5"]
+    assert captions(*sources, captions=str(table)) == {"1": ("a", "b"), "2": ("c",)}
+
+
+def test_a_table_of_labels_that_is_named_goes_before_folders_and_none_takes_nothing(tmp_path: Path) -> None:
+    fill(
+        tmp_path, {"imgs/cat/1.png": png(), "imgs/dog/2.png": png(), "l.csv": "file,kind,class\n1.png,A,x\n2.png,B,y\n"}
+    )
+    imgs = tmp_path / "imgs"
+    assert labels(imgs, labels=f"{tmp_path}/l.csv") == {"cat/1": "x", "dog/2": "y"}
+    assert labels(imgs, labels=f"{tmp_path}/l.csv:Kind") == {"cat/1": "A", "dog/2": "B"}
+    assert labels(imgs, labels="none") == {"cat/1": None, "dog/2": None}
+    assert labels(imgs, labels="folder") == {"cat/1": "cat", "dog/2": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("gone.csv", "`captions` gone.csv: gone.csv cannot be read: No such file"),
+        ("c.csv:poem", r"c\.csv: has no column 'poem'; there are file_name, kind"),
+        ("c.csv", r"`captions` c\.csv: no captions in its columns file_name, kind; name one: c\.csv:COLUMN"),
+        ("other.csv", r"other\.csv: none of its 1 file names is one of the images \(the first: '9\.png'\)"),
+        ("empty.csv", r"empty\.csv: none of its 0 file names"),
+        ("bad.json", r"bad\.json: not JSON"),
+        ("list.json", r"list\.json: entry 1 is no object"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, {"imgs/1.png": png(), "c.csv": "file_name,kind\n1.png,x\n", "other.csv": "file,text\n9.png,x\n"})
+    fill(tmp_path, {"empty.csv": "file_name,text\n", "bad.json": "{", "list.json": "[1]"})
+    with pytest.raises(VqtoolError, match=message):
+        find_images(["imgs"], SourceOptions(captions=said))
+
+
+def test_several_captions_of_an_hdf5_and_other_names_of_its_columns(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"] = np.zeros((2, 4, 4), np.uint8)
+        file["labels"], file["captions"] = ["cat", "dog"], [["a", "b"], ["c", ""]]
+        file["scores"] = [0.5, 0.25]
+    found, (message,) = told(tmp_path / "x.h5")
+    assert found == {"0": ("cat", ("a", "b")), "1": ("dog", ("c",))}
+    assert "x.h5: scores are not used; known are id, ids, label, labels" in message
+
+
+def test_words_that_are_not_needed_are_not_read_and_those_that_are_wanted_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat/1.png": png(), "dog/2.png": png(), "metadata.jsonl": "{", "cat/1.txt": b"\xff"})
+    with pytest.raises(FormatError, match="not JSON"):
+        find_images([tmp_path])
+    assert [(item.id, item.label) for item in find_images([tmp_path], words="none")] == [
+        ("cat/1", None),
+        ("dog/2", None),
+    ]
+    with pytest.warns(VqtoolWarning, match="no captions and labels are taken: .*not JSON"):
+        assert [item.label for item in find_images([tmp_path], words="some")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"include": "*.jpg"}, ["b/2"]),
+        ({"include": "a/*,c.png"}, ["a/1", "c"]),
+        ({"exclude": "a/*"}, ["b/2", "c"]),
+        ({"include": "*.png", "exclude": "c.*"}, ["a/1"]),
+    ],
+)
+def test_patterns_include_and_exclude_files(tmp_path: Path, options: dict[str, str], expected: list[str]) -> None:
+    fill(tmp_path, {name: png() for name in ("a/1.png", "b/2.jpg", "c.png")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VqtoolWarning)
+        found = find_images([tmp_path], SourceOptions(**options))  # type: ignore[arg-type]
+    assert [item.id for item in found] == expected
+    with pytest.raises(VqtoolError, match="`include` and `exclude` leave no image"):
+        find_images([tmp_path], SourceOptions(include="*.gif"))
+
+
+def test_a_folder_that_is_given_on_the_other_side_is_left_out_and_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"imgs/1.png": png(), "decoded/1.png": png(), "x.png": png()})
+    with pytest.warns(VqtoolWarning, match="decoded: left out of .* given on the other side"):
+        found = find_images([tmp_path], words="none", leave_out=[tmp_path / "decoded"])
+    assert [item.id for item in found] == ["imgs/1", "x"]
+    assert len(find_images([tmp_path / "decoded"], words="none", leave_out=[tmp_path / "decoded"])) == 1
