@@ -231,6 +231,27 @@ def test_a_damaged_line_of_the_log_is_told_and_kept_and_the_run_goes_on(tmp_path
     assert log.read_bytes().splitlines(keepends=True) == lines
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"summary": {"step": "x"}}, "how far it is: step: a number is expected, not 'x'"),
+        ({"summary": {"step": 3, "seconds": 1.0}}, "how far it is: values is missing"),
+        ({"tensors": {}}, "damaged: its tensors do not fit the run"),
+        ({"moments": torch.zeros(7)}, r"damaged: its tensors do not fit the run: a moment of shape \(7,\)"),
+    ],
+)
+def test_a_forged_state_is_refused_in_one_line(tmp_path, change, message):
+    run(Line(), pull_up, tmp_path)
+    path = tmp_path / "state.safetensors"
+    header, tensors = loop.artifacts.load(path)
+    given = {"summary": header.summary, "tensors": tensors, **change}
+    if "moments" in given:
+        given["tensors"] = {**tensors, "optimizer.0.exp_avg": given.pop("moments")}
+    loop.artifacts.save(path, kind="training-state", config=header.config, force=True, **given)
+    with pytest.raises(FormatError, match=rf"state\.safetensors: {message}"):
+        run(Line(), pull_up, tmp_path, resume=True)
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     log = RunLog(tmp_path / "log.jsonl", 0)
     log._file.close()

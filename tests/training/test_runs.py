@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqtool import artifacts
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.training.runs import RunFiles, RunOptions, choose_steps
 
 
@@ -64,6 +64,22 @@ def test_a_run_that_goes_on_keeps_its_length_and_is_given_no_other(tmp_path):
     assert choose_steps(RunOptions(minutes=2.5), files, default=never, step_seconds=never) == 70
     with pytest.raises(VqtoolError, match=r"`minutes` 1: it was 2\.5, which were 70 steps, when the run began"):
         choose_steps(RunOptions(minutes=1), files, default=never, step_seconds=never)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"data": {}, "settings": {}}, "damaged: it does not say how many steps the run has"),
+        ({"data": {}, "settings": []}, "what the run began with: settings: "),
+        ({"data": {"grids": 3}, "settings": {"steps": 2}}, "what the run began with: data: a text is expected, not 3"),
+        ({"data": {}, "settings": {"steps": 2}, "minutes": "x"}, "what the run began with: minutes: "),
+    ],
+)
+def test_a_state_with_forged_settings_is_refused_by_field(tmp_path, config, message):
+    artifacts.save(tmp_path / "p.state.safetensors", kind="training-state", config=config, tensors={})
+    files = RunFiles.open(tmp_path / "p.safetensors", resume=True, force=False)
+    with pytest.raises(FormatError, match=rf"p\.state\.safetensors: {message}"):
+        choose_steps(RunOptions(), files, default=int, step_seconds=float)
 
 
 def test_the_state_of_an_earlier_version_is_told_as_that(tmp_path):

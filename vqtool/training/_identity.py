@@ -1,41 +1,72 @@
-"""What a run is made from: data and settings, which have to be the same where it goes on."""
+"""What a run is made from, data and settings, which have to be the same where it goes on; and how far it is."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vqtool import artifacts
-from vqtool.errors import MismatchError
+from vqtool.errors import FormatError, MismatchError
+from vqtool.trust import parse_record
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Data and settings that the run of a state file began with.
+@dataclass(frozen=True)
+class Identity:
+    """What a run is made from, as its state file has it."""
+
+    data: Mapping[str, str]  # digests of what is learnt from
+    settings: Mapping[str, Any]  # by the names that users know
+    minutes: float | None = None  # where the length was asked for in these
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the run."""
+        return int(self.settings["steps"])
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run is, as its state file has it."""
+
+    step: int
+    seconds: float
+    values: Mapping[str, float]  # of the last logged step
+    best: tuple[int, float] | None = None  # step and value of the weights that measured best
+
+
+def read_identity(path: Path) -> Identity:
+    """What the run of a state file was made from.
 
     Raises:
-        MismatchError: the state of a version of vqtool that wrote them in another way.
+        MismatchError: the state of a version of vqtool that wrote it in another way.
+        FormatError: damaged.
     """
     config = artifacts.read_header(path).config
-    if not all(isinstance(config.get(part), dict) for part in ("data", "settings")):
+    if not {"data", "settings"} <= config.keys():
         raise MismatchError(f"{path}: the state of an earlier version of vqtool: start anew without `resume`")
-    return config
+    found = parse_record(Identity, config, f"{path}: what the run began with")
+    if not isinstance(found.settings.get("steps"), int):
+        raise FormatError(f"{path}: damaged: it does not say how many steps the run has")
+    return found
 
 
-def check_identity(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
     """Raise unless a run began with the data and settings that are wanted now.
 
     Raises:
         MismatchError: it did not.
     """
     remedy = "resume with the settings and data of the start, or start anew without `resume`"
-    old, new = begun["settings"], wanted["settings"]
+    begun = read_identity(path)
+    old, new = begun.settings, wanted["settings"]
     for name in [*new, *old]:  # what others follow from comes first
         before, now = old.get(name), new.get(name)
         if before != now:
             short = _is_short(before) and _is_short(now)
             was = f"was {before} when the run began, now it is {now}" if short else "is not what the run began with"
             raise MismatchError(f"{path}: `{name}` {was}: {remedy}")
-    for name in sorted({*begun["data"], *wanted["data"]}):
-        if begun["data"].get(name) != wanted["data"].get(name):
+    for name in sorted({*begun.data, *wanted["data"]}):
+        if begun.data.get(name) != wanted["data"].get(name):
             raise MismatchError(f"{path}: not the {name} that the run began with: {remedy}")
 
 

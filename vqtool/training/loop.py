@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqtool import artifacts, distributed, rng
-from vqtool.errors import VqtoolError
+from vqtool.errors import FormatError, VqtoolError
 from vqtool.progress import Progress, silent
-from vqtool.training._identity import check_identity, read_config
+from vqtool.training._identity import Reached, check_identity, read_identity
 from vqtool.training._log import RunLog
 from vqtool.training._signals import interruptible
+from vqtool.trust import parse_record
 
 STATE_KIND = "training-state"
 
@@ -165,23 +166,33 @@ class _Run:
         if not path.exists():
             raise VqtoolError(f"{path}: nothing to resume from: the file does not exist; start without `resume`")
         header, tensors = artifacts.load(path, STATE_KIND)
-        check_identity(path, read_config(path), json.loads(json.dumps(identity)))
+        check_identity(path, json.loads(json.dumps(identity)))
+        reached = parse_record(Reached, header.summary, f"{path}: how far it is")
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-        self.bare.load_state_dict(part("model."))
-        self.ema.load_state_dict(part("ema."))
-        self.memory.load_state_dict(part("memory."))
-        self.best.load_state_dict(part("best."))
-        self.best_step, self.best_value = header.summary.get("best", (0, math.inf))
+        try:
+            for prefix, module in (("model.", self.bare), ("ema.", self.ema), ("memory.", self.memory)):
+                module.load_state_dict(part(prefix))
+            self.best.load_state_dict(part("best."))
+            self._load_moments(part("optimizer."))
+        except (RuntimeError, LookupError, ValueError) as error:
+            raise FormatError(f"{path}: damaged: its tensors do not fit the run: {error}") from error
+        self.step, self.seconds, self.values = reached.step, reached.seconds, dict(reached.values)
+        self.best_step, self.best_value = reached.best or (0, math.inf)
+
+    def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
+        learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
+        for name, tensor in tensors.items():
             index, _, key = name.partition(".")
+            if key != "step" and tensor.shape != learned[int(index)].shape:
+                raise ValueError(
+                    f"a moment of shape {tuple(tensor.shape)} of {tuple(learned[int(index)].shape)} numbers"
+                )
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step, self.seconds = int(header.summary["step"]), float(header.summary["seconds"])
-        self.values = header.summary.get("values", {})
 
     def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
         """One step of the optimiser; the loss and metrics of the batch, averaged over the processes."""
@@ -277,7 +288,7 @@ def run(
     identity = {"data": data, "settings": {**settings, **fixed}, "minutes": config.minutes}
     if resume:
         training.load(state_path, identity)
-        identity["minutes"] = read_config(state_path).get("minutes")
+        identity["minutes"] = read_identity(state_path).minutes
     log = RunLog(log_path, training.step)
 
     def detail() -> str:

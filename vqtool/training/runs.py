@@ -8,7 +8,7 @@ from vqtool.artifacts import refuse_existing
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.progress import Notify, ignore
-from vqtool.training._identity import read_config
+from vqtool.training._identity import read_identity
 
 SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
 
@@ -110,8 +110,8 @@ def choose_steps(
         VqtoolError: a resumed run is to take other minutes than it began with.
     """
     if files.resume:
-        begun = read_config(files.state)
-        kept, minutes = int(begun["settings"]["steps"]), begun.get("minutes")
+        begun = read_identity(files.state)
+        kept, minutes = begun.num_steps, begun.minutes
         if run.minutes not in (None, minutes):
             was = f"{kept} steps" if minutes is None else f"{minutes:g}, which were {kept} steps,"
             raise VqtoolError(f"`minutes` {run.minutes:g}: it was {was} when the run began: leave it out")
