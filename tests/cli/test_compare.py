@@ -1,8 +1,11 @@
 """vqtool compare: what the table, the JSON and the picture say of each sampler, and going on with a comparison."""
 
+import errno
 import json
+import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +213,19 @@ def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(fo
     assert {**after, "rows": 0} == {**before, "rows": 0}
     ancestral, halton = ([(name, steps) for steps in (2, 3, 4)] for name in ("ancestral", "halton"))
     assert measured == [*ancestral[:2], "stop", ancestral[2], *halton, ("entropy", None)]
+
+
+def test_a_full_disk_ends_a_comparison_and_leaves_the_rows_before(folder, vqtool, monkeypatch):
+    assert vqtool("compare", *SMALL[:-2], "-o", "c.json").code == 0
+    before = (folder / "c.json").read_bytes()
+
+    def full(path, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = vqtool("compare", *SMALL, "-o", "c.json", "--resume")
+    assert (result.code, error_lines(result.err)) == (1, ["error: c.json: cannot be written: No space left on device"])
+    assert (folder / "c.json").read_bytes() == before
 
 
 def test_one_seed_gives_the_errors_that_the_metrics_know(folder, vqtool):

@@ -200,10 +200,12 @@ def _measure(
     with progress("compare", len(left), "trials") as advance:
         for trial in left:
             try:
-                results.add(trials.measure_trial(prior, trial, **arguments))
+                row = trials.measure_trial(prior, trial, **arguments)
             except VqtoolError as error:
                 failed = error
                 warn(f"left out: {trial.series}, {trial.steps} steps: {error}")
+            else:
+                results.add(row)
             advance(1)
     if failed is not None and not results.rows:
         raise VqtoolError(f"no trial could be measured; the last one: {failed}") from failed
