@@ -9,11 +9,14 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vqtool.errors import VqtoolError
 
 # Streams keep uses apart that share a seed, an index and a step.
 TRAINING = 1
@@ -57,6 +60,12 @@ def uniform(
 def generator(seed: int, step: int, *, stream: int = 0) -> np.random.Generator:
     """A NumPy generator for choices that are made once a run or once a step (subsets, permutations)."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64), counter=[0, 0, step, 1]))
+
+
+def check_seed(seed: Any) -> None:
+    """Raise VqtoolError unless this is a seed, a whole number from 0 to MAX_SEED."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise VqtoolError(f"`seed` {seed}: a whole number from 0 to 2**63 - 1 is expected")
 
 
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:

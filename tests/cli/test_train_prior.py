@@ -92,6 +92,8 @@ def test_python_trains_what_the_command_trains_and_is_told_of_every_step(folder,
     )
     with pytest.raises(TypeError, match="no options are called heads"):
         api.train_prior("tok.h5", "mine.safetensors", heads=3)
+    with pytest.raises(VqtoolError, match="`seed` -1: a whole number from 0"):
+        api.train_prior("tok.h5", "mine.safetensors", seed=-1)
     with pytest.raises(VqtoolError, match="`keep` all: unknown; known are last, best"):
         api.train_prior("tok.h5", "mine.safetensors", keep="all")
 

@@ -25,6 +25,7 @@ from vqtool.errors import VqtoolError
 from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
+from vqtool.rng import check_seed
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
 from vqtool.samplers._texts import choose_texts, condition
@@ -167,8 +168,7 @@ class Method:
         tiling = build_tiling(prior, size, **tiles)
         if settings.guide_with is not None:
             build_tiling(settings.guide_with, size, **tiles)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_NUMBER:
-            raise VqtoolError(f"`seed` {seed}: a whole number from 0 to 2**63 - 1 is expected")
+        check_seed(seed)
         own = {} if grid_size is None else {"grid_size": size}
         return cls(prior, sampler, options, settings, tiling, seed, {**chosen, **given, **own, **tiles})
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.rng import check_seed
 from vqtool.tokenizers import Tokenizer, load_tokenizer, quantizers
 from vqtool.tokenizers.quantizers import Quantizer
 from vqtool.training._autoencoder import Autoencoder, check_codes_learn
@@ -69,6 +70,7 @@ def finetune_tokenizer(
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
     judge, parts = split_options(options)
+    check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     old = load_tokenizer(tokenizer)
     model = build_model(load_tokenizer(tokenizer), seed, learn_codes=not keep_codes, discriminator=judge)

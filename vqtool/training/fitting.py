@@ -78,7 +78,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None,
 
 def sides(size: int | str | tuple[int, int]) -> tuple[int, int]:
     """(h, w) of a size as people write it."""
-    return size if isinstance(size, tuple) else parse_size(str(size), "`size`")
+    return parse_size("x".join(map(str, size)) if isinstance(size, tuple) else str(size), "`size`")
 
 
 class TokenizerObjective:

@@ -19,6 +19,7 @@ from vqtool.images.preview import preview_grid, save_image
 from vqtool.options import Checked, distribute, option
 from vqtool.priors import GridSpec, Prior
 from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
@@ -101,6 +102,7 @@ def train_prior(
     diffusion, loss, network, condition, run, machine = distribute(
         options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, PriorRunOptions, MachineOptions
     )
+    check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     header, batch = _read(grids)
     conditioner = condition.build(batch, network.denoiser)

@@ -8,6 +8,7 @@ from typing import Any
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, distribute, option
 from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.rng import check_seed
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, load_tokenizer, quantizers
 from vqtool.training._autoencoder import build_model
 from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split_options
@@ -82,6 +83,7 @@ def train_tokenizer(
     (network,) = distribute({n: rest.pop(n) for n in ("network", "quantizer") if n in rest}, NetworkOptions)
     judge, parts = split_options(rest)
     start = _load_start(from_, {"network": network.network, **codes})
+    check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     quantizer = network.quantizer or ("cosine" if start is not None and start.lookup == "cosine" else "ema")
     base = SIZES[network.network or DEFAULT_NETWORK] if start is None else start.config
