@@ -215,6 +215,13 @@ def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(fo
     assert measured == [*ancestral[:2], "stop", ancestral[2], *halton, ("entropy", None)]
 
 
+def test_resume_auto_begins_or_goes_on(folder, vqtool):
+    line = ["-n", 2, "--seeds", 0, "--sampler", "fewer", "-o", "c.json", "--resume", "auto"]
+    for steps in ("2", "2,3"):
+        assert vqtool("compare", *line, "--steps", steps).code == 0
+    assert [row["steps"] for row in json.loads((folder / "c.json").read_text())["rows"]] == [2, 3]
+
+
 def test_a_full_disk_ends_a_comparison_and_leaves_the_rows_before(folder, vqtool, monkeypatch):
     assert vqtool("compare", *SMALL[:-2], "-o", "c.json").code == 0
     before = (folder / "c.json").read_bytes()

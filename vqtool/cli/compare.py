@@ -10,6 +10,7 @@ from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, Strict, names
 from vqtool.cli.sampling import GUIDANCE, text_arguments
+from vqtool.cli.training import ResumeAuto
 
 
 @command
@@ -25,9 +26,13 @@ def compare(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Keep the rows of the file; measure the rest.", rich_help_panel=advanced(INPUT_OUTPUT)
+            "--resume",
+            metavar="[auto]",
+            help="Keep the rows of the file; auto: if there is one.",
+            rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = False,
+    resume_auto: ResumeAuto = None,
     force: Force = False,
     sampler: Annotated[
         list[str] | None,
@@ -81,8 +86,16 @@ def compare(
         return
     skipped, path = Skipped(strict), None if output is None or str(output) == "-" else output
     model = load_prior(prior).to(choose_device(device))
-    how: dict[str, Any] = {"output": path, "plot": plot, "resume": resume, "force": force, "tokenizer": tokenizer}
-    how |= {"notify": echo, "progress": progress, "on_error": skipped.on_error, **trials, **guidance, **metrics}
+    files = {"output": path, "plot": plot, "resume": resume_auto or resume, "force": force, "tokenizer": tokenizer}
+    how: dict[str, Any] = {
+        **files,
+        "notify": echo,
+        "progress": progress,
+        "on_error": skipped.on_error,
+        **trials,
+        **guidance,
+        **metrics,
+    }
     how |= text_arguments(model, labels, captions, captions_file)
     found = compare(model, sampler=sampler or [], options=option or [], ref=ref or [], **how)
     print_table(*found.table())

@@ -58,7 +58,7 @@ def compare(
     device: str = "auto",
     output: str | Path | None = None,
     plot: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
     notify: Notify = lambda text: None,
@@ -78,7 +78,7 @@ def compare(
         device: for a prior that is a file.
         output: JSON file to write; a row is in it as soon as it is measured.
         plot: PNG file to draw the scores over the calls to.
-        resume: keep the rows that `output` has already, and measure the rest.
+        resume: keep the rows that `output` has already, and measure the rest; "auto": if it is there.
         force: overwrite what is there.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         notify: is told what is drawn, and what was measured before.
@@ -96,6 +96,9 @@ def compare(
     wanted, *_ = distribute(chosen, TrialOptions, *metric_options())
     of_metrics = {name: value for name, value in chosen.items() if name not in vars(wanted)}
     path, references = None if output is None else Path(output), _paths(ref)
+    if resume not in (True, False, "auto"):
+        raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
+    resume = resume is True or (resume == "auto" and path is not None and path.exists())
     _check_files(path, plot, references, resume=resume, force=force)
     model = prior if isinstance(prior, Prior) else load_prior(prior).to(choose_device(device))
     varied = trials.parse_options(options) if not isinstance(options, Mapping) else options
