@@ -285,10 +285,10 @@ def leave_partial(encode):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer": "other"}, "a run with tokenizer "),
-        ({"size": "24"}, "a run with image size 16x16, but now it is 24x24"),
-        ({"more": "05"}, "a run with num 5, but now it is 6"),
-        ({"label": "01"}, "a run with images sha256:"),
+        ({"tokenizer": "other"}, "a run with other --tokenizer:"),
+        ({"size": "24"}, "a run with `image_size` 16x16, but now it is 24x24"),
+        ({"more": "05"}, "a run with `num` 5, but now it is 6"),
+        ({"label": "01"}, "a run with other images:"),
     ],
 )
 def test_a_run_of_other_settings_or_images_is_not_gone_on_with(encode, work, other_tokenizer_path, change, message):

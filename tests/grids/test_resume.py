@@ -78,6 +78,22 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(folder, vqtool):
     assert f"sample: {40 - num} grids" in result.err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_polite_signals_keep_what_is_done_and_resume_auto_goes_on(folder, vqtool, number):
+    assert vqtool("sample", *RUN, "-o", "whole.h5").code == 0
+    process = start("sample", *RUN, "-b", 1, "-o", "x.h5", "--resume", "auto", stderr=subprocess.PIPE)
+    assert interrupt_when(process, folder / "x.partial.h5", 1, number)
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.returncode == 130
+    kept = re.search(r"interrupted: (\d+) grids are kept in x.partial.h5; --resume goes on with them", errors)
+    result = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
+    assert f"sample: {40 - int(kept[1])} grids" in result.err
+    assert datasets("x.h5") == datasets("whole.h5")
+    again = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
+    assert (again.code, "x.h5: exists" in again.err) == (1, True)
+
+
 def test_a_killed_run_is_not_overwritten_unless_forced(folder, vqtool):
     leave_partial(vqtool)
     before = (folder / "x.partial.h5").read_bytes()
@@ -102,15 +118,15 @@ def leave_partial(vqtool, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "6"], "a run with seed 5, but now it is 6"),
-        (["--start", "8"], "a run with start 7, but now it is 8"),
-        (["-n", "41"], "a run with num 40, but now it is 41"),
-        (["--steps", "4"], "a run with steps 3, but now it is 4"),
-        (["--purity"], "a run with sampler ancestral, but now it is purity"),
-        (["--rule", "mixture"], "a run with rule not given, but now it is mixture"),
-        (["--temperature", "0.5"], "a run with temperature 1.0, but now it is 0.5"),
-        (["--caption", "a cat"], "a run with captions sha256:"),
-        (["other.safetensors"], "a run with prior "),
+        (["--seed", "6"], "a run with --seed 5, but now it is 6"),
+        (["--start", "8"], "a run with --start 7, but now it is 8"),
+        (["-n", "41"], "a run with --num 40, but now it is 41"),
+        (["--steps", "4"], "a run with --steps 3, but now it is 4"),
+        (["--purity"], "a run with --sampler ancestral, but now it is purity"),
+        (["--rule", "mixture"], "a run with --rule not given, but now it is mixture"),
+        (["--temperature", "0.5"], "a run with --temperature 1.0, but now it is 0.5"),
+        (["--caption", "a cat"], "a run with other --caption:"),
+        (["other.safetensors"], "a run with other prior:"),
     ],
 )
 def test_a_run_of_other_settings_is_not_gone_on_with(folder, vqtool, arguments, message):

@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Images, Strict, TokenizerOption
+from vqtool.cli.options import BatchSize, Device, Force, Images, Resume, ResumeAuto, Strict, TokenizerOption
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -33,9 +33,8 @@ def encode(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     strict: Strict = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same settings, to the same file.")
-    ] = False,
+    resume: Resume = False,
+    resume_auto: ResumeAuto = None,
     force: Force = False,
 ) -> None:
     """Turn images into token grids.
@@ -73,7 +72,7 @@ def encode(
         image_size=parse_size(size),
         batch_size=batch_size,
         device=device,
-        resume=resume,
+        resume=resume_auto or resume,
         force=force,
         on_error=skipped.on_error,
         on_start=start,

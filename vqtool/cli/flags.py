@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from vqtool.cli.help import METHOD, advanced
 from vqtool.errors import VqtoolError
@@ -86,9 +87,6 @@ class FlagGroup:
         """The same flags, some of them in other groups of the help."""
         return replace(self, panels=self.panels | panels)
 
-    def __add__(self, other: "FlagGroup") -> "FlagGroup":
-        return FlagGroup(self.options + other.options, self.panels | other.panels)
-
     def __or__(self, other: "FlagGroup") -> "FlagGroup":
         """The flags of both."""
         return FlagGroup(self.options + other.options, self.panels | other.panels)
@@ -107,8 +105,10 @@ class FlagGroup:
 
 
 def flag_of_parameter(part: inspect.Parameter) -> str:
-    """The flag of a parameter of a typer command: the long one that it declares, or the one of its name."""
+    """The flag of a parameter of a typer command, the long one that it declares or is named for; the name of others."""
     for details in getattr(part.annotation, "__metadata__", ()):
+        if isinstance(details, ArgumentInfo):
+            return part.name
         declared = [getattr(details, "default", None), *(getattr(details, "param_decls", None) or ())]
         for name in declared:  # in an annotation, typer takes the first for the default
             if isinstance(name, str) and name.startswith("--"):

@@ -36,6 +36,19 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite what is th
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first bad input.", rich_help_panel=advanced(INPUT_OUTPUT))
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Go on with an interrupted run of the same flags; auto: if there is one.",
+        rich_help_panel=advanced(INPUT_OUTPUT),
+    ),
+]
+ResumeAuto = Annotated[
+    str | None,
+    typer.Option("--resume-auto", hidden=True, help="What --resume auto stands for."),
+]
 Seed = Annotated[
     int,
     typer.Option("--seed", help="Same seed, same result.", callback=check_seed, rich_help_panel=METHOD),

@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, Labels, RareTokenizer, Seed
+from vqtool.cli.options import Captions, Device, Force, Labels, RareTokenizer, Resume, ResumeAuto, Seed
 from vqtool.cli.sampling import Purity, SamplingFlags, sampling_arguments, text_arguments
 
 DEFAULT_NUM = 64
@@ -34,12 +34,8 @@ def sample(
             rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with an interrupted run of the same flags.", rich_help_panel=advanced(INPUT_OUTPUT)
-        ),
-    ] = False,
+    resume: Resume = False,
+    resume_auto: ResumeAuto = None,
     force: Force = False,
     purity: Purity = False,
     how: SamplingFlags,
@@ -68,7 +64,7 @@ def sample(
 
         cat prompts.txt | vqtool sample --captions - | vqtool decode -o preview.png
 
-        vqtool sample -n 50000 -o many.h5 --resume
+        vqtool sample -n 50000 -o many.h5 --resume auto
 
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
@@ -84,7 +80,13 @@ def sample(
     texts = text_arguments(model, labels, captions, captions_file)
     if num is None:
         num = len(texts.get("labels") or texts.get("captions") or ()) if captions_file else DEFAULT_NUM
-    how |= texts | {"start": start, "seed": seed, "tokenizer": tokenizer, "resume": resume, "force": force}
+    how |= texts | {
+        "start": start,
+        "seed": seed,
+        "tokenizer": tokenizer,
+        "resume": resume_auto or resume,
+        "force": force,
+    }
     done = sample_to_file(model, output, num, notify=echo, progress=progress, **how)
     if not how.get("dry_run"):
         echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {done}")

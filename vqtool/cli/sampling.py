@@ -20,14 +20,14 @@ GUIDANCE = FlagGroup.of_file(
 )
 _SAMPLING = (
     FlagGroup.of_registered("samplers", what="Sampler", panel=METHOD, chooser="sampler")
-    + FlagGroup.of_file(
+    | FlagGroup.of_file(
         "samplers/_settings.py",
         "Settings",
         panel=METHOD,
         panels=GUIDANCE.panels | {"temperature": advanced(METHOD), "top_k": advanced(METHOD)},
     )
-    + FlagGroup.of_file("samplers/_tiles.py", "TileOptions", panel=METHOD)
-    + FlagGroup.of_file(
+    | FlagGroup.of_file("samplers/_tiles.py", "TileOptions", panel=METHOD)
+    | FlagGroup.of_file(
         "samplers/runs.py", "RunOptions", panel=advanced(MACHINE), panels={"trajectory": advanced(INPUT_OUTPUT)}
     )
 )

@@ -24,10 +24,6 @@ Resume = Annotated[
         rich_help_panel=advanced(LENGTH),
     ),
 ]
-ResumeAuto = Annotated[
-    str | None,
-    typer.Option("--resume-auto", hidden=True, help="What --resume auto stands for."),
-]
 Seed = Annotated[
     int,
     typer.Option("--seed", help="Same seed, same result.", callback=check_seed, rich_help_panel=advanced(METHOD)),

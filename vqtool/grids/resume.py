@@ -11,12 +11,15 @@ import json
 import math
 import os
 import re
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 from vqtool import distributed
@@ -29,22 +32,35 @@ from vqtool.grids.writer import GridWriter, read_journal, write_file
 from vqtool.outputs import explained, is_stream, refuse_terminal
 
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
+_DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
 _MAY_DIFFER = ("command", "time")  # of the last record of a history
 
 
-def check_resumable(output: Path | str, *, resume: bool, force: bool) -> None:
+def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> bool:
     """Refuse early to overwrite a result or a run that could be resumed, or to resume nothing.
+
+    Args:
+        output: of the run.
+        resume: go on with a run that is there; "auto": if there is one.
+        force: overwrite an existing file or run.
+
+    Returns:
+        Whether a run is gone on with.
 
     Raises:
         VqtoolError: as said; or the output is a terminal, or cannot be written.
     """
+    if resume not in (True, False, "auto"):
+        raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
     refuse_terminal(output)
     if is_stream(output):
         if resume:
             raise VqtoolError("`resume` goes on with a file: name it with `output`; of a stream nothing is kept")
-        return
-    refuse_existing(output, force=force or resume)
+        return False
     own = partial_paths(output)
+    if resume == "auto":
+        resume = any(path.exists() for path in own)
+    refuse_existing(output, force=force or bool(resume))
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:
         raise VqtoolError(f"{others[0]}: a run of another number of processes is there: `force` starts anew")
@@ -54,6 +70,7 @@ def check_resumable(output: Path | str, *, resume: bool, force: bool) -> None:
         )
     if resume and not any(path.exists() for path in own):
         raise VqtoolError(f"{own[0]}: no earlier run is there to go on with: start without `resume`")
+    return bool(resume)
 
 
 def partial_paths(output: Path | str) -> list[Path]:
@@ -181,7 +198,8 @@ def resumable_writer(
             return
         with Journal(paths[distributed.rank()], header, resume=resume, output=output) as writer:
             try:
-                yield writer
+                with _signals_interrupt():
+                    yield writer
             except KeyboardInterrupt as error:
                 kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
                 raise KeyboardInterrupt(kept if writer.num_grids else "") from error
@@ -223,15 +241,35 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
 
 
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let a polite kill, a terminal that is gone, and what SLURM sends ahead of the end interrupt like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP", "SIGUSR1") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
     """Raise MismatchError unless two headers are of the same run; names the first difference."""
     before, now = _settings(old), _settings(new)
     for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
             shown = [_shown(values.get(name)) for values in (before, now)]
+            what = f"a run with `{name}` {shown[0]}, but now it is {shown[1]}"
+            if any(_DIGEST.fullmatch(each) for each in shown):
+                what = f"a run with other `{name}`"
             raise MismatchError(
-                f"{path}: a run with {name.replace('_', ' ')} {shown[0]}, but now it is {shown[1]}: "
-                "resume with what the run was started with, or start anew with `force`"
+                f"{path}: {what}: resume with what the run was started with, or start anew with `force`"
             )
 
 

@@ -133,8 +133,9 @@ class Method:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What stands in a history: lists for tuples, the fingerprint of a second prior."""
-        return {"sampler": self.sampler, **describe(self.chosen)}
+        """What stands in a history: what was asked for, and the settings that have a number in any case."""
+        numbers = {name: getattr(self.settings, name) for name in ("cfg_scale", "temperature", "truncation")}
+        return {"sampler": self.sampler, **numbers, **describe(self.chosen)}
 
     @classmethod
     def build(

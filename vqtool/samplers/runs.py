@@ -197,7 +197,7 @@ def sample_to_file(
     captions: Sequence[str] | None = None,
     start: int = 0,
     tokenizer: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     notify: Notify = ignore,
     progress: Progress = silent,
@@ -215,7 +215,7 @@ def sample_to_file(
         captions: drawn in turn, if the prior takes captions.
         start: number of the first sample.
         tokenizer: that a trajectory is decoded with; None for the one that the prior names.
-        resume: go on with an interrupted run of the same arguments, to the same file.
+        resume: go on with an interrupted run of the same arguments, to the same file; "auto": if there is one.
         force: overwrite what is there.
         notify: is told, line by line, what is done and what it takes.
         progress: shows how far it is; see `vqtool.progress`.
@@ -234,8 +234,7 @@ def sample_to_file(
         raise VqtoolError(f"`num` {num}: at least 1 grid has to be drawn")
     if not 0 <= start <= MAX_NUMBER - num:
         raise VqtoolError(f"`start` {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
-    if not options.dry_run:
-        check_resumable(output, resume=resume, force=force)
+    go_on = False if options.dry_run else check_resumable(output, resume=resume, force=force)
     texts, kind = choose_texts(prior, labels, captions, notify), prior.conditioner.kind
     method = Method.build(prior, has_condition=bool(texts), **how)
     place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
@@ -257,7 +256,7 @@ def sample_to_file(
     find = partial(tokenizer_of, header, prior.location or None, given=tokenizer)
     with (
         animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify) as observe,
-        resumable_writer(output, header, resume=resume, force=force) as writer,
+        resumable_writer(output, header, resume=go_on, force=force) as writer,
     ):
         left = samples[writer.num_grids :]
         draw = partial(method.batches, len(left), start=left.start, **rows)

@@ -48,7 +48,7 @@ def encode(
     image_size: tuple[int, int] = (64, 64),
     batch_size: int = 32,
     device: str = "auto",
-    resume: bool = False,
+    resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
     on_start: Callable[[GridHeader, int], None] | None = None,
@@ -67,7 +67,7 @@ def encode(
         image_size: (height, width) pixels that images are brought to.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
-        resume: go on with what an earlier run of the same settings has left.
+        resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
         on_start: told the header of the grids and the number of images, before the first is read.
@@ -80,7 +80,7 @@ def encode(
         VqtoolError: the output is there or cannot be written; an image, or all of them, cannot be read.
         MismatchError: what an earlier run has left is of other settings or images; names the first difference.
     """
-    check_resumable(output, resume=resume, force=force)
+    resume = check_resumable(output, resume=resume, force=force)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
