@@ -8,9 +8,8 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, Strict, names
+from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, ResumeAuto, Strict, names
 from vqtool.cli.sampling import GUIDANCE, text_arguments
-from vqtool.cli.training import ResumeAuto
 
 
 @command
