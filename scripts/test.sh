@@ -25,5 +25,5 @@ check ruff check .
 check ruff format --check .
 check mypy
 echo "== pytest" >&2 # the last, so that its closing line is
-"$python" -m pytest -n 2 -m "not gpu and not network and not release" "$@" || status=1
+"$python" -m pytest -n 2 --dist worksteal -m "not gpu and not network and not release" "$@" || status=1
 exit "$status"

@@ -20,4 +20,4 @@ python=$folder/bin/python
 [[ -x $python ]] || "$base" -m venv "$folder"
 "$python" -m pip install --quiet --disable-pip-version-check --requirement constraints-lowest.txt
 export PATH="$folder/bin:$PATH" PYTHONPATH="$PWD" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-"$python" -m pytest -n 2 -p no:cacheprovider -W default -m "not slow and not gpu and not network and not release" "$@"
+"$python" -m pytest -n 2 --dist worksteal -p no:cacheprovider -W default -m "not slow and not gpu and not network and not release" "$@"

@@ -1,11 +1,9 @@
 """`vqtool train-prior`: files, conditions, resuming and what is refused."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from PIL import Image
 from support.command_lines import leaf_commands
 from support.commands import error_lines, start
+from support.two import run_in_two
 
 import vqtool as api
 from vqtool import artifacts, denoisers
@@ -333,10 +332,7 @@ SEVERAL = [(), ("--loss", "bound", "--times", "importance", "-T", 2, "--steps", 
 def test_two_processes_have_the_losses_of_one(folder, vqtool, more):
     options = (*SHORT, "--preview-every", 0, *more)
     assert vqtool("train-prior", *options, "-o", "one.safetensors").code == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    command = [*launch, "-m", "vqtool", "train-prior", *map(str, options), "-o", "two.safetensors"]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = run_in_two("vqtool", "train-prior", *options, "-o", "two.safetensors")
     assert done.returncode == 0, done.stderr.decode()
     losses = [
         [json.loads(line)["loss"] for line in Path(f"{name}.log.jsonl").read_text().splitlines()]

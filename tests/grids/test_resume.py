@@ -5,7 +5,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from support.commands import error_lines, start
 from support.exact import random_prior
+from support.two import run_in_two
 
 from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.grids.resume import Journal, resumable_writer
@@ -161,14 +161,7 @@ def test_what_cannot_be_gone_on_with_is_said_in_one_line(folder, vqtool, output,
 
 
 def launch(*arguments):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*command, "-m", "vqtool", "sample", *map(str, arguments)],
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = run_in_two("vqtool", "sample", *arguments)
     assert done.returncode == 0, done.stderr.decode()
 
 

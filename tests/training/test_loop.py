@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.training_run import read_log, train
+from support.two import run_in_two
 from torch import nn
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
@@ -344,12 +345,7 @@ def test_previews_are_drawn_with_the_averaged_model_every_so_many_steps(tmp_path
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path, whole):
     """Sums over processes round differently: losses agree to 1e-4, which fails where noise or data differ."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, "-m", "support.training_run", tmp_path, "{}"],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_in_two("support.training_run", tmp_path, "{}")
+    assert done.returncode == 0, done.stderr.decode()
     losses = [line["loss"] for line in read_log(tmp_path)]
     assert losses == pytest.approx([line["loss"] for line in whole[0]], rel=1e-4)

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from support import training_run
 from support.commands import build_tokenizer
 from support.training_run import read_log, train
+from support.two import run_in_two
 
 from vqtool import rng
 from vqtool.errors import VqtoolError
@@ -177,13 +176,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path, quantizer, adversarial):
     settings = {"quantizer": quantizer, "adversarial": adversarial, "num_steps": 24}
     (tmp_path / "whole").mkdir()
     train(tmp_path / "whole", **settings)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, "-m", "support.training_run", tmp_path, json.dumps(settings)],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_in_two("support.training_run", tmp_path, json.dumps(settings))
+    assert done.returncode == 0, done.stderr.decode()
     one, two = read_log(tmp_path / "whole"), read_log(tmp_path)
     for name in ("loss", "gradient_norm"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-3)
