@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 
 def check_known(what: str, name: Any, names: Collection[str]) -> None:
     """Raise VqtoolError unless the name of a `what` is one of the names; lists them."""
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise VqtoolError(f"unknown {what} {name!r}: known are {', '.join(names)}")
 
 

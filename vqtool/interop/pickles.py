@@ -185,10 +185,12 @@ class _ArchiveStorages:
             info = self._records.get(f"data/{key}")
             if info is None:
                 raise FormatError(f"damaged: its record data/{key:.60} is missing")
+            if info.file_size != count * dtype.itemsize:
+                raise FormatError(f"damaged: its record data/{key:.60} has {info.file_size} bytes for {count} numbers")
             self._found[key] = self._read(info)
         data = self._found[key]
         if len(data) != count * dtype.itemsize:
-            raise FormatError(f"damaged: its record data/{key:.60} has {len(data)} bytes for {count} numbers")
+            raise FormatError(f"damaged: its record data/{key:.60} is used with two lengths")
         return _Storage(data, dtype, count)
 
     def _read(self, info: zipfile.ZipInfo) -> torch.UntypedStorage:

@@ -286,7 +286,7 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
         )
     options = dict(header.config)
     network = options.pop("network", None)
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise FormatError(f"{name}: network {network!r:.60} is not known to this version of vqtool")
     where = f"{name}: its tensors do not fit its config"
     lookup = parse_record(_Lookup, {key: options.pop(key) for key in _LOOKUP_FIELDS if key in options}, where)

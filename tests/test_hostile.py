@@ -1,0 +1,375 @@
+"""What a file may do to its reader: one test a kind of attack or damage, each with the right answer in one line."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqtool import artifacts, interop, load_prior, load_tokenizer, trust
+from vqtool.conditions.text_encoders import Config as TextConfig
+from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
+from vqtool.errors import FormatError
+from vqtool.interop._sources import read_yaml
+from vqtool.interop.pickles import read_pickle
+
+GOLDEN = Path(__file__).parent / "golden"
+OLD = GOLDEN / "v0.2"
+CHECKPOINT = next((GOLDEN / "ut-absorbing").glob("*.th"))
+
+
+def refused(function, *arguments):
+    """The message of a refusal: one line that begins with the name of the file."""
+    with pytest.raises(FormatError) as error:
+        function(*arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(str(arguments[0]))
+    return message
+
+
+def archive(path, program, **records):
+    """A file as torch.save makes it, of a pickle and records of storages."""
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("x/data.pkl", program)
+        for name, data in records.items():
+            made.writestr(f"x/data/{name}", data)
+    return path
+
+
+class _Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value):
+        return value.pid if isinstance(value, _Row) else None
+
+
+@dataclass
+class _Row:
+    """A storage in a pickle."""
+
+    count: int
+    key: str = "0"
+
+    @property
+    def pid(self):
+        return "storage", torch.FloatStorage, self.key, "cpu", self.count
+
+
+def program(value):
+    made = io.BytesIO()
+    _Pickler(made, 2).dump(value)
+    return made.getvalue()
+
+
+def tensor(row, size, stride, offset=0):
+    return _Call(torch._utils._rebuild_tensor_v2, row, offset, size, stride, False, {})
+
+
+# 1. Nothing is run.
+
+
+class _Evil(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.zeros(1)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "x.pt"
+    torch.jit.script(_Evil()).save(str(path))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_program_is_recognised_and_not_run(script, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
+    for read in (read_pickle, interop.read_source, interop.read_code_map):
+        assert "a TorchScript program, which is not run" in refused(read, script)
+
+
+def test_a_pickle_reaches_nothing_but_tensors_and_containers(tmp_path):
+    canary = tmp_path / "canary"
+    value = {"a": _Call(os.system, f"touch {canary}"), "b": _Call(eval, "1"), "c": _Call(getattr, "", "join")}
+    found = read_pickle(archive(tmp_path / "x.pt", program(value)))
+    assert not canary.exists()
+    assert [type(part).name.rpartition(".")[2] for part in found.values()] == ["system", "eval", "getattr"]
+
+
+# 3. No more is taken than is there.
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (tensor(_Row(2), (1 << 40,), (0,)), "a tensor of 1099511627776 numbers in a storage of 2"),
+        (tensor(_Row(2), (2,), (1,), 1), "a tensor of 2 numbers in a storage of 2"),
+        (tensor(_Row(2), (2,), (-1,), 1), "describes a tensor that none can be"),
+        (tensor(_Row(1 << 40), (2,), (1,)), "has 8 bytes for 1099511627776 numbers"),
+        (tensor(_Row(2, "7"), (2,), (1,)), "its record data/7 is missing"),
+        ({"a": "b"}, None),
+    ],
+)
+def test_tensors_lie_within_their_storages(tmp_path, value, message):
+    path = archive(tmp_path / "x.pt", program(value), **{"0": bytes(8)})
+    if message is None:
+        assert read_pickle(path) == value
+    else:
+        assert message in refused(read_pickle, path)
+
+
+def test_a_storage_is_not_used_again_and_again(tmp_path):
+    size = 1 << 20
+    shared = [tensor(_Row(size), (size,), (1,)) for _ in range(40)]
+    path = archive(tmp_path / "x.pt", program(shared), **{"0": bytes(4 * size)})
+    assert "use its storages more than 8 times" in refused(read_pickle, path)
+    assert len(read_pickle(archive(path, program(shared[:2]), **{"0": bytes(4 * size)}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\x0f.", "numbers what it does not hold"),  # 4 GB for a memo
+        (b"\x80\x02)" + b"\x85" * 100_000 + b".", "deep in one another"),  # comparing it ends the process
+        (b"\x80\x04\x8e" + (1 << 50).to_bytes(8, "little") + b".", "not a checkpoint that can be read"),
+        (b"\x80\x02c__builtin__\nset\n(K\x01K\x02tR.", "not a checkpoint that can be read"),
+        (b"", "not a checkpoint that can be read"),
+    ],
+)
+def test_the_instructions_of_a_pickle_are_read_through_before_they_are_followed(tmp_path, code, message):
+    assert message in refused(read_pickle, archive(tmp_path / "x.pt", code))
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_allows_is_not_unpacked(tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
+        made.writestr("x/data.pkl", program({}))
+        made.writestr("x/data/0", bytes(1 << 28))
+    assert "claims 268,435,4" in refused(read_pickle, path)
+
+
+def test_a_file_of_holes_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    size = 1 << 40
+    header = json.dumps({"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+    for read in (artifacts.read_header, interop.read_source, load_tokenizer):
+        assert "where" in refused(read, path)
+
+
+def test_json_of_many_levels_or_digits_is_refused():
+    for text in ("[" * 100_000, "[" * 100 + "]" * 100, '{"a":' * 70 + "0" + "}" * 70):
+        with pytest.raises(FormatError, match=r"x: (not JSON|more than 64 levels)"):
+            trust.parse_json(text, "x")
+    with pytest.raises(FormatError, match="x: not JSON: a number of 5000 digits"):
+        trust.parse_json("9" * 5000, "x")
+    assert trust.parse_json("[" * 60 + "]" * 60, "x") is not None
+
+
+def test_yaml_of_aliases_of_aliases_levels_or_python_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    rows = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    for text in (
+        "\n".join(rows),
+        "a: " + "[" * 5000,
+        "a: !!python/object/apply:os.system ['true']",
+        "? [a]\n: b",
+        "a: 2020-13-45",
+    ):
+        path.write_text(text)
+        assert "not a YAML file of settings" in refused(read_yaml, path)
+    path.write_text("a: &a [1]\nb: *a\nc: !!python/tuple [1, 2]")
+    assert read_yaml(path) == {"a": [1], "b": [1], "c": [1, 2]}
+
+
+def forged(path, target, change):
+    """An artifact with another config, and the fingerprint that goes with it."""
+    header, tensors = artifacts.load(path)
+    config = json.loads(json.dumps(header.config))
+    change(config, tensors)
+    artifacts.save(target, kind=header.kind, config=config, tensors=tensors, force=True)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 1 << 31}, "denoiser: its config makes no network: it has more tensors than the"),
+        ({"num_layers": 1 << 40}, "num_layers: a whole number from 0 to 2147483648 is expected, not 1099511627776"),
+        ({"width": 1 << 30}, "denoiser: its config makes no network"),
+        ({"width": True}, "width: a number is expected, not True"),
+        ({"codebook_size": 7}, "denoiser: tokens.weight has shape (7, 8) instead of (8, 8)"),
+        ({"num_heads": 7}, "a width of 8 cannot be shared by 7 heads"),
+        ({"num_heads": 0}, "a width of 8 cannot be shared by 0 heads"),
+        ({"grid_size": [-1, 4]}, "grid_size: a whole number from 0 to"),
+        ({"grid_size": [2]}, "grid_size: a list of 2 is expected, not list of 1"),
+        ({"num_steps": 9}, "its parts do not fit together: steps are 9 and 8"),
+        ({"name": []}, "unknown denoiser []"),
+        ({"name": "os"}, "unknown denoiser 'os'"),
+        ({"wings": 1}, "'wings' is not known here"),
+    ],
+)
+def test_the_config_of_a_denoiser_is_compared_with_its_tensors_before_it_is_built(tmp_path, change, message):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = forged(OLD / "prior.safetensors", tmp_path / "x", lambda config, _: config["denoiser"].update(change))
+    assert message in refused(load_prior, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("condition", {"max_length": 0}, "captions of 0 tokens"),
+        ("condition", {"examples": "text"}, "examples: a list is expected, not 'text'"),
+        ("condition", {"vocabulary": "morse"}, "upgrade it"),
+        ("kernel", {"num_steps": 4}, "alpha_bar must be float64 of length 5"),
+        ("kernel", {"name": "gauss"}, "unknown kernel 'gauss'"),
+        ("origin", {"grid_size": [0, 3]}, "cells are (2, 3) and (0, 3)"),
+        ("origin", {"tokenizer_location": 3}, "tokenizer_location: a text is expected, not 3"),
+    ],
+)
+def test_the_other_parts_of_a_prior_are_checked_as_they_are_read(tmp_path, part, change, message):
+    path = forged(OLD / "prior.safetensors", tmp_path / "x", lambda config, _: config[part].update(change))
+    assert message in refused(load_prior, path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"x" * 40, "vocabulary: not JSON"),
+        (b"{}", "vocabulary: vocab is missing"),
+        (b'{"model": {"vocab": {"a": 5}, "merges": []}}', "its tokens are not numbered from 0 on"),
+        (b'{"model": {"vocab": {"a": 0}, "merges": ["a b"]}}', "its merges are not those of its tokens"),
+        (b'{"model": {"vocab": {"a": 0}, "merges": []}}', "vocabulary_size are"),
+    ],
+)
+def test_a_vocabulary_is_read_as_tokens_and_merges_alone(tmp_path, data, message):
+    def change(config, tensors):
+        tensors["condition.vocabulary"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+    assert message in refused(load_prior, forged(OLD / "prior.safetensors", tmp_path / "x", change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codebook_size": 1 << 31}, "codebook has shape (6, 2) instead of (2147483648, 2)"),
+        ({"encoder_blocks": [1, 1 << 31, 1]}, "it has more tensors than the"),
+        ({"channels": [4, 4, 1 << 30]}, "its config makes no network"),
+        ({"channels": 3}, "channels: a list is expected, not 3"),
+        ({"num_full_codes": 9}, "tensors are missing: code_map, full_codebook"),
+        ({"network": ["vqvae"]}, "network ['vqvae'] is not known"),
+        ({"lookup": 2}, "lookup: a text is expected, not 2"),
+    ],
+)
+def test_the_config_of_a_tokenizer_is_compared_with_its_tensors_before_it_is_built(tmp_path, change, message):
+    path = forged(OLD / "tokenizer.safetensors", tmp_path / "x", lambda config, _: config.update(change))
+    assert message in refused(load_tokenizer, path)
+
+
+# 4. What is damaged says so.
+
+
+def test_a_flipped_bit_of_any_record_of_a_checkpoint_is_found(tmp_path):
+    raw = bytearray(CHECKPOINT.read_bytes())
+    raw[len(raw) // 2] ^= 0x40
+    path = tmp_path / "x.th"
+    path.write_bytes(raw)
+    assert "Bad CRC-32" in refused(read_pickle, path)
+
+
+def _spoil(name, value):
+    def change(config, tensors):
+        tensors[name].view(-1)[0] = value
+
+    return change
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    for file, load, name in (
+        ("tokenizer", load_tokenizer, "codebook"),
+        ("prior", load_prior, "denoiser.head.bias"),
+    ):
+        path = forged(OLD / f"{file}.safetensors", tmp_path / "x", _spoil(name, value))
+        assert f"{name.removeprefix('denoiser.')} holds numbers that are not finite" in refused(load, path)
+    encoder = TextEncoder(TextConfig(20, 5, 8, 1, 2, 16))
+    encoder.norm.bias.data[0] = value
+    save_text_encoder(tmp_path / "t", encoder)
+    assert "norm.bias holds numbers that are not finite" in refused(load_text_encoder, tmp_path / "t")
+    state = read_pickle(CHECKPOINT)
+    state["_denoise_fn.head.weight"] = state["_denoise_fn.head.weight"].clone().fill_(value)
+    torch.save(state, tmp_path / "x.th")
+    source = interop.read_source(tmp_path / "x.th")
+    with pytest.raises(FormatError, match=r"x\.th: head\.weight holds numbers that are not finite"):
+        interop.load(source, interop.Options(num_heads=2))
+
+
+# 6. No unforeseen error for any bytes.
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Part of a record."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of every type."""
+
+    name: str
+    count: int
+    share: float
+    inner: Inner
+    pair: tuple[int, str] | None = None
+    notes: dict[str, str] | None = None
+
+
+WHOLE = {"name": "a", "count": 2, "share": 1, "inner": {"sizes": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "name: a text is expected, not None"),
+        ({"count": -1}, "count: a whole number from 0 to 2147483648 is expected, not -1"),
+        ({"count": 1.5}, "count: a whole number from 0 to 2147483648 is expected, not 1.5"),
+        ({"share": float("nan")}, "share: a number is expected, not nan"),
+        ({"share": 10**400}, "share: a number is expected"),
+        ({"inner": {"sizes": [1, "x"]}}, "inner: sizes: a number is expected, not 'x'"),
+        ({"inner": []}, "inner: names and values are expected, not list of 0"),
+        ({"pair": [1]}, "pair: a list of 2 is expected, not list of 1"),
+        ({"notes": {"a": 1}}, "notes: a text is expected, not 1"),
+        ({"more": 1}, "'more' is not known here; known are name, count, share, inner, pair, notes"),
+    ],
+)
+def test_a_record_has_every_field_of_its_type(change, message):
+    assert trust.parse_record(Record, WHOLE, "x") == Record("a", 2, 1.0, Inner((1, 2)))
+    with pytest.raises(FormatError) as error:
+        trust.parse_record(Record, {**WHOLE, **change}, "x.json")
+    assert str(error.value).startswith(f"x.json: {message}")
+    without = {name: value for name, value in WHOLE.items() if name not in change}
+    if len(without) < len(WHOLE):
+        with pytest.raises(FormatError, match="is missing"):
+            trust.parse_record(Record, without, "x.json")
