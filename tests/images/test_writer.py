@@ -218,6 +218,15 @@ def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
     assert writer_type(Path(name) if name.startswith(("-", "/")) else tmp_path / name) is kind
 
 
+@pytest.mark.parametrize("name", ["preview.jpg", "X.JPEG", "x.zip", "x.tar.gz", "x.tgz", "x.h5", "x.webp"])
+def test_a_name_of_another_kind_of_file_is_refused_and_no_folder_is_made(tmp_path, name):
+    with pytest.raises(VqtoolError, match=f"{name}: pictures are written to a folder, to x.tar, or as one preview"):
+        writer_type(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    assert writer_type(tmp_path / name) is FolderWriter
+
+
 @pytest.mark.parametrize(
     ("images", "words", "message"),
     [

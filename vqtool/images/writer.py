@@ -30,6 +30,34 @@ from vqtool.outputs import explained, is_stream, open_output, refuse_terminal
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
+_OTHER_FILES = frozenset(  # suffixes of what nobody means a folder by
+    f".{name}"
+    for name in [
+        "jpg",
+        "jpeg",
+        "webp",
+        "gif",
+        "bmp",
+        "tif",
+        "tiff",
+        "pdf",
+        "mp4",
+        "zip",
+        "gz",
+        "tgz",
+        "bz2",
+        "xz",
+        "zst",
+        "7z",
+        "h5",
+        "hdf5",
+        "npy",
+        "npz",
+        "parquet",
+        "json",
+        "safetensors",
+    ]
+)
 PREVIEW_IMAGES = 400  # most pictures on one preview
 _BATCH = 64  # images that `save_images` writes between two steps of its progress
 
@@ -240,10 +268,17 @@ class PreviewWriter(ImageWriter):
 
 
 def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[PreviewWriter]:
-    """The writer that an output's name asks for: *.png a preview, *.tar or "-" a tar, else a folder."""
-    if is_stream(output) or output.suffix == ".tar":
+    """The writer that an output's name asks for: *.png a preview, *.tar or "-" a tar, else a folder.
+
+    Raises:
+        VqtoolError: the name is that of a file of another kind.
+    """
+    suffix = output.suffix.lower()
+    if is_stream(output) or suffix == ".tar":
         return TarWriter
-    return PreviewWriter if output.suffix.lower() == ".png" else FolderWriter
+    if suffix in _OTHER_FILES and not output.exists():  # of one that is there the writer says what is wrong
+        raise VqtoolError(f"{output}: pictures are written to a folder, to x.tar, or as one preview to x.png")
+    return PreviewWriter if suffix == ".png" else FolderWriter
 
 
 def save_images(
