@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources.arrays import COLUMNS, as_pixels, as_texts, check_array, make_rows
 from vqtool.images.sources.items import Entry
+from vqtool.trust import check_size
 
 Columns = dict[str, list[tuple[str, ...]] | None]
 
 NUMPY_ENDINGS = (".npy", ".npz")
-_MOST_BYTES = 8 << 30  # of the images in a .npz, which are unpacked in memory
+MOST_ANYWAY = 1 << 30  # bytes that an array of a .npz, which is unpacked in memory, may have whatever it is packed to
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,9 @@ def find_in_numpy(path: Path, *, words: bool = True, split: str | None = None) -
         else:
             with found:
                 images, columns = _read_archive(found, path, words, split)
-    except (OSError, ValueError, EOFError, BadZipFile, KeyError) as error:
+    except VqtoolError:
+        raise
+    except (OSError, ValueError, EOFError, BadZipFile, LookupError, TypeError, MemoryError, zlib.error) as error:
         raise FormatError(f"{path}: not a whole array of images ({error})") from error
     if not len(images):
         raise VqtoolError(f"{path}: it has no images")
@@ -66,10 +72,6 @@ def find_in_numpy(path: Path, *, words: bool = True, split: str | None = None) -
 
 
 def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> tuple[NDArray[np.uint8], Columns]:
-    from zipfile import ZipFile
-
-    with ZipFile(path) as members:
-        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in members.infolist()}
     wanted = (f"{split}_images", f"x_{split}") if split else ("images",)
     name = next((known for known in wanted if known in archive.files), None)
     if name is None and split is None:
@@ -79,9 +81,7 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
         raise VqtoolError(
             f"{path}: call its array of images `images` (it holds {', '.join(archive.files)}), or give `split`"
         )
-    if sizes.get(name, 0) > _MOST_BYTES:
-        raise FormatError(f"{path}: `{name}` unpacks to {sizes[name]:,} bytes, more than {_MOST_BYTES:,}: save a .npy")
-    images = archive[name]
+    images = _read_member(archive, path, name)
     count = check_array(images.shape, images.dtype, f"{path}: `{name}`")
     columns: Columns = {}
     if not words:
@@ -91,7 +91,7 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
         place = next((each for each in _column_names(name, kind) if each in archive.files), None)
         if place is not None:
             used.add(place)
-            values = archive[place]
+            values = _read_member(archive, path, place)
             if kind == "label" and values.ndim == 2 and values.shape[1] == 1:
                 values = values[:, 0]
             columns[kind] = as_texts(values, count, f"{path}: `{place}`")
@@ -99,6 +99,27 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
     if others:
         warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")
     return images, columns
+
+
+def _read_member(archive: Any, path: Path, name: str) -> NDArray[Any]:
+    """One array, after its claims have been compared with what is stored.
+
+    Raises:
+        FormatError: it claims more than there is.
+    """
+    where, member = f"{path}: `{name}`", next(each for each in (f"{name}.npy", name) if each in archive.zip.namelist())
+    info = archive.zip.getinfo(member)
+    if info.file_size > MOST_ANYWAY:
+        check_size(info.file_size, info.compress_size, where)
+    with archive.zip.open(member) as file:
+        read_header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(file))
+        if read_header is None:
+            raise FormatError(f"{where}: not an array that NumPy wrote")
+        shape, _, dtype = read_header(file)
+    if prod(shape) * dtype.itemsize > info.file_size:
+        raise FormatError(f"{where}: {shape} of {dtype} cannot be in {info.file_size:,} bytes")
+    found: NDArray[Any] = archive[name]
+    return found
 
 
 def _column_names(images: str, kind: str) -> tuple[str, ...]:

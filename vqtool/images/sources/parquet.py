@@ -17,6 +17,7 @@ from vqtool.images.sources.items import Entry
 from vqtool.images.sources.tables import CAPTION_COLUMNS, LABEL_COLUMNS
 
 PARQUET_ENDINGS = (".parquet",)
+_DAMAGE = (OSError, ValueError, NotImplementedError, LookupError, TypeError, RuntimeError, MemoryError)
 _IMAGE_COLUMNS = ("image", "img", "images", "png", "jpg", "picture")
 
 
@@ -33,13 +34,20 @@ class ParquetFile:
         self._lock = threading.Lock()
         try:
             self.file = pyarrow.ParquetFile(path)
-        except (OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise FormatError(f"{path}: not a whole parquet file ({error})") from error
         groups = range(self.file.metadata.num_row_groups)
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + self.file.metadata.row_group(group).num_rows)
         self._held: tuple[int, str, Any] = (-1, "", None)  # the group that was read last
+
+    def column(self, name: str) -> list[Any]:
+        """A column whole."""
+        try:
+            return list(self.file.read(columns=[name]).column(0).to_pylist())
+        except _DAMAGE as error:
+            raise FormatError(f"{self.path}: {name} cannot be read ({error})") from error
 
     def read(self, row: int, column: str) -> Any:
         """One value."""
@@ -48,7 +56,7 @@ class ParquetFile:
             if self._held[:2] != (group, column):
                 try:
                     self._held = group, column, self.file.read_row_group(group, columns=[column]).column(0)
-                except (OSError, ValueError) as error:
+                except _DAMAGE as error:
                     raise FormatError(f"{self.path}, row {row}: cannot be read ({error})") from error
             return self._held[2][row - self._starts[group]].as_py()
 
@@ -97,7 +105,7 @@ def find_in_parquet(path: Path, *, words: bool = True) -> list[Entry]:
         classes = _class_names(source.file.schema_arrow.metadata, picked["label"])
         for kind, name in picked.items():
             if name is not None:
-                values = source.file.read(columns=[name]).column(0).to_pylist()
+                values = source.column(name)
                 columns[kind] = [_texts(value, classes if kind == "label" else None) for value in values]
         others = [name for name in names if name not in (column, *picked.values())]
         if others:
@@ -113,7 +121,7 @@ def read_rows(data: bytes, where: str) -> Iterator[dict[str, Any]]:
     """
     try:
         yield from _import().read_table(io.BytesIO(data)).to_pylist()
-    except (OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise FormatError(f"{where}: not a whole parquet file ({error})") from error
 
 

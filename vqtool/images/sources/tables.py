@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.sources.items import Words
+from vqtool.trust import parse_json
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 ID_COLUMN = "vqtool_id"
@@ -67,25 +67,13 @@ def read_table(data: bytes, where: str, *, caption: str | None = None, label: st
 
 def read_sidecar(text: str, where: str) -> Words:
     """Words of a .json beside an image; keys it does not know and values of other types are left alone."""
-    row = load_json(text, where)
+    row = parse_json(text, where)
     if not isinstance(row, dict):
         return Words()
     label = next((row[key] for key in ("label", "cls") if _is_label(row.get(key))), None)
     texts = next((row[key] for key in ("caption", "text", "prompt") if isinstance(row.get(key), str | list)), None)
     listed: list[Any] = texts if isinstance(texts, list) else [texts]
     return Words(None if label is None else str(label), _captions(text for text in listed if isinstance(text, str)))
-
-
-def load_json(text: str, where: str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        FormatError: it is none, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: not JSON ({error})") from None
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -133,7 +121,9 @@ def _read_words(row: Row, captions: tuple[str, ...], labels: tuple[str, ...], wh
     if not all(isinstance(text, str) for text in listed):
         raise FormatError(f"{where}: the caption is {texts!r}; expected a string or a list of them")
     own = row.get(ID_COLUMN)
-    return Words(None if label is None else clean(str(label)), _captions(listed), own if isinstance(own, str) else None)
+    return Words(
+        None if label is None else clean(str(label)), _captions(listed), own if isinstance(own, str) and own else None
+    )
 
 
 def _join(first: Words, second: Words, name: str, where: str) -> Words:
@@ -162,7 +152,7 @@ def _read_jsonl(text: str, where: str) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        row = load_json(line, f"{where}, line {number}")
+        row = parse_json(line, f"{where}, line {number}")
         if not isinstance(row, dict):
             raise FormatError(f'{where}, line {number}: expected an object such as {{"file_name": "1.png"}}')
         yield number, {_column(name): value for name, value in row.items()}
@@ -170,11 +160,13 @@ def _read_jsonl(text: str, where: str) -> Iterator[tuple[int, Row]]:
 
 def _read_json(text: str, where: str) -> Iterator[tuple[int, Row]]:
     """COCO's {images, annotations}, a list of objects, or an object of captions by name."""
-    found = load_json(text, where)
+    found = parse_json(text, where)
     if isinstance(found, dict) and isinstance(found.get("annotations"), list):
-        pictures = {row.get("id"): row for row in found.get("images") or () if isinstance(row, dict)}
+        images = found.get("images")
+        known = images if isinstance(images, list) else []
+        pictures = {str(row.get("id")): row for row in known if isinstance(row, dict)}
         rows: Iterable[Any] = (
-            {**pictures.get(row.get("image_id"), {}), **row} if isinstance(row, dict) else row
+            {**pictures.get(str(row.get("image_id")), {}), **row} if isinstance(row, dict) else row
             for row in found["annotations"]
         )
     elif isinstance(found, dict):

@@ -21,6 +21,7 @@ from pathlib import Path
 from posixpath import normpath
 from typing import IO, Any, BinaryIO
 
+from vqtool import trust
 from vqtool.errors import FormatError, warn
 from vqtool.inputs import describe_bytes
 
@@ -30,8 +31,6 @@ STANDARD_INPUT = "-"
 _GZIP = b"\x1f\x8b"
 _BLOCK = 512  # bytes
 _COPIED = 1 << 20  # bytes at a time
-_MOST_UNPACKED = 1 << 30  # bytes that any gzip may unpack to; beyond it
-_MOST_RATIO = 100  # times its own size
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class TarShard:
                         spans[name] = spans[_normalise(member.linkname)]
                     elif member.isreg() and not member.issparse():
                         spans[name] = Span(member.offset_data, member.size)
-                        if PAX_ID in member.pax_headers:
+                        if member.pax_headers.get(PAX_ID):
                             self.ids[name] = member.pax_headers[PAX_ID]
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
@@ -185,7 +184,7 @@ def _unpack(packed: IO[bytes], path: Path, size: int) -> IO[bytes]:
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the shard
     try:
         with gzip.open(packed) as stream:
-            _copy(stream, unpacked, max(_MOST_UNPACKED, _MOST_RATIO * size), path)
+            _copy(stream, unpacked, trust.ALLOWANCE + trust.RATIO * size, path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         unpacked.close()
         raise FormatError(f"{path}: the compressed tar is damaged or cut short ({error})") from error

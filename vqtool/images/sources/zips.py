@@ -14,11 +14,9 @@ from posixpath import normpath
 from typing import BinaryIO
 
 from vqtool.errors import FormatError
+from vqtool.trust import check_size
 
 ZIP_ENDINGS = (".zip",)
-_LARGEST_MEMBER = 1 << 30  # bytes
-_SMALL_MEMBER = 16 << 20  # bytes; a larger one may not unpack to more than
-_MOST_RATIO = 100  # times its packed size: pictures and captions are never packed so well
 
 
 class ZipArchive:
@@ -58,10 +56,7 @@ class ZipArchive:
             FormatError: it is damaged, encrypted, or unpacks to more than is believable.
         """
         member = self._members[name]
-        if member.file_size > _LARGEST_MEMBER or (
-            member.file_size > _SMALL_MEMBER and member.file_size > _MOST_RATIO * member.compress_size
-        ):
-            raise FormatError(f"{self.where(name)}: unpacks to {member.file_size:,} bytes, too many for its size")
+        check_size(member.file_size, member.compress_size, self.where(name))
         try:
             with self._lock:
                 return self._zip.read(member)
