@@ -45,7 +45,7 @@ class ArrayFile:
                 if self._images is None:
                     self._images = _open_cached(self.path)
                 pixels = self._images[row]
-        except (OSError, RuntimeError, KeyError) as error:
+        except Exception as error:
             raise FormatError(f"{self.path}, row {row}: cannot be read ({error})") from error
         return as_pixels(pixels, self._images.shape)
 
@@ -88,7 +88,9 @@ def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
                 _tell_unused(file, path, count, {"images", *names.values()})
     except BlockingIOError as error:
         raise FormatError(f"{path}: another program has it open for writing; wait until it is done") from error
-    except (OSError, RuntimeError) as error:
+    except VqtoolError:
+        raise
+    except Exception as error:  # h5py raises nearly anything on damaged files
         raise FormatError(f"{path}: not a whole HDF5 file ({error})") from error
     if count == 0:
         raise VqtoolError(f"{path}: its dataset `images` has no rows")
