@@ -33,6 +33,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -539,6 +540,7 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the files of --case where they are, and say where")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of zipfile, about names that a mutator repeats
     os.environ |= {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
     _import_all()
     counts: collections.Counter[str] = collections.Counter()

@@ -373,3 +373,8 @@ def test_a_record_has_every_field_of_its_type(change, message):
     if len(without) < len(WHOLE):
         with pytest.raises(FormatError, match="is missing"):
             trust.parse_record(Record, without, "x.json")
+
+
+def test_a_pickle_of_many_numbers_is_no_deep_one(tmp_path):
+    value = {"losses": [0] * 300_000}
+    assert read_pickle(archive(tmp_path / "x.pt", program(value))) == value

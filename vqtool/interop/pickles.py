@@ -31,7 +31,8 @@ MAX_PICKLE = 1 << 24  # bytes: tensors stand beside a pickle, not in it
 MAX_ITEMS = 1 << 22  # of all containers that a pickle has copied
 MAX_CLASSES = 10_000  # names of classes that are not loaded
 MAX_SHARED = 8  # times that the bytes of a file may be used by its tensors: averages may share the weights' storage
-_ALL_LISTED = "constants.pkl"  # the record that makes an archive a TorchScript program
+_FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_SCRIPT_RECORD = "constants.pkl"  # the record that makes an archive a TorchScript program
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the older format begins with this number, pickled
 _NUM_PREFIXES = 3  # pickles before the content in the older format
 _BROKEN = (
@@ -137,7 +138,7 @@ def _read_archive(path: Path, file: IO[bytes], size: int) -> Any:
         raise FormatError("cut short: the end of the archive is missing; copy or download it again")
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        if any(name.split("/")[-1] == _ALL_LISTED or "/code/" in f"/{name}" for name in records):
+        if any(name.split("/")[-1] == _SCRIPT_RECORD or "/code/" in f"/{name}" for name in records):
             raise FormatError(
                 "a TorchScript program, which is not run: save the state_dict() of its module instead and import that"
             )
@@ -303,23 +304,25 @@ def _check_program(program: bytes) -> None:
         elif name == "MARK":
             depths.append(-1)
         else:
-            depth = _take(depths, opcode)
+            taken = _take(depths, opcode)
+            # What is filled is no key, whatever it is filled with.
+            depth = taken[-1] if name in _FILLING and taken else max(taken, default=-1) + 1
             if opcode.stack_after:
                 depths.append(depth)
             if depth > 4 * MAX_LEVELS:
                 raise FormatError(f"damaged: its pickle holds things more than {4 * MAX_LEVELS} deep in one another")
 
 
-def _take(depths: list[int], opcode: pickletools.OpcodeInfo) -> int:
-    """Take what an instruction uses from the stack; the depth of what it makes of that."""
-    deepest = -1
+def _take(depths: list[int], opcode: pickletools.OpcodeInfo) -> list[int]:
+    """Take the depths of what an instruction uses from the stack, the uppermost first."""
+    taken = []
     for part in reversed(opcode.stack_before):
         if part is pickletools.stackslice:
             while depths and depths[-1] >= 0:
-                deepest = max(deepest, depths.pop())
+                taken.append(depths.pop())
         elif depths:
-            deepest = max(deepest, depths.pop())
-    return deepest + 1
+            taken.append(depths.pop())
+    return [max(depth, 0) for depth in taken]
 
 
 class _Unpickler(pickle.Unpickler):
