@@ -30,33 +30,10 @@ from vqtool.outputs import explained, is_stream, open_output, refuse_terminal
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
-_OTHER_FILES = frozenset(  # suffixes of what nobody means a folder by
-    f".{name}"
-    for name in [
-        "jpg",
-        "jpeg",
-        "webp",
-        "gif",
-        "bmp",
-        "tif",
-        "tiff",
-        "pdf",
-        "mp4",
-        "zip",
-        "gz",
-        "tgz",
-        "bz2",
-        "xz",
-        "zst",
-        "7z",
-        "h5",
-        "hdf5",
-        "npy",
-        "npz",
-        "parquet",
-        "json",
-        "safetensors",
-    ]
+_OTHER_FILES = (  # suffixes of what nobody means a folder by
+    *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".mp4"),
+    *(".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"),
+    *(".h5", ".hdf5", ".npy", ".npz", ".parquet", ".json", ".safetensors"),
 )
 PREVIEW_IMAGES = 400  # most pictures on one preview
 _BATCH = 64  # images that `save_images` writes between two steps of its progress
