@@ -1,4 +1,4 @@
-"""How the commands that edit go about it: dry runs, batches and films of inpaint, outpaint, vary and complete."""
+"""How the commands that edit go about it: dry runs, batches and animations of inpaint, outpaint, vary and complete."""
 
 import json
 import re
@@ -103,15 +103,15 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(vqtool, files):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "psi", "purity"])
 @pytest.mark.parametrize("command", ["inpaint", "outpaint", "complete"])
-def test_a_film_ends_with_the_result_and_shows_what_is_given_throughout(vqtool, files, monkeypatch, command, sampler):
-    films, draw = [], trajectories.draw_frames
+def test_an_animation_ends_with_the_result_and_shows_what_is_given_throughout(vqtool, files, monkeypatch, command, sampler):
+    animations, draw = [], trajectories.draw_frames
     monkeypatch.setattr(
-        trajectories, "draw_frames", lambda grids, *more: films.append(grids.numpy()) or draw(grids, *more)
+        trajectories, "draw_frames", lambda grids, *more: animations.append(grids.numpy()) or draw(grids, *more)
     )
     line = [command, *LINES[command], "--sampler", sampler, "--steps", 6, "-n", 3]
     result = vqtool(*line, "--trajectory", "x.webp", "-o", "x.h5")
     assert result.code == 0
-    (frames,) = films
+    (frames,) = animations
     assert f"wrote x.webp: {len(frames)} frames of 8 grids" in result.err
     assert len(frames) > 3
     assert np.array_equal(frames[-1], tokens("x.h5")[:8])
@@ -129,7 +129,7 @@ def test_a_film_ends_with_the_result_and_shows_what_is_given_throughout(vqtool, 
     assert np.array_equal(tokens("x.h5"), tokens("y.h5"))
 
 
-def test_pictures_are_filmed_too_whatever_the_batch(vqtool, files):
+def test_pictures_are_animated_too_whatever_the_batch(vqtool, files):
     line = ["inpaint", "imgs", "-m", "center", "--purity", "--steps", 5, "--feather", 2]
     for size in (1, "auto"):
         assert vqtool(*line, "-b", size, "--trajectory", f"{size}.gif", "-o", f"out{size}").code == 0
@@ -137,7 +137,7 @@ def test_pictures_are_filmed_too_whatever_the_batch(vqtool, files):
     assert (files / "out1" / "00.png").read_bytes() == (files / "outauto" / "00.png").read_bytes()
 
 
-def test_where_nothing_moves_there_is_no_film_and_a_warning(vqtool, files):
+def test_where_nothing_moves_there_is_no_animation_and_a_warning(vqtool, files):
     result = vqtool("vary", "tok.h5", "--strength", 0, "--trajectory", "x.gif", "-o", "x.h5")
     assert result.code == 0
     assert "warning: x.gif: not written" in result.err

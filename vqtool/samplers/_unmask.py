@@ -81,7 +81,7 @@ def find_largest(keys: Tensor, masked: Tensor, count: int) -> Tensor:
 
 
 def unmask_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
-    """Unmask cells in an order that is fixed beforehand; the denoiser's head looks at the cells of the call only.
+    """Unmask cells in an order that is fixed beforehand; the denoiser's head computes the cells of the call only.
 
     Args:
         walk: the batch; its kernel has a mask.

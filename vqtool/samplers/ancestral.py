@@ -4,7 +4,7 @@ When to use it: for every kernel; the reference that other samplers are measured
 where the kernel replaces tokens.
 Equation: x_0 ~ p(x_0 | x_t), x_s ~ q(x_s | x_t, x_0), for t = T, ..., and s the next of the steps; with "plug-in"
 x_s ~ normalise(q(x_t | x_s) q(x_s | p(x_0 | x_t))).
-Cost: one denoiser call a step, whose head looks at the cells that may change and no others: which cells leave the mask
+Cost: one denoiser call a step, whose head computes the cells that may change and no others: which cells leave the mask
 does not depend on x_0, and a token stays with at least some chance, whatever x_0 is.
 Source: Austin et al. 2021 (arXiv:2107.03006), section 3.1; differs from VQ-Diffusion's fast sampling, which takes the
 one-step posterior over several steps and so leaves a quarter and more of the tokens to the last one.

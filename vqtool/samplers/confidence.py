@@ -4,7 +4,7 @@ When to use it: for kernels with a mask, in few calls (8 to 16); less variety th
 Equation: x_0 ~ p(x_0 | x_t) in every masked cell; its confidence is log p(x_0 | x_t) + a * Gumbel noise with
 a = choice_temperature * (1 - i / S) in call i of S; the cells of greatest confidence are unmasked, so that
 max(1, min(masked - 1, floor(cells * cos(pi / 2 * i / S)))) stay masked, and none after the last call.
-Cost: `steps` denoiser calls, whose head looks at the masked cells only.
+Cost: `steps` denoiser calls, whose head computes the masked cells only.
 Source: Chang et al. 2022 (arXiv:2202.04200), section 3.2, and its code, whose counts are golden.
 """
 

@@ -104,6 +104,12 @@ class _Editor:
             number += len(batch)
             yield made
 
+    def rehearse(self, pictures: Pictures, run: Run) -> Summary:
+        """Say what it would take, by one variant of each of the first few pictures."""
+        for batch, _ in pictures.read(NUM_REHEARSED):
+            return run.rehearse(range(len(batch)), **self.rows(batch, 0)[1])
+        raise VqtoolError(f"{pictures.name}: no picture to rehearse with")
+
 
 def edit(
     prior: Prior,
@@ -273,20 +279,15 @@ def edit_to_file(
         new_size = change.header.grid_size
         method = Method.build(prior, has_condition=has_condition, seed=seed, grid_size=new_size, **how)
         notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
-        details = {"mask": mask, "feather": feather or None, "strength": strength, **(sides or {})}
-        details = {name: value for name, value in details.items() if value is not None}
-        own = {name: value for name, value in method.record.items() if name != "grid_size"}
-        inputs = {"prior": prior.fingerprint, **pictures.digests}
-        record = history_record(step, inputs=inputs, seed=seed, num=variants, **details, **own)
+        details = {"num": variants, "mask": mask, "feather": feather or None, "strength": strength, **(sides or {})}
+        record = _record(step, method, pictures, details)
         editor = _Editor(method, change, variants, strength, texts)
         num = None if pictures.total is None else pictures.total * variants
         run = Run(method, num, options, notify=notify, progress=progress)
         if not masked:
             run.tell_estimates()
         if options.dry_run:
-            for batch, _ in pictures.read(NUM_REHEARSED):
-                return run.rehearse(range(len(batch)), **editor.rows(batch, 0)[1])
-            raise VqtoolError(f"{pictures.name}: no picture to rehearse with")
+            return editor.rehearse(pictures, run)
         samples, find = range(NUM_SAMPLES), pictures.tokenizer
         observe = stack.enter_context(
             animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify)
@@ -297,6 +298,14 @@ def edit_to_file(
             if tally.skipped and not run.num_drawn:
                 raise VqtoolError(f"none of the {len(tally.skipped)} images could be read")
     return run.summary
+
+
+def _record(step: str, method: Method, pictures: Pictures, details: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the history of what is made."""
+    known = {name: value for name, value in details.items() if value is not None}
+    own = {name: value for name, value in method.record.items() if name != "grid_size"}
+    inputs = {"prior": method.prior.fingerprint, **pictures.digests}
+    return history_record(step, inputs=inputs, seed=method.seed, **known, **own)
 
 
 def _writes_grids(output: str | Path) -> bool:

@@ -6,7 +6,7 @@ Equation: with the entropies H_1 <= H_2 <= ... of p(x_0 | x_t) in the masked cel
 with sum_U H - max_U H <= entropy_budget, at least one cell; this bounds the dependence that is lost by drawing their
 tokens independently. The tokens are drawn from p(x_0 | x_t). With a budget of 0 a call unmasks one cell and those that
 are certain.
-Cost: 1 to H * W denoiser calls, as the budget allows; the head looks at the masked cells only.
+Cost: 1 to H * W denoiser calls, as the budget allows; the head computes the masked cells only.
 Source: Ben-Hamu et al. 2025 (arXiv:2505.24857), the EB-Sampler with entropy as its error.
 """
 

@@ -4,7 +4,7 @@ When to use it: for kernels with a mask, where ancestral sampling unmasks a rand
 cells each token is drawn from its exact conditional law, in fewer calls than T where T is more.
 Equation: Delta = cells / steps masked cells are unmasked a call, uniformly at random; their tokens are drawn from
 p(x_0 | x_t), and stay. The denoiser is told the t whose gamma_bar_t is nearest to the masked share.
-Cost: `steps` denoiser calls, whose head looks at the Delta cells only.
+Cost: `steps` denoiser calls, whose head computes the Delta cells only.
 Source: Tang et al. 2022 (arXiv:2205.16007), section 3.2; differs from its code: any grid, T and number of steps, t from
 the masked share in every call, and the last call does not draw unmasked tokens anew.
 """

@@ -2,11 +2,11 @@
 
 When to use it: for absorbing kernels, in place of ancestral sampling with many steps: the same law, for any network,
 in fewer calls. For few steps, where hardly any step leaves all cells as they are, it saves nothing.
-Equation: a masked cell opens in the step from t to s with chance (gamma_bar_t - gamma_bar_s) / gamma_bar_T, whatever
-the tokens are; so these steps are drawn first, and x_0 ~ p(x_0 | x_t) at the cells that open only, at their own t.
-Cost: a denoiser call for each step in which a cell of the sample opens: steps * (1 - (1 - 1 / steps) ** cells) on
-average for even chances, at most min(steps, cells). Each sample of a batch has its own times; microbatches in
-which all samples are finished cost nothing.
+Equation: a masked cell is unmasked in the step from t to s with chance (gamma_bar_t - gamma_bar_s) / gamma_bar_T,
+whatever the tokens are; so these steps are drawn first, and then x_0 ~ p(x_0 | x_t) of each cell at its own t alone.
+Cost: a denoiser call for each step that unmasks a cell of the sample: steps * (1 - (1 - 1 / steps) ** cells) on average
+for even chances, at most min(steps, cells). Each sample of a batch has its own times; microbatches in which all samples
+are finished cost nothing.
 Source: Zheng et al. 2024 (arXiv:2409.02908), in discrete time: there are T steps and their ties stay.
 """
 
@@ -29,7 +29,7 @@ NEEDS_ABSORBING = True
 class Options(Checked):
     """The steps of the ancestral sampling that has the same law."""
 
-    steps: int | None = option(None, "Steps, 1 to T; each costs a call if a cell opens in it.", shown="T")
+    steps: int | None = option(None, "Steps, 1 to T; each that unmasks a cell costs a call.", shown="T")
     times: tuple[int, ...] | None = option(None, "Times of the calls, as in 100,60,30,10.", advanced=True)
 
 
@@ -67,7 +67,7 @@ def sample(walk: Walk, options: Options) -> Tensor:
 
 
 def _draw_times(stops: Sequence[int], gammas: Tensor, noise: Tensor) -> Tensor:
-    """The t of the step in which each cell opens, (B, H, W) int64, from gamma_bar at each stop (steps + 1,)."""
+    """The t of the step in which each cell is unmasked, (B, H, W) int64, from gamma_bar at each stop (steps + 1,)."""
     rising = gammas.flip(0).to(noise.device)
     place = torch.searchsorted(rising, noise * rising[-1], right=True).clamp(max=len(stops) - 1)
     return torch.tensor(stops[::-1], device=noise.device)[place]

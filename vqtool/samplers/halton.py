@@ -5,7 +5,7 @@ depend on each other least when they are far apart.
 Equation: the points (h_2(n), h_3(n)), n = 1, 2, ..., of the sequence in bases 2 (rows) and 3 (columns) fall into the
 cells of the grid; cells are unmasked in the order in which they are first hit, floor(r * cells) of them after call i of
 S, at least i, with r = 1 - acos(i / S) / (pi / 2): few at first. Their tokens are drawn from p(x_0 | x_t).
-Cost: `steps` denoiser calls, whose head looks at the cells of the call only.
+Cost: `steps` denoiser calls, whose head computes the cells of the call only.
 Source: Besnier et al. 2025 (arXiv:2503.17076); differs from its code: any H x W. Its orders and counts are golden.
 """
 

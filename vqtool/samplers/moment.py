@@ -4,7 +4,7 @@ When to use it: as confidence sampling, of which it is the limit for many cells,
 Equation: with a = choice_temperature * (1 - i / S) in call i of S and b = 1 + 1 / a, cells are drawn without
 replacement in proportion to their moment sum_k p(x_0 = k | x_t) ** b, and their tokens from p ** b, renormalised; the
 counts are those of confidence sampling. The last call unmasks all cells that are left: there b = 1.
-Cost: `steps` denoiser calls, whose head looks at the masked cells only.
+Cost: `steps` denoiser calls, whose head computes the masked cells only.
 Source: Hayakawa et al. 2025 (arXiv:2510.04525).
 """
 

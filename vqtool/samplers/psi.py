@@ -9,7 +9,7 @@ Equation: x_0 ~ p(x_0 | x_t), x_s ~ kappa q(x_s | x_t, x_0) + (1 - kappa) q(x_s 
 parts have the marginal q(x_s) of each cell, so any kappa has; 1 is ancestral sampling. With s = t it is a corrector
 alone: a cell stays with kappa. Under an absorbing kernel a token is its own x_0, and the second part masks it again
 with gamma_bar_s: remasking.
-Cost: one denoiser call a step, whose head looks at the cells that may change. There may be more steps than T: times at
+Cost: one denoiser call a step, whose head computes the cells that may change. There may be more steps than T: times at
 which kappa acts repeat, equally often; elsewhere a second step at one time would change nothing, and there is none.
 Source: Deschenaux et al. 2026, Psi-samplers (arXiv:2602.21185); Wang et al. 2025, ReMDM (arXiv:2503.00307).
 """

@@ -8,7 +8,7 @@ purity, and their tokens from p ** power, renormalised. An unmasked token stays.
     power = 1 + purity_weight * score,   score = purity over its largest value among the masked cells of the grid,
 
 which sharpens sure cells most; by the form "paper" power = purity ** -purity_weight, which sharpens unsure ones most.
-Cost: `steps` denoiser calls, whose head looks at the masked cells only.
+Cost: `steps` denoiser calls, whose head computes the masked cells only.
 Source: Tang et al. 2022 (arXiv:2205.16007), sections 3.2 and 3.3, and its code; differs from the code: any grid, T and
 number of steps, t from the masked share, and the score knows masked cells only.
 """
