@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqtool import artifacts
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.training.runs import RunFiles, RunOptions, choose_steps
 
 
@@ -80,6 +80,14 @@ def test_a_state_with_forged_settings_is_refused_by_field(tmp_path, config, mess
     files = RunFiles.open(tmp_path / "p.safetensors", resume=True, force=False)
     with pytest.raises(FormatError, match=rf"p\.state\.safetensors: {message}"):
         choose_steps(RunOptions(), files, default=int, step_seconds=float)
+
+
+def test_a_preview_that_cannot_be_written_stops_nothing(tmp_path):
+    def write(path):
+        raise VqtoolError(f"{path}: cannot be written: No space left on device")
+
+    with pytest.warns(VqtoolWarning, match=r"no preview: .*p\.preview\.png: cannot be written"):
+        RunFiles(tmp_path / "p.safetensors").draw(write)
 
 
 def test_the_state_of_an_earlier_version_is_told_as_that(tmp_path):

@@ -189,7 +189,7 @@ def learn(
         )
 
     def draw(now: Tokenizer, number: int) -> None:
-        write_preview(now, pixels, files.preview, size=size)
+        files.draw(lambda path: write_preview(now, pixels, path, size=size))
 
     objective = build(_choose_run(model, lesson, build, len(pixels), files, notify))
     parents = {} if parent is None else {"tokenizer": parent.fingerprint}

@@ -115,7 +115,7 @@ def train_prior(
     )  # fmt: skip
     check_loss(loss, prior)
     _announce(prior, size, len(data), len(held_out or ()), notify)
-    preview = _find_preview(prior, grids, tokenizer, files.preview)
+    preview = _find_preview(prior, grids, tokenizer, files)
     rate = run.learning_rate or choose_learning_rate(network.denoiser, size)
     plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine)
     num_steps = choose_steps(
@@ -159,7 +159,7 @@ def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int, notify
     notify(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
 
 
-def _find_preview(prior: Prior, grids: str | Path, given: str | None, path: Path) -> Callable[[Prior, int], None]:
+def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: RunFiles) -> Callable[[Prior, int], None]:
     """What draws samples now and then; where the tokenizer is not found, a warning and nothing."""
     try:
         tokenizer = tokenizer_of(prior.grid_spec, grids, given=given)
@@ -168,7 +168,7 @@ def _find_preview(prior: Prior, grids: str | Path, given: str | None, path: Path
             raise
         warn(f"no previews of samples: {error}")
         return lambda now, step: None
-    return lambda now, step: write_preview(now, tokenizer, path)
+    return lambda now, step: files.draw(lambda path: write_preview(now, tokenizer, path))
 
 
 def choose_run(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vqtool.artifacts import refuse_existing
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.progress import Notify, ignore
 from vqtool.training._identity import read_identity
@@ -83,6 +83,13 @@ class RunFiles:
         if self.short:
             return self.output.with_suffix(suffix)
         return self.output.with_name(self.output.name.removesuffix(SUFFIX) + suffix)
+
+    def draw(self, write: Callable[[Path], None]) -> None:
+        """Write the preview; where that fails, a warning: a run is worth more than its picture."""
+        try:
+            write(self.preview)
+        except (VqtoolError, OSError) as error:
+            warn(f"no preview: {error}")
 
     def describe(self) -> str:
         """Those of them that people may want to look at."""
