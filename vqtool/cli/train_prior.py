@@ -9,8 +9,8 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, LENGTH, MACHINE, METHOD, NETWORK, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Force, ResumeAuto
-from vqtool.cli.training import Resume, Seed
+from vqtool.cli.options import Force, Resume, ResumeAuto
+from vqtool.cli.training import Seed
 
 OPTIONS = (
     FlagGroup.of_file("training/building.py", "ConditionOptions", panel=INPUT_OUTPUT)

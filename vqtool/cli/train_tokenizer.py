@@ -10,8 +10,8 @@ from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import NETWORK
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.main import command
-from vqtool.cli.options import Force, Images, ResumeAuto, Strict
-from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, Seed, Size
+from vqtool.cli.options import Force, Images, Resume, ResumeAuto, Strict
+from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Seed, Size
 
 OPTIONS = (
     FlagGroup.of_file("training/tokenizer.py", "NetworkOptions", panel=NETWORK)

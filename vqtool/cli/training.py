@@ -15,15 +15,6 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
     | SOURCE_OPTIONS
 )
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        metavar="[auto]",
-        help="Go on with an interrupted run, exactly; auto: if there is one.",
-        rich_help_panel=advanced(LENGTH),
-    ),
-]
 Seed = Annotated[
     int,
     typer.Option("--seed", help="Same seed, same result.", callback=check_seed, rich_help_panel=advanced(METHOD)),

@@ -11,9 +11,7 @@ import json
 import math
 import os
 import re
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -22,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
-from vqtool import distributed
+from vqtool import distributed, signals
 from vqtool.artifacts import refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids.batch import GridBatch, GridHeader
@@ -198,7 +196,7 @@ def resumable_writer(
             return
         with Journal(paths[distributed.rank()], header, resume=resume, output=output) as writer:
             try:
-                with _signals_interrupt():
+                with signals.caught(_interrupt):
                     yield writer
             except KeyboardInterrupt as error:
                 kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
@@ -241,22 +239,8 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let a polite kill, a terminal that is gone, and what SLURM sends ahead of the end interrupt like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    names = ("SIGTERM", "SIGHUP", "SIGUSR1") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores some
-    before = {number: signal.signal(number, interrupt) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:

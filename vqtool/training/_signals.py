@@ -1,15 +1,10 @@
 """Signals in a run: it ends between two steps, with its state saved."""
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from vqtool import distributed
-
-# Ctrl-C, a polite kill, a terminal that is gone, and what SLURM sends ahead of the end.
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+from vqtool import distributed, signals
 
 
 @contextmanager
@@ -19,24 +14,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     Yields:
         interrupted(): whether to stop; all processes have to call it equally often.
     """
-    caught: list[int] = []
+    numbers: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C does not wait. But launchers of several processes repeat what the terminal has sent already.
-        if caught and distributed.world_size() == 1:
+        if numbers and distributed.world_size() == 1:
             raise KeyboardInterrupt
-        caught.append(number)
+        numbers.append(number)
 
-    main = threading.current_thread() is threading.main_thread()
-    signals = [number for number in _SIGNALS if main and (number == signal.SIGINT or not _is_ignored(number))]
-    before = {number: signal.signal(number, note) for number in signals}
-    try:
-        yield lambda: distributed.broadcast(bool(caught))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _is_ignored(number: int) -> bool:
-    """Whether whoever started this process has it ignore a signal, as nohup does."""
-    return signal.getsignal(number) is signal.SIG_IGN
+    with signals.caught(note, interrupt=True):
+        yield lambda: distributed.broadcast(bool(numbers))

@@ -9,8 +9,8 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.main import command
-from vqtool.cli.options import Force, Images, ResumeAuto, Strict
-from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Resume, Seed, Size
+from vqtool.cli.options import Force, Images, Resume, ResumeAuto, Strict
+from vqtool.cli.training import TOKENIZER_OPTIONS, Half, Seed, Size
 
 
 @command
