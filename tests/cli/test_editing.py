@@ -103,7 +103,9 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(vqtool, files):
 
 @pytest.mark.parametrize("sampler", ["ancestral", "psi", "purity"])
 @pytest.mark.parametrize("command", ["inpaint", "outpaint", "complete"])
-def test_an_animation_ends_with_the_result_and_shows_what_is_given_throughout(vqtool, files, monkeypatch, command, sampler):
+def test_an_animation_ends_with_the_result_and_shows_what_is_given_throughout(
+    vqtool, files, monkeypatch, command, sampler
+):
     animations, draw = [], trajectories.draw_frames
     monkeypatch.setattr(
         trajectories, "draw_frames", lambda grids, *more: animations.append(grids.numpy()) or draw(grids, *more)
