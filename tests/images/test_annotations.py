@@ -1,51 +1,17 @@
 """Captions and labels in all their usual places: used, or told in one warning that says what was not used and why."""
 
-import io
 import json
-import tarfile
 import unicodedata
 import warnings
-import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from support.sources import fill, make_tar, make_zip, png
 
 from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
 from vqtool.images import SourceOptions, find_images, read_image
-
-
-def png(value: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
-def make_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def make_zip(path: Path, files: dict[str, bytes | str]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def told(*sources: Path, **options: str) -> tuple[dict[str, tuple[str | None, tuple[str, ...]]], list[str]]:

@@ -14,36 +14,12 @@ from posixpath import splitext
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from support.sources import fill, make_tar, png
 
 from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
 from vqtool.images import find_images, read_image
 from vqtool.images.sources import SourceOptions
 from vqtool.images.sources.tars import TarShard
-
-
-def png(value: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return folder
-
-
-def make_tar(path: Path, files: dict[str, bytes | str], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 def ids(*sources: Path | str) -> list[str]:
