@@ -158,6 +158,14 @@ def test_the_instructions_of_a_pickle_are_read_through_before_they_are_followed(
     assert message in refused(read_pickle, archive(tmp_path / "x.pt", code))
 
 
+def test_a_record_that_stands_before_the_file_is_damage(tmp_path):
+    path = archive(tmp_path / "x.pt", program({}))
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"PK\x05\x06") + 16] += 9  # where the list of the records begins
+    path.write_bytes(raw)
+    assert "not a checkpoint that can be read" in refused(read_pickle, path)
+
+
 def test_an_archive_that_unpacks_to_more_than_its_size_allows_is_not_unpacked(tmp_path):
     path = tmp_path / "x.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
@@ -239,6 +247,7 @@ def test_the_config_of_a_denoiser_is_compared_with_its_tensors_before_it_is_buil
     ("part", "change", "message"),
     [
         ("condition", {"max_length": 0}, "captions of 0 tokens"),
+        ("condition", {"max_length": 7}, "max_length are"),
         ("condition", {"examples": "text"}, "examples: a list is expected, not 'text'"),
         ("condition", {"vocabulary": "morse"}, "upgrade it"),
         ("kernel", {"num_steps": 4}, "alpha_bar must be float64 of length 5"),

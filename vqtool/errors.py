@@ -11,6 +11,10 @@ class FormatError(VqtoolError):
     """One file is bad: cut short, corrupt, or of another kind than expected."""
 
 
+class NotFiniteError(VqtoolError, ValueError):
+    """Numbers are NaN or infinite where probabilities are needed: a network with damaged weights."""
+
+
 class MismatchError(VqtoolError):
     """Two files are good but do not fit together."""
 

@@ -305,7 +305,7 @@ def _check_parts(prior: Prior) -> None:
     check_known("kernel", kernel.name, KERNELS)
     check_known("parameterisation", prior.parameterisation, PARAMETERISATIONS)
     check_known("rule", prior.rule, RULES)
-    tables = ("num_classes", "vocabulary_size")
+    tables = ("num_classes", "vocabulary_size", "max_length")
     for what, own, other in (
         ("codes", config.codebook_size, kernel.codebook_size),
         ("steps", config.num_steps, kernel.num_steps),

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from vqtool.diffusion._arithmetic import log_add, nonzero, quotient, safe_log
 from vqtool.diffusion.kernels import Kernel
+from vqtool.errors import NotFiniteError
 
 RULES = ("mixture", "plug-in")
 
@@ -193,12 +194,13 @@ def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
     """Index (...) of the first entry of a cumulative sum (..., K) above noise * total.
 
     Raises:
-        ValueError: the noise is not float64, or a total is not a positive number.
+        ValueError: the noise is not float64.
+        NotFiniteError: a total is not a positive number.
     """
     if noise.dtype != torch.float64:
         raise ValueError(f"noise must be float64, is {noise.dtype}: with fewer digits rare tokens are drawn too rarely")
     if not bool(((total > 0) & (total < torch.inf)).all()):
-        raise ValueError("a row of log-probabilities holds NaN, +inf or nothing above -inf")
+        raise NotFiniteError("a row of log-probabilities holds NaN, +inf or nothing above -inf: a prior is damaged")
     return torch.searchsorted(cumulative, (noise * total).unsqueeze(-1), right=True).squeeze(-1)
 
 

@@ -37,7 +37,7 @@ _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the older format begins 
 _NUM_PREFIXES = 3  # pickles before the content in the older format
 _BROKEN = (
     pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
-    MemoryError, ImportError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+    MemoryError, ImportError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError,
 )  # fmt: skip
 _STORAGES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
