@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vqtool import artifacts
 from vqtool.errors import FormatError
+from vqtool.trust import parse_record
 
 KIND = "code-map"
 Row = NDArray[np.int64]
@@ -86,6 +87,14 @@ def save_map(
     )
 
 
+@dataclass(frozen=True)
+class _Places:
+    """The config of a map."""
+
+    from_location: str
+    to_location: str
+
+
 def load_map(path: str | Path) -> CodeMap:
     """Read a map that `save_map` wrote.
 
@@ -98,7 +107,8 @@ def load_map(path: str | Path) -> CodeMap:
         for name, row, size in (("forward", forward, len(backward)), ("backward", backward, len(forward))):
             if row.ndim != 1 or row.dtype != np.int64 or not (row.min() >= 0 and row.max() < size):
                 raise FormatError(f"{path}: its row {name!r} is no map of {len(row)} codes to {size}")
-        places = header.config["from_location"], header.config["to_location"]
-        return CodeMap(forward, backward, header.parents["from"], header.parents["to"], *places, str(path))
+        places = parse_record(_Places, header.config, f"{path}: its config")
+        parents = header.parents["from"], header.parents["to"]
+        return CodeMap(forward, backward, *parents, places.from_location, places.to_location, str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: damaged: {error}") from error
