@@ -300,6 +300,50 @@ def test_a_file_that_contradicts_itself_is_refused(
         read_grids(change(write_file(tmp_path / "a.h5", batch), edit))
 
 
+@pytest.mark.parametrize(
+    ("attributes", "what"),
+    [
+        ({"image_size": (2**62, 0)}, "its image_size"),
+        ({"image_size": 64}, "its image_size"),
+        ({"total": float("inf")}, "its total"),
+        ({"last": 2}, "its last"),
+        ({"holes": -1}, "its holes"),
+        ({"history": "[[1]]"}, "its history is not a list of records"),
+        ({"history": '[{"inputs": 1}]'}, "its history is not a list of records"),
+        ({"history": "[" * 100_000}, "its history"),
+        ({"tokenizer_fingerprint": "\x1b]0;owned\x07"}, "its tokenizer_fingerprint"),
+        ({"tokenizer_location": "x" * 5000}, "its tokenizer_location"),
+        ({"digest": "none"}, "its digest"),
+        ({"codebook_size": "many"}, "its codebook_size"),
+        ({"format_version": [1, 1]}, "its format_version"),
+    ],
+)
+def test_a_forged_header_is_refused_by_the_name_of_its_field(
+    tmp_path: Path, attributes: dict[str, object], what: str
+) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path, "r+") as file:
+        for name, value in attributes.items():
+            file.attrs[name] = value
+    with pytest.raises(FormatError, match=f"damaged: .*{what}"):
+        read_grids(path)
+
+
+def test_a_million_grids_in_a_few_kilobytes_are_refused_at_once(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path, "r+") as file:
+        for name in ("tokens", "id", "label", "caption"):
+            del file[name]
+        file.create_dataset("tokens", (10**6, 3, 5), "u2", chunks=(1000, 3, 5), compression="gzip")
+        file.create_dataset("id", (10**6,), "S8", chunks=(1000,), compression="gzip")
+        file.attrs["total"] = 10**6
+    tracemalloc.start()
+    assert "cannot be in a file of" in read_until_error(path)[1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+
+
 def test_another_hdf5_file_is_named_by_what_it_holds(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "images.h5", "w") as file:
         file["images"] = np.zeros((2, 3, 8, 8), "u1")

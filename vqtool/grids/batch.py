@@ -12,6 +12,7 @@ from vqtool.errors import MismatchError, VqtoolError
 
 FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
+MAX_SIDE = 1 << 20  # pixels of an image
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
 
@@ -34,6 +35,8 @@ class GridHeader:
             raise ValueError(f"codebook_size {self.codebook_size} is not in [1, 2**32]")
         if not (min(self.grid_size) >= 1 and self.grid_size[0] * self.grid_size[1] <= MAX_CELLS):
             raise ValueError(f"grid_size {self.grid_size} is not at least 1 x 1 and at most {MAX_CELLS} cells")
+        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size} is not from 1 to {MAX_SIDE} pixels a side")
 
     @property
     def num_states(self) -> int:

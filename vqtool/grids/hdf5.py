@@ -3,21 +3,25 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 
 from vqtool.captions import SEPARATOR
-from vqtool.errors import FormatError, VqtoolError
-from vqtool.grids.batch import FORMAT, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
+from vqtool.errors import FormatError
+from vqtool.grids.batch import FORMAT, MAX_SIDE, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
+from vqtool.hdf5 import find_dataset, read_number, read_numbers, read_text, reading
+from vqtool.trust import parse_json
 
 LIBVER = ("v110", "v110")  # superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016)
 FORMAT_VERSION = 3  # of grids with several captions an image; 2 has masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
+MAX_COUNT = (1 << 63) - 1
+MAX_BATCH_BYTES = 32 << 20  # of one batch that is read
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
 
 
@@ -99,17 +103,6 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version
     )
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn what h5py raises about a damaged file into FormatError."""
-    try:
-        yield
-    except VqtoolError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        raise FormatError(f"{name}: damaged: {error}") from error
-
-
 class GridFileReader:
     """An open HDF5 file of token grids: a whole one, or one chunk of a stream."""
 
@@ -120,19 +113,37 @@ class GridFileReader:
             file: open for reading.
             name: for messages.
             header: that of the file, where it is known; None reads it.
+
+        Raises:
+            FormatError: it is not a file of token grids, or contradicts itself.
         """
-        self._file = file
         self._name = name
-        with _reading(name):
-            self.header = header or self._read_header()
-            self.num_grids = int(file["tokens"].shape[0])
-            numbers = (int(file.attrs[name]) for name in ("member", "last", "total"))
-            index, last, total = numbers
-            self.place = Place(index, bool(last), total, self._text("digest"))
-            self.columns = [text for text in TEXTS if text in file]
-            for text in self.columns:
-                if file[text].shape != (self.num_grids,):
-                    raise FormatError(f"{name}: damaged: {text} has shape {file[text].shape}, not ({self.num_grids},)")
+        _check_format(file, name)
+        tokens = find_dataset(file, "tokens", name)
+        if tokens is None or len(tokens.shape) != 3 or tokens.dtype.kind not in "iu":
+            found = "missing" if tokens is None else f"{tokens.dtype} {tokens.shape}"
+            raise FormatError(f"{name}: damaged: tokens are {found}, not integers (N, H, W)")
+        self._tokens = tokens
+        self.num_grids = len(tokens)
+        self.header = header or _read_header(file, name, (tokens.shape[1], tokens.shape[2]))
+        self.place = Place(
+            index=read_number(file, "member", name, 0, MAX_COUNT),
+            last=bool(read_number(file, "last", name, 0, 1)),
+            total=read_number(file, "total", name, 0, MAX_COUNT),
+            digest=_read_pattern(file, "digest", name, r"sha256:[0-9a-f]{64}"),
+        )
+        texts = {text: find_dataset(file, text, name, sparse=True) for text in TEXTS}
+        self._texts = {text: column for text, column in texts.items() if column is not None}
+        for text, column in self._texts.items():
+            if column.shape != (self.num_grids,) or column.dtype.kind not in "SO":
+                raise FormatError(
+                    f"{name}: damaged: {text} has shape {column.shape} of {column.dtype}, not ({self.num_grids},) texts"
+                )
+
+    @property
+    def columns(self) -> list[str]:
+        """Which of id, label and caption there are."""
+        return list(self._texts)
 
     def read_column(self, name: str) -> list[str]:
         """A column of text whole; "" everywhere where it is unknown.
@@ -140,44 +151,26 @@ class GridFileReader:
         Raises:
             FormatError: damaged.
         """
-        if name not in self.columns:
+        if name not in self._texts:
             return [""] * self.num_grids
-        with _reading(self._name):
-            return [text.decode() for text in self._file[name][:]]
+        rows = self.batch_rows(1 << 16)
+        return [
+            text for start in range(0, self.num_grids, rows) for text in self._read_texts(name, start, start + rows)
+        ]
+
+    def _read_texts(self, name: str, start: int, stop: int) -> list[str]:
+        with reading(self._name):
+            return [text.decode() for text in self._texts[name].read(start, stop).tolist()]
 
     @property
     def widths(self) -> dict[str, int]:
         """Bytes that each text of a column has room for."""
-        return {name: self._file[name].dtype.itemsize for name in self.columns}
+        return {name: column.dtype.itemsize for name, column in self._texts.items()}
 
-    def _text(self, attribute: str) -> str:
-        value = self._file.attrs[attribute]
-        return value if isinstance(value, str) else bytes(value).decode()
-
-    def _read_header(self) -> GridHeader:
-        file, name = self._file, self._name
-        if "format" not in file.attrs or self._text("format") != FORMAT:
-            found = ", ".join(list(file)[:6]) or "nothing"
-            raise FormatError(f"{name}: an HDF5 file, but not one of token grids made by vqtool (it holds {found})")
-        version = int(file.attrs["format_version"])
-        if version > FORMAT_VERSION:
-            raise FormatError(
-                f"{name}: format version {version}, but this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool"
-            )
-        tokens = file["tokens"]
-        if len(tokens.shape) != 3 or tokens.dtype.kind not in "iu":
-            raise FormatError(f"{name}: tokens are {tokens.dtype} {tokens.shape}, not integers (N, H, W)")
-        height, width = (int(side) for side in file.attrs["image_size"])
-        return GridHeader(
-            codebook_size=int(file.attrs["codebook_size"]),
-            grid_size=(int(tokens.shape[1]), int(tokens.shape[2])),
-            image_size=(height, width),
-            tokenizer_fingerprint=self._text("tokenizer_fingerprint"),
-            tokenizer_location=self._text("tokenizer_location"),
-            preprocessing=self._text("preprocessing"),
-            history=tuple(json.loads(self._text("history"))),
-            masked=bool(file.attrs.get("holes", 0)),
-        )
+    def batch_rows(self, most: int) -> int:
+        """How many rows to read at once: `most`, or as many as stay below MAX_BATCH_BYTES."""
+        row_bytes = self._tokens.row_bytes + sum(self.widths.values())
+        return max(1, min(most, MAX_BATCH_BYTES // row_bytes))
 
     def read(self, start: int, stop: int) -> GridBatch:
         """Grids start to stop.
@@ -185,17 +178,58 @@ class GridFileReader:
         Raises:
             FormatError: damaged, or a token is not in [0, K).
         """
-        with _reading(self._name):
-            tokens = self._file["tokens"][start:stop]
-            texts = {name: [text.decode() for text in self._file[name][start:stop]] for name in self.columns}
+        tokens = self._tokens.read(start, stop)
+        texts = {name: self._read_texts(name, start, stop) for name in self._texts}
         size = self.header.num_states
-        bad = np.argwhere((tokens < 0) | (tokens >= size))
-        if len(bad):
-            row, y, x = bad[0].tolist()
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
+            row, y, x = np.argwhere((tokens < 0) | (tokens >= size))[0].tolist()
             where = f"at row {y}, column {x} of grid {start + row}"
             raise FormatError(f"{self._name}: token {tokens[row, y, x]} {where} is not in [0, {size})")
         ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
         return GridBatch(tokens.astype(self.header.dtype, copy=False), ids, texts.get("label"), texts.get("caption"))
+
+
+def _check_format(file: h5py.File, name: str) -> None:
+    with reading(name):
+        if "format" not in file.attrs or read_text(file, "format", name) != FORMAT:
+            found = ", ".join(list(file)[:6]) or "nothing"
+            raise FormatError(f"{name}: an HDF5 file, but not one of token grids made by vqtool (it holds {found})")
+    version = read_number(file, "format_version", name, 0, MAX_COUNT)
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"{name}: format version {version}, but this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool"
+        )
+
+
+def _read_header(file: h5py.File, name: str, grid_size: tuple[int, int]) -> GridHeader:
+    """The header of grids; every field is checked as narrowly as it is written."""
+    height, width = read_numbers(file, "image_size", name, 2, 1, MAX_SIDE)
+    with reading(name):
+        history = parse_json(read_text(file, "history", name), f"{name}: damaged: its history")
+        if not isinstance(history, list) or not all(map(_is_record, history)):
+            raise FormatError(f"{name}: damaged: its history is not a list of records")
+        return GridHeader(
+            codebook_size=read_number(file, "codebook_size", name, 1, 1 << 32),
+            grid_size=grid_size,
+            image_size=(height, width),
+            tokenizer_fingerprint=_read_pattern(file, "tokenizer_fingerprint", name, r"[0-9A-Za-z]{0,64}"),
+            tokenizer_location=_read_pattern(file, "tokenizer_location", name, r".{0,4096}"),
+            preprocessing=_read_pattern(file, "preprocessing", name, r".{0,4096}"),
+            history=tuple(history),
+            masked="holes" in file.attrs and bool(read_number(file, "holes", name, 0, 1)),
+        )
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a part of a history is what `artifacts.history_record` makes, as far as it is relied on."""
+    return isinstance(value, dict) and isinstance(value.get("inputs", {}), dict)
+
+
+def _read_pattern(file: h5py.File, attribute: str, name: str, pattern: str) -> str:
+    text = read_text(file, attribute, name)
+    if not re.fullmatch(pattern, text, re.DOTALL):
+        raise FormatError(f"{name}: damaged: its {attribute} is {text[:80]!r}")
+    return text
 
 
 class SequenceCheck:

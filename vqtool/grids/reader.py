@@ -15,8 +15,9 @@ import h5py
 from vqtool.errors import FormatError
 from vqtool.grids.batch import GridBatch, GridHeader, join_batches, merge_histories
 from vqtool.grids.hdf5 import GridFileReader, SequenceCheck
-from vqtool.grids.stream import is_one_file, open_hdf5, read_files
+from vqtool.grids.stream import is_one_file, read_files
 from vqtool.grids.writer import CHUNK_GRIDS
+from vqtool.hdf5 import open_hdf5
 from vqtool.inputs import open_input
 
 
@@ -83,8 +84,9 @@ class GridReader:
             while chunk is not None:
                 self.header.check_same(chunk.header, "what came before", f"{self.name}: what comes next")
                 check.begin(chunk)
-                for start in range(0, chunk.num_grids, batch_size):
-                    batch = chunk.read(start, start + batch_size)
+                rows = chunk.batch_rows(batch_size)
+                for start in range(0, chunk.num_grids, rows):
+                    batch = chunk.read(start, start + rows)
                     check.update(batch)
                     yield batch
                     arrived += len(batch)

@@ -12,14 +12,15 @@ import os
 import stat
 import struct
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import h5py
 
 from vqtool.errors import FormatError
+from vqtool.hdf5 import open_hdf5
 from vqtool.inputs import describe_bytes, is_file
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -93,21 +94,6 @@ def _copy_file(stream: BinaryIO, start: bytes, size: int, output: BinaryIO, name
             raise FormatError(f"{name}: truncated: {done} of {size} bytes of an HDF5 file arrived")
         output.write(block)
         done += len(block)
-
-
-@contextmanager
-def open_hdf5(source: bytes | Path, name: str) -> Iterator[h5py.File]:
-    """Open a whole HDF5 file, from memory or from disk, for reading.
-
-    Raises:
-        FormatError: HDF5 cannot open it.
-    """
-    try:
-        file = h5py.File(h5py.h5f.open_file_image(source) if isinstance(source, bytes) else source, "r")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise FormatError(f"{name}: damaged HDF5 file: {error}") from error
-    with file:
-        yield file
 
 
 def read_files(stream: BinaryIO, name: str) -> Generator[h5py.File, None, None]:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.pixels import check_num_pixels
 from vqtool.images.sources.items import Entry, Origin, Words
 
+if TYPE_CHECKING:
+    from vqtool.hdf5 import Dataset
+
 HDF5_ENDINGS = (".h5", ".hdf5")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 COLUMNS = {
@@ -25,8 +28,6 @@ COLUMNS = {
     "label": ("label", "labels", "class", "classes"),
     "caption": ("caption", "captions", "text", "texts", "prompt", "prompts"),
 }
-_CACHE_CHUNKS = 4  # chunks kept, so that threads a few rows apart do not decompress the same chunk again and again
-_CACHE_LIMIT = 256 << 20  # bytes
 _LAYOUTS = "(N, 3, height, width), (N, height, width, 3) or (N, height, width)"
 
 
@@ -36,18 +37,18 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._images: Any = None  # an h5py dataset
+        self._images: Dataset | None = None
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Read one image as (h, w, 3)."""
-        try:
-            with self._lock:
-                if self._images is None:
-                    self._images = _open_cached(self.path)
-                pixels = self._images[row]
-        except Exception as error:
-            raise FormatError(f"{self.path}, row {row}: cannot be read ({error})") from error
-        return as_pixels(pixels, self._images.shape)
+        import h5py
+
+        from vqtool.hdf5 import reading
+
+        with self._lock, reading(f"{self.path}, row {row}"):
+            if self._images is None:
+                self._images = _find_images(h5py.File(self.path, "r"), self.path)
+            return as_pixels(self._images.read(row, row + 1)[0], self._images.shape)
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,15 @@ def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
         FormatError: not an HDF5 of images, or its parts do not fit together.
         VqtoolError: it holds no images.
     """
-    import h5py
+    from vqtool.hdf5 import open_hdf5
 
-    try:
-        with h5py.File(path, "r") as file:
-            count = _check_images(file, path)
-            names = {kind: next((n for n in known if n in file), known[0]) for kind, known in COLUMNS.items()}
-            kinds = COLUMNS if words else ("id",)
-            columns = {kind: _read_strings(file, names[kind], count, path) for kind in kinds}
-            if words:
-                _tell_unused(file, path, count, {"images", *names.values()})
-    except BlockingIOError as error:
-        raise FormatError(f"{path}: another program has it open for writing; wait until it is done") from error
-    except VqtoolError:
-        raise
-    except Exception as error:  # h5py raises nearly anything on damaged files
-        raise FormatError(f"{path}: not a whole HDF5 file ({error})") from error
+    with open_hdf5(path, str(path)) as file:
+        count = _find_images(file, path).shape[0]
+        names = {kind: next((n for n in known if n in file), known[0]) for kind, known in COLUMNS.items()}
+        kinds = COLUMNS if words else ("id",)
+        columns = {kind: _read_strings(file, names[kind], count, path) for kind in kinds}
+        if words:
+            _tell_unused(file, path, count, {"images", *names.values()})
     if count == 0:
         raise VqtoolError(f"{path}: its dataset `images` has no rows")
     source = ArrayFile(path)
@@ -167,50 +161,45 @@ def _as_text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _check_images(file: Any, path: Path) -> int:
-    """Number of images; raises where they are not in a layout that can be read."""
-    import h5py
+def _find_images(file: Any, path: Path) -> Dataset:
+    """The dataset of images; raises where it is not in a layout that can be read."""
+    from vqtool.hdf5 import find_dataset
 
-    images = file.get("images")
-    if not isinstance(images, h5py.Dataset):
+    images = find_dataset(file, "images", str(path))
+    if images is None:
         hint = "; it holds token grids: decode them first" if "tokens" in file else ""
         raise FormatError(f"{path}: has no dataset `images`{hint}")
-    count = check_array(images.shape or (), images.dtype, f"{path}: `images`")
-    if images.chunks is not None and int(np.prod(images.chunks, dtype=np.int64)) > _CACHE_LIMIT:
-        raise FormatError(f"{path}: `images` has chunks of {images.chunks}, more than {_CACHE_LIMIT:,} bytes each")
-    return count
+    check_array(images.shape, images.dtype, f"{path}: `images`")
+    return images
 
 
 def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[str, ...]] | None:
     """A column of strings or integers; None where it is absent."""
-    if name not in file:
+    from vqtool.hdf5 import find_dataset
+
+    where = f"{path}: `{name}`"
+    column = find_dataset(file, name, str(path))
+    if column is None:
         return None
-    column, where = file[name], f"{path}: `{name}`"
-    shape = getattr(column, "shape", None)
-    if shape is None or len(shape) not in (1, 2) or shape[0] != count:
-        raise FormatError(f"{where} has shape {shape}; expected ({count},)")
-    return as_texts(column[()], count, where)
+    if len(column.shape) not in (1, 2) or len(column) != count:
+        raise FormatError(f"{where} has shape {column.shape}; expected ({count},)")
+    return as_texts(column.read(0, count), count, where)
 
 
 def _tell_unused(file: Any, path: Path, count: int, used: set[str]) -> None:
     """Name datasets with a row an image that were not taken for words."""
-    others = [name for name in file if name not in used and (getattr(file[name], "shape", None) or (0,))[0] == count]
+    others = [name for name in file if name not in used and _num_rows(file, name) == count]
     if others:
         warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")
 
 
-def _channels_first(shape: tuple[int, ...]) -> bool:
-    return shape[1] == 3
-
-
-def _open_cached(path: Path) -> Any:
-    """The dataset `images`, with a chunk cache that holds a few of its chunks."""
+def _num_rows(file: Any, name: str) -> int:
+    """How many rows a dataset has; 0 for anything else, such as a link to another file."""
     import h5py
 
-    with h5py.File(path, "r") as file:
-        chunks, shape = file["images"].chunks, file["images"].shape
-    if chunks is None:
-        return h5py.File(path, "r")["images"]
-    across = int(np.prod([-(-size // chunk) for size, chunk in zip(shape[1:], chunks[1:], strict=True)]))
-    size = min(_CACHE_LIMIT, max(1 << 20, int(np.prod(chunks)) * across * _CACHE_CHUNKS))
-    return h5py.File(path, "r", rdcc_nbytes=size)["images"]
+    found = file.get(name) if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+    return (getattr(found, "shape", None) or (0,))[0]
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return shape[1] == 3
