@@ -20,6 +20,7 @@ from vqtool import artifacts
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_batches, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
+from vqtool.outputs import atomic_path
 from vqtool.tokenizers import builtin_path, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def save_with_scores(source: Path, scores: dict[str, Any], output: Path) -> arti
         raise VqtoolError(f"{source}: {size} bytes with its scores, more than {MAX_BYTES}: train it with --half")
     if saved.fingerprint != header.fingerprint:
         raise VqtoolError(f"{source}: its header says {header.fingerprint}, its weights are {saved.fingerprint}")
-    with artifacts.atomic_path(output, force=True) as temporary:
+    with atomic_path(output, force=True) as temporary:
         shutil.move(finished, temporary)
     return saved
 

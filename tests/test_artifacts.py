@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from vqtool import artifacts
-from vqtool.artifacts import atomic_path, file_digest, history_record
+from vqtool.artifacts import file_digest, history_record
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.outputs import atomic_path
 
 CONFIG = {"width": 3, "names": ["a", "b"], "sides": (1, 2)}
 TENSORS = {
@@ -183,7 +184,7 @@ def test_a_killed_writer_leaves_the_old_file(path):
     old = path.read_bytes()
     code = f"""
 import os, signal
-from vqtool.artifacts import atomic_path
+from vqtool.outputs import atomic_path
 with atomic_path({str(path)!r}, force=True) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

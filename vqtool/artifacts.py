@@ -5,10 +5,8 @@ training summary (docs/formats.md). Reading a header needs neither torch nor the
 temporary name in the same folder and renamed, so a file under its final name is whole.
 """
 
-import errno
 import hashlib
 import json
-import secrets
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
 from vqtool.version import __version__
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
 
 
 @dataclass(frozen=True)
@@ -207,54 +205,6 @@ def _has_fingerprint(path: Path, fingerprint: str) -> bool:
         return read_header(path).fingerprint == fingerprint
     except VqtoolError:
         return False
-
-
-@contextmanager
-def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed to it when the block ends well, removed when it fails.
-
-    Raises:
-        VqtoolError: `path` exists and `force` is off, is a folder, or its folder cannot be written.
-    """
-    path = Path(path)
-    refuse_existing(path, force=force)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:  # from before it is there: Ctrl-C may come at any time
-        _create(temporary, path)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _create(temporary: Path, path: Path) -> None:
-    try:
-        temporary.open("xb").close()
-    except OSError as error:
-        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def refuse_existing(path: str | Path, *, force: bool) -> None:
-    """Raise unless a file may be written at `path`: called early, before any work is done.
-
-    Raises:
-        VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there.
-    """
-    path = Path(path)
-    if str(path) == "-":
-        raise VqtoolError("-: this does not go to standard output; name a file")
-    if path.is_dir():
-        raise VqtoolError(f"{path}: is a folder, but a file is to be written")
-    if path.exists() and not path.is_file():
-        raise VqtoolError(f"{path}: is a pipe or a device, but this goes to an ordinary file; name one")
-    if path.exists() and not force:
-        raise VqtoolError(f"{path}: exists; use `force` to overwrite it or write elsewhere")
-    if not path.parent.is_dir():
-        raise VqtoolError(f"{path}: the folder {path.parent} does not exist")
 
 
 def file_digest(path: str | Path) -> str:

@@ -1,5 +1,9 @@
 """Where results go, and what messages call it: files, standard output, pipes and devices."""
 
+import errno
+import os
+import re
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,8 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vqtool.errors import VqtoolError
+from vqtool.locks import claim, locked
 
+SUFFIXES = (".h5", ".hdf5", ".safetensors")  # of ours, that the names of side files do without
 STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file
+
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})  # file systems without hard links
 
 
 def is_stream(output: str | Path) -> bool:
@@ -69,3 +78,104 @@ def refuse_terminal(output: str | Path) -> None:
     """
     if str(output) in STANDARD_OUTPUT and sys.stdout.isatty():
         raise VqtoolError("binary data does not go to a terminal: name a file with -o, or pipe or redirect the output")
+
+
+def refuse_existing(path: str | Path, *, force: bool) -> None:
+    """Raise unless a file may be written at `path`: called early, before any work is done.
+
+    In a command it is locked from here on, and what killed runs have left of it is removed.
+
+    Raises:
+        VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there; or another process
+            is writing it.
+    """
+    path = Path(path)
+    if str(path) == "-":
+        raise VqtoolError("-: this does not go to standard output; name a file")
+    if path.is_dir():
+        raise VqtoolError(f"{path}: is a folder, but a file is to be written")
+    if path.exists() and not path.is_file():
+        raise VqtoolError(f"{path}: is a pipe or a device, but this goes to an ordinary file; name one")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        folder = target.parent if path.is_symlink() else path.parent
+        raise VqtoolError(f"{path}: the folder {folder} does not exist")
+    if claim(path):
+        remove_stale(path)
+    if path.exists() and not force:
+        raise VqtoolError(f"{path}: exists; use `force` to overwrite it or write elsewhere")
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`: renamed to it when the block ends well, removed when it fails.
+
+    Nobody else can write `path` meanwhile, and a file that appears there all the same is not replaced. A symbolic link
+    is followed: what it leads to is written.
+
+    Raises:
+        VqtoolError: `path` exists and `force` is off, is a folder, or its folder cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path, force=force)
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    with locked(path):
+        try:  # from before it is there: Ctrl-C may come at any time
+            _create(temporary, path)
+            yield temporary
+            _publish(temporary, target, str(path), force=force)
+        except OSError as error:
+            if error.errno not in _WRITE_ERRORS:
+                raise
+            raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _create(temporary: Path, path: Path) -> None:
+    try:
+        temporary.open("xb").close()
+    except OSError as error:
+        raise VqtoolError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _publish(temporary: Path, target: Path, name: str, *, force: bool) -> None:
+    """Give a file its final name, in one step; one that is there is replaced only by force."""
+    if not force:
+        try:
+            os.link(temporary, target)  # unlike a renaming it fails where there is a file
+            return
+        except FileExistsError as error:
+            raise VqtoolError(
+                f"{name}: appeared while it was being made, and is kept; use `force` to overwrite it or write elsewhere"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+    temporary.replace(target)
+
+
+def remove_stale(path: str | Path) -> None:
+    """Remove the temporary files that killed runs have left of an output, which has to be locked."""
+    target = Path(os.path.realpath(path))
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    for entry in os.scandir(target.parent):
+        if pattern.fullmatch(entry.name):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def side_file(output: str | Path, ending: str) -> Path:
+    """The file of an output that stands beside it: x.partial.h5 of x.h5, x.log.jsonl of x.safetensors.
+
+    The suffix is cut only if it is one of ours, so that lr0.01 and lr0.001 share nothing. Where there is a file of the
+    name that earlier versions gave, which cut any suffix, that is it.
+
+    Args:
+        output: a file.
+        ending: such as ".partial.h5".
+    """
+    output = Path(output)
+    stem = output.stem if output.suffix.lower() in SUFFIXES else output.name
+    path, old = output.with_name(stem + ending), output.with_name(output.stem + ending)
+    return old if old.exists() and not path.exists() else path

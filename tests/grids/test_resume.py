@@ -1,5 +1,6 @@
 """Resuming `vqtool sample`: what a killed run leaves, what goes on with it, and what is refused."""
 
+import contextlib
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from support.commands import error_lines, start
 from support.exact import random_prior
 from support.two import run_in_two
 
+from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.grids.resume import Journal, resumable_writer
 
@@ -206,3 +208,65 @@ def test_a_partial_file_torn_in_its_first_chunk_is_begun_anew(tmp_path):
         assert writer.num_grids == 0
         writer.write(batch_of(2, 3))
     assert read_grids(tmp_path / "x.h5")[1].ids == ["2", "3"]
+
+
+def test_of_two_copies_started_at_once_one_succeeds_and_the_other_says_who_writes(folder):
+    """Each of them may be first; the file is whole in any case."""
+    for _ in range(3):
+        copies = [start("sample", *RUN, "-o", "x.h5", "--force", stderr=subprocess.PIPE) for _ in range(2)]
+        errors = [copy.communicate(timeout=120)[1].decode() for copy in copies]
+        codes = sorted(copy.returncode for copy in copies)
+        if codes == [0, 1]:
+            (line,) = [line for text in errors for line in error_lines(text)]
+            assert re.search(r"x\.h5: process \d+ on .* is writing it", line)
+        else:
+            assert codes == [0, 0]  # one had ended before the other began
+        assert len(read_grids("x.h5")[1]) == 40
+        assert sorted(path.name for path in folder.iterdir()) == ["prior.safetensors", "x.h5"]
+
+
+def test_a_journal_that_somebody_removes_or_replaces_is_an_error(tmp_path):
+    for what in ("removed", "replaced"):
+        with pytest.raises(VqtoolError, match=r"x\.partial\.h5: is gone or another's"):
+            lose_journal(tmp_path, what)
+        assert not (tmp_path / "x.h5").exists()
+        (tmp_path / "x.partial.h5").unlink(missing_ok=True)
+
+
+def lose_journal(folder, what):
+    with resumable_writer(folder / "x.h5", HEADER) as writer:
+        writer.write(batch_of(1, 2))
+        (folder / "x.partial.h5").unlink()
+        if what == "replaced":
+            (folder / "x.partial.h5").write_bytes(b"other")
+
+
+def test_a_file_that_appears_during_a_run_is_kept_and_so_are_the_grids(tmp_path):
+    def run(**how):
+        with resumable_writer(tmp_path / "x.h5", HEADER, **how) as writer:
+            if not writer.num_grids:
+                writer.write(batch_of(1, 2))
+                (tmp_path / "x.h5").write_bytes(b"theirs")
+
+    with pytest.raises(VqtoolError, match=r"x\.h5: (exists|appeared)"):
+        run()
+    assert (tmp_path / "x.h5").read_bytes() == b"theirs"
+    run(resume=True)
+    assert read_grids(tmp_path / "x.h5")[1].ids == ["1", "2"]
+
+
+def test_outputs_of_similar_names_have_journals_of_their_own(tmp_path):
+    for name in ("lr0.01", "lr0.001"):
+        with contextlib.suppress(KeyboardInterrupt), resumable_writer(tmp_path / name, HEADER) as writer:
+            writer.write(batch_of(1))
+            raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lr0.001.partial.h5", "lr0.01.partial.h5"]
+
+
+def test_an_output_that_is_a_link_is_written_through(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "x.h5").symlink_to("disk/real.h5")
+    with resumable_writer(tmp_path / "x.h5", HEADER) as writer:
+        writer.write(batch_of(1, 2))
+    assert (tmp_path / "x.h5").is_symlink()
+    assert read_grids(tmp_path / "disk" / "real.h5")[1].ids == ["1", "2"]

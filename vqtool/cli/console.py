@@ -177,9 +177,9 @@ def check_json(output: Path | None, *, force: bool) -> None:
     """Refuse early to overwrite what `write_json` would.
 
     Raises:
-        VqtoolError: as `artifacts.refuse_existing` says.
+        VqtoolError: as `outputs.refuse_existing` says.
     """
-    from vqtool.artifacts import refuse_existing
+    from vqtool.outputs import refuse_existing
 
     if output is not None and str(output) != "-":
         refuse_existing(output, force=force)
@@ -191,7 +191,7 @@ def write_json(record: Mapping[str, Any], output: Path | None, *, force: bool) -
     Raises:
         VqtoolError: the file exists and `force` is off, or it cannot be written.
     """
-    from vqtool.artifacts import atomic_path
+    from vqtool.outputs import atomic_path
 
     text = json.dumps(record, indent=2)
     if output is not None and str(output) != "-":

@@ -21,6 +21,7 @@ from vqtool.cli.flags import FlagGroup, flag_of_parameter, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError, printable
+from vqtool.locks import claims
 from vqtool.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,7 +96,7 @@ def command(function: F) -> F:
                 values[name] = group.collect(values)
             for name, record in records.items():
                 values[name] = record(**{field.name: values.pop(field.name) for field in fields(record)})
-            with shown_warnings(lambda text: name_flags(text, flags)):
+            with shown_warnings(lambda text: name_flags(text, flags)), claims():
                 result = function(**values)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not while Python exits
             return result

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vqtool.artifacts import history_record, refuse_existing
+from vqtool.artifacts import history_record
 from vqtool.codebooks.maps import CodeMap, Row, save_map
 from vqtool.codebooks.rebuilt import with_codes
 from vqtool.codebooks.usage import count_grids
 from vqtool.errors import VqtoolError
+from vqtool.outputs import refuse_existing
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.quantizers import nearest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool import rng
-from vqtool.artifacts import history_record, refuse_existing
+from vqtool.artifacts import history_record
 from vqtool.codebooks.fitting import CodebookFit, count_distinct, fit_codebook, measure_fit
 from vqtool.codebooks.rebuilt import check_refittable, with_codebook
 from vqtool.codebooks.vectors import check_images, images_of, read_beginning, sample_latents
@@ -17,6 +17,7 @@ from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
 from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
 from vqtool.options import Checked, distribute, option
+from vqtool.outputs import refuse_existing
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 

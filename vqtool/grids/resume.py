@@ -21,13 +21,13 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from vqtool import distributed, signals
-from vqtool.artifacts import refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids.batch import GridBatch, GridHeader
 from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.stream import SIGNATURE, read_files
 from vqtool.grids.writer import GridWriter, read_journal, write_file
-from vqtool.outputs import explained, is_stream, refuse_terminal
+from vqtool.locks import locked
+from vqtool.outputs import explained, is_stream, refuse_existing, refuse_terminal, side_file
 
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
@@ -73,13 +73,14 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
 
 def partial_paths(output: Path | str) -> list[Path]:
     """The journals of an output, one for each process."""
-    output, num = Path(output), distributed.world_size()
+    num = distributed.world_size()
     endings = [f".partial-{rank}-of-{num}.h5" for rank in range(num)] if num > 1 else [".partial.h5"]
-    return [output.with_name(output.stem + ending) for ending in endings]
+    return [side_file(output, ending) for ending in endings]
 
 
 def _find_partials(output: Path | str) -> list[Path]:
-    pattern = re.compile(re.escape(Path(output).stem) + r"\.partial(-\d+-of-\d+)?\.h5")
+    stem = side_file(output, "").name
+    pattern = re.compile(re.escape(stem) + r"\.partial(-\d+-of-\d+)?\.h5")
     return sorted(path for path in Path(output).parent.iterdir() if pattern.fullmatch(path.name))
 
 
@@ -128,6 +129,21 @@ class Journal(GridWriter):
     def count_all(self, num_grids: int) -> None:
         """Let `num_grids` be that of the output, to which all processes have contributed."""
         self.state.num_grids = num_grids
+
+    def check_there(self) -> None:
+        """Raise unless the file is still the one that was written.
+
+        Raises:
+            VqtoolError: somebody has removed or replaced it.
+        """
+        if self._chunks is None:
+            return
+        try:
+            same = os.path.samestat(os.fstat(self._chunks.fileno()), self.path.stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise VqtoolError(f"{self.path}: is gone or another's: what this run kept there is lost; start anew")
 
     def _append_to(self, mode: str, end: int) -> None:
         with explained(self._output):
@@ -184,32 +200,38 @@ def resumable_writer(
         MismatchError: what is there is kept of another run; names the first difference.
         VqtoolError: the output cannot be written.
     """
-    with _journals(output, anew=force and not resume) as paths:
+    replaces = force or (resume and Path(output).exists())
+    with ExitStack() as stack:
+        if distributed.is_main_process() and not is_stream(output):
+            stack.enter_context(locked(output))
+        distributed.wait_for_all()  # until the main process has the lock, and with it all files of the run
+        paths = stack.enter_context(_journals(output, anew=force and not resume))
         if is_stream(output) and distributed.is_main_process():
-            with GridWriter(output, header, force=force) as stream:
-                yield stream
-                distributed.wait_for_all()
-                for path in filter(Path.exists, paths[1:]):
-                    with path.open("rb") as journal:
-                        for batch, _ in read_journal(journal, str(path), header):
-                            stream.write(batch)
+            stream = stack.enter_context(GridWriter(output, header, force=force))
+            yield stream
+            distributed.wait_for_all()
+            for path in filter(Path.exists, paths[1:]):
+                with path.open("rb") as journal:
+                    for batch, _ in read_journal(journal, str(path), header):
+                        stream.write(batch)
             return
-        with Journal(paths[distributed.rank()], header, resume=resume, output=output) as writer:
-            try:
-                with signals.caught(_interrupt):
-                    yield writer
-            except KeyboardInterrupt as error:
-                kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
-                raise KeyboardInterrupt(kept if writer.num_grids else "") from error
+        own = paths[distributed.rank()]
+        stack.enter_context(locked(own))
+        writer = stack.enter_context(Journal(own, header, resume=resume, output=output))
+        try:
+            with signals.caught(_interrupt):
+                yield writer
+        except KeyboardInterrupt as error:
+            kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
+            raise KeyboardInterrupt(kept if writer.num_grids else "") from error
+        writer.check_there()
         distributed.wait_for_all()
         if is_stream(output) or not distributed.is_main_process():
             return
-        with ExitStack() as stack, explained(output):
+        with explained(output):
             journals = [stack.enter_context(path.open("rb")) for path in paths if path.exists()]
             state = writer.state if len(paths) == 1 else None
-            writer.count_all(write_file(output, writer.header, journals, state, force=force or resume))
-        with Path(output).open("rb") as file:
-            os.fsync(file.fileno())  # a power cut may come between this and the next
+            writer.count_all(write_file(output, writer.header, journals, state, force=replaces))
         for path in paths:
             path.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ Whatever the output, each batch becomes a chunk at once. A pipe gets the chunks;
 which the file is made in the end.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -11,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.grids.batch import GridBatch, GridHeader, SequenceState, checked_batch, join_batches
 from vqtool.grids.hdf5 import GridFileReader, SequenceCheck, encode_file
 from vqtool.grids.stream import read_files, takes_one_file
-from vqtool.outputs import explained, is_stream, open_output, output_name, refuse_terminal
+from vqtool.locks import locked
+from vqtool.outputs import atomic_path, explained, is_stream, open_output, output_name, refuse_existing, refuse_terminal
 
 CHUNK_GRIDS = 1024  # a larger batch leaves as several chunks
 
@@ -57,6 +58,8 @@ class GridWriter:
             if is_stream(self._output):
                 self._chunks = stack.enter_context(open_output(self._output))
                 self._fresh = self._chunks if takes_one_file(self._chunks) else None
+            else:
+                stack.enter_context(locked(self._output))
             if not is_stream(self._output) or self._fresh is not None:
                 folder = None if self._fresh else Path(self._output).parent
                 self._chunks = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -121,7 +124,10 @@ def write_file(
     """Write the grids of journals to one file, under a temporary name until it is whole; says how many they are."""
     with atomic_path(output, force=force) as path:
         image, num_grids = merge_journals(header, journals, state)
-        path.write_bytes(image)
+        with path.open("wb") as file:
+            file.write(image)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut may come when the journals are removed
     return num_grids
 
 

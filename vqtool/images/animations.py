@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image, features
 
-from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.errors import VqtoolError
+from vqtool.outputs import atomic_path, refuse_existing
 
 FORMATS = {".webp": "WEBP", ".gif": "GIF", ".png": "PNG"}
 HELD = 2000  # milliseconds that the last frame stands

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
+from vqtool.outputs import atomic_path
 
 _CELL = 128  # pixels that the longer side of a small picture is magnified to, about
 _LARGEST_CELL = 256  # pixels; longer sides are shrunk to this

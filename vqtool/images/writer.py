@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.captions import split_captions
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
@@ -26,7 +25,8 @@ from vqtool.images.pixels import check_images
 from vqtool.images.preview import png_bytes, preview_grid, save_image
 from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
-from vqtool.outputs import explained, is_stream, open_output, refuse_terminal
+from vqtool.locks import claim
+from vqtool.outputs import atomic_path, explained, is_stream, open_output, refuse_existing, refuse_terminal
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
@@ -108,6 +108,9 @@ class FolderWriter(ImageWriter):
             raise VqtoolError(
                 f"{folder}: exists and is not empty; use --force to write into it or -o to write elsewhere"
             )
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        claim(folder)
         self._names = UniqueNames()
         self._records: list[dict[str, Any]] = []
         self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()

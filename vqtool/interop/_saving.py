@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vqtool.artifacts import refuse_existing
 from vqtool.conditions.text_encoders import save_text_encoder
 from vqtool.errors import MismatchError
 from vqtool.interop._contract import Imported, Options
+from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 

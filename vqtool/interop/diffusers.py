@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vqtool.artifacts import atomic_path
 from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
@@ -25,6 +24,7 @@ from vqtool.interop import diffusers_vqmodel, transformers
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source
 from vqtool.interop._stacking import Names, block_names, fill_stacked
+from vqtool.outputs import atomic_path
 from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
 

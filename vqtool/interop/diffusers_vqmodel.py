@@ -12,12 +12,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from vqtool.artifacts import atomic_path
 from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in
 from vqtool.interop._vqgan import Names
+from vqtool.outputs import atomic_path
 from vqtool.tokenizers import Tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 

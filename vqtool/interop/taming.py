@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from vqtool.artifacts import atomic_path
 from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in, without
 from vqtool.interop._vqgan import Codes, Names
+from vqtool.outputs import atomic_path
 from vqtool.tokenizers import Tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtool.artifacts import atomic_path
 from vqtool.conditions.clip import END, END_OF_WORD, MAX_LENGTH, START, ClipCondition, ClipVocabulary, Words
 from vqtool.conditions.text_encoders import Config, TextEncoder
 from vqtool.errors import FormatError
 from vqtool.interop._sources import Source, without
 from vqtool.interop._stacking import Names, block_names, fill_stacked
+from vqtool.outputs import atomic_path
 from vqtool.trust import parse_record, read_json, read_text
 
 ACTIVATION, EPSILON = "quick_gelu", 1e-5  # of all of OpenAI's

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vqtool.artifacts import refuse_existing
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
 from vqtool.images import OnError, SourceOptions, Tally, find_images, parse_size
@@ -28,6 +27,7 @@ from vqtool.metrics.report import Report
 from vqtool.metrics.score import metric_options
 from vqtool.metrics.tokens import measure_grids
 from vqtool.options import Checked, distribute, option
+from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer, load_tokenizer

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.artifacts import atomic_path
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
 from vqtool.metrics.compare.file import Row
 from vqtool.metrics.compare.trials import find_front
+from vqtool.outputs import atomic_path
 
 MAX_BARS = 64
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch

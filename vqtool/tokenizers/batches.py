@@ -32,6 +32,7 @@ from vqtool.images import (
 )
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
+from vqtool.locks import claims
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
@@ -39,6 +40,7 @@ from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
 OnError = Callable[[ImageItem, VqtoolError], None]
 
 
+@claims()
 def encode(
     sources: Sequence[str | Path],
     output: str | Path = "tok.h5",
@@ -172,6 +174,7 @@ class DecodedImages:
     warnings: tuple[str, ...]  # what the user should know
 
 
+@claims()
 def decode(
     source: str | Path,
     output: str | Path = "decoded",

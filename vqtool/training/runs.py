@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqtool.artifacts import refuse_existing
+from vqtool.outputs import refuse_existing
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.progress import Notify, ignore

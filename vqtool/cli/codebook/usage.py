@@ -37,9 +37,9 @@ def usage(
     """
     from json import dumps
 
-    from vqtool.artifacts import refuse_existing
     from vqtool.cli.console import echo, progress, warn
     from vqtool.codebooks.usage import count_grids, describe, few_tokens
+    from vqtool.outputs import refuse_existing
 
     if plot is not None:
         from vqtool.metrics.plots import check_matplotlib, plot_usage

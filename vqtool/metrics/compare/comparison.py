@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtool.artifacts import refuse_existing, text_digest
+from vqtool.artifacts import text_digest
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
 from vqtool.images import OnError
@@ -16,6 +16,7 @@ from vqtool.metrics.compare.file import Comparison, Trial, check_output
 from vqtool.metrics.plots import check_matplotlib, plot_front
 from vqtool.metrics.score import metric_options
 from vqtool.options import Checked, distribute, option, options_of
+from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
 from vqtool.samplers import Guidance, choose_texts, describe, leave_out_guidance, load_second, sample_batches

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqtool.artifacts import atomic_path, refuse_existing
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.outputs import atomic_path, refuse_existing
 
 KIND = "comparison of samplers"
 _COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "network s"}

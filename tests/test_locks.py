@@ -1,0 +1,108 @@
+"""One writer per output: what a lock keeps out, who is told what, and that dead processes hold nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+
+from vqtool.errors import VqtoolError
+from vqtool.locks import claim, claims, is_held, lock_path, locked
+
+HOLDER = """
+import sys, time
+from vqtool.locks import locked
+with locked(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of x.h5."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "x.h5")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        yield process
+        process.kill()
+
+
+def enter(path):
+    with locked(path):
+        pass
+
+
+def test_the_second_is_refused_with_process_and_host_of_the_first(tmp_path, holder):
+    path = tmp_path / "x.h5"
+    with pytest.raises(VqtoolError, match=rf"x\.h5: process {holder.pid} on {socket.gethostname()} is writing it"):
+        enter(path)
+    enter(tmp_path / "y.h5")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_dies_frees_its_lock_and_the_next_removes_the_file(tmp_path, holder, number):
+    holder.send_signal(number)
+    holder.wait()
+    assert lock_path(tmp_path / "x.h5").exists()
+    enter(tmp_path / "x.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_of_one_process_nest_and_a_folder_stands_for_its_files(tmp_path):
+    with locked(tmp_path / "x"):
+        enter(tmp_path / "x")
+        assert is_held(tmp_path / "x")
+        assert is_held(tmp_path / "x" / "00.png")
+        assert not is_held(tmp_path / "y")
+    assert not is_held(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_and_its_target_are_one_output(tmp_path, holder):
+    (tmp_path / "link.h5").symlink_to("x.h5")
+    with pytest.raises(VqtoolError, match=r"link\.h5: process"):
+        enter(tmp_path / "link.h5")
+
+
+def test_claims_last_to_the_end_of_their_block(tmp_path):
+    assert not claim(tmp_path / "x")
+    assert not is_held(tmp_path / "x")
+    with claims():
+        assert claim(tmp_path / "x")
+        assert not claim(tmp_path / "x")
+        assert is_held(tmp_path / "x")
+    assert not is_held(tmp_path / "x")
+
+
+def test_a_lock_file_that_is_removed_while_it_is_opened_is_made_again(tmp_path, monkeypatch):
+    """The holder removes its file before it lets go: who opened it in between has to notice."""
+    import vqtool.locks
+
+    lock, opened = vqtool.locks._lock, []
+
+    def slow(descriptor):
+        lock(descriptor)
+        if not opened:
+            lock_path(tmp_path / "x").unlink()
+        opened.append(descriptor)
+
+    monkeypatch.setattr(vqtool.locks, "_lock", slow)
+    with locked(tmp_path / "x"):
+        assert lock_path(tmp_path / "x").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert len(opened) == 2
+
+
+def test_where_there_are_no_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
+    import vqtool.locks
+
+    def fail(descriptor):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(vqtool.locks, "_lock", fail)
+    with pytest.warns(UserWarning, match="no lock can be had here"), ExitStack() as stack:
+        stack.enter_context(locked(tmp_path / "x"))
+    assert list(tmp_path.iterdir()) == []

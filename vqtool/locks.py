@@ -1,0 +1,122 @@
+"""One writer per output: a lock beside it.
+
+The operating system holds the lock and frees it when the process ends, however it ends. Its file, .x.h5.lock, says
+which process on which host has it. Commands take the lock of every output before any work is done (`claims`, `claim`);
+what writes a file takes it at least while it writes (`locked`).
+"""
+
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from vqtool.distributed import is_main_process
+from vqtool.errors import VqtoolError
+
+_held: set[Path] = set()  # the lock files of this process
+_claims: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
+
+
+def lock_path(output: str | Path) -> Path:
+    """The lock file of an output; where that is a symbolic link, of what it leads to."""
+    path = Path(os.path.realpath(output))
+    return path.with_name(f".{path.name}.lock")
+
+
+def is_held(output: str | Path) -> bool:
+    """Whether this process has locked an output, or the folder that it is in."""
+    lock = lock_path(output)
+    return lock in _held or lock_path(lock.parent) in _held
+
+
+@contextmanager
+def locked(output: str | Path) -> Iterator[None]:
+    """Keep other processes from writing an output while the block lasts; blocks of one process may nest.
+
+    Raises:
+        VqtoolError: another process is writing it, or nothing can be written there.
+    """
+    lock = lock_path(output)
+    if is_held(output):
+        yield
+        return
+    descriptor = _acquire(lock, str(output))
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.discard(lock)
+        if descriptor is not None:
+            with suppress(OSError):  # first: whoever opened it before has then locked a file that is gone, and sees it
+                lock.unlink()
+            os.close(descriptor)
+
+
+@contextmanager
+def claims() -> Iterator[None]:
+    """Hold the locks that `claim` takes inside the block until it ends."""
+    with ExitStack() as stack:
+        token = _claims.set(stack)
+        try:
+            yield
+        finally:
+            _claims.reset(token)
+
+
+def claim(output: str | Path) -> bool:
+    """Lock an output until the end of the enclosing `claims`; says whether it is locked by this call.
+
+    Outside of such a block nothing happens, nor in a process that is not the main one: that speaks for all.
+
+    Raises:
+        VqtoolError: as `locked`.
+    """
+    stack = _claims.get()
+    if stack is None or not is_main_process() or is_held(output):
+        return False
+    stack.enter_context(locked(output))
+    return True
+
+
+def _acquire(lock: Path, output: str) -> int | None:
+    """The descriptor of a lock file that this process has locked; None where the file system has no locks."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise VqtoolError(f"{output}: cannot be written: {error.strerror}") from error
+        try:
+            _lock(descriptor)
+            if _is_there(descriptor, lock):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise VqtoolError(f"{output}: {holder} is writing it: wait for its end, or write elsewhere") from error
+        except (OSError, ImportError) as error:
+            os.close(descriptor)
+            with suppress(OSError):
+                lock.unlink()
+            warnings.warn(f"{output}: no lock can be had here ({error}): see to it that nobody else writes it",
+                          stacklevel=2)  # fmt: skip
+            return None
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name: the process that had the lock removes it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
