@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vqtool.outputs import refuse_existing
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
+from vqtool.outputs import refuse_existing
 from vqtool.progress import Notify, ignore
 from vqtool.training._identity import read_identity
 
