@@ -1,6 +1,7 @@
 """`vqtool train-prior`: files, conditions, resuming and what is refused."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from vqtool.diffusion.losses import LOSSES
 from vqtool.diffusion.posterior import RULES
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.locks import locked
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer
 from vqtool.training.times import TIMES
@@ -314,6 +316,28 @@ def test_a_condition_that_the_denoiser_does_not_take_is_refused_if_named_and_pas
     assert "denoisers that take caption: transformer" in error_lines(refused.err)[0]
     assert vqtool("train-prior", *options).code == 0
     assert load_prior(tmp_path / "p.safetensors").conditioner.kind == "class"
+
+
+def test_of_two_runs_of_one_output_exactly_one_succeeds(folder, vqtool):
+    """The second is refused before any work, by the lock or by what the first has left."""
+    processes = [start("train-prior", *SHORT, "--preview-every", 0, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1]
+    (refused,) = [text for text, process in zip(errors, processes, strict=True) if process.returncode]
+    assert len(error_lines(refused)) == 1
+    assert re.search(r"is writing it|exists; use --force|an earlier run is there", refused)
+    assert "steps of" not in refused
+    assert load_prior("prior.safetensors").summary["steps"] == 3
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+
+
+def test_while_a_run_goes_on_another_one_of_its_output_is_refused(folder, vqtool):
+    with locked("prior.safetensors"):
+        process = start("train-prior", *SHORT, stderr=subprocess.PIPE)
+        refused = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 1
+    assert re.search(rf"prior\.safetensors: process {os.getpid()} on \S+ is writing it", error_lines(refused)[0])
+    assert sorted(path.name for path in folder.iterdir()) == ["tok.h5"]
 
 
 def test_an_existing_prior_is_kept_without_force(folder, vqtool):

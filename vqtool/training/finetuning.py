@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vqtool.locks import claims
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.tokenizers import Tokenizer, load_tokenizer, quantizers
@@ -26,6 +27,7 @@ from vqtool.training.runs import RunFiles
 DEFAULT_RATE = 2e-4
 
 
+@claims()
 def finetune_tokenizer(
     tokenizer: str | Path,
     images: str | Path | Sequence[str | Path],

@@ -16,6 +16,7 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
+from vqtool.locks import claims
 from vqtool.options import Checked, distribute, option
 from vqtool.priors import GridSpec, Prior
 from vqtool.progress import Notify, Progress, ignore, silent
@@ -61,6 +62,7 @@ class MachineOptions(Checked):
     compile: bool = option(False, "Compile the network, for GPUs.", advanced=True)
 
 
+@claims()
 def train_prior(
     grids: str | Path,
     output: str | Path,

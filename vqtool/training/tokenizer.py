@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.errors import VqtoolError
+from vqtool.locks import claims
 from vqtool.options import Checked, distribute, option
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
@@ -37,6 +38,7 @@ class NetworkOptions(Checked):
     )
 
 
+@claims()
 def train_tokenizer(
     images: str | Path | Sequence[str | Path],
     output: str | Path,
