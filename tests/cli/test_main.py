@@ -47,7 +47,7 @@ try:
 except SystemExit as stop:
     assert not stop.code
 loaded = {name.removeprefix("vqtool.cli.") for name in sys.modules if name.startswith("vqtool.cli.")}
-assert loaded == {"main", "help", "flags", "console", "_descriptors"}, loaded
+assert loaded == {"main", "help", "console", "_descriptors"}, loaded
 drawing = {"rich.console", "rich.markdown", "rich.table", "typer.rich_utils", "pygments"} & set(sys.modules) - before
 assert not drawing, drawing
 """

@@ -11,18 +11,20 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from vqtool.cli import _descriptors
 from vqtool.cli.console import shown_warnings, warn
-from vqtool.cli.flags import FlagGroup, flag_of_parameter, name_flags
 from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError, printable
 from vqtool.locks import claims
 from vqtool.version import __version__
+
+if TYPE_CHECKING:
+    from vqtool.cli.flags import FlagGroup
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,6 +81,8 @@ def command(function: F) -> F:
     A parameter whose type is a dataclass stands for one flag a field; one that is annotated with a `FlagGroup` stands
     for the flags of the group, and is given those that are on the command line.
     """
+    from vqtool.cli.flags import FlagGroup, flag_of_parameter, name_flags  # not for `vqtool --help`
+
     parameters = inspect.signature(function, eval_str=True).parameters
     groups: dict[str, FlagGroup] = {}
     records: dict[str, Any] = {}
@@ -111,7 +115,7 @@ def command(function: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-def _flags(parameter: inspect.Parameter, record: Any, group: FlagGroup | None) -> Iterator[inspect.Parameter]:
+def _flags(parameter: inspect.Parameter, record: Any, group: "FlagGroup | None") -> Iterator[inspect.Parameter]:
     """The flags that a parameter of a command stands for: itself, the fields of a dataclass, or those of a group."""
     if group is not None:
         yield from group.parameters()
@@ -128,6 +132,8 @@ def _flags(parameter: inspect.Parameter, record: Any, group: FlagGroup | None) -
 
 def _report(error: BaseException, flags: dict[str, str]) -> int:
     """Say what went wrong in one line, and return the exit code."""
+    from vqtool.cli.flags import name_flags
+
     if _state["debug"]:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
