@@ -23,13 +23,13 @@ _claims: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
 def lock_path(output: str | Path) -> Path:
     """The lock file of an output; where that is a symbolic link, of what it leads to."""
     path = Path(os.path.realpath(output))
-    return path.with_name(f".{path.name}.lock")
+    return path.parent / f".{path.name}.lock"
 
 
 def is_held(output: str | Path) -> bool:
-    """Whether this process has locked an output, or the folder that it is in."""
+    """Whether this process has locked an output, or a folder that it is in."""
     lock = lock_path(output)
-    return lock in _held or lock_path(lock.parent) in _held
+    return lock in _held or any(lock_path(folder) in _held for folder in lock.parents)
 
 
 @contextmanager
@@ -53,6 +53,17 @@ def locked(output: str | Path) -> Iterator[None]:
             with suppress(OSError):  # first: whoever opened it before has then locked a file that is gone, and sees it
                 lock.unlink()
             os.close(descriptor)
+
+
+@contextmanager
+def unshared(folder: Path) -> Iterator[None]:
+    """Take no locks for what is written in a folder while the block lasts: no other process knows of it."""
+    lock = lock_path(folder)
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.discard(lock)
 
 
 @contextmanager

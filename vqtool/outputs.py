@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,7 +163,10 @@ def remove_stale(path: str | Path) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
     for entry in os.scandir(target.parent):
         if pattern.fullmatch(entry.name):
-            Path(entry.path).unlink(missing_ok=True)
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def side_file(output: str | Path, ending: str) -> Path:

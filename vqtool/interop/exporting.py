@@ -9,7 +9,8 @@ from pathlib import Path
 from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
 from vqtool.interop import diffusers, diffusers_vqmodel, taming
-from vqtool.outputs import explained
+from vqtool.locks import claim, locked, unshared
+from vqtool.outputs import explained, remove_stale
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
@@ -39,6 +40,8 @@ def export(
     if format not in EXPORTS.get(kind, ()):
         known = ", ".join(f"{known} to {' or '.join(names)}" for known, names in EXPORTS.items())
         raise VqtoolError(f"{path}: a {kind} cannot be exported to {format!r}; what can be is {known}")
+    if folder.parent.is_dir() and claim(folder):
+        remove_stale(folder)
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise VqtoolError(f"{folder}: exists and is not an empty folder; `force` replaces files of the same names")
     if kind != "prior" and tokenizer is not None:
@@ -61,9 +64,9 @@ def _staged(folder: Path) -> Iterator[Path]:
     """
     staged = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
     was_filled = folder.is_dir() and any(folder.iterdir())
-    with explained(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder), unshared(staged), explained(folder):
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
             staged.mkdir()
             yield staged
             if not was_filled:
