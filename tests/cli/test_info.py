@@ -49,7 +49,7 @@ def test_an_artifact_is_described_with_its_parameters_and_history(tokenizer_path
         ("text.h5", b"hello, hello, hello", "found text that begins with 'hello"),
         ("empty.h5", b"", "not a single byte"),
         ("short.h5", b"\x89HDF\r\n\x1a\n", "truncated"),
-        ("bad.safetensors", (40).to_bytes(8, "little") + b'{"a": 1' + b" " * 33, "invalid JSON"),
+        ("bad.safetensors", (40).to_bytes(8, "little") + b'{"a": 1' + b" " * 33, "deserializing header"),
     ],
 )
 def test_a_file_it_does_not_know_is_one_line_of_error(tmp_path, vqtool, name, content, message):
