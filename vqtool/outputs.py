@@ -157,11 +157,16 @@ def _publish(temporary: Path, target: Path, name: str, *, force: bool) -> None:
     temporary.replace(target)
 
 
-def remove_stale(path: str | Path) -> None:
-    """Remove the temporary files that killed runs have left of an output, which has to be locked."""
+def remove_stale(path: str | Path, *, inside: bool = False) -> None:
+    """Remove the temporary files that killed runs have left of an output, which has to be locked.
+
+    Args:
+        path: of the output.
+        inside: whether it is a folder whose files the runs were writing.
+    """
     target = Path(os.path.realpath(path))
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
-    for entry in os.scandir(target.parent):
+    pattern = re.compile(rf"\.{'.+' if inside else re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    for entry in os.scandir(target if inside else target.parent):
         if pattern.fullmatch(entry.name):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)

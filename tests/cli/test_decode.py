@@ -323,3 +323,12 @@ def test_a_missing_file_is_named(vqtool, work):
     assert (result.code, error_lines(result.err)) == (
         1, ["error: gone.h5: cannot be read: No such file or directory"],
     )  # fmt: skip
+
+
+def test_what_a_killed_run_left_in_the_folder_is_removed_by_the_next(work, vqtool):
+    folder = work / "out"
+    folder.mkdir()
+    (folder / ".00.png.0123abcd.tmp").write_bytes(b"half")
+    (folder / ".hidden").write_bytes(b"of the user")
+    assert vqtool("decode", "tok.h5", "-o", folder, "--force").code == 0
+    assert [path.name for path in folder.glob(".*")] == [".hidden"]

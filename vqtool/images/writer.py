@@ -26,7 +26,15 @@ from vqtool.images.preview import png_bytes, preview_grid, save_image
 from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
 from vqtool.locks import claim
-from vqtool.outputs import atomic_path, explained, is_stream, open_output, refuse_existing, refuse_terminal
+from vqtool.outputs import (
+    atomic_path,
+    explained,
+    is_stream,
+    open_output,
+    refuse_existing,
+    refuse_terminal,
+    remove_stale,
+)
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
@@ -104,13 +112,14 @@ class FolderWriter(ImageWriter):
         super().__init__(folder)
         if folder.exists() and not folder.is_dir():
             raise VqtoolError(f"{folder}: exists and is not a folder; use -o to write elsewhere")
+        with explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        if claim(folder) and folder.is_dir():
+            remove_stale(folder, inside=True)
         if folder.is_dir() and any(folder.iterdir()) and not force:
             raise VqtoolError(
                 f"{folder}: exists and is not empty; use --force to write into it or -o to write elsewhere"
             )
-        with explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        claim(folder)
         self._names = UniqueNames()
         self._records: list[dict[str, Any]] = []
         self._before = {entry.name for entry in folder.iterdir()} - {METADATA} if folder.is_dir() else set()
