@@ -236,7 +236,7 @@ def many(tmp_path, monkeypatch):
 def stop_when_begun(process, number):
     """Send a signal to a process once it has kept some grids."""
     deadline = time.monotonic() + 60
-    while not Path("tok.partial.h5").exists() or Path("tok.partial.h5").stat().st_size < 20000:
+    while not Path("tok.partial.h5").exists() or Path("tok.partial.h5").stat().st_size < 5000:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)

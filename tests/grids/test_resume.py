@@ -53,7 +53,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_file(folder, vqtool):
     kept, there, moment = folder / "x.partial.h5", 0, random.Random(0)
     for resume in ([], ["--resume"]):
         process = start("sample", *RUN, "-b", 1, "-o", "x.h5", *resume, stderr=subprocess.DEVNULL)
-        assert interrupt_when(process, kept, there + moment.randrange(1, 15000), signal.SIGKILL)
+        assert interrupt_when(process, kept, there + moment.randrange(1, 5000), signal.SIGKILL)
         assert kept.stat().st_size >= there
         with kept.open("ab") as file:  # what a power cut leaves of a chunk
             file.write(kept.read_bytes()[: moment.randrange(1, 1000)])

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 
 from vqtool import distributed, signals
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.grids.batch import GridBatch, GridHeader
+from vqtool.grids.batch import GridBatch, GridHeader, checked_batch, join_batches
 from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.stream import SIGNATURE, read_files
-from vqtool.grids.writer import GridWriter, read_journal, write_file
+from vqtool.grids.writer import CHUNK_GRIDS, GridWriter, read_journal, write_file
 from vqtool.locks import locked
 from vqtool.outputs import explained, is_stream, refuse_existing, refuse_terminal, side_file
 
+HOLD_SECONDS = 0.25  # work of so long may be lost, so that small batches share a chunk
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
 _MAY_DIFFER = ("command", "time")  # of the last record of a history
@@ -87,13 +88,15 @@ def _find_partials(output: Path | str) -> list[Path]:
 class Journal(GridWriter):
     """Keeps the grids of a run in a stream without a last chunk: each batch is there when `write` returns.
 
-    The disk has it, even if the power fails, a second later.
+    The disk has it, even if the power fails, a second later. Batches that follow each other within `hold` seconds wait
+    for each other, so that a chunk costs little.
 
     Args:
         path: of the file; it is made by the first batch.
         header: what the grids have in common.
         resume: go on with what is there, without a torn end; the header is then that of the start.
         output: what messages call it.
+        hold: seconds.
 
     Raises:
         FormatError: the file is no grid file.
@@ -101,12 +104,20 @@ class Journal(GridWriter):
     """
 
     def __init__(
-        self, path: Path, header: GridHeader, *, resume: bool = False, output: Path | str | None = None
+        self,
+        path: Path,
+        header: GridHeader,
+        *,
+        resume: bool = False,
+        output: Path | str | None = None,
+        hold: float = 0.0,
     ) -> None:
         super().__init__(path, header, force=True)
         self.path = path
         self._output = output or path
-        self._synced = -math.inf
+        self._hold = hold
+        self._held: list[GridBatch] = []
+        self._sent = self._synced = -math.inf
         self.kept_ids: list[str] = []  # of the grids that were there
         if resume and path.exists():
             self._go_on()
@@ -114,8 +125,26 @@ class Journal(GridWriter):
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack, suppress(VqtoolError) if kind else nullcontext():
+            self.flush()
+
+    @property
+    def num_grids(self) -> int:
+        """How many have been written."""
+        return self.state.num_grids + sum(map(len, self._held))
+
+    def write(self, batch: GridBatch) -> None:
+        """Write the next grids; see `GridWriter.write`."""
+        self._held.append(checked_batch(self.header, batch))
+        if time.monotonic() - self._sent >= self._hold or sum(map(len, self._held)) >= CHUNK_GRIDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        held, self._held = self._held, []
+        super().write(held[0] if len(held) == 1 else join_batches(self.header, held))
+        self._sent = time.monotonic()
 
     def _send(self, batch: GridBatch, *, last: bool = False) -> None:
         if self._chunks is None:
@@ -217,13 +246,15 @@ def resumable_writer(
             return
         own = paths[distributed.rank()]
         stack.enter_context(locked(own))
-        writer = stack.enter_context(Journal(own, header, resume=resume, output=output))
+        writer = stack.enter_context(Journal(own, header, resume=resume, output=output, hold=HOLD_SECONDS))
         try:
             with signals.caught(_interrupt):
                 yield writer
         except KeyboardInterrupt as error:
+            writer.flush()
             kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
             raise KeyboardInterrupt(kept if writer.num_grids else "") from error
+        writer.flush()
         writer.check_there()
         distributed.wait_for_all()
         if is_stream(output) or not distributed.is_main_process():
