@@ -7,6 +7,7 @@ what writes a file takes it at least while it writes (`locked`).
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -102,11 +103,12 @@ def _acquire(lock: Path, output: str) -> int | None:
         try:
             _lock(descriptor)
             if _is_there(descriptor, lock):
+                text = f"process {os.getpid()} on {socket.gethostname()}".encode()
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                os.write(descriptor, text)
                 return descriptor
         except BlockingIOError as error:
-            holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
+            holder = _read_holder(descriptor)
             os.close(descriptor)
             raise VqtoolError(f"{output}: {holder} is writing it: wait for its end, or write elsewhere") from error
         except (OSError, ImportError) as error:
@@ -117,6 +119,15 @@ def _acquire(lock: Path, output: str) -> int | None:
                           stacklevel=2)  # fmt: skip
             return None
         os.close(descriptor)
+
+
+def _read_holder(descriptor: int) -> str:
+    """Who has the lock, as its file says; it has just been made, perhaps, and is written a moment later."""
+    for _ in range(50):
+        if text := os.pread(descriptor, 300, 0):
+            return text.decode(errors="replace")
+        time.sleep(0.01)
+    return "another process"
 
 
 def _lock(descriptor: int) -> None:
