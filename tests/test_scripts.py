@@ -202,6 +202,7 @@ def lower_bounds(text):
 def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     tried = lower_bounds((ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"))
+    assert tried.pop("click")  # typer's own
     lists = re.findall(r"^(?:dependencies|eval|dev) = \[\n(.*?)^\]", project, flags=re.MULTILINE | re.DOTALL)
     allowed = lower_bounds("".join(lists))
     assert len(lists) == 3
