@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.exact import random_prior
-from support.two import run_in_two
+from support.two import free_port, run_in_two
 from typer.testing import CliRunner
 
 import vqtool
@@ -81,7 +81,7 @@ def test_two_processes_leave_the_file_and_the_stream_of_one(folder):
     arguments = ["-n", 5, "--steps", 2, "-b", 2]
     run(*arguments, "-o", "one.h5")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for output, path in (("two.h5", "two.h5"), ("-", "piped.h5")):
         module = command(*arguments, "-o", output)[2:]

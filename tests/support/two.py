@@ -20,14 +20,18 @@ def run_in_two(*arguments: object) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command, capture_output=True, check=False, timeout=200)
 
 
+def free_port() -> int:
+    """A port that nobody listens on; 0 is none to a launcher of accelerate before 1.7."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def main() -> None:
     """Be the two processes."""
     for name in SHARED:
         importlib.import_module(name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     child = os.fork()
     os.environ.update(RANK="0" if child else "1", LOCAL_RANK="0" if child else "1")
     del sys.argv[0]
