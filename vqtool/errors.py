@@ -1,6 +1,7 @@
 """Errors that a user can mend, warnings, and safe text for both. The commands print each as one line."""
 
 import warnings
+from collections.abc import Iterable
 
 
 class VqtoolError(Exception):
@@ -36,3 +37,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def size_text(sides: Iterable[int]) -> str:
+    """Sides as people write them: (48, 80) -> "48x80"."""
+    return "x".join(map(str, sides))

@@ -1,6 +1,6 @@
 """A prior: schedule and kernel + denoiser + condition, in one file. It models token grids of one tokenizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion.kernels import KERNELS, Kernel
 from vqtool.diffusion.posterior import RULES, add_at_tokens, log_evidence
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
 from vqtool.registry import check_known
 from vqtool.trust import build_network, parse_record
@@ -174,7 +174,7 @@ class Prior:
                 f"tokenizer with other codes, `vqtool codebook remap {name} -t {mine.tokenizer_location}` does it",
             ),
             ("codebook size", self.kernel.codebook_size, header.codebook_size, "train a prior on these grids"),
-            ("grid size", _shown(mine.grid_size), _shown(header.grid_size), "encode at the same size"),
+            ("grid size", size_text(mine.grid_size), size_text(header.grid_size), "encode at the same size"),
         ):
             if own != theirs:
                 raise MismatchError(f"{name} has {what} {theirs}, but the prior has {what} {own}: {remedy}")
@@ -227,10 +227,6 @@ class Prior:
             force=force,
         )
         return replace(self, fingerprint=header.fingerprint)
-
-
-def _shown(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def load_prior(path: str | Path) -> Prior:

@@ -57,11 +57,6 @@ def shown_warnings(name_flags: Callable[[str], str] = str) -> Iterator[None]:
         yield
 
 
-def shape(sides: Sequence[int]) -> str:
-    """Sides as people write them: (48, 80) -> "48x80"."""
-    return "x".join(map(str, sides))
-
-
 @contextmanager
 def progress(
     description: str,

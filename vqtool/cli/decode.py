@@ -36,11 +36,12 @@ def decode(
 
         vqtool sample --purity | vqtool decode -o preview.png
     """
-    from vqtool.cli.console import echo, progress, shape, warn
+    from vqtool.cli.console import echo, progress, warn
+    from vqtool.errors import size_text
     from vqtool.tokenizers.batches import decode as decode_file
 
     def start(header: "GridHeader", model: "Tokenizer") -> None:
-        echo(f"grids of {shape(header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
+        echo(f"grids of {size_text(header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
 
     done = decode_file(
         grids, output, tokenizer, batch_size=batch_size, device=device, force=force, on_start=start, progress=progress

@@ -53,14 +53,15 @@ def encode(
 
         vqtool encode flickr8k/Images --captions flickr8k/captions.txt -o tok.h5
     """
-    from vqtool.cli.console import echo, progress, shape
+    from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
+    from vqtool.errors import size_text
     from vqtool.images import SourceOptions, parse_size
     from vqtool.tokenizers import BUILTIN
     from vqtool.tokenizers.batches import encode as encode_files
 
     def start(header: "GridHeader", num: int) -> None:
-        echo(f"{num} images at {shape(header.image_size)} -> grids of {shape(header.grid_size)} tokens")
+        echo(f"{num} images at {size_text(header.image_size)} -> grids of {size_text(header.grid_size)} tokens")
         echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
     skipped = Skipped(strict, output)

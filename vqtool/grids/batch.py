@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, size_text
 
 FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
@@ -83,7 +83,7 @@ def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "in it" if value else "none"
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return size_text(value) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from vqtool import distributed, signals
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids.batch import GridBatch, GridHeader, checked_batch, join_batches
 from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.stream import SIGNATURE, read_files
@@ -312,7 +312,7 @@ def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return "x".join(map(str, value))
+        return size_text(value)
     return "not given" if value is None else str(value)
 
 

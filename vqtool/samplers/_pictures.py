@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, size_text
 from vqtool.grids import GridBatch, GridHeader, open_grids
 from vqtool.images import ImageItem, find_images, parse_size, read_batches
 from vqtool.images.sources import holds_grids
@@ -103,8 +103,7 @@ def _open_images(
     pixels = prior.grid_spec.image_size if size is None else parse_size(size)
     header = replace(grid_header(model, pixels, {}), history=())
     items = find_images(sources, on_error=on_error)
-    shown = ("x".join(map(str, sides)) for sides in (pixels, header.grid_size))
-    notify(f"{len(items)} images at {next(shown)} -> grids of {next(shown)} tokens")
+    notify(f"{len(items)} images at {size_text(pixels)} -> grids of {size_text(header.grid_size)} tokens")
 
     def read(count: int) -> Iterator[tuple[GridBatch, Images | None]]:
         for found in read_batches(items, pixels, count, on_error=on_error):

@@ -56,6 +56,15 @@ def check_texts(prior: Prior, labels: Texts | None, captions: Texts | None) -> l
     return []
 
 
+def in_turn(prior: Prior, texts: Texts) -> Callable[[range], Tensor] | None:
+    """The conditions of samples by their numbers: the texts in turn; None if there are none."""
+
+    def encode(samples: range) -> Tensor:
+        return prior.conditioner.encode([texts[number % len(texts)] for number in samples])
+
+    return encode if texts else None
+
+
 def choose_texts(
     prior: Prior, labels: Texts | None, captions: Texts | None, notify: Callable[[str], None]
 ) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vqtool.denoisers import EncodedCondition
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, size_text
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
 
@@ -67,11 +67,11 @@ class Tiling:
         """
         if grid_size[0] < size[0] or grid_size[1] < size[1]:
             raise VqtoolError(
-                f"`grid_size` {_shown(grid_size)}: smaller than the {_shown(size)} cells that the prior was trained "
-                "on, and it knows no parts of pictures: both sides have to be at least as large"
+                f"`grid_size` {size_text(grid_size)}: smaller than the {size_text(size)} cells that the prior was "
+                "trained on, and it knows no parts of pictures: both sides have to be at least as large"
             )
         if overlap is not None and not 0 <= overlap < min(size):
-            raise VqtoolError(f"`overlap` {overlap}: tiles of {_shown(size)} cells share 0 to {min(size) - 1} cells")
+            raise VqtoolError(f"`overlap` {overlap}: tiles of {size_text(size)} cells share 0 to {min(size) - 1} cells")
         self.grid_size, self.size = grid_size, size
         tops, lefts = (
             _starts(whole, part, part // 2 if overlap is None else overlap)
@@ -199,7 +199,3 @@ def _repeat(condition: EncodedCondition | None, count: int) -> EncodedCondition 
     return EncodedCondition(
         *(None if part is None else part.expand(count, *part.shape).flatten(0, 1) for part in condition)
     )
-
-
-def _shown(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

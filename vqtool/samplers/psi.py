@@ -23,7 +23,7 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import add_at_tokens, draw, log_evidence, replaces, sample_posterior
 from vqtool.errors import VqtoolError
-from vqtool.options import Checked, option
+from vqtool.options import option
 from vqtool.samplers import ancestral
 from vqtool.samplers._times import choose_times
 from vqtool.samplers._walk import Walk, pick, put
@@ -32,18 +32,10 @@ NEEDS_MASK = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Checked):
-    """When the denoiser is called, and how many cells are noised anew."""
+class Options(ancestral.Options):
+    """When the denoiser is called, as in ancestral sampling, and how many cells are noised anew."""
 
     steps: int | None = option(None, "Denoiser calls, at least 1; more than T repeat steps.", usual=100)
-    times: tuple[int, ...] | None = option(None, "Times of the calls, as in 100,60,30,10.", advanced=True)
-    rule: str | None = option(
-        None,
-        "How predictions of x_0 are averaged.",
-        shown="the prior's own",
-        choices="diffusion/posterior.py:RULES",
-        advanced=True,
-    )
     kappa: float = option(
         0.9, "Share of the cells that are not noised anew in a step; 1 is ancestral.", minimum=0, maximum=1
     )

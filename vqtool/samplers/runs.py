@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqtool.artifacts import history_record, text_digest
 from vqtool.distributed import is_main_process, own_range
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.grids.resume import check_resumable, resumable_writer
 from vqtool.images.animations import check_animation, save_animation
@@ -25,7 +25,7 @@ from vqtool.outputs import is_stream
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import MAX_NUMBER, Method, Observer, SampleBatch, Walk, choose_texts, estimates, trajectories
-from vqtool.samplers._texts import PLURALS
+from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
 T = TypeVar("T", bound="Drawn")
@@ -120,7 +120,7 @@ class Run:
         if len(tiling) > 1:
             at_once = min(tiling.at_once, len(tiling) * tiling.microbatch)
             self._notify(
-                f"grids of {_shown(tiling.grid_size)}: {len(tiling)} tiles of {_shown(tiling.size)} a call, "
+                f"grids of {size_text(tiling.grid_size)}: {len(tiling)} tiles of {size_text(tiling.size)} a call, "
                 f"{at_once} of them in the network at once"
             )
         memory = estimates.estimate_memory(self.method.prior, tiling, self.batch_size) / _GB
@@ -242,10 +242,7 @@ def sample_to_file(
     own = own_range(num)
     samples = range(start + own.start, start + own.stop)
 
-    def condition(samples: range) -> Tensor:
-        return prior.conditioner.encode([texts[number % len(texts)] for number in samples])
-
-    rows: dict[str, Any] = {"condition": condition if texts else None}
+    rows: dict[str, Any] = {"condition": in_turn(prior, texts)}
     run = Run(method, len(samples), options, notify=notify, progress=progress, is_kept=not is_stream(output))
     run.tell_estimates()
     if options.dry_run:
@@ -332,10 +329,6 @@ def animated(
     frames = trajectories.draw_frames(grids, tokenizer, captions)
     save_animation(frames, path, milliseconds=min(_FRAME, _ANIMATION // len(frames)), force=force)
     notify(f"wrote {path}: {len(frames)} frames of {len(trajectory.seen)} grids")
-
-
-def _shown(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _between(least: float, most: float) -> str:

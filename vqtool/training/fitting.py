@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, size_text
 from vqtool.images import ImageItem, SourceOptions, parse_size, read_images, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.options import distribute, option
@@ -78,7 +78,7 @@ def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None,
 
 def sides(size: int | str | tuple[int, int]) -> tuple[int, int]:
     """(h, w) of a size as people write it."""
-    return parse_size("x".join(map(str, size)) if isinstance(size, tuple) else str(size), "`size`")
+    return parse_size(size_text(size) if isinstance(size, tuple) else str(size), "`size`")
 
 
 class TokenizerObjective:

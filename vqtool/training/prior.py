@@ -12,7 +12,7 @@ from torch import nn
 from vqtool import distributed
 from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
@@ -154,9 +154,8 @@ def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int, notify
     kernel, conditioner = prior.kernel, prior.conditioner
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
     held_out = f" ({num_held_out} more held out)" if num_held_out else ""
-    shape = "x".join(map(str, prior.grid_spec.grid_size))
     parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
-    notify(f"{num_grids} grids of {shape}{held_out}; {texts[conditioner.kind]}")
+    notify(f"{num_grids} grids of {size_text(prior.grid_spec.grid_size)}{held_out}; {texts[conditioner.kind]}")
     notify(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
     notify(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
 

@@ -41,8 +41,9 @@ def refit(
         vqtool codebook refit imgs/ --grids tok.h5 -o mine.safetensors
     """
     from vqtool import codebooks
-    from vqtool.cli.console import echo, progress, shape
+    from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
+    from vqtool.errors import size_text
 
     skipped = Skipped(strict, output)
     common: dict[str, Any] = {"seed": seed, "device": device, "force": force, "progress": progress}
@@ -53,7 +54,7 @@ def refit(
     for name, fit in (("before", made.before), ("after", made.after)):
         echo(f"{name}: usage {fit.usage:.1%}, perplexity {fit.perplexity:.0f}, squared error {fit.error:.4g}")
     echo(f"wrote {output}: tokenizer {made.fingerprint}")
-    how = f"{' '.join(map(str, images))} --size {shape(made.image_size)} -t {output} -o tok.h5 --force"
+    how = f"{' '.join(map(str, images))} --size {size_text(made.image_size)} -t {output} -o tok.h5 --force"
     echo(f"to use it, encode again: vqtool encode {how}")
     echo(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
     skipped.finish()

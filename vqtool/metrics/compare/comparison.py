@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from vqtool.artifacts import text_digest
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
@@ -20,6 +18,7 @@ from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
 from vqtool.samplers import Guidance, choose_texts, describe, leave_out_guidance, load_second, sample_batches
+from vqtool.samplers._texts import in_turn
 from vqtool.tokenizers import tokenizer_of
 from vqtool.version import __version__
 
@@ -123,7 +122,7 @@ def compare(
     }
     results = Comparison(path, about, resume=resume, force=force)
     left = [trial for trial in planned if not results.has(trial)]
-    arguments |= {"condition": _condition(model, texts), **settings}
+    arguments |= {"condition": in_turn(model, texts), **settings}
     if references and left:
         decoder = tokenizer_of(model.grid_spec, model.location or None, given=tokenizer).to(model.device)
         arguments["score"] = scores.build(
@@ -176,15 +175,6 @@ def _choose_settings(
         raise VqtoolError(f"`{name}` and `option` {name.replace('_', '-')} both say it: leave one out")
     trials.check_settings(prior, planned, settings)
     return settings
-
-
-def _condition(prior: Prior, texts: Sequence[str]) -> Callable[[range], Tensor] | None:
-    """What is drawn: labels or captions in turn."""
-
-    def encode(samples: range) -> Tensor:
-        return prior.conditioner.encode([texts[number % len(texts)] for number in samples])
-
-    return encode if texts else None
 
 
 def _measure(
