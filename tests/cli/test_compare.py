@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from support.commands import build_tokenizer, error_lines, write_pictures
 from support.exact import random_prior
+from support.features import MeanColour
 
 from vqtool import metrics
 from vqtool.images import find_images, read_batches, to_uint8
@@ -23,19 +24,6 @@ from vqtool.metrics.plots import plot_front
 from vqtool.priors import GridSpec, load_prior
 from vqtool.samplers import sample, sample_batches
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
-
-
-class MeanColour:
-    """Stands in for EfficientNet-Lite0, which is slow and comes with an extra: mean red, green, blue."""
-
-    name = "MeanColour"
-    feature_dim = 3
-
-    def __init__(self, device="cpu"):
-        pass
-
-    def __call__(self, images):
-        return images.mean(axis=(2, 3)).astype(np.float32)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from support.commands import error_lines, write_pictures
 from support.exact import random_prior
+from support.features import MeanColour
 
 from vqtool import metrics
 from vqtool.cli.main import main
@@ -18,19 +19,6 @@ from vqtool.images import find_images, read_batches, to_float, to_uint8
 from vqtool.metrics import frechet_distance, usage
 from vqtool.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from vqtool.tokenizers.vqvae import VqVaeConfig
-
-
-class MeanColour:
-    """Stands in for EfficientNet-Lite0, which is slow and comes with an extra: mean red, green, blue and their sum."""
-
-    name = "MeanColour"
-    feature_dim = 3
-
-    def __init__(self, device="cpu"):
-        pass
-
-    def __call__(self, images):
-        return images.mean(axis=(2, 3)).astype(np.float32)
 
 
 @pytest.fixture
