@@ -1,6 +1,6 @@
 """Flags that several commands share: the same name, the same meaning, the same help everywhere."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +8,6 @@ import typer
 
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
-from vqtool.errors import VqtoolError
 from vqtool.options import read_names
 
 # Which images are taken, for commands that need no captions and labels.
@@ -105,15 +104,3 @@ Images = Annotated[
     list[Path],
     typer.Argument(help="Folders, image files, tar shards or HDF5 files of images.", show_default=False),
 ]
-
-
-def one_of(flag: str, value: str, known: Iterable[str]) -> str:
-    """`value` if it is known.
-
-    Raises:
-        VqtoolError: it is not; lists what is.
-    """
-    names = list(known)
-    if value not in names:
-        raise VqtoolError(f"{flag} {value}: unknown; known are {', '.join(names)}")
-    return value

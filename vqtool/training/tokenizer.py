@@ -11,6 +11,7 @@ from vqtool.options import Checked, distribute, option
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, load_tokenizer, quantizers
+from vqtool.tokenizers.vqvae import num_parameters
 from vqtool.training._autoencoder import build_model
 from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split_options
 from vqtool.training.runs import RunFiles
@@ -91,10 +92,10 @@ def train_tokenizer(
     base = SIZES[network.network or DEFAULT_NETWORK] if start is None else start.config
     config, codes = _choose_codes(base, quantizer, codes, start)
     model = build_model(config, seed, quantizer=quantizer, options=codes, discriminator=judge, start=start)
-    parameters = sum(parameter.numel() for parameter in model.tokenizer.parameters())
+    name = (network.network or DEFAULT_NETWORK) if start is None else start.location
     notify(
-        f"{(network.network or DEFAULT_NETWORK) if start is None else start.location}: {parameters / 1e6:.2f} M "
-        f"parameters, factor {config.factor}; {quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
+        f"{name}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, factor {config.factor}; "
+        f"{quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
     )
     lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
     return learn(
