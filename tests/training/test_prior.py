@@ -22,6 +22,7 @@ from vqtool.training import prior as training
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
+from vqtool.training.runs import MachineOptions
 
 # "bound" and "elbo" are too noisy for so short a run; "reweighted-elbo" never learns from a grid that is all mask.
 LEARNT = [
@@ -192,7 +193,7 @@ def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):
 def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):
     def plan(**machine):
         run, rest = training.PriorRunOptions(batch_size=4), {"learning_rate": 1e-3, "seed": 0}
-        config = training.choose_run(50, run=run, machine=training.MachineOptions(**machine), **rest)
+        config = training.choose_run(50, run=run, machine=MachineOptions(**machine), **rest)
         return config.bf16, config.compile
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

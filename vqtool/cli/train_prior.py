@@ -18,7 +18,7 @@ OPTIONS = (
     | FlagGroup.of_file("training/objectives.py", "PriorLoss", panel=METHOD)
     | FlagGroup.of_file("training/building.py", "DenoiserOptions", panel=NETWORK)
     | FlagGroup.of_file("training/prior.py", "PriorRunOptions", panel=LENGTH)
-    | FlagGroup.of_file("training/prior.py", "MachineOptions", panel=MACHINE)
+    | FlagGroup.of_file("training/runs.py", "MachineOptions", panel=MACHINE)
 )
 
 

@@ -17,7 +17,7 @@ from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
-from vqtool.options import Checked, distribute, option
+from vqtool.options import distribute, option
 from vqtool.priors import GridSpec, Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
@@ -34,7 +34,7 @@ from vqtool.training.building import (
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData, build_data
 from vqtool.training.loop import LoopConfig, Validation
 from vqtool.training.objectives import PriorLoss, PriorObjective, check_loss, validate
-from vqtool.training.runs import RunFiles, RunOptions, choose_steps
+from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
 
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out
@@ -52,14 +52,6 @@ class PriorRunOptions(RunOptions):
         "last", "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
         advanced=True,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class MachineOptions(Checked):
-    """What a GPU can do faster."""
-
-    bf16: bool | None = option(None, "Compute in bfloat16.", shown="on a GPU", advanced=True)
-    compile: bool = option(False, "Compile the network, for GPUs.", advanced=True)
 
 
 @claims()
@@ -187,13 +179,6 @@ def choose_run(
     Raises:
         VqtoolError: something for GPUs without one.
     """
-    gpu = torch.cuda.is_available()
-    for name in ("bf16", "compile"):
-        if getattr(machine, name) and not gpu:
-            raise VqtoolError(
-                f"`{name}` goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small networks "
-                "and a fifth at best for large ones, and not every machine can compile; leave it out"
-            )
     return LoopConfig(
         num_steps,
         run.batch_size,
@@ -203,8 +188,7 @@ def choose_run(
         seed=seed,
         preview_steps=run.preview_every,
         minutes=run.minutes,
-        bf16=gpu and machine.bf16 is not False,
-        compile=machine.compile,
+        **machine.settings(),
     )
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
@@ -28,6 +31,29 @@ class RunOptions(Checked):
         super().__post_init__()
         if self.steps is not None and self.minutes is not None:
             raise VqtoolError("give `steps` or `minutes`, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(Checked):
+    """What a GPU can do faster."""
+
+    bf16: bool | None = option(None, "Compute in bfloat16.", shown="on a GPU", advanced=True)
+    compile: bool = option(False, "Compile the network, for GPUs.", advanced=True)
+
+    def settings(self) -> dict[str, Any]:
+        """What a `LoopConfig` says of it on this machine.
+
+        Raises:
+            VqtoolError: something for GPUs without one.
+        """
+        gpu = torch.cuda.is_available()
+        for name in ("bf16", "compile"):
+            if getattr(self, name) and not gpu:
+                raise VqtoolError(
+                    f"`{name}` goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small "
+                    "networks and a fifth at best for large ones, and not every machine can compile; leave it out"
+                )
+        return {"bf16": gpu and self.bf16 is not False, "compile": self.compile}
 
 
 @dataclass(frozen=True)
