@@ -42,6 +42,31 @@ def test_noise_is_the_high_53_bits_of_philox(seed, stream, index, step):
     assert found.flatten().tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("seed", "stream", "index", "step"),
+    [(0, 0, 0, 0), (1, 2, 3, 4), (rng.MAX_SEED, MASK, 2**63 - 1, 999), (2**33 + 5, 2**32, 2**32 - 1, 2**40 + 1)],
+)
+def test_integer_arithmetic_gives_the_raw_outputs_of_numpys_generator(seed, stream, index, step):
+    own = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, index, step, 0], np.uint64))
+    found = rng.philox(seed, stream, torch.tensor([index]), step, 4099)
+    assert np.array_equal(found[0].numpy().view(np.uint64), own.random_raw(4099))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (64,)])
+def test_noise_of_many_samples_at_once_is_that_of_each_alone(shape):
+    indices = [*range(200, 330), 2**62, 5]
+    together = rng.uniform(3, indices, 7, shape, stream=2)
+    alone = torch.cat([rng.uniform(3, [index], 7, shape, stream=2) for index in indices])
+    assert together.dtype == torch.float64
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, iter])
+def test_indices_may_be_a_range_a_list_an_array_or_a_tensor(kind):
+    whole = range(3, 90)
+    assert torch.equal(rng.uniform(0, kind(list(whole)), 1, (2,)), rng.uniform(0, whole, 1, (2,)))
+
+
 def test_noise_of_a_sample_does_not_depend_on_its_batch():
     whole = rng.uniform(7, range(10), 3, (4, 5))
     for size in (1, 3, 10):

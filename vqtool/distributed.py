@@ -62,10 +62,13 @@ def has_gpu() -> bool:
 def choose_device(name: str) -> str:
     """The device that a name means: "auto" is a CUDA GPU, each process's own under `accelerate`, or else the CPU.
 
-    It is never "mps": Apple's GPUs have no float64, in which noise and kernels are.
+    Raises:
+        VqtoolError: it cannot be used here, or it is "mps".
     """
     import torch
 
+    if name.partition(":")[0] == "mps":
+        raise VqtoolError(f"`device` {name}: Apple's GPUs have no float64, in which noise and kernels are: use cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return f"cuda:{rank() % torch.cuda.device_count()}"

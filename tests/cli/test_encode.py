@@ -224,6 +224,14 @@ def test_an_unknown_device_is_refused(encode):
         assert "--device cuda" in error_lines(encode("imgs", "--device", "cuda").err)[0]
 
 
+@pytest.mark.parametrize("device", ["mps", "mps:0"])
+def test_apples_gpus_are_refused_before_any_work(encode, device):
+    result = encode("imgs", "--device", device)
+    assert result.code == 1
+    assert f"--device {device}: Apple's GPUs have no float64" in error_lines(result.err)[0]
+    assert entries(".") == ["imgs"]
+
+
 @pytest.fixture
 def many(tmp_path, monkeypatch):
     """A current folder with 300 pictures of 64x64 in imgs/, and one in the middle that is none."""
