@@ -36,9 +36,10 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -76,6 +77,15 @@ def targets(made: Path) -> list[Target]:
     pictures, gumbel = encode.format("imgs"), GOLDEN / "taming-vqgan"
     both = {"x": prior, **beside}
     grids, masked = {"x": OLD / "tok.h5", **beside}, {"x": OLD / "masked.h5", "p": prior, **beside}
+    resumed = "--resume -o out.safetensors"
+    train = f"train-prior x --size tiny --steps 3 -b 2 --preview-every 0 {resumed}"
+    tune = f"train-tokenizer imgs --size 16 -K 16 -b 2 --steps 3 --preview-every 0 {resumed}"
+    trials = "compare p --sampler fewer --sampler halton --steps 2,3 -n 2 --seeds 0 --resume -o out.json"
+    journal = {"out.partial.h5": made / "sampled" / "out.partial.h5", "p": prior, **beside}
+    same = {f"imgs/{path.name}": path for path in sorted((made / "imgs").iterdir())}
+    encoded = {"out.partial.h5": made / "encoded" / "out.partial.h5", **same}
+    words = {"x": made / "words.h5", **beside}
+    asked = "sample x -n 2 --caption red --steps 2 --seed 1 -o out.h5"
     with_map = {"map.pt": made / "map.pt", "x.ckpt": gumbel / "last.ckpt", "x.yaml": gumbel / "config.yaml"}
     read = ("check x", "info x")
     found = [
@@ -93,6 +103,105 @@ def targets(made: Path) -> list[Target]:
         Target("npy", {"x.npy": made / "x.npy"}, (encode.format("x.npy"),)),
         Target("metadata", {"imgs/metadata.jsonl": made / "metadata.jsonl"}, (pictures,), False, "json"),
         Target("code-map", with_map, ("import x.ckpt --code-map map.pt -o out.safetensors",), False, "zip"),
+        *(
+            Target(
+                f"{name} {file}",
+                {file: made / name / file, **_others(made / name, file), **files},
+                commands,
+                False,
+                kind,
+            )
+            for name, files, line in (("trained", words, train), ("tuned", same, tune))
+            for file, kind, commands in (
+                (
+                    "out.state.safetensors",
+                    "safetensors",
+                    (line, "check out.state.safetensors", "info out.state.safetensors"),
+                ),
+                ("out.log.jsonl", "json", (line,)),
+            )
+        ),
+        Target(
+            "comparison", {"out.json": made / "compared" / "out.json", "p": prior, **beside}, (trials,), False, "json"
+        ),
+        Target("journal of samples", journal, ("sample p -n 4 -b 2 --steps 2 --seed 1 --resume -o out.h5",), True),
+        Target("journal of pictures", encoded, (f"{pictures} -b 2 --resume",), True),
+        Target(
+            "stream",
+            {"x": made / "stream", **beside},
+            ("head - -n 2 -o out.h5 < x", "cat - -o out.h5 < x", "check - < x"),
+            True,
+        ),
+        Target("tar stream", {"x.tar": made / "x.tar"}, (f"{encode.format('-')} < x.tar",), False, "tar"),
+        Target("tar.gz", {"x.tar.gz": made / "x.tar.gz"}, (encode.format("x.tar.gz"),)),
+        Target("npz", {"x.npz": made / "x.npz"}, (encode.format("x.npz"),), False, "zip"),
+        Target("parquet", {"x.parquet": made / "x.parquet"}, (encode.format("x.parquet"),)),
+        Target(
+            "images of HDF5", {"x.h5": made / "x.h5"}, (encode.format("x.h5"), "show x.h5 -o out.png"), False, "hdf5"
+        ),
+        Target(
+            "mask",
+            {"m.png": made / "mask.png", "x": OLD / "tok.h5", "p": prior, **beside},
+            ("inpaint x -p p --mask m.png --steps 2 -o out.h5",),
+        ),
+        *(
+            Target(
+                f"words in {name}",
+                {name: made / "words" / Path(name).name},
+                (f"{pictures} {flags}".strip(),),
+                False,
+                kind,
+            )
+            for name, flags, kind in (
+                ("imgs/0.txt", "", "text"),
+                ("imgs/0.json", "", "json"),
+                ("imgs/0.cls", "", "text"),
+                ("imgs/metadata.csv", "", "text"),
+                ("rows.tsv", "--captions rows.tsv", "text"),
+                ("coco.json", "--captions coco.json", "json"),
+                ("rows.parquet", "--captions rows.parquet", "bytes"),
+                ("flickr.txt", "--captions flickr.txt --labels none", "text"),
+            )
+        ),
+        Target(
+            "words of grids",
+            words,
+            (
+                "train-prior x --condition caption --size tiny --steps 1 -b 2 -o out.safetensors",
+                "show x -t tokenizer.safetensors -o out.png",
+            ),
+            False,
+            "hdf5",
+        ),
+        Target("bpe prior", {"x": made / "bpe.safetensors", **beside}, (*read, asked), True, "safetensors"),
+        Target(
+            "sentencepiece prior",
+            {"x": made / "sentencepiece.safetensors", **beside},
+            (*read, asked),
+            True,
+            "safetensors",
+        ),
+        Target(
+            "text prior",
+            {"x": made / "text.safetensors", "encoder.safetensors": made / "encoder.safetensors"},
+            (*read, asked),
+            True,
+            "safetensors",
+        ),
+        Target(
+            "map",
+            {"x": made / "pruned.map.safetensors", "few.h5": made / "few.h5"},
+            ("codebook apply-map few.h5 --map x -o out.h5",),
+            True,
+            "safetensors",
+        ),
+        Target(
+            "grids elsewhere",
+            grids,
+            ("cat x x -o out.h5", "show x -o out.png", "eval x -o out.json", "codebook usage x"),
+            False,
+            "hdf5",
+        ),
         Target("older pickle", {"x.th": made / "older.th"}, ("import x.th --heads 2 -o out.safetensors",)),
     ]
     for folder, file, flags in (
@@ -122,8 +231,14 @@ def targets(made: Path) -> list[Target]:
     return [target for target in found if all(path.exists() for path in target.files.values())]
 
 
+def _others(folder: Path, file: str) -> dict[str, Path]:
+    """What lies beside a file of an interrupted run."""
+    return {path.name: path for path in sorted(folder.iterdir()) if path.name != file} if folder.is_dir() else {}
+
+
 def prepare(folder: Path) -> None:
-    """Pictures, archives and pickles that are not in the repository."""
+    """Pictures, archives, pickles and what vqtool makes that are not in the repository."""
+    import h5py
     import numpy as np
     import torch
     from PIL import Image
@@ -131,6 +246,9 @@ def prepare(folder: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
     for suffix in ("png", "jpg"):
         Image.fromarray(numbers[0]).save(folder / f"0.{suffix}")
+    half = np.zeros((16, 24), np.uint8)
+    half[:, :12] = 255
+    Image.fromarray(half).save(folder / "mask.png")
     with tarfile.open(folder / "x.tar", "w") as tar, zipfile.ZipFile(folder / "x.zip", "w") as archive:
         for number, pixels in enumerate(numbers):
             data = io.BytesIO()
@@ -144,6 +262,111 @@ def prepare(folder: Path) -> None:
     torch.save(torch.arange(64) % 60, folder / "map.pt")
     state = torch.load(next((GOLDEN / "ut-absorbing").glob("*.th")), map_location="cpu", weights_only=True)
     torch.save(state, folder / "older.th", _use_new_zipfile_serialization=False)
+    with tarfile.open(folder / "x.tar.gz", "w:gz") as tar:
+        tar.add(folder / "0.png", "0.png")
+    np.savez(folder / "x.npz", images=numbers, labels=np.array(["cat", "dog", "cat", "dog"]))
+    with h5py.File(folder / "x.h5", "w") as file:
+        file.attrs["made_by"] = "fuzz.py"
+        file.create_dataset("images", data=numbers, chunks=(2, *numbers.shape[1:]), compression="gzip")
+        file["caption"] = ["a red cat", "a dog", "a cat", "two dogs"]
+    prepare_words(folder / "words")
+    prepare_made(folder)
+
+
+def prepare_words(folder: Path) -> None:
+    """Files of captions and labels."""
+    folder.mkdir()
+    coco = {
+        "images": [{"id": 7, "file_name": "0.png"}],
+        "annotations": [{"image_id": 7, "id": 1, "caption": "a red cat"}, {"image_id": 7, "id": 2, "caption": "a cat"}],
+    }
+    for name, text in {
+        "0.txt": "a red cat", "0.json": '{"caption": "a red cat", "label": "cat"}', "0.cls": "cat",
+        "metadata.csv": 'file_name,text,label\n0.png,"a red, red cat",cat\n',
+        "rows.tsv": "file_name\tcaption\n0.png\ta red cat\n",
+        "coco.json": json.dumps(coco), "flickr.txt": "image,caption\n0.png,a red cat\n0.png,a cat\n",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    with contextlib.suppress(ImportError):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"file_name": ["0.png"], "text": ["a red cat"]}), folder / "rows.parquet")
+        picture = {"bytes": (folder.parent / "0.png").read_bytes(), "path": "0.png"}
+        pq.write_table(pa.table({"image": [picture, picture], "text": ["a", "b"]}), folder.parent / "x.parquet")
+
+
+def prepare_made(folder: Path) -> None:
+    """Grids, priors, and what runs leave that are interrupted."""
+    sys.path.append(str(ROOT / "tests"))
+    from support.text_priors import text_prior
+
+    from vqtool.conditions.text_encoders import load_text_encoder, save_text_encoder
+
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        prior = text_prior()
+        save_text_encoder("encoder.safetensors", prior.text_encoder)
+        replace(prior, text_encoder=load_text_encoder("encoder.safetensors")).save("text.safetensors")
+        Path("imgs").mkdir()
+        rows = []
+        for number in range(4):
+            shutil.copyfile("0.png", f"imgs/{number}.png")
+            rows.append({"file_name": f"{number}.png", "text": f"a red cat {number}", "label": "cat"})
+        Path("imgs/metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        for name in ("tokenizer", "prior"):
+            shutil.copyfile(OLD / f"{name}.safetensors", f"{name}.safetensors")
+        encode = "encode {} --size 16x24 -t tokenizer.safetensors"
+        call(f"{encode.format('imgs')} -o words.h5")
+        call("sample prior.safetensors -n 2 --steps 2 --seed 1 -o few.h5")
+        call("codebook prune few.h5 --min-uses 3 -t tokenizer.safetensors -o pruned.safetensors")
+        call(f"cat {OLD / 'tok.h5'} -o -", stdout="stream")
+        train = "train-prior words.h5 --size tiny -b 2 --preview-every 0 --steps"
+        for vocabulary in ("bpe", "sentencepiece"):
+            call(f"{train} 1 --condition caption --vocabulary {vocabulary} -o {vocabulary}.safetensors")
+        for name, line in {
+            "trained": f"{train} 3", "tuned": "train-tokenizer imgs --size 16 -K 16 -b 2 --steps 3 --preview-every 0",
+            "sampled": "sample prior.safetensors -n 4 -b 2 --steps 2 --seed 1",
+            "encoded": f"{encode.format('imgs')} -b 2",
+        }.items():  # fmt: skip
+            Path(name).mkdir()
+            call(f"{line} -o {name}/out.{'safetensors' if line.startswith('train') else 'h5'}", stop=True)
+        Path("compared").mkdir()
+        call(
+            "compare prior.safetensors --sampler fewer --sampler halton --steps 2,3 -n 2 --seeds 0 -o compared/out.json"
+        )
+    finally:
+        os.chdir(here)
+
+
+def call(line: str, *, stop: bool = False, stdout: str = os.devnull) -> None:
+    """Run a command in this process, to its end or to its first step."""
+    from vqtool.cli.main import main
+
+    @contextlib.contextmanager
+    def stopping(description: str, *_: object) -> Iterator[Callable[[int], None]]:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            if description != "read" and not done and n:
+                signal.raise_signal(signal.SIGINT)
+            done += n
+
+        yield advance
+
+    error = io.StringIO()
+    with (
+        contextlib.redirect_stderr(error), open(stdout, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out),
+        mock.patch("sys.argv", ["vqtool", *line.split()]),
+        mock.patch("vqtool.cli.console._lines", stopping) if stop else contextlib.nullcontext(),
+    ):  # fmt: skip
+        try:
+            main()
+        except SystemExit as end:
+            if end.code != (130 if stop else 0):
+                raise ValueError(f"{line}: exit code {end.code}: {error.getvalue()}") from end
 
 
 Mutator = Callable[[bytes, random.Random], bytes]
@@ -217,7 +440,13 @@ def break_json(data: bytes, draw: random.Random) -> bytes:
     """Forge a value of a JSON file."""
     if draw.random() < 0.1:
         return b"[" * 100_000
-    return json.dumps(forge(json.loads(data), draw)).encode()
+    try:
+        return json.dumps(forge(json.loads(data), draw)).encode()
+    except json.JSONDecodeError:  # one of several lines
+        lines = data.splitlines()
+        at = draw.randrange(len(lines))
+        lines[at] = json.dumps(forge(json.loads(lines[at]), draw)).encode()
+        return b"".join(line + b"\n" for line in lines)
 
 
 def break_safetensors(data: bytes, draw: random.Random) -> bytes:
@@ -374,7 +603,7 @@ class Outcome:
 
 
 def run(arguments: list[str], folder: Path, limit: float) -> Outcome:
-    """A command of vqtool in a forked process, in a folder."""
+    """A command of vqtool in a forked process, in a folder; "< x" behind it gives it a file as standard input."""
     begun = time.monotonic()
     child = os.fork()
     if not child:
@@ -404,7 +633,9 @@ def _be_command(arguments: list[str], folder: Path, limit: float) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
         for descriptor, name in ((1, "out.txt"), (2, "err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        source = arguments[-1] if "<" in arguments else os.devnull
+        os.dup2(os.open(source, os.O_RDONLY), 0)
+        arguments = arguments[: arguments.index("<")] if "<" in arguments else arguments
         sys.argv = ["vqtool", *arguments]
         from vqtool.cli.main import main
 
@@ -429,6 +660,8 @@ def _digest(folder: Path) -> str:
 
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("out*")):
+        if path.name == "out.state.safetensors":
+            continue  # says how long the run took
         if path.is_file() and path.suffix == ".safetensors":
             try:
                 digest.update(read_header(path).fingerprint.encode())
@@ -436,7 +669,7 @@ def _digest(folder: Path) -> str:
                 digest.update(b"none")
         elif path.is_file() and path.suffix == ".h5":
             digest.update(_tokens(path))
-        elif path.is_file() and path.name != "out.txt":
+        elif path.is_file() and path.name not in ("out.txt", "out.log.jsonl"):
             digest.update(path.read_bytes())
     for path in sorted((folder / "out").rglob("*.png")) if (folder / "out").is_dir() else []:
         digest.update(path.read_bytes())
@@ -498,7 +731,7 @@ class Fuzzer:
         by_bytes = target.kind == "bytes" or draw.random() < 0.35
         try:
             changed = (break_bytes if by_bytes else MUTATORS[target.kind])(data, draw)
-        except (OSError, KeyError, ValueError, TypeError):  # a structure that cannot be written
+        except (OSError, LookupError, ValueError, TypeError, RuntimeError):  # a structure that cannot be written
             changed = break_bytes(data, draw)
         broken.write_bytes(changed)
         command = draw.choice(target.commands)
