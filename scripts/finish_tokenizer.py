@@ -21,7 +21,7 @@ from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_batches, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.outputs import atomic_path
-from vqtool.tokenizers import builtin_path, load_tokenizer
+from vqtool.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 8_000_000
@@ -96,7 +96,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("tokenizer", type=Path, help="from vqtool train-tokenizer")
     parser.add_argument("held_out", type=Path, nargs="+", help="HDF5 files of images; their scores lie beside them")
-    parser.add_argument("--output", type=Path, default=builtin_path(), help="default: inside the package")
+    parser.add_argument(
+        "--output", type=Path, default=artifacts.builtin_path("tokenizer"), help="default: inside the package"
+    )
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "tokenizer.png", help="default: in docs/")
     options = parser.parse_args()
     try:

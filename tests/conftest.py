@@ -15,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start find s
 
 from support.commands import Result, build_tokenizer
 
+from vqtool import artifacts
 from vqtool.cli import main as cli
 from vqtool.tokenizers import save_tokenizer
 
@@ -54,3 +55,12 @@ def vqtool(monkeypatch, capsysbinary):
         return Result(stop.value.code or 0, data, err.decode())
 
     return run
+
+
+@pytest.fixture
+def builtin(tmp_path, monkeypatch):
+    """A folder that stands for that of the built-in tokenizer and prior."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.setattr(artifacts, "builtin_path", lambda kind: folder / f"{kind}.safetensors")
+    return folder

@@ -12,7 +12,7 @@ from vqtool import artifacts
 from vqtool.diffusion import kernels
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
-from vqtool.priors import log_probabilities
+from vqtool.priors import find_prior, log_probabilities
 
 
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])
@@ -98,6 +98,39 @@ def test_an_existing_file_is_not_overwritten_without_force(tmp_path):
 def test_a_missing_file_says_how_to_make_one(tmp_path):
     with pytest.raises(VqtoolError, match="train a prior with `vqtool train-prior`"):
         vqtool.load_prior(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("in_package", [True, False])
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_a_prior_that_nobody_names_is_the_one_of_the_folder_else_the_built_in_one(
+    builtin, tmp_path, monkeypatch, in_package, in_folder
+):
+    monkeypatch.chdir(tmp_path)
+    told = []
+    if in_package:
+        random_prior(kind="class").save(builtin / "prior.safetensors")
+    if in_folder:
+        random_prior().save("prior.safetensors")
+    is_builtin = in_package and not in_folder
+    assert find_prior(None, notify=told.append) == ("builtin" if is_builtin else "prior.safetensors")
+    assert [text.partition(":")[0] for text in told] == ["no prior.safetensors here"] * is_builtin
+    assert find_prior(tmp_path / "mine", notify=told.append) == str(tmp_path / "mine")
+    if in_package:
+        prior = vqtool.load_prior("builtin")
+        assert (prior.location, prior.conditioner.kind) == ("builtin", "class")
+    assert len(told) == is_builtin
+
+
+def test_a_prior_of_16_bits_is_computed_with_in_32(tmp_path):
+    prior = random_prior()
+    prior.save(tmp_path / "32.safetensors")
+    header, tensors = artifacts.load(tmp_path / "32.safetensors")
+    half = {name: value.half() if name.startswith("denoiser.") else value for name, value in tensors.items()}
+    artifacts.save(tmp_path / "16.safetensors", kind=header.kind, config=header.config, tensors=half)
+    loaded = vqtool.load_prior(tmp_path / "16.safetensors")
+    assert {parameter.dtype for parameter in loaded.denoiser.parameters()} == {torch.float32}
+    x_t, t = torch.full((1, 4, 6), 11), torch.tensor([9])
+    torch.testing.assert_close(loaded.log_x0(x_t, t), prior.log_x0(x_t, t), atol=0.02, rtol=0)
 
 
 def rewrite(path, *, drop=(), change=None, config=None):

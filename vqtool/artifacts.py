@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the package
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,16 @@ def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, 
         raise FormatError(f"{path}: a {header.kind}, but a {kind} is needed here")
     header, encoded = _read_whole(path)
     return header, from_bytes(encoded)
+
+
+def builtin_path(kind: str) -> Path:
+    """The file of the tokenizer or prior inside the package."""
+    return Path(str(files("vqtool"))) / "builtin" / f"{kind}.safetensors"
+
+
+def find(name: str | Path, kind: str) -> Path:
+    """The file that a name stands for: "builtin" or a path."""
+    return builtin_path(kind) if str(name) == BUILTIN else Path(name)
 
 
 def find_named(fingerprint: str, location: str, *, near: Path | None = None) -> Path | None:

@@ -13,20 +13,25 @@ from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
 from vqtool.inputs import describe_bytes, is_file, open_input
 
 GRIDS = "token grids"
+BUILTIN_KINDS = ("tokenizer", "prior")  # what is inside the package, if it is
 
 
 def describe(source: str | Path) -> dict[str, Any]:
     """What a file says about itself; JSON-able. A stream is read to its end to count its grids.
 
     Args:
-        source: token grids or an artifact; "-" is token grids on standard input.
+        source: token grids or an artifact; "-" is token grids on standard input; "builtin" is what the package holds.
 
     Returns:
-        "kind" is "token grids" or the artifact's kind; the other keys are in docs/formats.md.
+        "kind" is "token grids" or the artifact's kind; the other keys are in docs/formats.md. Of "builtin" there is a
+        description of each kind of artifact, by kind, with a "card": what it was made of and for.
 
     Raises:
         FormatError: it is neither, or damaged.
     """
+    if str(source) == artifacts.BUILTIN:
+        paths = filter(Path.is_file, map(artifacts.builtin_path, BUILTIN_KINDS))
+        return {path.stem: {**_describe_artifact(path), "card": _read_card(path)} for path in paths}
     if _is_artifact(source):
         return _describe_artifact(Path(source))
     with open_grids(source, masked=True) as reader:
@@ -67,6 +72,11 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
         "summary": header.summary,
         "history": list(header.history),
     }
+
+
+def _read_card(path: Path) -> str:
+    """The model card beside an artifact."""
+    return path.with_suffix(".md").read_text(encoding="utf-8").strip()
 
 
 def _describe_grids(reader: GridReader) -> dict[str, Any]:

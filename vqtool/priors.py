@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqtool import artifacts, conditions, denoisers
+from vqtool.artifacts import BUILTIN
 from vqtool.checks import check_times, check_tokens
 from vqtool.conditions import Conditioner
 from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
@@ -17,10 +18,12 @@ from vqtool.diffusion.kernels import KERNELS, Kernel
 from vqtool.diffusion.posterior import RULES, add_at_tokens, log_evidence
 from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
+from vqtool.progress import Notify, ignore
 from vqtool.registry import check_known
 from vqtool.trust import build_network, parse_record
 
 KIND = "prior"
+DEFAULT = "prior.safetensors"  # what `train-prior` writes
 PARAMETERISATIONS = ("evidence", "direct", "residual")
 MAX_EVIDENCE = 30.0  # nats: practically certain; keeps log-probabilities finite
 
@@ -229,15 +232,31 @@ class Prior:
         return replace(self, fingerprint=header.fingerprint)
 
 
-def load_prior(path: str | Path) -> Prior:
-    """The prior in a file, on the CPU, ready to be sampled.
+def find_prior(named: str | Path | None, *, notify: Notify = ignore) -> str:
+    """The prior to use, for `load_prior`: the one that is named, else the one that `train-prior` left here, else ours.
+
+    Args:
+        named: a file or "builtin"; None if nobody names one.
+        notify: is told where the built-in prior stands in for one that is not there.
+    """
+    if named is not None:
+        return str(named)
+    if Path(DEFAULT).exists() or not artifacts.builtin_path(KIND).is_file():
+        return DEFAULT
+    notify(f"no {DEFAULT} here: the built-in prior is used (`vqtool info builtin` says what it knows)")
+    return BUILTIN
+
+
+def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
+    """The prior in a file, or "builtin" for the one inside the package; on the CPU, ready to be sampled.
 
     Raises:
         FormatError: not a prior, or damaged: the missing tensors are named.
         MismatchError: its text encoder is not the one it was trained with.
         VqtoolError: it cannot be read, or its text encoder is not there.
     """
-    if not Path(path).is_file():
+    path = artifacts.find(path_or_name, KIND)
+    if not path.is_file():
         raise VqtoolError(f"{path}: no such file: train a prior with `vqtool train-prior`, or name another one")
     header, tensors = artifacts.load(path, KIND)
     config = parse_record(_Config, header.config, f"{path}: its config is damaged, or of another version of vqtool")
@@ -255,7 +274,7 @@ def load_prior(path: str | Path) -> Prior:
             parameterisation=config.parameterisation,
             rule=config.rule,
             fingerprint=header.fingerprint,
-            location=str(path),
+            location=str(path_or_name),
             history=header.history,
             summary=header.summary,
         )
@@ -265,7 +284,7 @@ def load_prior(path: str | Path) -> Prior:
     prior.denoiser.eval().requires_grad_(False)
     if config.text_encoder is None:
         return prior
-    return replace(prior, text_encoder=find_named_text_encoder(**asdict(config.text_encoder), near=Path(path).parent))
+    return replace(prior, text_encoder=find_named_text_encoder(**asdict(config.text_encoder), near=path.parent))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """`vqtool info`: what it says about grids, streams and artifacts, and that it does so without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from support.commands import shell
+from support.exact import random_prior
 from support.grids import HEADER, make_batch, write_file, write_stream
 
 from vqtool import artifacts
@@ -41,6 +43,29 @@ def test_an_artifact_is_described_with_its_parameters_and_history(tokenizer_path
     assert found["num_tensors"] == len(tensors)
     assert found["config"] == header.config
     assert f"fingerprint   {header.fingerprint}" in vqtool("info", tokenizer_path).out
+
+
+def test_the_built_in_artifacts_are_described_with_their_model_cards(builtin, tokenizer_path, vqtool):
+    shutil.copy(tokenizer_path, builtin / "tokenizer.safetensors")
+    (builtin / "tokenizer.md").write_text("# Card\n\nLimits: few codes.\n")
+    assert [*json.loads(vqtool("info", "builtin", "--json").out)] == ["file", "tokenizer"]
+    random_prior().save(builtin / "prior.safetensors")
+    (builtin / "prior.md").write_text("# Card of the prior\n")
+    found = json.loads(vqtool("info", "builtin", "--json").out)
+    for kind in ("tokenizer", "prior"):
+        fingerprint = artifacts.read_header(builtin / f"{kind}.safetensors").fingerprint
+        assert (found[kind]["kind"], found[kind]["fingerprint"]) == (kind, fingerprint)
+    assert found["tokenizer"]["card"] == "# Card\n\nLimits: few codes."
+    text = vqtool("info", "builtin").out
+    for line in ("builtin tokenizer: tokenizer", "Limits: few codes.", "builtin prior: prior", "# Card of the prior"):
+        assert f"{line}\n" in text
+
+
+def test_the_cards_in_the_package_say_data_licences_training_scores_and_limits(vqtool):
+    found = json.loads(vqtool("info", "builtin", "--json").out)
+    for description in [*found.values()][1:]:
+        for section in ("Data and licences", "Training", "Scores", "Limits"):
+            assert f"\n## {section}" in description["card"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,29 @@ def test_the_file_holds_what_the_library_draws_and_says_how_it_was_made(folder):
     assert "4 network calls a grid" in result.stderr
 
 
+def test_without_a_prior_in_the_folder_the_built_in_one_is_used_and_told(builtin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = random_prior(kind="caption").save(builtin / "prior.safetensors")
+    result = run("--caption", "a bee", "--steps", 2, "-o", "x.h5")
+    header, batch = read_grids("x.h5")
+    assert header.history[-1]["inputs"] == {"prior": saved.fingerprint}
+    assert batch.captions == ["a bee"]
+    assert result.stderr.count("no prior.safetensors here: the built-in prior is used") == 1
+    random_prior().save("prior.safetensors")
+    result = run("builtin", "-n", 2, "--steps", 2, "-o", "y.h5")
+    assert read_grids("y.h5")[0].history[-1]["inputs"] == {"prior": saved.fingerprint}
+    assert "no prior.safetensors here" not in result.stderr
+
+
+def test_as_many_samples_are_drawn_as_captions_or_classes_are_named(folder):
+    random_prior(kind="class").save("prior.safetensors", force=True)
+    first, second = vqtool.load_prior("prior.safetensors").conditioner.examples[:2]
+    run("--label", first, "--label", second, "--steps", 1, "-o", "x.h5")
+    assert read_grids("x.h5")[1].labels == [first, second]
+    run("--steps", 1, "-o", "y.h5")
+    assert len(read_grids("y.h5")[1].ids) == 64
+
+
 def test_start_and_batch_size_do_not_change_a_sample(folder):
     run("-n", 9, "--purity", "-b", 7, "-o", "all.h5")
     run("-n", 3, "--sampler", "purity", "--start", 5, "-b", 2, "-o", "some.h5")

@@ -12,7 +12,15 @@ import vqtool
 from vqtool.captions import join_captions
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, read_image
-from vqtool.images.writer import METADATA, PREVIEW_IMAGES, FolderWriter, PreviewWriter, TarWriter, writer_type
+from vqtool.images.writer import (
+    METADATA,
+    PREVIEW_IMAGES,
+    FolderWriter,
+    PngWriter,
+    PreviewWriter,
+    TarWriter,
+    writer_type,
+)
 
 HOSTILE = ["../up", "/etc/passwd", "a/../../b", "..", ".", "", ".hidden", "-o", "~root", "c:\\x", "nul", "a\0b", "a\nb",
            "x" * 300, "b", "B", "ü/ü", "metadata.jsonl", "a.b.c"]  # fmt: skip
@@ -164,6 +172,16 @@ def test_a_preview_shows_all_pictures_up_to_its_limit(tmp_path):
     assert (writer.num_images, writer.num_dropped) == (PREVIEW_IMAGES, 100)
 
 
+def test_one_picture_is_written_to_a_png_as_it_is(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 16), dtype=np.uint8)
+    vqtool.save_images(picture, tmp_path / "x.png", captions=["a bee"])
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(np.asarray(image).transpose(2, 0, 1), picture[0])
+    vqtool.save_images(np.concatenate([picture, picture]), tmp_path / "two.png", captions=["a bee"] * 2)
+    with Image.open(tmp_path / "two.png") as image:
+        assert image.width > 2 * 16
+
+
 def test_a_preview_goes_to_a_pipe_as_png(monkeypatch):
     stream = io.BytesIO()
     monkeypatch.setattr("sys.stdout", Stdout(stream))
@@ -209,7 +227,7 @@ def test_force_overwrites_pictures_and_words_and_counts_what_else_is_there(tmp_p
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("out", FolderWriter), ("a.b", FolderWriter), ("x.png", PreviewWriter), ("X.PNG", PreviewWriter),
+    [("out", FolderWriter), ("a.b", FolderWriter), ("x.png", PngWriter), ("X.PNG", PngWriter),
      ("x.tar", TarWriter), ("-", TarWriter), ("/dev/stdout", TarWriter), ("/dev/full", TarWriter)],
 )  # fmt: skip
 def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
@@ -220,7 +238,7 @@ def test_the_name_of_the_output_chooses_the_gallery(tmp_path, name, kind):
 
 @pytest.mark.parametrize("name", ["preview.jpg", "X.JPEG", "x.zip", "x.tar.gz", "x.tgz", "x.h5", "x.webp"])
 def test_a_name_of_another_kind_of_file_is_refused_and_no_folder_is_made(tmp_path, name):
-    with pytest.raises(VqtoolError, match=f"{name}: pictures are written to a folder, to x.tar, or as one preview"):
+    with pytest.raises(VqtoolError, match=f"{name}: pictures are written to a folder, to x.tar, or to x.png"):
         writer_type(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / name).mkdir()

@@ -8,14 +8,25 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, JsonFile, Labels, RareTokenizer, ResumeAuto, Strict, names
+from vqtool.cli.options import (
+    Captions,
+    Device,
+    Force,
+    JsonFile,
+    Labels,
+    PriorArgument,
+    RareTokenizer,
+    ResumeAuto,
+    Strict,
+    names,
+)
 from vqtool.cli.sampling import GUIDANCE, text_arguments
 
 
 @command
 def compare(
     *,
-    prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
+    prior: PriorArgument = None,
     ref: Annotated[
         list[Path] | None,
         typer.Option("--ref", help="Images to score against, or .npy features; repeat for several."),
@@ -79,12 +90,12 @@ def compare(
     from vqtool.cli.inputs import Skipped
     from vqtool.distributed import choose_device, is_main_process
     from vqtool.metrics.compare.comparison import compare
-    from vqtool.priors import load_prior
+    from vqtool.priors import find_prior, load_prior
 
     if not is_main_process():  # seconds are those of one process
         return
     skipped, path = Skipped(strict), None if output is None or str(output) == "-" else output
-    model = load_prior(prior).to(choose_device(device))
+    model = load_prior(find_prior(prior, notify=echo)).to(choose_device(device))
     files = {"output": path, "plot": plot, "resume": resume_auto or resume, "force": force, "tokenizer": tokenizer}
     how: dict[str, Any] = {
         **files,

@@ -18,7 +18,7 @@ def decode(
     grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("-"),
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of PNG files; x.png: a preview; x.tar or - (a pipe): a tar."),
+        typer.Option("--output", "-o", help="Folder of PNG files; x.png; x.tar or - (a pipe): a tar."),
     ] = Path("decoded"),
     tokenizer: TokenizerOption = None,
     batch_size: BatchSize = 32,
@@ -28,7 +28,7 @@ def decode(
     """Turn token grids into images.
 
     Names are made from the grids' ids; labels and captions go to metadata.jsonl in the same folder. Decoding starts
-    with the first batch that arrives.
+    with the first batch that arrives. x.png is the picture itself if there is one, else a preview of all.
 
     Examples:
 

@@ -10,7 +10,7 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
-from vqtool.cli.options import Device, RareForce, RareSeed, RareTokenizer, Strict
+from vqtool.cli.options import PRIOR_HELP, Device, RareForce, RareSeed, RareTokenizer, Strict
 from vqtool.cli.sampling import Purity, sampling_arguments
 
 Sources = Annotated[
@@ -23,7 +23,7 @@ Sources = Annotated[
 class EditFlags:
     """What to edit with, how often, and where to."""
 
-    prior: Annotated[Path, typer.Option("--prior", "-p", help="Prior file.")] = Path("prior.safetensors")
+    prior: Annotated[Path | None, typer.Option("--prior", "-p", help=PRIOR_HELP, show_default=False)] = None
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="x.h5, - or, for pictures, folder/, x.png, x.tar.", show_default=False),
@@ -53,13 +53,13 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         change: what is done to the pictures: arguments of `edit_to_file`.
     """
     from vqtool.distributed import choose_device
-    from vqtool.priors import load_prior
+    from vqtool.priors import find_prior, load_prior
     from vqtool.samplers.editing import edit_to_file
 
     how = sampling_arguments(how, flags.purity)
     skipped = Skipped(flags.strict, flags.output)
     done = edit_to_file(
-        load_prior(flags.prior).to(choose_device(flags.device)),
+        load_prior(find_prior(flags.prior, notify=echo)).to(choose_device(flags.device)),
         sources,
         flags.output,
         labels=None if flags.labels is None else [flags.labels],

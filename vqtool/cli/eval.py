@@ -63,7 +63,8 @@ def eval(
     if not is_main_process():  # scoring is one process's work
         return
     skipped = Skipped(strict, output)
-    common: dict[str, Any] = {"seed": seed, "device": device, "on_error": skipped.on_error, "progress": progress}
+    common: dict[str, Any] = {"seed": seed, "device": device, "on_error": skipped.on_error}
+    common |= {"notify": echo, "progress": progress}
     common |= source_options
     report = evaluate(sources, ref=ref or [], force=force, **common, **images, **likelihood, **options)
     echo(report.headline)

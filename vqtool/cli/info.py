@@ -13,16 +13,22 @@ from vqtool.tally import describe_words
 
 @command
 def info(
-    file: Annotated[str, typer.Argument(help="Token grids or an artifact; - is token grids on stdin.")] = "-",
+    file: Annotated[
+        str, typer.Argument(help="Token grids, an artifact, or 'builtin'; - is token grids on stdin.")
+    ] = "-",
     json: JsonOutput = False,
 ) -> None:
     """Show what a file is, be it token grids, tokenizer or prior, and its history.
+
+    Of the built-in tokenizer and prior it shows the model cards: pictures, licences, training, scores and limits.
 
     Examples:
 
         vqtool info tok.h5
 
         vqtool info prior.safetensors --json
+
+        vqtool info builtin
     """
     from json import dumps
 
@@ -36,7 +42,13 @@ def info(
 
 
 def _lines(description: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{description['file']}: {description['kind']}"
+    file, *parts = description.values()
+    if "kind" not in description:  # of the package, one part an artifact
+        for part in parts:
+            yield from _lines({"file": f"{file} {part['kind']}", **part, "history": []})
+            yield from ("", *part["card"].splitlines(), "")
+        return
+    yield f"{file}: {description['kind']}"
     rows = _grid_rows(description) if "num_grids" in description else _artifact_rows(description)
     yield from (f"  {name:<14}{value}" for name, value in rows if value)
     if description["history"]:

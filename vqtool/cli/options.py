@@ -78,6 +78,8 @@ JsonFile = Annotated[
     typer.Option("--output", "-o", help="JSON file; - is stdout. Default: that, if no terminal."),
 ]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+PRIOR_HELP = "Prior file, or 'builtin'. Default: prior.safetensors, else builtin."
+PriorArgument = Annotated[Path | None, typer.Argument(help=PRIOR_HELP, show_default=False)]
 TokenizerOption = Annotated[
     str | None,
     typer.Option("--tokenizer", "-t", help="File, or 'builtin'. Default: what the input names, or builtin."),

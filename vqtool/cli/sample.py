@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, Labels, RareTokenizer, Resume, ResumeAuto, Seed
+from vqtool.cli.options import Captions, Device, Force, Labels, PriorArgument, RareTokenizer, Resume, ResumeAuto, Seed
 from vqtool.cli.sampling import Purity, SamplingFlags, sampling_arguments, text_arguments
 
 DEFAULT_NUM = 64
@@ -17,12 +17,12 @@ DEFAULT_NUM = 64
 @command
 def sample(
     *,
-    prior: Annotated[Path, typer.Argument(help="Prior file.")] = Path("prior.safetensors"),
+    prior: PriorArgument = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Grid file; - is stdout: a stream if that is a pipe.")
     ] = Path("-"),
     num: Annotated[
-        int | None, typer.Option("--num", "-n", help="How many. Default: 64, or one a line of --captions.")
+        int | None, typer.Option("--num", "-n", help="How many. Default: one a caption or class named, or 64.")
     ] = None,
     labels: Labels = None,
     captions: Captions = None,
@@ -58,6 +58,8 @@ def sample(
 
     Examples:
 
+        vqtool sample --caption "a red apple" --cfg-scale 3 --purity | vqtool decode -o apple.png
+
         vqtool sample --cfg-scale 3 --purity | vqtool decode
 
         vqtool sample -n 16 --label 7 --steps 50 --seed 1 -o sevens.h5
@@ -70,16 +72,16 @@ def sample(
     """
     from vqtool.distributed import choose_device
     from vqtool.images import parse_size
-    from vqtool.priors import load_prior
+    from vqtool.priors import find_prior, load_prior
     from vqtool.samplers.runs import sample_to_file
 
     how = sampling_arguments(how, purity)
     if grid_size is not None:
         how["grid_size"] = parse_size(grid_size, "--grid", "cells")
-    model = load_prior(prior).to(choose_device(device))
+    model = load_prior(find_prior(prior, notify=echo)).to(choose_device(device))
     texts = text_arguments(model, labels, captions, captions_file)
     if num is None:
-        num = len(texts.get("labels") or texts.get("captions") or ()) if captions_file else DEFAULT_NUM
+        num = sum(len(named or ()) for named in texts.values()) or DEFAULT_NUM
     how |= texts | {
         "start": start,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""Where pictures go: a folder of PNG files, a tar of them, or one preview.
+"""Where pictures go: a folder of PNG files, a tar of them, or one PNG (of several a preview).
 
 Names are made from ids and made safe, so that nothing in a file of grids can leave the output folder. Labels, captions
 and ids that a name does not show go to `metadata.jsonl` beside the pictures, or into the tar: `find_images` reads them.
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vqtool.captions import split_captions
 from vqtool.distributed import is_main_process
@@ -246,18 +247,31 @@ class PreviewWriter(ImageWriter):
 
     def finish(self) -> None:
         """Draw the preview."""
-        preview = preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
-                              self._captions, columns=self.columns)  # fmt: skip
+        self._save(preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
+                                self._captions, columns=self.columns))  # fmt: skip
+
+    def _save(self, image: NDArray[np.uint8] | Image.Image) -> None:
         if not is_stream(self.output):
-            save_image(preview, self.output, force=self.force)
+            save_image(image, self.output, force=self.force)
             return
         with open_output(self.output) as file:
-            file.write(png_bytes(preview))
+            file.write(png_bytes(image))
             file.flush()
 
 
-def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[PreviewWriter]:
-    """The writer that an output's name asks for: *.png a preview, *.tar or "-" a tar, else a folder.
+class PngWriter(PreviewWriter):
+    """What x.png asks for: one picture as it is, or a preview of several."""
+
+    def finish(self) -> None:
+        """Write the picture, or draw the preview."""
+        if len(self._images) == 1:
+            self._save(self._images[0])
+        else:
+            super().finish()
+
+
+def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[PngWriter]:
+    """The writer that an output's name asks for: *.png a picture or a preview, *.tar or "-" a tar, else a folder.
 
     Raises:
         VqtoolError: the name is that of a file of another kind.
@@ -266,8 +280,8 @@ def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[Pre
     if is_stream(output) or suffix == ".tar":
         return TarWriter
     if suffix in _OTHER_FILES and not output.exists():  # of one that is there the writer says what is wrong
-        raise VqtoolError(f"{output}: pictures are written to a folder, to x.tar, or as one preview to x.png")
-    return PreviewWriter if suffix == ".png" else FolderWriter
+        raise VqtoolError(f"{output}: pictures are written to a folder, to x.tar, or to x.png (several as one preview)")
+    return PngWriter if suffix == ".png" else FolderWriter
 
 
 def save_images(
@@ -284,7 +298,7 @@ def save_images(
 
     Args:
         images: (N, 3, height, width) uint8, an array or a tensor.
-        output: a folder, x.tar, x.png (a preview of all), or "-" (a tar to standard output).
+        output: a folder, x.tar, x.png (one image as it is, several as a preview), or "-" (a tar to standard output).
         ids: one an image, names are made from them; None: their numbers.
         labels: one an image, "" where unknown.
         captions: one an image, "" where unknown.

@@ -28,12 +28,11 @@ from vqtool.metrics.score import metric_options
 from vqtool.metrics.tokens import measure_grids
 from vqtool.options import Checked, distribute, option
 from vqtool.outputs import refuse_existing
-from vqtool.priors import Prior, load_prior
-from vqtool.progress import Progress, silent
+from vqtool.priors import Prior, find_prior, load_prior
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.tokenizers import Tokenizer, load_tokenizer
 from vqtool.version import __version__
 
-DEFAULT_PRIOR = "prior.safetensors"
 RECONSTRUCTION_SIZE = "64"
 
 Paths = str | Path | Sequence[str | Path]
@@ -54,7 +53,7 @@ class LikelihoodOptions(Checked):
     """How token grids are scored under a prior."""
 
     likelihood: bool = option(False, "Bits per token of grids under a prior.")
-    prior: Path | Prior | None = option(None, "The prior.", shown="prior.safetensors")
+    prior: Path | Prior | None = option(None, "The prior.", shown="prior.safetensors, else builtin")
     times: int | None = option(None, "Timesteps a grid; T or more is all.", shown="16", minimum=1, advanced=True)
     unconditional: bool = option(False, "Tell the prior no labels and no captions.", advanced=True)
     plot: Path | None = option(None, "PNG file: what each t adds to the bits.")
@@ -68,6 +67,7 @@ def evaluate(
     device: str = "auto",
     force: bool = False,
     on_error: OnError | None = None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     **chosen: Any,
 ) -> Report:
@@ -80,6 +80,7 @@ def evaluate(
         device: "cpu", "cuda", or "auto" for a CUDA GPU if there is one.
         force: overwrite the file of `plot`.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
+        notify: is told if the built-in prior is used.
         progress: shows how far it is.
         chosen: fields of `ImageOptions`, `LikelihoodOptions` and `SourceOptions`, or options of metrics such as
             `nearest_k`.
@@ -112,7 +113,9 @@ def evaluate(
         common["source_options"] = source_options
         report = _measure_images(paths, others, about_images, choose_device(device), **common, **of_metrics)
     elif about_likelihood.likelihood:
-        report = _measure_likelihood(paths, about_likelihood, choose_device(device), force=force, **common)
+        report = _measure_likelihood(
+            paths, about_likelihood, choose_device(device), force=force, notify=notify, **common
+        )
     else:
         report = measure_grids(paths, others, progress=progress)
     inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
@@ -187,11 +190,17 @@ def _measure_images(
 
 
 def _measure_likelihood(
-    sources: Sequence[str | Path], options: LikelihoodOptions, device: str, *, force: bool, **common: Any
+    sources: Sequence[str | Path],
+    options: LikelihoodOptions,
+    device: str,
+    *,
+    force: bool,
+    notify: Notify,
+    **common: Any,
 ) -> Report:
-    prior = options.prior or DEFAULT_PRIOR
+    prior = options.prior
     if not isinstance(prior, Prior):
-        prior = load_prior(prior)
+        prior = load_prior(find_prior(prior, notify=notify))
     times = DEFAULT_TIMES if options.times is None else options.times
     report = measure_likelihood(prior.to(device), sources, times=times, conditional=not options.unconditional, **common)
     if options.plot is not None:

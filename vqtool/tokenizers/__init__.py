@@ -8,7 +8,6 @@ A network is a file here with Config, Encoder and Decoder, and a row in NETWORKS
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vqtool import artifacts
-from vqtool.artifacts import Header
+from vqtool.artifacts import BUILTIN, Header
 from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
@@ -41,7 +40,6 @@ __all__ = [
 ]
 
 KIND = "tokenizer"
-BUILTIN = "builtin"
 NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit}
 LOOKUPS = (
     "nearest",  # the code at the smallest Euclidean distance
@@ -243,16 +241,6 @@ def save_tokenizer(
     )
 
 
-def builtin_path() -> Path:
-    """The file of the tokenizer inside the package."""
-    return Path(str(files("vqtool"))) / "builtin" / "tokenizer.safetensors"
-
-
-def find_tokenizer(name: str) -> Path:
-    """The file that a name stands for: "builtin" or a path."""
-    return builtin_path() if name == BUILTIN else Path(name)
-
-
 @dataclass(frozen=True)
 class _Lookup:
     """What stands in the config beside the network's own fields."""
@@ -277,7 +265,7 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
         MismatchError: another fingerprint.
     """
     name = str(path_or_name)
-    header, tensors = artifacts.load(find_tokenizer(name), KIND)
+    header, tensors = artifacts.load(artifacts.find(name, KIND), KIND)
     if fingerprint is not None and header.fingerprint != fingerprint:
         raise MismatchError(
             f"{name}: tokenizer {header.fingerprint} is not the tokenizer {fingerprint} that this input was made with: "
