@@ -31,6 +31,18 @@ def test_an_unknown_label_among_many_names_at_most_twenty():
 
 
 @pytest.mark.parametrize("vocabulary", conditions.VOCABULARIES)
+def test_a_vocabulary_has_no_more_tokens_than_it_may(vocabulary):
+    words = [
+        f"{first}{second} of {second}{first}{third}" for first in "abcde" for second in "fghij" for third in "klmno"
+    ]
+    free, small = (
+        conditions.build("caption", None, words * 2, vocabulary=vocabulary, vocabulary_size=size)
+        for size in (None, 300)
+    )
+    assert 280 < small.vocabulary_size <= 300 + conditions.NUM_SPECIAL < free.vocabulary_size
+
+
+@pytest.mark.parametrize("vocabulary", conditions.VOCABULARIES)
 def test_caption_rows_are_tokens_end_and_padding(vocabulary):
     conditioner = conditions.build("caption", None, CAPTIONS, vocabulary=vocabulary)
     rows = conditioner.encode(["a red apple", None, ""])

@@ -41,6 +41,7 @@ def train(
     diffusion=40,
     keep_best=False,
     report=None,
+    dropout=0.0,
     **changes,
 ):
     """Train a tiny prior on the pictures."""
@@ -54,7 +55,7 @@ def train(
         patch.dict(transformer.SIZES, test={"num_layers": 2, "width": 64, "num_heads": 2}),
         patch.object(transformer, "EMBEDDING_SCALE", 0.1),
     ):
-        prior = build_prior(forward, conditioner, data.grid_spec, "test", seed=0, tokens=data.tokens)
+        prior = build_prior(forward, conditioner, data.grid_spec, "test", seed=0, tokens=data.tokens, dropout=dropout)
     settings = {"num_steps": 40, "batch_size": 16, "warmup_steps": 5, "ema_decay": 0.9, "save_seconds": 0.0, **changes}
     return training.fit(
         prior,

@@ -112,6 +112,67 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
     assert float(validate(trained.denoiser, trained, data, 1)) < 0.9 * fresh
 
 
+def test_a_run_with_dropout_that_is_resumed_has_the_losses_of_one_that_was_not(tmp_path):
+    logs = []
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+
+    def stop(step, metrics):
+        if step == 7:
+            raise RuntimeError
+
+    settings = {"num_steps": 12, "dropout": 0.2}
+    prior_run.train(tmp_path / "whole", **settings)
+    with pytest.raises(RuntimeError):
+        prior_run.train(tmp_path / "stopped", report=stop, **settings)
+    torch.rand(5)  # what others draw does not matter
+    prior_run.train(tmp_path / "stopped", resume=True, **settings)
+    (tmp_path / "without").mkdir()
+    prior_run.train(tmp_path / "without", num_steps=12)
+    logs = [prior_run.read_log(tmp_path / name) for name in ("whole", "stopped", "without")]
+    assert logs[0] == logs[1]
+    # The gates of a fresh network are shut.
+    assert [log[0]["loss"] for log in logs] == [logs[0][0]["loss"]] * 3
+    assert logs[0][-1]["loss"] != logs[2][-1]["loss"]
+
+
+def test_training_with_dropout_leaves_the_random_numbers_of_others_alone(tmp_path):
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    prior_run.train(tmp_path, num_steps=2, dropout=0.2)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_a_state_of_before_a_setting_of_the_network_came_is_taken_up(tmp_path):
+    prior_run.train(tmp_path, num_steps=3)
+    path = tmp_path / "state.safetensors"
+    header, tensors = artifacts.load(path)
+    for name in ("dropout", "token_width", "text_width", "shared_modulation"):
+        assert not header.config["settings"]["size"].pop(name)
+    given = {"kind": header.kind, "config": header.config, "summary": header.summary, "tensors": tensors}
+    artifacts.save(path, force=True, **given)
+    prior_run.train(tmp_path, num_steps=3, resume=True)
+    with pytest.raises(VqtoolError, match="`size` is not what the run began with"):
+        prior_run.train(tmp_path, num_steps=3, resume=True, dropout=0.2)
+
+
+def test_dropout_is_refused_where_the_denoiser_has_none():
+    grids = np.zeros((4, 8, 8), np.int64)
+    kernel = kernels.build("absorbing", codebook_size=4, num_steps=10)
+    with pytest.raises(VqtoolError, match=r"`dropout` 0\.1: the denoiser unet has none; leave it out"):
+        building.build_prior(
+            kernel,
+            conditions.build("none"),
+            grid_spec((8, 8)),
+            "tiny",
+            seed=0,
+            tokens=grids,
+            denoiser="unet",
+            dropout=0.1,
+        )
+
+
 def test_some_grids_are_held_out_where_there_are_enough_and_their_bound_is_logged(tmp_path):
     prior = prior_run.train(tmp_path, copies=60, num_steps=200, batch_size=2, save_seconds=1e9)
     assert prior.summary["num_held_out"] == 7

@@ -230,6 +230,7 @@ def build(
     captions: Sequence[str] | None = None,
     *,
     vocabulary: str = "bpe",
+    vocabulary_size: int | None = None,
 ) -> Conditioner:
     """The conditioner for the labels and captions of a grid file.
 
@@ -238,6 +239,7 @@ def build(
         labels: one a grid; an empty one counts as missing.
         captions: one a grid; an empty one counts as missing.
         vocabulary: one of VOCABULARIES, for captions.
+        vocabulary_size: most tokens of it; None for what suits the captions.
 
     Raises:
         VqtoolError: an unknown kind or vocabulary, or the grids have no labels or captions.
@@ -254,12 +256,12 @@ def build(
     texts = [caption for own in captions or () if own for caption in split_captions(own)]
     if not texts:
         raise VqtoolError("`condition` caption needs captions, but the grids have none: give them in metadata.jsonl")
-    return _build_caption(texts, vocabulary)
+    return _build_caption(texts, vocabulary, vocabulary_size or MAX_VOCABULARY)
 
 
-def _build_caption(texts: Sequence[str], vocabulary: str) -> CaptionCondition:
+def _build_caption(texts: Sequence[str], vocabulary: str, most: int) -> CaptionCondition:
     words = {word for text in texts for word in text.lower().split()}
-    size = min(MAX_VOCABULARY, 256 + 64 + 2 * len(words))
+    size = min(most, 256 + 64 + 2 * len(words))
     model = VOCABULARY_MODELS[vocabulary].train(texts, size)
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)

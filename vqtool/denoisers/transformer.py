@@ -9,8 +9,13 @@ that the picture keeps its layout. Time and class enter by AdaLN-Zero, captions 
 with (s, b, g) linear in an embedding of time + class (+ the mean of the caption), and zero at the start, so that a
 fresh network predicts all tokens with equal probability. Captions pass a small encoder once a sample; null conditions
 are learned rows of the same tables.
+
+The size "light" is for small files: of the 22 * width^2 weights of a block with captions it keeps 15. One linear map
+makes (s, b, g) for all blocks, and each adds numbers of its own; embedding and head share one table of `token_width`
+numbers a token, with a map into the network and one out of it; the text encoder is `text_width` wide.
 Cost: 24 * num_layers * width^2 * H * W floating-point operations a call, and attention.
-Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Gu et al. 2022 (arXiv:2111.14822).
+Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Chen et al. 2023 (arXiv:2310.00426, adaLN-single); Gu et
+al. 2022 (arXiv:2111.14822).
 """
 
 import math
@@ -31,9 +36,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {"num_layers": 8, "width": 256, "num_heads": 8},
     "large": {"num_layers": 12, "width": 512, "num_heads": 8},
     "huge": {"num_layers": 16, "width": 1024, "num_heads": 16},
-}
+    "light": {
+        "num_layers": 6, "width": 256, "num_heads": 4, "token_width": 128, "text_width": 128, "text_layers": 2,
+        "shared_modulation": True,
+    },
+}  # fmt: skip
 # Size -> highest learning rate. Wider networks need smaller steps.
-LEARNING_RATES = {"tiny": 1.5e-3, "small": 1e-3, "base": 6e-4, "large": 3e-4, "huge": 2e-4}
+LEARNING_RATES = {"tiny": 1.5e-3, "small": 1e-3, "base": 6e-4, "large": 3e-4, "huge": 2e-4, "light": 1e-3}
 CONDITIONS = ("none", "class", "caption")
 PARAMETERISATION = "evidence"
 TIME_SCALE = 1000.0  # t / T times this is what the sinusoids see
@@ -57,10 +66,15 @@ class Config:
     vocabulary_size: int = 0  # 0: no caption condition
     max_length: int = 0  # tokens of a caption
     text_layers: int = 1
+    token_width: int = 0  # numbers a token in the one table of embedding and head; 0: two tables as wide as the network
+    text_width: int = 0  # of the text encoder; 0: that of the network
+    shared_modulation: bool = False  # whether one linear map makes scales, shifts and gates for all blocks
+    dropout: float = 0.0  # share of what a block adds that is left out in training
 
     def __post_init__(self) -> None:
-        if not self.num_heads or self.width % self.num_heads:
-            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+        for width in (self.width, self.text_width):
+            if not self.num_heads or width % self.num_heads:
+                raise ValueError(f"a width of {width} cannot be shared by {self.num_heads} heads")
 
 
 class _Attention(nn.Module):
@@ -104,6 +118,22 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
+class _Bias(nn.Module):
+    """What a layer of its own adds to numbers that it shares: of as many as it has, the first ones are taken."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        return shared[..., : len(self.bias)] + self.bias
+
+
+def _modulation(config: Config, parts: int) -> nn.Module:
+    size = parts * config.width
+    return _Bias(size) if config.shared_modulation else nn.Linear(config.width, size)
+
+
 class _Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -113,27 +143,29 @@ class _Block(nn.Module):
         self.cross = _Cross(width, config.num_heads) if config.vocabulary_size else None
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.mlp = _Mlp(width, config.mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = _modulation(config, 6)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, conditioning: Tensor, keys_values: Tensor | None, mask: Tensor | None) -> Tensor:
         s1, b1, g1, s2, b2, g2 = self.modulation(conditioning).chunk(6, dim=-1)
-        x = x + g1[:, None] * self.attention(_modulate(self.attention_norm(x), s1, b1))
+        x = x + g1[:, None] * self.dropout(self.attention(_modulate(self.attention_norm(x), s1, b1)))
         if self.cross is not None and keys_values is not None and mask is not None:
-            x = x + self.cross(x, keys_values, mask)
-        return x + g2[:, None] * self.mlp(_modulate(self.mlp_norm(x), s2, b2))  # type: ignore[no-any-return]
+            x = x + self.dropout(self.cross(x, keys_values, mask))
+        return x + g2[:, None] * self.dropout(self.mlp(_modulate(self.mlp_norm(x), s2, b2)))  # type: ignore[no-any-return]
 
 
 class _TextBlock(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, width: int, config: Config) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = _Attention(config.width, config.num_heads)
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.mlp = _Mlp(config.width, config.mlp_ratio)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = _Attention(width, config.num_heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = _Mlp(width, config.mlp_ratio)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask[:, None, None, :])
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask[:, None, None, :]))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 
 class _TextEncoder(nn.Module):
@@ -141,13 +173,14 @@ class _TextEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        width = config.text_width or config.width
         self.shape = (config.num_layers, 2, config.num_heads, config.width // config.num_heads)
-        self.tokens = nn.Embedding(config.vocabulary_size, config.width)
-        self.positions = nn.Parameter(torch.zeros(config.max_length, config.width))
-        self.blocks = nn.ModuleList(_TextBlock(config) for _ in range(config.text_layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.keys_values = nn.Linear(config.width, 2 * config.num_layers * config.width)
-        self.pooled = nn.Linear(config.width, config.width)
+        self.tokens = nn.Embedding(config.vocabulary_size, width)
+        self.positions = nn.Parameter(torch.zeros(config.max_length, width))
+        self.blocks = nn.ModuleList(_TextBlock(width, config) for _ in range(config.text_layers))
+        self.norm = nn.LayerNorm(width)
+        self.keys_values = nn.Linear(width, 2 * config.num_layers * config.width)
+        self.pooled = nn.Linear(width, config.width)
 
     def forward(self, condition: Tensor) -> EncodedCondition:
         batch, length = condition.shape
@@ -169,8 +202,9 @@ class Network(Denoiser):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
+        width, token_width = config.width, config.token_width
+        self.tokens = nn.Embedding(config.codebook_size + 1, token_width or width)  # the last row is the mask
+        self.enter = nn.Linear(token_width, width) if token_width else None
         self.rows = nn.Parameter(torch.zeros(config.grid_size[0], width))
         self.columns = nn.Parameter(torch.zeros(config.grid_size[1], width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -178,8 +212,10 @@ class Network(Denoiser):
         self.text = _TextEncoder(config) if config.vocabulary_size else None
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, config.codebook_size)
+        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_modulation else None
+        self.modulation = _modulation(config, 2)
+        self.leave = nn.Linear(width, token_width) if token_width else None
+        self.head = _Bias(config.codebook_size) if token_width else nn.Linear(width, config.codebook_size)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -193,12 +229,13 @@ class Network(Denoiser):
             nn.init.normal_(table, std=EMBEDDING_SCALE)
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)
-        zeroed = [self.head, self.modulation]
+        zeroed: list[nn.Module | None] = [self.head, self.leave, self.modulation, self.shared_modulation]
         for block in self.blocks:
             if isinstance(block, _Block):
                 zeroed += [block.modulation, *([block.cross.out] if block.cross else [])]
-        for linear in zeroed:
-            nn.init.zeros_(linear.weight)
+        for layer in zeroed:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone: (B,) class numbers, (B, L) caption tokens, or (B, 0) nothing."""
@@ -219,16 +256,24 @@ class Network(Denoiser):
         if embedding is not None:
             conditioning = conditioning + embedding
         conditioning = F.silu(conditioning)
+        if self.shared_modulation is not None:
+            conditioning = self.shared_modulation(conditioning)
         height, width = x_t.shape[1:]
-        x = self.tokens(x_t) + _resized(self.rows, height)[:, None] + _resized(self.columns, width)
+        x = self.tokens(x_t) if self.enter is None else self.enter(self.tokens(x_t))
+        x = x + _resized(self.rows, height)[:, None] + _resized(self.columns, width)
         x = x.flatten(1, 2)  # (B, H * W, D)
         for number, block in enumerate(self.blocks):
             x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask)
         if cells is not None:
             x = pick(x, cells)
         scale, shift = self.modulation(conditioning).chunk(2, dim=-1)
-        logits: Tensor = self.head(_modulate(self.norm(x), scale, shift))
+        logits = self._find_logits(_modulate(self.norm(x), scale, shift))
         return logits if cells is not None else logits.view(len(x_t), height, width, -1)
+
+    def _find_logits(self, x: Tensor) -> Tensor:
+        if self.leave is None:
+            return self.head(x)  # type: ignore[no-any-return]
+        return F.linear(self.leave(x), self.tokens.weight[:-1], self.head.bias)
 
     def _embed_time(self, t: Tensor) -> Tensor:
         half = self.config.width // 2

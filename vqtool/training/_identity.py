@@ -61,13 +61,20 @@ def check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
     old, new = begun.settings, wanted["settings"]
     for name in [*new, *old]:  # what others follow from comes first
         before, now = old.get(name), new.get(name)
-        if before != now:
+        if before != _without_later(now, before):
             short = _is_short(before) and _is_short(now)
             was = f"was {before} when the run began, now it is {now}" if short else "is not what the run began with"
             raise MismatchError(f"{path}: `{name}` {was}: {remedy}")
     for name in sorted({*begun.data, *wanted["data"]}):
         if begun.data.get(name) != wanted["data"].get(name):
             raise MismatchError(f"{path}: not the {name} that the run began with: {remedy}")
+
+
+def _without_later(now: Any, before: Any) -> Any:
+    """Settings of a part without those that came with a later version and are off."""
+    if not (isinstance(now, dict) and isinstance(before, dict)):
+        return now
+    return {name: value for name, value in now.items() if value or name in before}
 
 
 def _is_short(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """A fresh prior: forward process, condition and network, with what suits data and machine where nobody says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ class ConditionOptions(Checked):
 
     condition: str = option("auto", "What samples can be asked for by.", choices=("auto", "none", "class", "caption"))
     vocabulary: str = option("bpe", "Of captions.", choices="conditions/__init__.py:VOCABULARIES", advanced=True)
+    vocabulary_size: int | None = option(
+        None,
+        "Most tokens of the vocabulary; each is a row of the network.",
+        shown="suits the captions",
+        minimum=300,
+        advanced=True,
+    )
 
     def build(self, batch: GridBatch, denoiser: str) -> Conditioner:
         """The conditioner of grids; logs what has no text and what is cut.
@@ -65,7 +72,9 @@ class ConditionOptions(Checked):
             captions = batch.captions if "caption" in denoisers.module(denoiser).CONDITIONS else None
             kind = conditions.choose_kind(batch.labels, captions)
         check_condition(denoiser, kind)
-        conditioner = conditions.build(kind, batch.labels, batch.captions, vocabulary=self.vocabulary)
+        conditioner = conditions.build(
+            kind, batch.labels, batch.captions, vocabulary=self.vocabulary, vocabulary_size=self.vocabulary_size
+        )
         texts = conditioner.select(batch.labels, batch.captions) or []
         missing, cut = sum(text is None for text in texts), len(conditioner.find_truncated(texts))
         if missing:
@@ -83,10 +92,13 @@ class DenoiserOptions(Checked):
     denoiser: str = option("transformer", "Kind of network.", choices="denoisers/__init__.py:NAMES", advanced=True)
     size: str | None = option(
         None,
-        "tiny, small, base, large or huge.",
+        "tiny, small, base, large or huge; light: much in a small file.",
         shown="suits data and machine",
         choices="denoisers/*.py:SIZES",
         listed=False,
+    )
+    dropout: float = option(
+        0.0, "Share of each block's output left out in training; for few grids.", minimum=0, maximum=0.9, advanced=True
     )
     parameterisation: str | None = option(
         None,
@@ -156,6 +168,7 @@ def build_prior(
     denoiser: str = "transformer",
     rule: str = "mixture",
     parameterisation: str | None = None,
+    dropout: float = 0.0,
 ) -> Prior:
     """A prior with fresh weights that predicts each token as often as it is found in the grids.
 
@@ -169,9 +182,11 @@ def build_prior(
         denoiser: one of denoisers.NAMES.
         rule: one of posterior.RULES, the average that the bound is of.
         parameterisation: one of priors.PARAMETERISATIONS; None for one that suits denoiser and rule.
+        dropout: of the denoiser, in training.
 
     Raises:
-        VqtoolError: the denoiser does not take such conditions, or the parameterisation does not go with the rule.
+        VqtoolError: the denoiser does not take such conditions or has no dropout, or the parameterisation does not go
+            with the rule.
     """
     check_condition(denoiser, conditioner.kind)
     file = denoisers.module(denoiser)
@@ -192,6 +207,10 @@ def build_prior(
         **{name: getattr(conditioner, name) for name in tables if hasattr(conditioner, name)},
         **file.SIZES[size],
     }
+    if dropout:
+        if "dropout" not in {field.name for field in fields(file.Config)}:
+            raise VqtoolError(f"`dropout` {dropout:g}: the denoiser {denoiser} has none; leave it out")
+        config["dropout"] = dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = denoisers.build(denoiser, config)

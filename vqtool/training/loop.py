@@ -9,7 +9,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -201,7 +202,7 @@ class _Run:
         own = distributed.own_range(config.batch_size)
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        with self.accelerator.autocast():
+        with self._seeded(), self.accelerator.autocast():
             loss, metrics = objective(
                 self.model, indices[own.start : own.stop], samples[own.start : own.stop], self.step
             )
@@ -215,6 +216,18 @@ class _Run:
         if distributed.world_size() > 1:
             shared = {name: self.accelerator.reduce(value.float(), "mean") for name, value in shared.items()}
         return {**shared, "gradient_norm": norm, **self._validate()}
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Let torch's own noise, which dropout alone draws, follow from seed, step and process."""
+        if not any(isinstance(module, nn.Dropout) and module.p for module in self.bare.modules()):
+            yield
+            return
+        number = self.step * distributed.world_size() + distributed.rank()
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+            torch.manual_seed(int(rng.generator(self.config.seed, number, stream=rng.DROPOUT).integers(2**63)))
+            yield
 
     @torch.no_grad()
     def _validate(self) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def train_prior(
     size = network.choose_size(len(data), data.tokens[0].size)
     prior = build_prior(
         kernel, conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens, denoiser=network.denoiser,
-        rule=diffusion.rule, parameterisation=network.parameterisation,
+        rule=diffusion.rule, parameterisation=network.parameterisation, dropout=network.dropout,
     )  # fmt: skip
     check_loss(loss, prior)
     _announce(prior, size, len(data), len(held_out or ()), notify)
