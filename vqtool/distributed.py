@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vqtool.errors import VqtoolError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -78,6 +79,13 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise VqtoolError(f"`device` {name}: cannot be used here: {str(error).splitlines()[0]}") from error
     return name
+
+
+def to_device(tensor: "Tensor", device: "torch.device") -> "Tensor":
+    """A tensor of the CPU on a device, without waiting for a GPU: from memory that it copies by itself."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def broadcast(value: T) -> T:

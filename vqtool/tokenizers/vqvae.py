@@ -8,10 +8,13 @@ Cost: at 64x64 and the default widths about 0.3 G multiply-adds for an image the
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,6 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def channels_last(module: nn.Module) -> nn.Module:
+def channels_last(module: Network) -> Network:
     """Keep convolution weights channels-last: measured 1.7x faster on CPUs, and the layout of tensor cores."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -12,8 +12,13 @@ from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.tokenizers import NetworkConfig, Tokenizer, quantizers
 from vqtool.tokenizers.quantizers import Quantized, Quantizer
+from vqtool.tokenizers.vqvae import channels_last
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig
 from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
+
+# Of the discriminator's own loss. Adam does not see it; but gradients are clipped by the norm of all together, and the
+# discriminator's are the largest by far: with 1 all others are clipped to next to nothing.
+DISCRIMINATOR_WEIGHT = 0.05
 
 Metrics = dict[str, Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]  # images and rebuilt ones (B, 3, h, w) -> ()
@@ -37,6 +42,12 @@ class TokenizerLoss(Checked):
         advanced=True,
     )
     perceptual_weight: float = option(1.0, "Its weight.", minimum=0, advanced=True)
+    perceptual_size: int | None = option(
+        None, "Pixels a side that pictures are enlarged to for it.", shown="as they are", minimum=32, advanced=True
+    )
+    perceptual_share: float = option(
+        1.0, "Share of each batch that it sees: less is faster.", above=0, maximum=1, advanced=True
+    )
     adversarial: float | None = option(
         None,
         "Against a discriminator of patches (VQGAN), with this times the adaptive weight; published: 0.8.",
@@ -46,6 +57,9 @@ class TokenizerLoss(Checked):
     )
     adversarial_start: int | None = option(
         None, "First step with the discriminator.", shown="half-way", minimum=0, advanced=True
+    )
+    adversarial_warmup: int = option(
+        0, "Steps from there in which it learns, and nothing learns from it.", minimum=0, advanced=True
     )
     adversarial_max: float = option(1e4, "Largest adaptive weight.", minimum=0, advanced=True)
     quantize_from: float = 0.05  # share of the run before which latents pass unquantised: codes then start on data
@@ -58,7 +72,8 @@ class Phase:
 
     quantize: bool = True
     restart: bool = True
-    adversarial: bool = True
+    adversarial: bool = True  # whether the discriminator learns
+    fool: bool = True  # whether the tokenizer learns from it
 
 
 class Autoencoder(nn.Module):
@@ -85,7 +100,7 @@ class Autoencoder(nn.Module):
         if quantizer is not None:
             del tokenizer.codebook  # the quantizer's takes its place: see `finished`
         self.quantizer = quantizer
-        self.discriminator = None if discriminator is None else Discriminator(discriminator)
+        self.discriminator = None if discriminator is None else channels_last(Discriminator(discriminator))
         self.design = design
         self.learns_encoder = any(parameter.requires_grad for parameter in tokenizer.encoder.parameters())
 
@@ -105,9 +120,10 @@ class Autoencoder(nn.Module):
             () loss, and metrics by name.
         """
         with torch.set_grad_enabled(self.learns_encoder and torch.is_grad_enabled()):
-            latents = self.tokenizer.latents(images)
-        quantized = self._quantize(latents, picks, phase)
-        rebuilt = self.tokenizer.decode_codes(quantized.codes)
+            latents = self.tokenizer.latents(images).float()
+        with torch.autocast(images.device.type, enabled=False):  # the nearest code is not found in bfloat16
+            quantized = self._quantize(latents, picks, phase)
+        rebuilt = self.tokenizer.decode_codes(quantized.codes).float()
         total, metrics = self._judge(images, rebuilt, loss, phase, perceptual)
         if self.quantizer is not None:
             for name, value in quantized.losses.items():
@@ -137,19 +153,19 @@ class Autoencoder(nn.Module):
         with torch.enable_grad():
             distance, metrics = _distances(images, picture, loss, perceptual)
             (pull,) = torch.autograd.grad(distance, picture)
-            fake = self.discriminator(picture)
+            fake = self.discriminator(picture).float()
             fooled = -fake.mean()
             (push,) = torch.autograd.grad(fooled, picture, retain_graph=True)
         weight = adaptive_weight(rebuilt, last_layer(self.tokenizer.decoder), pull, push, largest=loss.adversarial_max)
-        weight_of_all = (loss.adversarial or 0.0) * weight
+        weight_of_all = (loss.adversarial or 0.0) * weight * phase.fool
         gradient = pull + weight_of_all * push
         carrier = (rebuilt * gradient).sum()  # its gradient by `rebuilt` is `gradient`
-        real = self.discriminator(images)
+        real = self.discriminator(images).float()
         judged = hinge(real, fake)
         metrics |= {"adversarial": fooled, "adversarial_weight": weight, "discriminator": judged}
         metrics |= {"real_score": real.mean(), "fake_score": fake.mean()}
         value = distance + weight_of_all * fooled
-        return value.detach() + (carrier - carrier.detach()) + judged, metrics
+        return value.detach() + (carrier - carrier.detach()) + DISCRIMINATOR_WEIGHT * judged, metrics
 
     def _idle(self, phase: Phase) -> Tensor | float:
         """0, with gradients of 0 for what this step does not use: several processes wait for them."""
@@ -159,6 +175,11 @@ class Autoencoder(nn.Module):
         if self.discriminator is not None and not phase.adversarial:
             idle += self.discriminator.parameters()
         return 0.0 * sum((parameter.sum() for parameter in idle), start=torch.zeros(())) if idle else 0.0
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile encoder and decoder, in place: losses with gradients of their own cannot be."""
+        self.tokenizer.encoder.compile(*args, **kwargs)
+        self.tokenizer.decoder.compile(*args, **kwargs)
 
     def finished(self) -> Tokenizer:
         """The tokenizer with the codebook as it is now."""
@@ -233,7 +254,8 @@ def _distances(
     metrics = {"reconstruction": reconstruction(images, rebuilt, loss.loss), "edges": edges(images, rebuilt)}
     total = metrics["reconstruction"] + loss.edges * metrics["edges"]
     if perceptual is not None:
-        metrics["perceptual"] = perceptual(images, rebuilt)
+        seen = max(1, round(loss.perceptual_share * len(images)))
+        metrics["perceptual"] = perceptual(images[:seen], rebuilt[:seen])
         total = total + loss.perceptual_weight * metrics["perceptual"]
     return total, metrics
 
@@ -242,7 +264,8 @@ def _distances(
 def _measure(images: Tensor, rebuilt: Tensor, tokens: Tensor, codebook_size: int) -> Metrics:
     """How good the pictures are, and how the codes of all processes are used."""
     error = (images - rebuilt.clamp(-1, 1)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    counts = distributed.total(torch.bincount(tokens.flatten(), minlength=codebook_size).float())
+    counts = images.new_zeros(codebook_size)  # no bincount: a GPU would be waited for
+    counts = distributed.total(counts.index_add_(0, tokens.flatten(), images.new_ones(tokens.numel())))
     share = counts / counts.sum()
     perplexity = torch.exp(-torch.xlogy(share, share).sum())
     return {

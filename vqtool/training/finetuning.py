@@ -61,8 +61,8 @@ def finetune_tokenizer(
         notify: is told, line by line, what is done.
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
-        **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions` and
-            `SourceOptions`, by name.
+        **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`,
+            `MachineOptions` and `SourceOptions`, by name.
 
     Returns:
         The tokenizer as it was written (in the main process).

@@ -29,7 +29,7 @@ from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.discriminator import DiscriminatorConfig, check_size
 from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.perceptual import Perceptual, load_perceptual
-from vqtool.training.runs import RunFiles, RunOptions, choose_steps
+from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
 
 DEFAULT_EPOCHS = 20
 MIN_STEPS = 2000
@@ -37,6 +37,8 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, where two networks learn against each
 
 OnError = Callable[[ImageItem, VqtoolError], None]
 Report = Callable[[int, Mapping[str, float]], None]
+# Options that states of earlier versions do not name, with the values that stand for what those did.
+_ADDED = {"zoom": False, "perceptual_size": None, "perceptual_share": 1.0, "adversarial_warmup": 0}
 _TOLD = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weight", "discriminator")
 
 
@@ -54,6 +56,7 @@ class Lesson:
     loss: TokenizerLoss
     augmentation: Augmentation
     run: TokenizerRunOptions
+    machine: MachineOptions
     size: tuple[int, int]  # (h, w) pixels
     rate: float  # learning rate where none is asked for
     seed: int
@@ -70,9 +73,9 @@ def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None,
         head, _, rest = name.partition("_")
         if head in ("perceptual", "adversarial") and rest and given.get(head) is None:
             raise VqtoolError(f"`{name}` goes with `{head}`, which is not given")
-    kinds = (DiscriminatorConfig, TokenizerLoss, Augmentation, TokenizerRunOptions, SourceOptions)
+    kinds = (DiscriminatorConfig, TokenizerLoss, Augmentation, TokenizerRunOptions, MachineOptions, SourceOptions)
     judge, *parts = distribute(given, *kinds)
-    lesson = dict(zip(("loss", "augmentation", "run", "source"), parts, strict=True))
+    lesson = dict(zip(("loss", "augmentation", "run", "machine", "source"), parts, strict=True))
     return (None if lesson["loss"].adversarial is None else judge), lesson
 
 
@@ -110,6 +113,8 @@ class TokenizerObjective:
         self.size = size or (images.shape[2], images.shape[3])
         self.augmentation = augmentation or Augmentation()
         self.codebook_size = model.tokenizer.config.codebook_size
+        self._device: torch.device | None = None
+        self._stored: Tensor | None = None  # the images, if they are on a GPU
         self.waits = model.quantizer is not None and not model.quantizer.is_ready()
 
     def __call__(
@@ -117,17 +122,34 @@ class TokenizerObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and metrics of a step."""
         device = next(model.parameters()).device
-        batch = augmented(self.images[indices], self.size, self.augmentation, seed=self.run.seed, samples=samples)
+        if device != self._device:
+            self._move_to(device)
+        with torch.autocast(device.type, enabled=False):
+            images = self._images_at(indices, device)
+            batch = augmented(images, self.size, self.augmentation, seed=self.run.seed, samples=samples)
         picks = rng.uniform(self.run.seed, [0], step, (self.codebook_size,), stream=rng.SELECTION)[0]
-        perceptual = None if self.perceptual is None else self.perceptual.to(device)
         found: tuple[Tensor, dict[str, Tensor]] = model(
-            batch.to(device, memory_format=torch.channels_last),
-            picks.to(device),
+            batch.contiguous(memory_format=torch.channels_last),
+            distributed.to_device(picks, device),
             loss=self.loss,
             phase=self.phase(step),
-            perceptual=perceptual,
+            perceptual=self.perceptual,
         )
         return found
+
+    def _move_to(self, device: torch.device) -> None:
+        """Bring to the device what all steps need; to a GPU the images, too, if half of its room is enough."""
+        self._device, self._stored = device, None
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+        if device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            self._stored = torch.from_numpy(np.require(self.images, requirements="W")).to(device)
+
+    def _images_at(self, indices: Indices, device: torch.device) -> Tensor:
+        """(B, 3, h', w') uint8 on the device."""
+        if self._stored is not None:
+            return self._stored[distributed.to_device(torch.from_numpy(indices), device)]
+        return distributed.to_device(torch.from_numpy(self.images[indices]), device)
 
     def phase(self, step: int) -> Phase:
         """What is done in a step."""
@@ -137,12 +159,14 @@ class TokenizerObjective:
             quantize=not self.waits or progress >= self.loss.quantize_from,
             restart=progress < self.loss.restart_until,
             adversarial=step >= start,
+            fool=step >= start + self.loss.adversarial_warmup,
         )
 
     def settings(self) -> dict[str, Any]:
         """What has to be the same for a resume."""
         perceptual = None if self.perceptual is None else self.perceptual.name
-        return {**asdict(self.augmentation), **asdict(self.loss), "size": self.size, "perceptual": perceptual}
+        named = {**asdict(self.augmentation), **asdict(self.loss), "size": self.size, "perceptual": perceptual}
+        return {name: value for name, value in named.items() if (name, value) not in _ADDED.items()}
 
 
 def learn(
@@ -175,7 +199,9 @@ def learn(
         report: is told (step, metrics).
     """
     size = lesson.size
-    perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
+    perceptual = None
+    if lesson.loss.perceptual is not None:
+        perceptual = load_perceptual(lesson.loss.perceptual, size=lesson.loss.perceptual_size)
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
     pixels = read_images(
@@ -232,7 +258,10 @@ def _choose_run(
     """How the run goes: how long, if it is not said, by timing a few steps."""
     run = lesson.run
     rate = run.learning_rate or lesson.rate
-    config = LoopConfig(1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every, minutes=run.minutes)
+    config = LoopConfig(
+        1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every, minutes=run.minutes,
+        **lesson.machine.settings(),
+    )  # fmt: skip
     if model.discriminator is not None:
         config = replace(config, betas=ADVERSARIAL_BETAS)
     num_steps = choose_steps(

@@ -137,8 +137,9 @@ class _Run:
         self.best_step, self.best_value = 0, math.inf
         self.bare.train()
         self.optimizer = _optimizer(self.bare, config)
-        called = torch.compile(self.bare) if config.compile else self.bare
-        self.model, self.prepared = self.accelerator.prepare(called, self.optimizer)
+        if config.compile:
+            self.bare.compile()
+        self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
         self.step = 0
         self.seconds = 0.0
         self.values: dict[str, float] = {}  # of the last logged step

@@ -4,21 +4,24 @@ What they do: compare what several layers of a frozen network make of two pictur
 length 1.
 When to use them: beside the distances of pixels, against blur. "efficientnet-lite0" is of the extra vqtool[eval] and
 the quicker one; a file is one of ST-LPIPS, whose heads were fitted to what people see: vgg_shift_tolerant.pth or
-alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0).
-Equation: sum over layers of the mean over positions of |w (a - b)|^2, a and b of length 1, w learned in ST-LPIPS.
+alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0; their licence does not allow commercial use).
+Equation: sum over layers of the mean over positions of |w (a - b)|^2, a and b of length 1, w learned in ST-LPIPS; of
+EfficientNet-Lite0 also |f - g|^2 / |f|^2, f and g being the means over positions that Fréchet distances compare.
 Cost: of ST-LPIPS with VGG, forward and backward at 64 px on two cores: 3-9 images/s.
 Source: Zhang et al. 2018 (arXiv:1801.03924); Ghildyal and Liu 2022, ST-LPIPS (arXiv:2207.13686).
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.efficientnet import load_efficientnet
+from vqtool.images.efficientnet import fold_batch_norms, load_efficientnet
 from vqtool.interop.pickles import read_pickle
+from vqtool.tokenizers.vqvae import channels_last
 from vqtool.trust import check_finite
 
 EFFICIENTNET = "efficientnet-lite0"
@@ -32,6 +35,7 @@ class Perceptual(nn.Module):
     """A distance: images and rebuilt ones (B, 3, h, w) in [-1, 1] -> () mean over the images."""
 
     name: str  # stands in the state of a run
+    size: int | None = None  # pixels that the shorter side is enlarged to; None leaves images as they are
 
     def distances(self, images: Tensor, rebuilt: Tensor) -> Tensor:
         """(B,) one distance a pair."""
@@ -43,7 +47,7 @@ class Perceptual(nn.Module):
         Raises:
             VqtoolError: they are too small.
         """
-        if min(size) < SMALLEST_SIDE:
+        if self.size is None and min(size) < SMALLEST_SIDE:
             raise VqtoolError(
                 f"images of {size[0]}x{size[1]} are too small for a perceptual network, which needs {SMALLEST_SIDE} "
                 "pixels: leave out `perceptual`, or take a larger `size`"
@@ -52,7 +56,13 @@ class Perceptual(nn.Module):
     def forward(self, images: Tensor, rebuilt: Tensor) -> Tensor:
         """() mean distance."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.distances(images.float(), rebuilt.float()).mean()
+            return self.distances(self._enlarged(images.float()), self._enlarged(rebuilt.float())).mean()
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        if self.size is None:
+            return images
+        sides = [round(side * self.size / min(images.shape[2:])) for side in images.shape[2:]]
+        return functional.interpolate(images, sides, mode="bilinear", antialias=True)
 
 
 class StLpips(Perceptual):
@@ -85,20 +95,23 @@ class StLpips(Perceptual):
             )
             for level in range(1, 6)
         )
-        self.requires_grad_(False).eval()
+        channels_last(self.requires_grad_(False).eval())
 
     def distances(self, images: Tensor, rebuilt: Tensor) -> Tensor:
         """(B,) one distance a pair."""
-        x = (torch.cat((images, rebuilt)) - self.shift) / self.scale
+        x, y = ((pictures - self.shift) / self.scale for pictures in (images, rebuilt))  # apart: x needs no gradient
         total = x.new_zeros(len(images))
         for part, head in zip(self.slices, self.heads, strict=True):
-            x = part(x)
-            total = total + functional.conv2d(_squares(x), head).mean((1, 2, 3))
+            x, y = part(x), part(y)
+            total = total + functional.conv2d(_squares(x, y), head).mean((1, 2, 3))
         return total
 
 
 class EfficientNetDistance(Perceptual):
-    """The same without learned heads, of EfficientNet-Lite0: the layers before each halving."""
+    """The same without learned heads, of EfficientNet-Lite0: the layers before each halving, and the mean of the last.
+
+    Sees most at 224 pixels, the size that it was trained at.
+    """
 
     name = EFFICIENTNET
 
@@ -109,42 +122,53 @@ class EfficientNetDistance(Perceptual):
             VqtoolError: the packages of the extra vqtool[eval] are not installed.
         """
         super().__init__()
-        self.network = load_efficientnet().requires_grad_(False).eval()
+        self.network = channels_last(fold_batch_norms(load_efficientnet()).requires_grad_(False))
 
     def distances(self, images: Tensor, rebuilt: Tensor) -> Tensor:
         """(B,) one distance a pair."""
-        x = (torch.cat((images, rebuilt)) * 127.5 + 0.5) / 128  # (v - 127) / 128 of v in 0..255
-        network = self.network
+        (*layers, f), (*others, g) = self._layers(images), self._layers(rebuilt)
+        total = (f - g).square().sum(1) / (f.square().sum(1) + LENGTH_EPSILON)
+        for x, y in zip(layers, others, strict=True):
+            total = total + _squares(x, y).sum(1).mean((1, 2))
+        return total
+
+    def _layers(self, images: Tensor) -> list[Tensor]:
+        """(B, C, h, w) before each halving and at the end, and what they end in, (B, 1280)."""
+        network: Any = self.network
+        found = []
+        x = (images * 127.5 + 0.5) / 128  # (v - 127) / 128 of v in 0..255
         x = network._swish(network._bn0(network._conv_stem(x)))
-        total = x.new_zeros(len(images))
         for block in network._blocks:
             if block._depthwise_conv.stride[0] > 1:
-                total = total + _squares(x).sum(1).mean((1, 2))
+                found.append(x)
             x = block(x)
-        last: Tensor = total + _squares(x).sum(1).mean((1, 2))
-        return last
+        return [*found, x, network._swish(network._bn1(network._conv_head(x))).mean((2, 3))]
 
     def train(self, mode: bool = True) -> "EfficientNetDistance":
         """Never in training mode: its statistics are those of photographs."""
         return super().train(mode=False)
 
 
-def load_perceptual(name: str) -> Perceptual:
+def load_perceptual(name: str, *, size: int | None = None) -> Perceptual:
     """The distance that a name stands for.
 
     Args:
         name: "efficientnet-lite0", or a file of ST-LPIPS.
+        size: pixels that the shorter side of images is enlarged to; None leaves them as they are.
 
     Raises:
         FormatError: the file is not one of ST-LPIPS, or damaged.
         VqtoolError: neither a known name nor a file; packages are missing.
     """
-    if name == EFFICIENTNET:
-        return EfficientNetDistance()
-    path = Path(name)
+    network: Perceptual = EfficientNetDistance() if name == EFFICIENTNET else _load_st_lpips(Path(name))
+    network.size = size
+    return network
+
+
+def _load_st_lpips(path: Path) -> StLpips:
     if not path.is_file():
         raise VqtoolError(
-            f"`perceptual` {name}: neither {EFFICIENTNET} nor a file: give vgg_shift_tolerant.pth or "
+            f"`perceptual` {path}: neither {EFFICIENTNET} nor a file: give vgg_shift_tolerant.pth or "
             "alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0)"
         )
     tensors = read_pickle(path)
@@ -155,15 +179,14 @@ def load_perceptual(name: str) -> Perceptual:
             f"{path}: not the weights of ST-LPIPS ({error} is missing or unknown): give vgg_shift_tolerant.pth or "
             "alex_shift_tolerant.pth of the package stlpips-pytorch (weights/vST0.0)"
         ) from error
-    check_finite(network.state_dict(), name)
+    check_finite(network.state_dict(), str(path))
     return network
 
 
-def _squares(x: Tensor) -> Tensor:
-    """Squared differences (B, C, h, w) of a batch (2 B, C, h, w) of channels scaled to length 1."""
-    scaled = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + LENGTH_EPSILON)
-    first, second = scaled.chunk(2)
-    squares: Tensor = (first - second).square()
+def _squares(x: Tensor, y: Tensor) -> Tensor:
+    """Squared differences (B, C, h, w) of two batches (B, C, h, w) with channels scaled to length 1."""
+    x, y = (each / (torch.linalg.vector_norm(each, dim=1, keepdim=True) + LENGTH_EPSILON) for each in (x, y))
+    squares: Tensor = (x - y).square()
     return squares
 
 

@@ -59,13 +59,14 @@ class PlacedQuantizer(Quantizer):
         super().__init__(codebook_size, code_dim, options)
         self.weights = {"commitment": options.commitment}
         self.register_buffer("ready", torch.tensor(False))
+        self._known_ready = False
 
     def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
         """See Quantizer; loss terms "commitment", which moves latents, and "codebook", if gradients move the codes."""
         flat = latents.detach().reshape(-1, self.code_dim).float()
         if self.training:
             with torch.no_grad():
-                if not self.ready:
+                if not self.is_ready():
                     codes = k_means(distributed.gather(flat), picks, self.options.k_means)
                     self.place(codes, even_use(flat, self.codebook_size))
                     self.ready.fill_(True)
@@ -84,7 +85,8 @@ class PlacedQuantizer(Quantizer):
 
     def is_ready(self) -> bool:
         """Whether the codebook has been placed on data."""
-        return bool(self.ready)
+        self._known_ready = self._known_ready or bool(self.ready)  # once True, a GPU is not waited for any more
+        return self._known_ready
 
     @torch.no_grad()
     def begin(self, codebook: Tensor) -> None:
