@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # two runs on a GPU can be compared bit for bit
 os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start find support/
     filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
 )
@@ -37,6 +38,22 @@ def other_tokenizer_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "other.safetensors"
     save_tokenizer(path, build_tokenizer(seed=1))
     return path
+
+
+@pytest.fixture
+def gpu():
+    """The device of tests marked `gpu`, which compute in float32; VQTOOL_TEST_DEVICE=cpu runs them without one."""
+    import torch
+
+    name = os.environ.get("VQTOOL_TEST_DEVICE", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(name)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @pytest.fixture

@@ -67,6 +67,15 @@ def test_indices_may_be_a_range_a_list_an_array_or_a_tensor(kind):
     assert torch.equal(rng.uniform(0, kind(list(whole)), 1, (2,)), rng.uniform(0, whole, 1, (2,)))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(), (6,), (2, 16, 16)])
+@pytest.mark.parametrize("seed", [0, rng.MAX_SEED])
+def test_noise_has_the_same_bits_on_every_device(gpu, seed, shape):
+    found = rng.uniform(seed, range(5, 105), 3, shape, stream=2, device=gpu)
+    assert found.device.type == gpu.type
+    assert torch.equal(found.cpu(), rng.uniform(seed, range(5, 105), 3, shape, stream=2))
+
+
 def test_noise_of_a_sample_does_not_depend_on_its_batch():
     whole = rng.uniform(7, range(10), 3, (4, 5))
     for size in (1, 3, 10):

@@ -253,11 +253,10 @@ def test_a_network_of_no_knowledge_needs_log2_K_bits_a_token(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_measures_what_a_cpu_does(classes):
+def test_a_gpu_measures_what_a_cpu_does(gpu, classes):
     prior, path = classes
     expected = scores(measure_likelihood(prior, [path], times=5))
-    assert scores(measure_likelihood(prior.to("cuda"), [path], times=5)) == pytest.approx(expected, rel=1e-3)
+    assert scores(measure_likelihood(prior.to(gpu), [path], times=5)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_grids_without_labels_get_the_null_condition_and_a_warning(classes, tmp_path):

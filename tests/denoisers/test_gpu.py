@@ -1,0 +1,48 @@
+"""Denoisers on a GPU against the same on the CPU."""
+
+import pytest
+import torch
+
+from vqtool import denoisers
+
+pytestmark = pytest.mark.gpu
+
+
+def shaken(name, **more):
+    """The smallest network of a kind, with all weights away from 0."""
+    file = denoisers.module(name)
+    size = dict(next(iter(file.SIZES.values())))
+    config = {"codebook_size": 13, "grid_size": (8, 8), "num_steps": 20, **size, **more}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = denoisers.build(name, config).eval().requires_grad_(False)
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("name", denoisers.NAMES)
+@pytest.mark.parametrize("some", [False, True], ids=["all cells", "some cells"])
+def test_predictions_are_those_of_the_cpu(gpu, name, some):
+    noise = torch.Generator().manual_seed(0)
+    x_t = torch.randint(13, (4, 8, 8), generator=noise)
+    t = torch.tensor([1, 7, 13, 20])
+    cells = torch.rand(4, 64, generator=noise).argsort()[:, :9] if some else None
+    expected = shaken(name)(x_t, t, None, cells)
+    found = shaken(name).to(gpu)(x_t.to(gpu), t.to(gpu), None, None if cells is None else cells.to(gpu))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("condition", "more"),
+    [
+        (torch.tensor([0, 1, 2, 3]), {"num_classes": 3}),
+        (torch.tensor([[5, 2, 0], [1, 0, 0], [7, 7, 3], [4, 6, 0]]), {"vocabulary_size": 30, "max_length": 6}),
+    ],
+    ids=["class", "caption"],
+)
+def test_conditions_steer_as_they_do_on_the_cpu(gpu, condition, more):
+    x_t, t = torch.randint(13, (4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([1, 7, 13, 20])
+    expected = shaken("transformer", **more)(x_t, t, condition)
+    found = shaken("transformer", **more).to(gpu)(x_t.to(gpu), t.to(gpu), condition.to(gpu))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
