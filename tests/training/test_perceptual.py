@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.efficientnet import load_efficientnet
-from vqtool.training.perceptual import EFFICIENTNET, StLpips, load_perceptual
+from vqtool.training.perceptual import EFFICIENTNET, LAYER_WEIGHTS, StLpips, load_perceptual
 
 CONVOLUTIONS = {
     "vgg": {"slice1": (0, 2), "slice2": (6, 8), "slice3": (12, 14, 16), "slice4": (20, 22, 24), "slice5": (28, 30, 32)},
@@ -112,11 +112,11 @@ def test_efficientnet_compares_the_layers_before_each_halving_and_the_features_o
         return [*taps, x]
 
     expected = torch.zeros(2)
-    for a, b in zip(layers(images), layers(others), strict=True):
+    for weight, a, b in zip(LAYER_WEIGHTS[:-1], layers(images), layers(others), strict=True):
         a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))  # noqa: PLW2901
-        expected += (a - b).square().sum(1).mean((1, 2))
+        expected += weight * (a - b).square().sum(1).mean((1, 2))
     f, g = (inner.extract_features((x * 127.5 + 0.5) / 128).mean((2, 3)) for x in (images, others))
-    expected += (f - g).square().sum(1) / f.square().sum(1)
+    expected += LAYER_WEIGHTS[-1] * (f - g).square().sum(1) / f.square().sum(1)
     assert torch.allclose(network.distances(images, others), expected, rtol=1e-4)
 
 
