@@ -329,7 +329,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
     state["_denoise_fn.head.weight"] = state["_denoise_fn.head.weight"].clone().fill_(value)
     torch.save(state, tmp_path / "x.th")
     source = interop.read_source(tmp_path / "x.th")
-    with pytest.raises(FormatError, match=r"x\.th: head\.weight holds numbers that are not finite"):
+    with pytest.raises(FormatError, match=r"x\.th: _denoise_fn\.head\.weight holds numbers that are not finite"):
         interop.load(source, interop.Options(num_heads=2))
 
 

@@ -122,15 +122,19 @@ class Prior:
 
     def _encode_text(self, ids: Tensor) -> Tensor:
         """(B, L, D): features of captions, encoded one by one so that the batch does not matter; zeros for null."""
+        rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
+        is_null = (rows == self.conditioner.null(1)).all(1)
+        config = self.denoiser.config
+        if self.text_encoder is None and self.denoiser.has_learned_null and bool(is_null.all()):
+            return torch.zeros(len(ids), config.text_length, config.text_width)
         if self.text_encoder is None:
             raise VqtoolError(
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
                 "its `text_encoder`"
             )
-        rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
         features = torch.cat([self.text_encoder(row[None].to(self.device)) for row in rows])
         if self.denoiser.has_learned_null:
-            features[(rows == self.conditioner.null(1)).all(1).to(self.device)] = 0.0
+            features[is_null.to(self.device)] = 0.0
         return features[places.to(self.device)]
 
     def log_x0(

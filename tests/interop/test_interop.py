@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import zipfile
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,11 +135,12 @@ def test_a_source_of_no_known_format_is_described(tmp_path):
 
 def test_several_files_of_settings_beside_a_checkpoint_have_to_be_chosen_from(tmp_path):
     torch.save({"a": 1}, tmp_path / "m.pt")
-    (tmp_path / "one.yaml").write_text("a: 1\n")
-    assert interop.read_source(tmp_path / "m.pt").config == {"a": 1}
-    (tmp_path / "two.yaml").write_text("a: 2\n")
+    (tmp_path / "one.yaml").write_text("model: {a: 1}\n")
+    assert interop.read_source(tmp_path / "m.pt").config == {"model": {"a": 1}}
+    assert interop.read_source(tmp_path / "m.pt", Path("none")).config is None
+    (tmp_path / "two.yaml").write_text("model: {a: 2}\n")
     with pytest.raises(VqtoolError, match=r"one\.yaml, two\.yaml are beside it"):
         interop.read_source(tmp_path / "m.pt")
-    (tmp_path / "m.yaml").write_text("a: 3\n")
-    assert interop.read_source(tmp_path / "m.pt").config == {"a": 3}
-    assert interop.read_source(tmp_path / "m.pt", tmp_path / "two.yaml").config == {"a": 2}
+    (tmp_path / "m.yaml").write_text("model: {a: 3}\n")
+    assert interop.read_source(tmp_path / "m.pt").config == {"model": {"a": 3}}
+    assert interop.read_source(tmp_path / "m.pt", tmp_path / "two.yaml").config == {"model": {"a": 2}}

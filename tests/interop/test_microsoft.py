@@ -12,7 +12,7 @@ from vqtool import interop
 from vqtool.diffusion import kernels
 from vqtool.diffusion.guidance import guide, truncate
 from vqtool.diffusion.posterior import average_posterior
-from vqtool.errors import FormatError, MismatchError
+from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import Options, Source
 from vqtool.priors import load_prior
 from vqtool.samplers import sample
@@ -21,6 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ("class", "text", "uncond", "convmlp")
 FLOOR = -30.0  # below, expected numbers are those of a floor
 BLOCK = "transformer.blocks.1."
+SAID = {"num_heads": 4, "activation": "gelu2", "grid_size": (4, 4)}  # what a YAML file would say
 
 
 def source_of(name):
@@ -111,10 +112,10 @@ def test_a_prior_of_reduced_codes_needs_their_map():
         part[f"{prefix}log_cumprod_bt"] = part[f"{prefix}log_cumprod_bt"] + torch.tensor(64 / 40).log()
     source = Source(source.path, source.content)
     with pytest.raises(MismatchError, match=r"the prior has 40 tokens, but the tokenizer 64 codes: .*`code_map`"):
-        interop.load(source, Options())
+        interop.load(source, Options(**SAID))
     code_map = torch.zeros(64, dtype=torch.int64)
     code_map[24:] = torch.arange(40)
-    found = interop.load(source, Options(code_map=code_map))
+    found = interop.load(source, Options(code_map=code_map, **SAID))
     assert (found.prior.kernel.codebook_size, found.tokenizer.codebook_size) == (40, 40)
     assert found.prior.kernel.schedule == "release"
 
@@ -160,35 +161,59 @@ def test_another_schedule_is_taken_from_the_buffers():
     assert any("read from the checkpoint" in note for note in found.notes)
 
 
-def test_what_the_weights_do_not_say_is_taken_from_the_published_models_and_said():
+def test_what_neither_weights_nor_settings_say_is_asked_for_and_never_guessed():
     source = source_of("class")
-    found = interop.load(Source(source.path, source.content), Options(grid_size=(4, 4), num_heads=4))
+    bare = Source(source.path, source.content)
+    found = interop.load(bare, Options(**SAID))
     io, tolerance = numbers("class")
     assert_close(log_p(found.prior, io, io["cond"]), io["log_p_x0"], tolerance["log_p_x0"])
-    assert any(note.startswith("activation: GELU2, as in the published models") for note in found.notes)
-    bare = interop.load(Source(source.path, source.content), Options())
-    assert bare.prior.denoiser.config.num_heads == 16
-    assert bare.prior.grid_spec.grid_size == (8, 8)
-    for start in ("attention heads: 16, as in the published", "grids: 8x8 cells, the size of its position tables"):
-        assert any(note.startswith(start) for note in bare.notes)
+    for name, published in (("num_heads", "16"), ("activation", "gelu2"), ("grid_size", "16, also where")):
+        told = {other: value for other, value in SAID.items() if other != name}
+        with pytest.raises(FormatError, match=rf"no YAML file.*`config`, or say `{name}` \(published: {published}"):
+            interop.load(bare, Options(**told))
+    assert interop.load(bare, Options(**SAID | {"activation": "gelu"})).prior.denoiser.config.activation == "gelu"
 
 
-def test_tables_of_the_published_class_models_mean_grids_of_256_cells():
+def test_a_learned_null_text_that_the_settings_promise_has_to_be_there():
+    with pytest.raises(FormatError, match="say learnable_cf, but the learned null text, empty_text_embed, is missing"):
+        interop.load(changed("text", drop("empty_text_embed")), Options())
+
+
+def test_a_prior_with_a_learned_null_is_sampled_without_a_text_encoder_as_long_as_nothing_is_said():
+    prior = load("text").prior
+    assert prior.text_encoder is None
+    assert sample(prior, 2, steps=4, seed=1).shape == (2, 4, 4)
+    own = prior.denoiser.encode_condition(prior.denoiser.null_text.expand(2, -1, -1))
+    assert torch.equal(prior.encode_condition(None, 2).keys_values, own.keys_values)
+    with pytest.raises(VqtoolError, match="imported without one"):
+        prior.encode_condition(prior.conditioner.encode(["a fox", None]), 2)
+
+
+def test_options_that_mean_nothing_for_a_source_are_refused(tmp_path):
+    with pytest.raises(VqtoolError, match=r"pth: `vocabulary` says nothing about this microsoft source"):
+        load("class", vocabulary=tmp_path)
+    with pytest.raises(VqtoolError, match="`num_steps` says nothing"):
+        load("class", num_steps=7)
+
+
+def test_tables_of_the_published_class_models_are_larger_than_their_grids():
     def change(content, config):
         for side in ("height", "width"):
             name = f"transformer.content_emb.{side}_emb.weight"
             content["ema"][name] = content["ema"][name].repeat(4, 1)
 
     source = changed("class", change)
-    found = interop.load(Source(source.path, source.content), Options())
+    with pytest.raises(FormatError, match=r"published: 16, also where the tables of positions have 32x32"):
+        interop.load(Source(source.path, source.content), Options(num_heads=4, activation="gelu2"))
+    found = interop.load(Source(source.path, source.content), Options(**SAID | {"grid_size": (16, 16)}))
     assert found.prior.grid_spec.grid_size == (16, 16)
     assert found.prior.denoiser.config.table_size == (32, 32)
-    assert any(note.startswith("grids: 16x16 cells, as in the published models") for note in found.notes)
+    assert any(note.startswith("positions: the first 256 of tables for 32x32 cells") for note in found.notes)
 
 
 def test_a_text_model_says_by_a_buffer_how_many_cells_there_are():
     source = source_of("text")
-    found = interop.load(Source(source.path, source.content), Options(num_heads=2))
+    found = interop.load(Source(source.path, source.content), Options(num_heads=2, activation="gelu2"))
     assert found.prior.grid_spec.grid_size == (4, 4)
 
 
@@ -198,7 +223,7 @@ def test_a_thousand_classes_have_no_null_row_and_settings_without_a_prior_are_le
             content["ema"][name] = content["ema"][name][:1000]
 
     source = changed("class", change)
-    found = interop.load(Source(source.path, source.content, {"model": {"params": {}}}), Options(grid_size=(4, 4)))
+    found = interop.load(Source(source.path, source.content, {"model": {"params": {}}}), Options(**SAID))
     assert not found.prior.denoiser.config.learned_null
     assert len(found.prior.conditioner.examples) == 1000
     assert any(note.startswith("the settings say nothing of a diffusion model") for note in found.notes)
@@ -259,6 +284,9 @@ def test_one_of_the_two_sets_of_weights_may_be_missing():
     assert_close(log_p(found.prior, io, io["cond"]), io["log_p_x0_raw"], tolerance["log_p_x0_raw"])
     with pytest.raises(FormatError, match="leave out `weights` raw"):
         interop.load(changed("class", lambda content, config: content.pop("model")), Options(weights="raw"))
+    for weights in ("ema", "raw"):
+        with pytest.raises(FormatError, match=f"raw weights alone: leave out `weights` {weights}"):
+            interop.load(without_average, Options(weights=weights))
 
 
 def test_a_file_cut_short_is_one_clear_error(tmp_path):

@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SOURCES = {  # fixture -> file or folder in it, format, whether its images are in [0, 1]
     "taming-vqgan": ("last.ckpt", "taming", False),
     "taming-gumbel": ("last.ckpt", "taming", False),
+    "ibq-tokenizer": ("imagenet256_64.ckpt", "ibq", False),
     "ms-ithq-codec": ("ithq_vqvae.pth", "taming", False),
     "ut-vqgan": ("vqgan_ema_1400000.th", "unleashing-vqgan", True),
     "llamagen-vq": ("vq_ds_tiny.pt", "llamagen", False),

@@ -61,6 +61,13 @@ def test_samples_do_not_depend_on_the_batch_size_and_hold_no_mask(imported, samp
     assert 0 <= int(grids.min()) <= int(grids.max()) < 56
 
 
+def test_the_number_of_steps_is_never_guessed():
+    without = changed(lambda found: found.pop("Lt_count"))
+    with pytest.raises(FormatError, match=r"Lt_count, .*is missing: say it with `num_steps` .*here 16"):
+        interop.load(without, Options(num_heads=4))
+    assert interop.load(without, Options(num_heads=4, num_steps=9)).prior.kernel.num_steps == 9
+
+
 def test_cells_may_be_laid_out_in_another_way():
     prior = interop.load(source(), Options(num_heads=4, grid_size=(2, 8))).prior
     assert prior.grid_spec.grid_size == (2, 8)

@@ -237,11 +237,11 @@ def test_the_builtin_tokenizer_saved_again_is_the_same_tokenizer(tmp_path):
 
 
 def test_an_unknown_lookup_is_an_error_of_the_caller_or_of_the_file(tmp_path):
-    with pytest.raises(ValueError, match="lookup is 'dot', known are"):
-        Tokenizer(TINY, lookup="dot")
-    config = {"network": "vqvae", **TINY.__dict__, "lookup": "dot"}
+    with pytest.raises(ValueError, match="lookup is 'manhattan', known are"):
+        Tokenizer(TINY, lookup="manhattan")
+    config = {"network": "vqvae", **TINY.__dict__, "lookup": "manhattan"}
     artifacts.save(tmp_path / "t.safetensors", kind="tokenizer", config=config, tensors=build_tokenizer().state_dict())
-    with pytest.raises(FormatError, match="do not fit its config: lookup is 'dot'"):
+    with pytest.raises(FormatError, match="do not fit its config: lookup is 'manhattan'"):
         load_tokenizer(tmp_path / "t.safetensors")
 
 

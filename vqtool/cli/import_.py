@@ -42,7 +42,7 @@ def import_(
         Path | None,
         typer.Option(
             "--config",
-            help="Its settings, YAML or JSON. Default: the file beside it.",
+            help="Its settings, YAML or JSON; none: there are none. Default: the file beside it.",
             rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = None,
@@ -51,8 +51,8 @@ def import_(
     """Convert another project's checkpoint into artifacts of vqtool.
 
     The format is found by the content: VQ-Diffusion (.pth), Unleashing Transformers (.th), VQ-DDM (.ckpt),
-    taming-transformers (.ckpt), LlamaGen (.pt), open-muse and diffusers (folders). Nothing that a pickle holds is
-    executed, and the source is not changed.
+    taming-transformers (.ckpt), IBQ (.ckpt), LlamaGen (.pt), open-muse and diffusers (folders). Nothing that a pickle
+    holds is executed, and the source is not changed.
 
     Examples:
 

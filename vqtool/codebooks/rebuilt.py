@@ -24,7 +24,7 @@ def check_refittable(tokenizer: Tokenizer) -> None:
     Raises:
         VqtoolError: tokens are looked up otherwise than by the nearest code.
     """
-    if tokenizer.lookup == "projection":
+    if tokenizer.lookup in ("projection", "dot"):
         raise VqtoolError(
             f"{tokenizer.location or 'this tokenizer'} looks tokens up by {tokenizer.lookup}, not by the nearest code: "
             "its codes are not where its latents are and cannot be refitted; `vqtool codebook prune` can drop some"

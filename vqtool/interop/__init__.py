@@ -10,6 +10,7 @@ silence: what they had to choose stands in `Imported.notes`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,7 @@ FORMATS = (
     "unleashing",
     "vq-ddm",
     "taming",
+    "ibq",
     "unleashing-vqgan",
     "llamagen",
     "open-muse",
@@ -49,6 +51,8 @@ __all__ = [
     "read_source", "save", "tensors_in", "without",
 ]  # fmt: skip
 
+
+NO_CONFIG = Path("none")  # in place of a file of settings: there is none
 
 # What importers meet in tensors and settings of other types and shapes than those of their format.
 _UNFIT = (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, MemoryError)
@@ -79,7 +83,7 @@ def convert(
         output: of the prior, or of the tokenizer if that is all; other parts go beside it. None: prior.safetensors or
             tokenizer.safetensors.
         format: one of FORMATS; None finds it by the content.
-        config: YAML or JSON file of settings; None looks beside the checkpoint.
+        config: YAML or JSON file of settings; None looks beside the checkpoint, "none" does not.
         force: overwrite.
         **options: what the source does not say: fields of `Options`; artifacts also by their paths.
 
@@ -117,18 +121,20 @@ def read_source(path: Path, config: Path | None = None) -> Source:
 
     Args:
         path: of a checkpoint, or of a folder such as diffusers writes.
-        config: YAML or JSON file of settings; None looks beside the checkpoint.
+        config: YAML or JSON file of settings; None looks beside the checkpoint, "none" does not.
 
     Raises:
         VqtoolError: it is missing or cannot be understood.
     """
     if path.is_dir():
-        return Source(path, None, read_config(config) if config else None)
+        return Source(path, None, read_config(config) if config and config != NO_CONFIG else None)
     if not path.is_file():
         raise VqtoolError(f"{path}: no such file or folder")
     content = read_file(path)
-    config = config or find_config(path)
-    return Source(path, content, read_config(config) if config else None)
+    if config == NO_CONFIG:
+        return Source(path, content)
+    found, notes = (config, []) if config else find_config(path)
+    return Source(path, content, read_config(found) if found else None, notes)
 
 
 def recognise(source: Source) -> str:
@@ -141,7 +147,10 @@ def recognise(source: Source) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise FormatError(f"{source.path}: could be {' or '.join(fitting)}: choose with `format`")
+        raise FormatError(
+            f"{source.path}: could be {' or '.join(fitting)}, by its names alone: choose with `format`, or name its "
+            "file of settings with `config`"
+        )
     raise FormatError(f"{source.path}: of no format that is known ({', '.join(FORMATS)}); it holds {_describe(source)}")
 
 
@@ -162,7 +171,9 @@ def load(source: Source, options: Options, name: str | None = None) -> Imported:
     except _UNFIT as error:
         reason = " ".join(str(error).split())[:200]
         raise FormatError(f"{source.path}: damaged, or not of the format {name}: {reason}") from error
-    return attach_tokenizer(imported, options)
+    imported = attach_tokenizer(replace(imported, notes=[*source.notes, *imported.notes]), options)
+    options.check_used(source.path, name)
+    return imported
 
 
 def _describe(source: Source) -> str:

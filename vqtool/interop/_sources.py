@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from vqtool.trust import check_file, check_levels, check_weights, read_json, rea
 
 Module = TypeVar("Module", bound=nn.Module)
 MAX_LISTED = 12  # keys in a message
+CONFIG_ENDINGS = (".yaml", ".yml", ".json")
+USUAL_WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 MAX_YAML = 1 << 20  # characters; settings have some thousand
 MAX_ALIASES = 10
 MAX_LAYER_DIGITS = 4  # of the number of a layer
@@ -29,6 +31,7 @@ class Source:
     path: Path
     content: Any = None  # of a file: what it holds; None for a folder
     config: Mapping[str, Any] | None = None  # of the yaml or json file that goes with it
+    notes: list[str] = field(default_factory=list)  # on which files were chosen
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder.
@@ -39,15 +42,18 @@ class Source:
         return read_json(self.path / name)
 
     def tensors(self, subfolder: str = "") -> dict[str, Tensor]:
-        """All tensors of the weight files in a folder: *.safetensors, else *.bin.
+        """All tensors of the weights in a folder, which may be in several numbered files.
 
         Raises:
             FormatError: there is none, or one is damaged.
+            VqtoolError: there are several, and none has a usual name.
         """
         folder = self.path / subfolder
-        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-        if not files:
-            raise FormatError(f"{folder}: no weights in it: *.safetensors or *.bin are expected")
+        files, others = find_weights(folder)
+        if others:
+            self.notes.append(
+                f"weights: {files[0].relative_to(self.path)}, not {listed(other.name for other in others)}"
+            )
         found: dict[str, Tensor] = {}
         for file in files:
             found |= tensors_in(read_file(file))
@@ -193,10 +199,14 @@ def fill(
     if left:
         raise FormatError(f"{where}: tensors that are not understood: {listed(left)}")
     found = {name: tensors[name] for name in wanted}
-    check_weights(wanted, found, where)
+    check_weights(_renamed(wanted, shown), _renamed(found, shown), where)
     made: Module = module if isinstance(module, nn.Module) else module()  # type: ignore[assignment]
     made.load_state_dict(found)
     return made
+
+
+def _renamed(tensors: Mapping[str, Tensor], shown: Callable[[str], str]) -> dict[str, Tensor]:
+    return {shown(name): value for name, value in tensors.items()}
 
 
 def listed(names: Iterable[str]) -> str:
@@ -206,19 +216,69 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-def find_config(path: Path) -> Path | None:
-    """The file of settings that goes with a checkpoint: same name, else the only one in its folder.
+def find_weights(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files of the weights in a folder: *.safetensors, else *.bin; and those that were passed over.
+
+    A plain file goes before its variants, such as x.fp16.bin and x.non_ema.bin, and a usual name before others.
+
+    Raises:
+        FormatError: there is none.
+        VqtoolError: there are several, and none has a usual name.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise FormatError(f"{folder}: no weights in it: *.safetensors or *.bin are expected")
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(re.sub(r"-\d{5}-of-\d{5}", "", file.stem), []).append(file)
+    plain = [name for name in groups if not any(name.startswith(f"{other}.") for other in groups)]
+    usual = [name for name in USUAL_WEIGHTS if name in plain]
+    if len(plain) > 1 and not usual:
+        raise VqtoolError(f"{folder}: {listed(file.name for file in files)} are in it: name the file of the weights")
+    chosen = groups[usual[0] if usual else plain[0]]
+    return chosen, [file for file in files if file not in chosen]
+
+
+def find_config(path: Path) -> tuple[Path | None, list[str]]:
+    """The file of settings that goes with a checkpoint, and lines on others.
+
+    It is the one of the same name, else the only one in its folder. Files that are no settings of a model, such as
+    lists of labels, do not count.
 
     Raises:
         VqtoolError: several are there, and none has its name.
     """
-    endings = (".yaml", ".yml", ".json")
-    for ending in endings:
-        if path.with_suffix(ending).is_file():
-            return path.with_suffix(ending)
-    near = sorted(file for file in path.parent.iterdir() if file.suffix in endings)
-    if len(near) > 1:
+    own = [path.with_suffix(ending) for ending in CONFIG_ENDINGS if path.with_suffix(ending).is_file()]
+    near = sorted(file for file in path.parent.iterdir() if file.suffix in CONFIG_ENDINGS and file.is_file())
+    found = [file for file in near if _is_config(file)]
+    for file in own:
+        if file in found:
+            return file, []
+    if len(found) > 1:
         raise VqtoolError(
-            f"{path}: {listed(file.name for file in near)} are beside it: name the right one with `config`"
+            f"{path}: {listed(file.name for file in found)} are beside it: name the right one with `config`, or say "
+            "`config` none"
         )
-    return near[0] if near else None
+    notes = [f"settings: {file.name} is beside it, but holds none of a model" for file in own]
+    return (found[0], [f"settings: {found[0].name}", *notes]) if found else (None, notes)
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a YAML or JSON file holds settings of a model, in the layout of some project."""
+    try:
+        found = read_config(path)
+    except VqtoolError:
+        return False
+    sections = ("model", "Model", "ddconfig")
+    return isinstance(found.get("_class_name"), str) or any(isinstance(found.get(name), dict) for name in sections)
+
+
+def class_named(config: Mapping[str, Any] | None) -> str:
+    """The class of a model that settings name, as written there; empty if they do not."""
+    part = config or {}
+    inner = part.get("model")
+    for level in (part, inner if isinstance(inner, Mapping) else {}):
+        for name in ("_class_name", "class_path", "target"):
+            if isinstance(level.get(name), str):
+                return str(level[name])
+    return ""

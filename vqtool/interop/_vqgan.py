@@ -54,6 +54,13 @@ def count(names: Iterable[str], pattern: str) -> int:
     return count_numbers(match[1] for name in names if (match := re.match(pattern, name)))
 
 
+def has_taming_names(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have the names of taming's network, which others use too."""
+    levels = count(tensors, r"(?:encoder\.down|decoder\.up)\.(\d+)\.block\.")
+    foreign = ("encoder.mid.0.", "encoder.mid_block.", "encoder.quant_conv.")
+    return levels > 0 and not any(name.startswith(foreign) for name in tensors)
+
+
 @dataclass(frozen=True)
 class Codes:
     """The quantiser of a source."""
@@ -63,6 +70,7 @@ class Codes:
     projection: Tensor | None = None  # (K, D), with the lookup "projection"
     projection_bias: Tensor | None = None  # (K,)
     code_map: Tensor | None = None  # (K,) int64: code -> reduced code
+    name: str = "quantize.embedding.weight"  # of the codebook in the source
 
 
 def infer_config(
@@ -138,9 +146,12 @@ def build_tokenizer(
         found |= {"projection": codes.projection, "projection_bias": codes.projection_bias}
     elif codes.code_map is not None:
         found["full_codebook"] = codes.codebook
-    tokenizer = fill(
-        lambda: Tokenizer(config, lookup=codes.lookup, num_full_codes=full), found, source, names=names.theirs
-    )
+    shown = dict.fromkeys(("codebook", "full_codebook"), codes.name)
+
+    def theirs(name: str) -> str:
+        return shown.get(name, names.theirs(name))
+
+    tokenizer = fill(lambda: Tokenizer(config, lookup=codes.lookup, num_full_codes=full), found, source, names=theirs)
     return tokenizer.eval()
 
 

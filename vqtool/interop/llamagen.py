@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in
@@ -39,16 +40,25 @@ def _names(num_levels: int) -> Names:
 
 def recognise(source: Source) -> bool:
     """Whether it holds the layers of such a network, under their names."""
-    return _vqgan.count(_state(source.content, "ema")[0], r"(?:en|de)coder\.conv_blocks\.(\d+)\.") > 0
+    return _vqgan.count(_state(source, None)[0], r"(?:en|de)coder\.conv_blocks\.(\d+)\.") > 0
 
 
-def _state(content: Any, weights: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint, and what they stand under."""
-    nested = content if isinstance(content, Mapping) else {}
-    for place in ("ema", "model") if weights == "ema" else ("model", "ema"):
-        if tensors := tensors_in(nested.get(place)):
-            return tensors, place
-    return tensors_in(content), ""
+def _state(source: Source, weights: str | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint, and what they stand under.
+
+    Raises:
+        FormatError: weights are asked for, but there is no choice.
+    """
+    nested = source.content if isinstance(source.content, Mapping) else {}
+    found = {place: tensors for place in ("ema", "model") if (tensors := tensors_in(nested.get(place)))}
+    if weights is not None and len(found) < 2:
+        raise FormatError(
+            f"{source.path}: holds no averaged weights beside the raw ones: leave out `weights` {weights}"
+        )
+    if found:
+        place = "model" if weights == "raw" else next(iter(found))
+        return found[place], place
+    return tensors_in(source.content), ""
 
 
 def load(source: Source, options: Options) -> Imported:
@@ -57,7 +67,7 @@ def load(source: Source, options: Options) -> Imported:
     Raises:
         FormatError: it is incomplete.
     """
-    state, place = _state(source.content, options.weights)
+    state, place = _state(source, options.weights)
     notes = [f"weights: {place}"] if place else []
     tensors = _vqgan.drop(state, LEFT_OUT, notes)
     codes = _vqgan.codes_of(tensors, source, options.code_map, lookup=_lookup(source.content, notes))

@@ -2,7 +2,7 @@
 
 A file holds the prior's weights twice, as trained (`model`) and averaged (`ema`, which is what is sampled with), the
 schedule as buffers, and in full files the codec and CLIP's text tower. The weights do not say how many heads attention
-has, nor which activation; the YAML file that goes with it does. Without one the published choices are taken, and said.
+has, nor which activation, and seldom the grid; the YAML file that goes with it does, or options do.
 Source: github.com/microsoft/VQ-Diffusion, image_synthesis/engine/solver.py and modeling/transformers.
 """
 
@@ -28,8 +28,6 @@ from vqtool.interop._stacking import fill_stacked
 from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer
 
-PUBLISHED_HEADS = 16
-PUBLISHED_TABLES, PUBLISHED_GRID = (32, 32), (16, 16)  # of the ImageNet and FFHQ models
 NULL_CLASS = 1000  # where there is a row of that number, it is the null class
 
 
@@ -52,6 +50,11 @@ def load(source: Source, options: Options) -> Imported:
     settings = _settings(source, notes)
     shapes = _Shapes.read(tensors, source)
     _compare(shapes, settings, source)
+    if settings.get("learnable_cf") and shapes.text_width and not shapes.null_text:
+        raise FormatError(
+            f"{source.path}: its settings say learnable_cf, but the learned null text, empty_text_embed, is missing "
+            "from its weights: guidance would compare with something else"
+        )
     kernel = _kernel(tensors, shapes.codebook_size, source, notes)
     config = _config(shapes, settings, source, options, notes)
     denoiser = fill_stacked(lambda: vq_diffusion.Network(config), names_of(config), tensors, source, ignored=IGNORED)
@@ -82,9 +85,10 @@ def _weights(source: Source, options: Options, notes: list[str]) -> dict[str, Te
     """The averaged or the raw weights, by the names that they have in `ema`."""
     model = without("transformer.", tensors_in(source.content.get("model")))
     averaged = tensors_in(source.content.get("ema"))
-    if options.weights == "raw" and not model:
-        raise FormatError(f"{source.path}: holds averaged weights alone: leave out `weights` raw")
-    if options.weights == "ema" and not averaged:
+    if options.weights is not None and not (model and averaged):
+        held = "averaged" if averaged else "raw"
+        raise FormatError(f"{source.path}: holds {held} weights alone: leave out `weights` {options.weights}")
+    if not averaged:
         notes.append("the file holds no averaged weights (ema): the raw ones are taken")
     return model if options.weights == "raw" or not averaged else averaged
 
@@ -92,10 +96,12 @@ def _weights(source: Source, options: Options, notes: list[str]) -> dict[str, Te
 def _settings(source: Source, notes: list[str]) -> dict[str, Any]:
     """What the YAML file says of the prior, in one level."""
     try:
-        diffusion = source.config["model"]["params"]["diffusion_config"]["params"] if source.config else {}
+        params = source.config["model"]["params"] if source.config else {}
+        diffusion = params["diffusion_config"]["params"] if source.config else {}
         names = ("transformer_config", "content_emb_config")
         parts = [diffusion, *(diffusion.get(name, {}).get("params", {}) for name in names)]
         found = {name: value for part in parts for name, value in part.items()}
+        found.setdefault("learnable_cf", params.get("learnable_cf"))
     except (KeyError, TypeError, AttributeError):
         notes.append("the settings say nothing of a diffusion model (model.params.diffusion_config): they are not used")
         return {}
@@ -204,19 +210,21 @@ def _kernel(tensors: Mapping[str, Tensor], codebook_size: int, source: Source, n
 def _config(
     shapes: _Shapes, settings: Mapping[str, Any], source: Source, options: Options, notes: list[str]
 ) -> vq_diffusion.Config:
-    heads = options.num_heads or settings.get("n_head")
-    if heads is None:
-        heads = PUBLISHED_HEADS
-        notes.append(
-            f"attention heads: {heads}, as in the published models; the weights do not say (`num_heads`, `config`)"
+    said: dict[str, Any] = {
+        "`num_heads` (published: 16)": options.num_heads or settings.get("n_head"),
+        "`activation` (published: gelu2)": options.activation or settings.get("block_activate"),
+        "`grid_size` (published: 16, also where the tables of positions have 32x32)": _grid_size(
+            shapes, settings, source, options
+        ),
+    }
+    if missing := [what for what, value in said.items() if value is None]:
+        raise FormatError(
+            f"{source.path}: its weights do not say all, and there is no YAML file of settings beside it: name that "
+            f"with `config`, or say {', '.join(missing)}"
         )
-    activation = settings.get("block_activate")
-    if activation is None:
-        activation = "GELU2"
-        notes.append("activation: GELU2, as in the published models; the weights do not say (`config`)")
-    if activation not in ("GELU", "GELU2"):
+    heads, activation, grid = said.values()
+    if str(activation).lower() not in ("gelu", "gelu2"):
         raise FormatError(f"{source.path}: block_activate {activation} is not understood: GELU and GELU2 are")
-    grid = _grid_size(shapes, settings, source, options, notes)
     if grid != shapes.table_size:
         rows, columns = shapes.table_size
         notes.append(f"positions: the first {math.prod(grid)} of tables for {rows}x{columns} cells, along their rows")
@@ -231,7 +239,7 @@ def _config(
             num_heads=heads,
             mlp="conv" if shapes.convolutional else "linear",
             mlp_ratio=shapes.mlp_ratio,
-            activation=activation.lower(),
+            activation=str(activation).lower(),
             time="learned" if shapes.learned_time else "sinusoidal",
             table_size=None if grid == shapes.table_size else shapes.table_size,
             num_classes=shapes.num_classes - has_null_class,
@@ -244,8 +252,9 @@ def _config(
 
 
 def _grid_size(
-    shapes: _Shapes, settings: Mapping[str, Any], source: Source, options: Options, notes: list[str]
-) -> tuple[int, int]:
+    shapes: _Shapes, settings: Mapping[str, Any], source: Source, options: Options
+) -> tuple[int, int] | None:
+    """(H, W), None where nothing tells."""
     if options.grid_size is not None:
         return options.grid_size
     num_cells = settings.get("content_seq_len", shapes.num_cells)
@@ -259,11 +268,7 @@ def _grid_size(
                 f"{source.path}: how {num_cells} cells are laid out is not known: say it with `grid_size`"
             )
         return fitting[0]
-    published = not shapes.text_width and shapes.table_size == PUBLISHED_TABLES
-    height, width = PUBLISHED_GRID if published else shapes.table_size
-    reason = "as in the published models with such position tables" if published else "the size of its position tables"
-    notes.append(f"grids: {height}x{width} cells, {reason}; the weights do not say (`grid_size`, `config`)")
-    return height, width
+    return None
 
 
 def _conditioner(

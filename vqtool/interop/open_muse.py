@@ -23,8 +23,13 @@ IDLE = {"attention that open-muse does not run, since it follows a single block"
 
 
 def recognise(source: Source) -> bool:
-    """Whether its settings name such a network, or its weights can be of MaskGIT's only."""
-    return _config(source).get("_class_name") in CLASSES or _is_maskgit(tensors_in(source.content))
+    """Whether its settings name such a network, or there are none and its weights can be of one.
+
+    A bare state dict with taming's names can be one of either project: the user has to say.
+    """
+    tensors = tensors_in(source.content)
+    bare = not _config(source) and _vqgan.has_taming_names(tensors)
+    return _config(source).get("_class_name") in CLASSES or _is_maskgit(tensors) or bare
 
 
 def load(source: Source, options: Options) -> Imported:

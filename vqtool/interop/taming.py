@@ -18,7 +18,7 @@ from torch import Tensor
 from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._sources import Source, tensors_in, without
+from vqtool.interop._sources import Source, class_named, tensors_in, without
 from vqtool.interop._vqgan import Codes, Names
 from vqtool.outputs import atomic_path
 from vqtool.tokenizers import Tokenizer
@@ -30,6 +30,7 @@ LEFT_OUT = {
     "training losses": r"loss\.",
     "running means of the codebook": r"quantize\.(cluster_size|embedding_avg)$",
 }
+FOREIGN = ("MaskGitVQGAN", "VQGANModel", "MAGVITv2", "IBQ", "lfqgan")  # classes with layers of the same names
 GUMBEL = (
     "tokens are the most probable codes of the Gumbel quantiser; the peers draw them at random around these, "
     "also for the training data of VQ-Diffusion's priors"
@@ -38,10 +39,8 @@ GUMBEL = (
 
 def recognise(source: Source) -> bool:
     """Whether it holds the layers of such a network, under their names."""
-    names = _state(source.content)
-    levels = _vqgan.count(names, r"(?:encoder\.down|decoder\.up)\.(\d+)\.block\.")
-    muse = "_class_name" in (source.config or {}) or any(name.startswith("encoder.mid.0.") for name in names)
-    return levels > 0 and not muse
+    named = class_named(source.config)
+    return _vqgan.has_taming_names(_state(source.content)) and not any(foreign in named for foreign in FOREIGN)
 
 
 def load(source: Source, options: Options) -> Imported:
@@ -73,6 +72,7 @@ def read_vqgan(
     options: Options,
     *,
     notes: list[str] | None = None,
+    lookup: str = "nearest",
 ) -> Tokenizer:
     """A tokenizer from tensors in taming's names.
 
@@ -82,6 +82,7 @@ def read_vqgan(
         source: where they are from, for messages.
         options: what the user says; its code map is applied.
         notes: gets lines on what was found, chosen and left out.
+        lookup: of a codebook without a projection.
 
     Raises:
         FormatError: tensors are missing, left over or of another shape, or contradict the settings.
@@ -90,7 +91,7 @@ def read_vqgan(
     notes = [] if notes is None else notes
     kept = _vqgan.drop(tensors, LEFT_OUT, notes)
     network = {NAMES.ours(name): value for name, value in kept.items() if not name.startswith("quantize.")}
-    codes, left = _read_codes(without("quantize.", kept), source, notes)
+    codes, left = _read_codes(without("quantize.", kept), lookup, source, notes)
     inferred = _vqgan.infer_config(network, codes, source, NAMES)
     declared = _declared(config or {})
     _vqgan.compare(_settings(declared, inferred, num_codes=_num_codes(kept)), source)
@@ -107,7 +108,9 @@ def read_vqgan(
     return tokenizer
 
 
-def _read_codes(found: dict[str, Tensor], source: Source, notes: list[str]) -> tuple[Codes, dict[str, Tensor]]:
+def _read_codes(
+    found: dict[str, Tensor], lookup: str, source: Source, notes: list[str]
+) -> tuple[Codes, dict[str, Tensor]]:
     """The quantiser, and what of it was not understood."""
     used = found.pop("used", None)
     if "proj.weight" in found or "embed.weight" in found:
@@ -115,13 +118,13 @@ def _read_codes(found: dict[str, Tensor], source: Source, notes: list[str]) -> t
         if missing := [f"quantize.{name}" for name in wanted if name not in found]:
             raise FormatError(f"{source.path}: {len(missing)} tensors are missing: {', '.join(missing)}")
         codebook, weight, bias = (found.pop(name).float() for name in wanted)
-        codes = Codes(codebook, "projection", weight.flatten(1), bias)
+        codes = Codes(codebook, "projection", weight.flatten(1), bias, name="quantize.embed.weight")
         notes.append(GUMBEL)
     else:
         name = next((name for name in ("embedding.weight", "embedding") if name in found), None)
         if name is None:
             raise FormatError(f"{source.path}: its codebook is missing: quantize.embedding.weight")
-        codes = Codes(found.pop(name).float())
+        codes = Codes(found.pop(name).float(), lookup, name=f"quantize.{name}")
     if used is not None:
         rows = used.long()
         parts = (codes.codebook, codes.projection, codes.projection_bias)
@@ -143,7 +146,7 @@ def _num_codes(tensors: Mapping[str, Tensor]) -> int:
 def _declared(config: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer's parameters in settings of taming or VQ-Diffusion; empty if there are none."""
     part: Any = config.get("model", config)
-    params = part.get("params", part) if isinstance(part, Mapping) else {}
+    params = part.get("params", part.get("init_args", part)) if isinstance(part, Mapping) else {}
     while isinstance(params, Mapping) and "first_stage_config" in params:
         params = params["first_stage_config"].get("params", {})
     if not isinstance(params, Mapping):

@@ -5,6 +5,9 @@ Source: github.com/samb-t/unleashing-transformers, models/absorbing_diffusion.py
 """
 
 import math
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from vqtool.conditions import NoCondition
 from vqtool.denoisers import vq_diffusion
@@ -40,7 +43,7 @@ def load(source: Source, options: Options) -> Imported:
     notes: list[str] = []
     codebook_size = len(tensors["tok_emb.weight"]) - 1
     num_cells, width = tensors["pos_emb"].shape[1:]
-    num_steps = len(tensors_in(source.content).get("Lt_count", [None] * (num_cells + 1))) - 1
+    num_steps = _num_steps(tensors_in(source.content), num_cells, source, options)
     try:
         config = vq_diffusion.Config(
             codebook_size=codebook_size,
@@ -82,6 +85,17 @@ def _num_heads(width: int, source: Source, options: Options, notes: list[str]) -
         f"attention heads: {PUBLISHED_HEADS}, as in the published models; the weights do not say (`num_heads`)"
     )
     return PUBLISHED_HEADS
+
+
+def _num_steps(tensors: Mapping[str, Tensor], num_cells: int, source: Source, options: Options) -> int:
+    if "Lt_count" in tensors:
+        return len(tensors["Lt_count"]) - 1
+    if options.num_steps is None:
+        raise FormatError(
+            f"{source.path}: the buffer Lt_count, which tells the number of diffusion steps, is missing: say it with "
+            f"`num_steps` (published: one a cell, here {num_cells})"
+        )
+    return options.num_steps
 
 
 def _grid_size(num_cells: int, source: Source, options: Options, notes: list[str]) -> tuple[int, int]:

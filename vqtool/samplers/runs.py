@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from vqtool.artifacts import history_record, text_digest
+from vqtool.artifacts import find_named, history_record, text_digest
 from vqtool.distributed import is_main_process, own_range
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridBatch, GridHeader
@@ -26,7 +26,7 @@ from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import MAX_NUMBER, Method, Observer, SampleBatch, Walk, choose_texts, estimates, trajectories
 from vqtool.samplers._texts import PLURALS, in_turn
-from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
 
 T = TypeVar("T", bound="Drawn")
 
@@ -278,10 +278,21 @@ def grid_header(prior: Prior, grid_size: tuple[int, int], record: dict[str, Any]
         grid_size=grid_size,
         image_size=(height, width),
         tokenizer_fingerprint=spec.tokenizer_fingerprint,
-        tokenizer_location=spec.tokenizer_location,
+        tokenizer_location=_find_tokenizer(prior),
         preprocessing=spec.preprocessing,
         history=(*prior.history, record),
     )
+
+
+def _find_tokenizer(prior: Prior) -> str:
+    """Where the tokenizer of a prior is: its own account, or the file beside the prior, which a pipe does not know."""
+    spec = prior.grid_spec
+    if spec.tokenizer_location in ("", BUILTIN) or not Path(prior.location).is_file():
+        return spec.tokenizer_location
+    found = find_named(spec.tokenizer_fingerprint, spec.tokenizer_location, near=Path(prior.location).parent)
+    if found is None or found == Path(spec.tokenizer_location):
+        return spec.tokenizer_location
+    return str(found.resolve())
 
 
 def _grid_batch(kind: str, batch: SampleBatch, texts: Sequence[str]) -> GridBatch:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from vqtool import artifacts
 from vqtool.artifacts import BUILTIN, Header
 from vqtool.checks import check_images, check_tokens
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
 from vqtool.tokenizers import maskgit, vqgan, vqvae
 from vqtool.tokenizers.maskgit import MaskgitConfig
@@ -45,6 +45,7 @@ LOOKUPS = (
     "nearest",  # the code at the smallest Euclidean distance
     "cosine",  # the same on the unit sphere: latents and codes have length 1
     "bounded",  # the same in a cube: tanh of the latents
+    "dot",  # the code of the largest dot product
     "projection",  # the highest value of a learned linear map of the latent
 )
 NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig
@@ -166,7 +167,9 @@ class Tokenizer(nn.Module):
         if self.lookup == "projection":
             found = highest(vectors, self.projection, self.projection_bias)
         else:
-            found = nearest(vectors, self.codebook if self.num_full_codes is None else self.full_codebook)
+            codebook = self.codebook if self.num_full_codes is None else self.full_codebook
+            dot = self.lookup == "dot"
+            found = highest(vectors, codebook, codebook.new_zeros(len(codebook))) if dot else nearest(vectors, codebook)
         return found if self.num_full_codes is None else self.code_map[found]
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
@@ -299,6 +302,7 @@ def tokenizer_of(
     *,
     given: str | Path | None = None,
     parameter: str = "tokenizer",
+    force: bool = False,
 ) -> Tokenizer:
     """The tokenizer of token grids or of a prior: the one place where it is looked for.
 
@@ -307,6 +311,7 @@ def tokenizer_of(
         source: the file that it stands in; its folder is looked in if the path that is named leads nowhere.
         given: a file or "builtin", taken instead of the one that is named; it has to be the same tokenizer.
         parameter: what `given` comes from, for messages.
+        force: take a given tokenizer that is another one, with a warning, as long as codes and grids fit.
 
     Raises:
         MismatchError: what is there is another tokenizer, or its grids are not of that size.
@@ -315,7 +320,10 @@ def tokenizer_of(
     fingerprint, location = named.tokenizer_fingerprint, named.tokenizer_location
     place: str | Path | None = given or location
     if given is None and not fingerprint:
-        raise VqtoolError(f"{source} does not say which tokenizer its tokens are of: name it with --{parameter}")
+        raise VqtoolError(
+            f"{source} does not say which tokenizer its tokens are of: name it with --{parameter}; a prior that was "
+            "imported without one says it after `vqtool import SOURCE --tokenizer FILE`"
+        )
     if given is None and location != BUILTIN:
         near = None if source is None or str(source) == "-" else Path(source).parent
         place = artifacts.find_named(fingerprint, location, near=near)
@@ -327,17 +335,30 @@ def tokenizer_of(
     try:
         found = load_tokenizer(place, fingerprint=fingerprint or None)
     except MismatchError as error:
+        if force and given is not None:
+            found = load_tokenizer(place)
+            warn(f"{place}: another tokenizer than {fingerprint}, which these tokens are of: images may be nonsense")
+            return _checked(named, found, source)
         if parameter == "tokenizer":
             raise
         raise MismatchError(f"{place} is not the tokenizer {fingerprint}: name its file with --{parameter}") from error
+    return _checked(named, found, source)
+
+
+def _checked(named: NamesTokenizer, tokenizer: Tokenizer, source: str | Path | None) -> Tokenizer:
+    """A tokenizer, unless grids under a header cannot be its own: MismatchError."""
     if isinstance(named, GridHeader):
-        _check_grids(named, found, str(source or "input"))
-    return found
+        _check_grids(named, tokenizer, str(source or "input"))
+    return tokenizer
 
 
 def _check_grids(header: GridHeader, tokenizer: Tokenizer, source: str) -> None:
     """Raise MismatchError unless grids under this header can be a tokenizer's."""
-    if (header.codebook_size, header.grid_size) != (tokenizer.codebook_size, tokenizer.grid_size(header.image_size)):
+    if not header.tokenizer_fingerprint and header.image_size == header.grid_size:  # of a prior without a tokenizer
+        size = header.grid_size
+    else:
+        size = tokenizer.grid_size(header.image_size)
+    if (header.codebook_size, header.grid_size) != (tokenizer.codebook_size, size):
         rows, columns = header.grid_size
         height, width = header.image_size
         raise MismatchError(

@@ -197,7 +197,7 @@ def decode(
         tokenizer: instead of the one that the grids name.
         batch_size: grids in the network at once.
         device: to compute on.
-        force: overwrite.
+        force: overwrite; and decode with another tokenizer than that of the grids, if codes and grids fit.
         on_start: told the header of the grids and the tokenizer, before the first is decoded.
         progress: shows how many are done.
 
@@ -213,7 +213,7 @@ def decode(
     with kind(output, force=force) as writer, open_grids(source) as reader:
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free
-        model = tokenizer_of(reader.header, source, given=tokenizer).to(distributed.choose_device(device))
+        model = tokenizer_of(reader.header, source, given=tokenizer, force=force).to(distributed.choose_device(device))
         if on_start is not None:
             on_start(reader.header, model)
         with progress("decode", reader.num_grids) as advance:

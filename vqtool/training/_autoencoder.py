@@ -239,8 +239,8 @@ def build_model(
 def check_codes_learn(tokenizer: Tokenizer) -> None:
     """Raise VqtoolError if a tokenizer's codes are not what latents are compared with."""
     obstacle = "a code map" if tokenizer.num_full_codes is not None else None
-    if tokenizer.lookup == "projection":
-        obstacle = "a lookup by projection"
+    if tokenizer.lookup in ("projection", "dot"):
+        obstacle = f"a lookup by {tokenizer.lookup}"
     if obstacle is not None:
         raise VqtoolError(
             f"{tokenizer.location or 'the tokenizer'} has {obstacle}: its codes cannot learn, only its decoder can: "
