@@ -34,6 +34,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -356,6 +357,8 @@ def call(line: str, *, stop: bool = False, stdout: str = os.devnull) -> None:
 
         yield advance
 
+    if stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background
     error = io.StringIO()
     with (
         contextlib.redirect_stderr(error), open(stdout, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out),
@@ -644,8 +647,6 @@ def _be_command(arguments: list[str], folder: Path, limit: float) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -786,6 +787,8 @@ def main() -> int:
             try:
                 prepare(made)
                 code = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         if os.waitpid(child, 0)[1]:
