@@ -18,7 +18,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 
 _held: set[Path] = set()  # the lock files of this process
-_claims: ContextVar[ExitStack | None] = ContextVar("claims", default=None)
+_claims: ContextVar["_Claims | None"] = ContextVar("claims", default=None)
 
 
 def lock_path(output: str | Path) -> Path:
@@ -67,15 +67,35 @@ def unshared(folder: Path) -> Iterator[None]:
         _held.discard(lock)
 
 
+class _Claims(ExitStack):
+    """Locks of outputs, and what these were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[str] = []
+
+
 @contextmanager
 def claims() -> Iterator[None]:
-    """Hold the locks that `claim` takes inside the block until it ends."""
-    with ExitStack() as stack:
+    """Hold the locks that `claim` takes inside the block until it ends; Ctrl-C says what became of the outputs."""
+    with _Claims() as stack:
         token = _claims.set(stack)
         try:
             yield
+        except KeyboardInterrupt as interruption:
+            if stack.outputs and not interruption.args:
+                interruption.args = ("; ".join(map(_describe_kept, stack.outputs)),)
+            raise
         finally:
             _claims.reset(token)
+
+
+def _describe_kept(output: str) -> str:
+    """What an interrupted run leaves of an output: files are written as a whole or not at all."""
+    path = Path(output)
+    if path.is_dir():
+        return f"{path} keeps what was written so far"
+    return f"{path} {'is as it was' if path.exists() else 'was not written'}"
 
 
 def claim(output: str | Path) -> bool:
@@ -90,6 +110,7 @@ def claim(output: str | Path) -> bool:
     if stack is None or not is_main_process() or is_held(output):
         return False
     stack.enter_context(locked(output))
+    stack.outputs.append(str(output))
     return True
 
 

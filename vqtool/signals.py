@@ -10,6 +10,23 @@ from types import FrameType
 _POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the process to end; the text says what is kept.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int, *kept: str) -> None:
+        super().__init__(*kept)
+        self.number = number
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler that ends what is under way as Ctrl-C does."""
+    raise Interrupted(number)
+
+
 @contextmanager
 def caught(handler: Callable[[int, FrameType | None], None], *, interrupt: bool = False) -> Iterator[None]:
     """Have these signals call a handler while the block lasts; in threads other than the main one nothing changes.

@@ -187,7 +187,9 @@ def test_an_interrupted_comparison_is_gone_on_with_and_measures_nothing_twice(fo
         return honest(prior, trial, *arguments, **options)
 
     monkeypatch.setattr(trials, "measure_trial", count)
-    assert vqtool("compare", *SMALL, "-o", "c.json").code == 130
+    result = vqtool("compare", *SMALL, "-o", "c.json")
+    assert result.code == 130
+    assert "interrupted: 2 trials are kept in c.json; --resume goes on with them" in result.err
     before = json.loads((folder / "c.json").read_text())
     assert len(before["rows"]) == 2
     refused = vqtool("compare", *SMALL, "-o", "c.json")

@@ -303,9 +303,13 @@ def test_ctrl_c_keeps_whole_pictures_and_leaves_no_half_tar(vqtool, work, monkey
         return decode(batch, model)
 
     monkeypatch.setattr(batches, "decode_batch", interrupted)
-    for output in ("out", "out.tar", "out.png"):
+    for output, kept in {
+        "out": "out keeps what was written so far",
+        "out.tar": "out.tar was not written",
+        "out.png": "out.png was not written",
+    }.items():
         result = vqtool("decode", "tok.h5", "-b", 2, "-o", output)
-        assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted")
+        assert (result.code, result.err.splitlines()[-1]) == (130, f"interrupted: {kept}")
     assert entries() == ["out", "tok.h5"]
     assert len(pictures("out")) == 6
 

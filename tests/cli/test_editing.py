@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from support.commands import error_lines, shell
 from support.editing_run import entries, make_work, rewrite, save_prior, tokens  # noqa: F401
 
-from vqtool.samplers import trajectories
+from vqtool.samplers import editing, trajectories
 
 LINES = {
     "inpaint": ("tok.h5", "--mask", "left-half"),
@@ -68,6 +69,28 @@ def test_a_dry_run_leaves_what_is_there_and_takes_pictures_and_streams(vqtool, f
     result = shell("cat tok.h5 | $vqtool inpaint - -m center --steps 4 --dry-run | wc -c", files)
     assert result.out.split() == ["0"]
     assert calls(result.err) == (4, 4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("command", LINES)
+def test_signals_that_ask_for_the_end_leave_nothing_half_and_say_so(vqtool, files, monkeypatch, command, number):
+    make = editing._Editor.make
+
+    def stopped(*arguments, **options):
+        made = make(*arguments, **options)
+        signal.raise_signal(number)
+        return made
+
+    monkeypatch.setattr(editing._Editor, "make", stopped)
+    before = entries()
+    result = vqtool(command, *LINES[command], "--steps", 2, "-o", "x.h5")
+    assert (result.code, result.err.splitlines()[-1]) == (128 + number, "interrupted: x.h5 was not written")
+    assert entries() == before
+    (files / "there.h5").write_bytes(b"precious")
+    result = vqtool(command, *LINES[command], "--steps", 2, "-o", "there.h5", "--force")
+    assert result.err.splitlines()[-1] == "interrupted: there.h5 is as it was"
+    assert (files / "there.h5").read_bytes() == b"precious"
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_dry_run_of_bad_images_alone_is_an_error(vqtool, files):

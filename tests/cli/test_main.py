@@ -13,6 +13,7 @@ from support.commands import COMMAND, error_lines, shell, write_pictures
 from vqtool.cli import main as cli
 from vqtool.cli.main import COMMANDS, command
 from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.signals import Interrupted
 from vqtool.version import __version__
 
 
@@ -166,6 +167,8 @@ def call(capsys):
         (KeyError("x"), 1, "error: KeyError: 'x'; this is unexpected: --debug shows where it happened\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("state saved"), 130, "interrupted: state saved\n"),
+        (Interrupted(15, "state saved"), 143, "interrupted: state saved\n"),
+        (Interrupted(1), 129, "interrupted\n"),
         (BrokenPipeError(32, "Broken pipe"), 141, ""),
         (typer.Exit(3), 3, ""),
     ],

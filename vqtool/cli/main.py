@@ -7,6 +7,7 @@ import inspect
 import io
 import keyword
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from vqtool.cli.help import Command, LazyGroup
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError, printable
 from vqtool.locks import claims
+from vqtool.signals import caught, interrupt
 from vqtool.version import __version__
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # and the signal's number: 130 for Ctrl-C, 143 for SIGTERM
 EXIT_PIPE_CLOSED = 141
 
 _HELP = """Generate images with vector-quantised discrete diffusion.
@@ -100,7 +102,7 @@ def command(function: F) -> F:
                 values[name] = group.collect(values)
             for name, record in records.items():
                 values[name] = record(**{field.name: values.pop(field.name) for field in fields(record)})
-            with shown_warnings(lambda text: name_flags(text, flags)), claims():
+            with shown_warnings(lambda text: name_flags(text, flags)), caught(interrupt), claims():
                 result = function(**values)
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not while Python exits
             return result
@@ -142,7 +144,7 @@ def _report(error: BaseException, flags: dict[str, str]) -> int:
     if isinstance(error, KeyboardInterrupt):
         if is_main_process():
             print(name_flags(f"interrupted{f': {error}' if str(error) else ''}", flags), file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_SIGNAL + getattr(error, "number", signal.SIGINT)
     print(f"error: {printable(name_flags(_one_line(error), flags))}", file=sys.stderr)
     try:
         sys.stdout.flush()

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, BinaryIO
 
 from vqtool import distributed, signals
@@ -248,12 +247,13 @@ def resumable_writer(
         stack.enter_context(locked(own))
         writer = stack.enter_context(Journal(own, header, resume=resume, output=output, hold=HOLD_SECONDS))
         try:
-            with signals.caught(_interrupt):
+            with signals.caught(signals.interrupt):
                 yield writer
         except KeyboardInterrupt as error:
             writer.flush()
-            kept = f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them"
-            raise KeyboardInterrupt(kept if writer.num_grids else "") from error
+            if writer.num_grids:
+                error.args = (f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them",)
+            raise
         writer.flush()
         writer.check_there()
         distributed.wait_for_all()
@@ -290,10 +290,6 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             if distributed.is_main_process():
                 name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vqtool-", ignore_cleanup_errors=True))
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:

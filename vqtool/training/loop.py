@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.progress import Progress, silent
+from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity, read_identity
 from vqtool.training._log import RunLog
 from vqtool.training._signals import interruptible
@@ -320,7 +321,7 @@ def run(
                 now = time.monotonic()
                 training.seconds, last = training.seconds + now - last, now
                 stop = interrupted()
-                saves = stop or now - saved > config.save_seconds
+                saves = bool(stop) or now - saved > config.save_seconds
                 logs = training.step % config.log_steps == 0 or training.step == config.num_steps
                 if saves or logs:
                     training.values = {name: float(value) for name, value in metrics.items()}
@@ -336,9 +337,10 @@ def run(
                     training.save(state_path, identity)
                     saved = time.monotonic()
                 if stop:
-                    raise KeyboardInterrupt(
+                    raise Interrupted(
+                        stop,
                         f"stopped after step {training.step} of {config.num_steps}; the state is in {state_path}: "
-                        "the same command with `resume` goes on from there"
+                        "the same command with `resume` goes on from there",
                     )
             training.save(state_path, identity)
     finally:

@@ -195,6 +195,9 @@ def _measure(
         for trial in left:
             try:
                 row = trials.measure_trial(prior, trial, **arguments)
+            except KeyboardInterrupt as interruption:
+                results.tell_kept(interruption)
+                raise
             except VqtoolError as error:
                 failed = error
                 warn(f"left out: {trial.series}, {trial.steps} steps: {error}")

@@ -106,6 +106,11 @@ class Comparison:
             with atomic_path(self._path, force=True) as temporary:
                 temporary.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
 
+    def tell_kept(self, interruption: KeyboardInterrupt) -> None:
+        """Let an interruption say what the file has."""
+        if self._path is not None and self.rows:
+            interruption.args = (f"{len(self.rows)} trials are kept in {self._path}; `resume` goes on with them",)
+
     def has(self, trial: Trial) -> bool:
         """Whether a trial has been measured."""
         return any(row.trial == trial for row in self.rows)
