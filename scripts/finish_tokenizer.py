@@ -1,9 +1,8 @@
 """Put a trained tokenizer into the package: its scores into its header, a picture of what it does into docs/.
 
-    python scripts/finish_tokenizer.py build/tokenizer/tokenizer.safetensors \\
-        build/tokenizer/heldout-emoji.h5 build/tokenizer/heldout-photos.h5
+    python scripts/finish_tokenizer.py build/tokenizer/tokenizer.safetensors build/pictures/heldout-*.tar.gz
 
-Beside each held-out file lies NAME.scores.json, from `vqtool eval NAME.h5 --tokenizer ... -o NAME.scores.json`. The
+Beside each held-out file lies NAME.scores.json, from `vqtool eval NAME.tar.gz --tokenizer ... -o NAME.scores.json`. The
 scores stand in the summary under "NAME.PSNR", "NAME.usage", ...; the fingerprint, which is that of the weights, stays.
 """
 
@@ -24,13 +23,18 @@ from vqtool.outputs import atomic_path
 from vqtool.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_BYTES = 8_000_000
+MAX_BYTES = 16_000_000
 PICTURES = 16  # of each held-out file
 
 
 def scores_path(held_out: Path) -> Path:
     """Where the scores on a held-out file are."""
-    return held_out.with_suffix(".scores.json")
+    return held_out.with_name(f"{stem(held_out)}.scores.json")
+
+
+def stem(path: Path) -> str:
+    """The name of a file up to its first dot."""
+    return path.name.partition(".")[0]
 
 
 def read_scores(held_out: Path, fingerprint: str) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def read_scores(held_out: Path, fingerprint: str) -> dict[str, Any]:
             f"vqtool eval {held_out} --tokenizer TOKENIZER -o {path} --force"
         )
     scores = {"num_images": report["num_images"], **report["scores"]}
-    return {f"{held_out.stem}.{name}": value for name, value in scores.items()}
+    return {f"{stem(held_out)}.{name}": value for name, value in scores.items()}
 
 
 def save_with_scores(source: Path, scores: dict[str, Any], output: Path) -> artifacts.Header:
@@ -95,7 +99,7 @@ def main() -> int:
     """Finish the tokenizer that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("tokenizer", type=Path, help="from vqtool train-tokenizer")
-    parser.add_argument("held_out", type=Path, nargs="+", help="HDF5 files of images; their scores lie beside them")
+    parser.add_argument("held_out", type=Path, nargs="+", help="files of images; their scores lie beside them")
     parser.add_argument(
         "--output", type=Path, default=artifacts.builtin_path("tokenizer"), help="default: inside the package"
     )
