@@ -36,7 +36,7 @@ class Option:
 
     default: Any
     help: str
-    usual: Any = None  # what a default of None stands for, as far as it is possible
+    usual: Any = None  # what a default of None stands for, as far as it is possible (steps: on 8x8 cells)
     shown: str = ""  # the default as people read it, where no value says it
     minimum: float | None = None
     above: float | None = None  # values have to be larger than this

@@ -114,7 +114,7 @@ def test_vary_is_quicker_the_lower_the_strength(sampler, kernel):
     calls = [batch.num_calls for batch in batches]
     assert 0 == calls[0] < calls[1]
     if sampler in ("ancestral", "psi"):
-        assert calls[1:] == [6, 20]
+        assert calls[1:] == ([3, 8] if sampler == "ancestral" else [5, 16])  # those that are usual, from t on
     same = [float((batch.grids == 0).double().mean()) for batch in batches]
     assert same == sorted(same, reverse=True)
 

@@ -168,6 +168,14 @@ def test_fewer_opens_any_cell_first_alike():
 # ---------------------------------------------------------------------------- counts and times
 
 
+@pytest.mark.parametrize("name", ["ancestral", "psi", *COUNTED])
+@pytest.mark.parametrize(("side", "more"), [(4, 1), (8, 1), (16, 2)])
+def test_the_usual_steps_grow_with_the_sides_of_a_grid(name, side, more):
+    prior = random_prior("mask-replace", grid_size=(side, side), num_steps=100)
+    (batch,) = samplers.sample_batches(prior, 1, sampler=name)
+    assert batch.num_calls == min(samplers.options(name)["steps"].usual * more, side * side)
+
+
 @pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("steps", [1, 5, 7, 23, 24, None])
 def test_every_call_unmasks_cells_changes_nothing_unmasked_and_is_told_the_right_time(name, steps):

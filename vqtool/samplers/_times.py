@@ -17,7 +17,8 @@ def choose_times(walk: Walk, options: Any, *, repeated: Sequence[int] = ()) -> l
     Args:
         walk: the batch.
         options: of the sampler, with `steps`, in [1, t] of the first x_t, and `times`, falling in [1, t]. Without both
-            there are as many steps as is usual, or T if that is less, and as dense ones where the walk begins later.
+            there are as many steps as is usual for the grid, or T if that is less, and as dense ones where the walk
+            begins later.
         repeated: rising times in [1, t] that may be visited several times, equally often, where there are more steps
             than times.
 
@@ -37,7 +38,7 @@ def choose_times(walk: Walk, options: Any, *, repeated: Sequence[int] = ()) -> l
             raise VqtoolError(f"`times` {shown}: times that fall from {start} or less to 1 or more are expected")
         return [*([] if start in times else [start]), *times, 0]
     if steps is None:
-        steps = math.ceil(min(usual(options, "steps") or last, last) * start / last)
+        steps = math.ceil(min(walk.usual_steps(usual(options, "steps") or last), last) * start / last)
     if steps < 1 or (steps > start and not repeated):
         raise VqtoolError(f"`steps` {steps}: this sampler takes 1 to {start} steps here")
     if steps > start:

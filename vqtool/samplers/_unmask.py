@@ -25,7 +25,7 @@ Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
 def choose_steps(walk: Walk, options: Any) -> int:
-    """The number of calls: what was asked for, or what is usual, or one a cell if that is less.
+    """The number of calls: what was asked for, or what is usual for the grid, or one a cell if that is less.
 
     Args:
         walk: the batch.
@@ -35,7 +35,7 @@ def choose_steps(walk: Walk, options: Any) -> int:
         VqtoolError: fewer than 1, or more than cells.
     """
     steps, num_cells = options.steps, walk.num_cells
-    steps = min(usual(options, "steps"), num_cells) if steps is None else steps
+    steps = min(walk.usual_steps(usual(options, "steps")), num_cells) if steps is None else steps
     if not 1 <= steps <= num_cells:
         raise VqtoolError(
             f"`steps` {steps}: this sampler unmasks at least one cell in every step: 1 to {num_cells} steps here"

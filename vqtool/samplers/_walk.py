@@ -8,6 +8,7 @@ sampler may ask for some cells only; their number must not depend on the samples
 still matter.)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -82,6 +83,10 @@ class Walk:
     def num_cells(self) -> int:
         """H * W."""
         return self.grid_size[0] * self.grid_size[1]
+
+    def usual_steps(self, of_64_cells: int) -> int:
+        """The steps where nobody says: those that are usual for 8x8 cells, and more as the sides of a grid grow."""
+        return max(of_64_cells, round(of_64_cells * math.sqrt(self.num_cells / 64)))
 
     @property
     def num_calls(self) -> float:

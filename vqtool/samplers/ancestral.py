@@ -31,7 +31,7 @@ NEEDS_MASK = False
 class Options(Checked):
     """When the denoiser is called, and how its predictions are averaged."""
 
-    steps: int | None = option(None, "Denoiser calls, 1 to T.", usual=100)
+    steps: int | None = option(None, "Denoiser calls, 1 to T.", usual=8)
     times: tuple[int, ...] | None = option(
         None, "Steps at which the denoiser is called, as in 100,60,30.", advanced=True
     )

@@ -24,7 +24,7 @@ NEEDS_MASK = True
 class Options(Checked):
     """How many cells a call."""
 
-    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=64)
+    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=8)
 
 
 def sample(walk: Walk, options: Options) -> Tensor:

@@ -28,7 +28,7 @@ NEEDS_MASK = True
 class Options(Checked):
     """How many cells a call, and where the order starts."""
 
-    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=32)
+    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=8)
     roll: bool = option(False, "Start each sample at a random place of the order.")
 
 

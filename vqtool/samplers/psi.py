@@ -35,7 +35,7 @@ NEEDS_MASK = False
 class Options(ancestral.Options):
     """When the denoiser is called, as in ancestral sampling, and how many cells are noised anew."""
 
-    steps: int | None = option(None, "Denoiser calls, at least 1; more than T repeat steps.", usual=100)
+    steps: int | None = option(None, "Denoiser calls, at least 1; more than T repeat steps.", usual=16)
     kappa: float = option(
         0.9, "Share of the cells that are not noised anew in a step; 1 is ancestral.", minimum=0, maximum=1
     )

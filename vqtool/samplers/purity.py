@@ -30,7 +30,7 @@ NEEDS_MASK = True
 class Options(Checked):
     """How many cells a call, and how their tokens are sharpened."""
 
-    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=64)
+    steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=8)
     purity_weight: float = option(1.0, "How much tokens are sharpened; 0 is not at all.", minimum=0)
     purity_form: str = option("code", "Sharpening by the published code or by the paper.", choices=("code", "paper"))
 
