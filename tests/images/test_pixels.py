@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vqtool.errors import FormatError
+from vqtool.images.pixels import FORMATS as READ_FORMATS
 from vqtool.images.pixels import fit_pixels, read_mask, read_pixels
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -155,7 +156,9 @@ def test_pixels_of_unknown_range_are_refused(dtype: type) -> None:
         read(encode(Image.fromarray(np.ones((4, 4), dtype=dtype)), "TIFF"))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    "format", [format for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF") if format in READ_FORMATS]
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_upright(format: str, orientation: int, photo: np.ndarray) -> None:
     # What a camera held in each way stores: the transformation that undoes the tag, from the EXIF specification.
@@ -270,6 +273,7 @@ def test_decoded_pixels_are_fitted_like_encoded_ones(photo: np.ndarray) -> None:
 
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
+FORMATS += ["AVIF"] if "AVIF" in READ_FORMATS else []  # as Pillow was built
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -6,6 +6,7 @@ Files are told apart by their content, never by their name. A limit on the numbe
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -23,8 +24,9 @@ PREPROCESSING = "upright; over white; cover and centre crop, Pillow bicubic anti
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Png|Jpeg)ImagePlugin")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
-_EXPECTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+_AVIF = ("AVIF",) if importlib.util.find_spec("PIL._avif") else ()  # Pillow 11.3 or later
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", *_AVIF)
+_EXPECTED = f"JPEG, PNG, WebP, GIF, BMP{', AVIF' if _AVIF else ''} or TIFF"
 _SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 _REDUCING_GAP = 3.0  # Pillow may shrink by an integer first, to no less than 3 times the wanted size
 _DRAFT_GAP = 2  # a JPEG may be decoded at a half, a quarter or an eighth, to no less than 2 times the wanted size
