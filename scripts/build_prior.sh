@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Builds the text prior inside the package: prepares captioned pictures, varies and encodes them, trains a prior of 128
+# pixels (16x16 tokens), and writes vqtool/builtin/prior.safetensors as 16-bit numbers.
+#
+#   bash scripts/build_prior.sh                       # in build/prior, with the built-in tokenizer, 240 minutes
+#   bash scripts/build_prior.sh --work DIR --minutes 6 -- --batch-size 256
+#   bash scripts/build_prior.sh --pictures DIR        # where emoji.tar.gz and clipart.tar.gz lie already: no network
+#   bash scripts/build_prior.sh --tokenizer FILE      # another tokenizer; then nothing is put into the package
+#   bash scripts/build_prior.sh --variants 8          # of each picture: smaller, shifted, mirrored
+#
+# What stands after -- goes to train-prior. Run again after an interruption, it goes on where it stopped; what is finished
+# in DIR is not done again. PYTHON names an interpreter that has what vqtool needs; without it .venv is made and used.
+# Hardware:  one GPU, or two cores without one
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+work="$root/build/prior"
+pictures="$root/build/pictures"
+tokenizer=builtin
+minutes=240
+variants=6
+while (($#)); do
+    case $1 in
+        --work) work=${2:?--work needs a folder} && shift 2 ;;
+        --pictures) pictures=${2:?--pictures needs a folder} && shift 2 ;;
+        --tokenizer) tokenizer=${2:?--tokenizer needs a file} && shift 2 ;;
+        --minutes) minutes=${2:?--minutes needs a number} && shift 2 ;;
+        --variants) variants=${2:?--variants needs a number} && shift 2 ;;
+        --) shift && break ;;
+        *) sed '1d;/^set/,$d;s/^# \{0,1\}//' "$0" >&2 && exit 2 ;;
+    esac
+done
+
+if [[ -z ${PYTHON:-} ]]; then
+    bash "$root/scripts/setup.sh"
+    PYTHON="$root/.venv/bin/python"
+fi
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+[[ $tokenizer == builtin ]] || tokenizer=$(realpath "$tokenizer")
+mkdir -p "$work" "$pictures"
+pictures=$(realpath "$pictures")
+cd "$work"
+
+run() {
+    echo "\$ $*" >&2
+    "$@"
+}
+
+if [[ ! -e $pictures/emoji.tar.gz ]]; then
+    run "$PYTHON" "$root/scripts/prepare_pictures.py" --work "$pictures"
+fi
+if [[ ! -e tok.h5 ]]; then
+    [[ -e varied.h5 ]] || run "$PYTHON" "$root/scripts/vary_pictures.py" "$pictures/emoji.tar.gz" \
+        "$pictures/clipart.tar.gz" --variants "$variants" -o varied.h5
+    run "$PYTHON" -m vqtool encode varied.h5 -t "$tokenizer" --size 128 --batch-size 256 --resume auto -o tok.h5
+    rm varied.h5 # gigabytes
+fi
+if [[ ! -e prior.safetensors ]]; then
+    run "$PYTHON" -m vqtool train-prior tok.h5 --condition caption --size light --minutes "$minutes" \
+        --tokenizer "$tokenizer" --resume auto "$@" -o prior.safetensors
+fi
+if [[ $tokenizer == builtin ]]; then
+    run "$PYTHON" "$root/scripts/finish_prior.py" prior.safetensors
+fi
