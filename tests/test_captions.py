@@ -5,6 +5,7 @@ from collections import Counter
 import h5py
 import numpy as np
 import pytest
+import torch
 from support.grids import HEADER, make_batch, write_file, write_stream
 from support.prior_run import grid_spec
 
@@ -66,8 +67,8 @@ def test_each_caption_is_drawn_equally_often_over_the_epochs_and_by_the_seed_alo
     drawn: dict[int, Counter[str]] = {i: Counter() for i in range(4)}
     epochs = 3000
     for epoch in range(epochs):
-        draws = rng.uniform(0, range(4 * epoch, 4 * epoch + 4), 0, (), stream=rng.CAPTION).numpy()
-        tokens, found = data.rows(np.arange(4), draws)
+        draws = rng.uniform(0, range(4 * epoch, 4 * epoch + 4), 0, (), stream=rng.CAPTION)
+        tokens, found = data.place("cpu").rows(torch.arange(4), draws)
         assert np.array_equal(tokens, make_batch(4).tokens)
         for i, row in enumerate(found):
             drawn[i][rows[tuple(row.tolist())]] += 1
@@ -77,7 +78,7 @@ def test_each_caption_is_drawn_equally_often_over_the_epochs_and_by_the_seed_alo
         expected = epochs / len(counts)
         most = 4.5 * (expected * (1 - 1 / len(counts))) ** 0.5
         assert all(abs(count - expected) <= most for count in counts.values())
-    _, first = data.rows(np.arange(4))
+    _, first = data.place("cpu").rows(torch.arange(4))
     assert [rows[tuple(row.tolist())] for row in first] == ["a", "d", "", "e"]
 
 

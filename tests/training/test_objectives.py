@@ -84,7 +84,7 @@ def test_reweighting_makes_a_masked_cell_of_any_time_its_cross_entropy():
     objective = PriorObjective(prior, grids, PriorLoss(auxiliary_weight=0.0), LoopConfig(1, 4, seed=5))
     with torch.no_grad():
         total, metrics = objective(prior.denoiser, np.arange(4), np.arange(4), 0)
-        x_0, _ = grids.rows(np.arange(4))
+        x_0, _ = grids.place("cpu").rows(torch.arange(4))
         t = objectives.draw_times(np.arange(4), 4, 20, seed=5)
         noise = vqtool.rng.uniform(5, range(4), 0, (25,), stream=vqtool.rng.TRAINING)[:, 1:].view_as(x_0)
         x_t = prior.kernel.sample(x_0, t, noise)
@@ -248,7 +248,7 @@ def test_the_history_is_that_of_the_losses_of_the_grids_at_their_steps():
         places = objectives.draw_places(samples, 3, 7)
         t, _ = wanted.draw(places)
         noise = vqtool.rng.uniform(7, samples, 0, (3,), stream=vqtool.rng.TRAINING)[:, 1:].view(3, 1, 2)
-        x_0 = grids.rows(np.arange(3))[0]
+        x_0 = grids.place("cpu").rows(torch.arange(3))[0]
         x_t = prior.kernel.sample(x_0, t, noise)
         with torch.no_grad():
             objective(prior.denoiser, np.arange(3), samples, step)

@@ -178,12 +178,13 @@ def test_some_grids_are_held_out_where_there_are_enough_and_their_bound_is_logge
     assert prior.summary["num_held_out"] == 7
     assert prior.summary["num_grids"] == 233
     log = prior_run.read_log(tmp_path)
-    assert ["validation_bound" in line for line in log] == [False] * 199 + [True]
+    assert [line["step"] for line in log if "validation_bound" in line] == [*range(25, 201, 25)]
     assert math.isfinite(prior.summary["validation_bound"])
 
 
 def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "VALIDATION_STEPS", 10)
+    monkeypatch.setattr(training, "MIN_VALIDATIONS", 1)
     seen, bounds = [], iter([3.0, 1.0, 2.0, 1.0, 0.0])
 
     def look(model, *given, **named):
@@ -237,6 +238,16 @@ def test_a_fresh_prior_predicts_each_token_as_often_as_it_is_found():
     prior = building.build_prior(kernel, conditions.build("none"), grid_spec((1, 1)), "tiny", seed=0, tokens=tokens)
     found = prior.log_x0(torch.full((1, 1, 1), 4), torch.tensor([10])).exp().flatten()
     torch.testing.assert_close(found, torch.tensor([3.5, 2.5, 5.5, 0.5]) / 12)
+
+
+def test_a_run_is_measured_eight_times_at_least_and_at_a_fiftieth_of_its_cost():
+    assert training.plan_validation(8000, 512) == (200, 256)
+    assert training.plan_validation(136, 64) == (17, 8)
+    assert training.plan_validation(1600, 64) == (200, 32)
+    assert training.plan_validation(3, 1) == (1, 8)
+    grids = GridData(np.arange(300).reshape(-1, 1, 1), torch.arange(300), grid_spec((1, 1)))
+    assert grids.thin(4).tokens.flatten().tolist() == [0, 100, 199, 299]
+    assert np.array_equal(grids.thin(1000).tokens, grids.tokens)
 
 
 def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):

@@ -41,19 +41,15 @@ class GridData:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, indices: Indices, draws: NDArray[np.float64] | None = None) -> tuple[Tensor, Tensor]:
-        """Grids (b, H, W) int64 and conditions (b, ...) of some of them.
+    def place(self, device: torch.device | str) -> "PlacedGrids":
+        """The same on a device."""
+        tokens = self.tokens.view(np.int16) if self.tokens.dtype == np.uint16 else self.tokens
+        starts = None if self.starts is None else torch.from_numpy(self.starts).to(device)
+        return PlacedGrids(torch.from_numpy(tokens).to(device), self.conditions.to(device), starts)
 
-        Args:
-            indices: (b,) which.
-            draws: (b,) in [0, 1), which of several captions each has; None: the first.
-        """
-        chosen = indices
-        if self.starts is not None:
-            chosen, numbers = self.starts[indices], np.diff(self.starts)[indices]
-            if draws is not None:
-                chosen = chosen + (draws * numbers).astype(np.int64)
-        return torch.from_numpy(self.tokens[indices].astype(np.int64)), self.conditions[torch.from_numpy(chosen)]
+    def thin(self, count: int) -> "GridData":
+        """So many of them, or all, from everywhere."""
+        return self._take(np.unique(np.linspace(0, len(self) - 1, count).round().astype(np.int64)))
 
     def split(self, seed: int) -> tuple["GridData", "GridData | None"]:
         """Those to train on, and a few held out where there are enough."""
@@ -81,6 +77,36 @@ class GridData:
         if self.starts is not None:
             result.update(self.starts.data)
         return result.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PlacedGrids:
+    """Grids and conditions as tensors on the device that learns from them: a step takes its rows there."""
+
+    tokens: Tensor  # (N, H, W) integers; int16 holds the bits of uint16, with which torch can do little
+    conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
+    starts: Tensor | None  # (N + 1,) int64
+
+    def rows(self, indices: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Grids (b, H, W) int64 and conditions (b, ...) of some of them.
+
+        Args:
+            indices: (b,) int64, which.
+            draws: (b,) float64 in [0, 1), which of several captions each has; None: the first.
+        """
+        chosen = indices
+        if self.starts is not None:
+            chosen = self.starts[indices]
+            if draws is not None:
+                chosen = chosen + (draws * (self.starts[indices + 1] - chosen)).long()
+        tokens = self.tokens[indices].long()
+        return tokens & 0xFFFF if self.tokens.dtype == torch.int16 else tokens, self.conditions[chosen]
+
+
+def upload(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """An array on a device, which does not have to wait for it."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def build_data(batch: GridBatch, conditioner: Conditioner, grid_spec: GridSpec) -> GridData:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from vqtool.progress import Progress, silent
 from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity, read_identity
 from vqtool.training._log import RunLog
+from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
 from vqtool.trust import parse_record
 
@@ -83,30 +83,14 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 
 
-def step_items(step: int, num_items: int, batch_size: int, seed: int) -> tuple[Indices, Indices]:
-    """The items of a step and their numbers in the run: (B,) int64 each.
-
-    The run walks through a new permutation of the items each epoch; batches may straddle two epochs.
-    """
-    samples = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-    epochs = samples // num_items
-    orders = {epoch: _order(seed, int(epoch), num_items) for epoch in np.unique(epochs)}
-    indices = [orders[epoch][sample % num_items] for epoch, sample in zip(epochs, samples, strict=True)]
-    return np.array(indices, dtype=np.int64), samples
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, num_items: int) -> Indices:
-    return rng.permutation(seed, epoch, num_items)
-
-
 def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     exempt = {parameter for module in model.modules() for parameter in getattr(module, "undecayed", ())}
     learned = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in learned if p.ndim >= 2 and p not in exempt]
     others = [p for p in learned if p.ndim < 2 or p in exempt]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+    fused = learned[0].device.type == "cuda" or None  # on a CPU it would round otherwise than runs that began without
+    return torch.optim.AdamW([g for g in groups if g["params"]], config.learning_rate, config.betas, fused=fused)
 
 
 @torch.no_grad()
@@ -198,7 +182,7 @@ class _Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
     def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
-        """One step of the optimiser; the loss and metrics of the batch, averaged over the processes."""
+        """One step of the optimiser; the loss and metrics of this process's part of the batch."""
         config = self.config
         indices, samples = step_items(self.step, num_items, config.batch_size, config.seed)
         own = distributed.own_range(config.batch_size)
@@ -214,10 +198,13 @@ class _Run:
         self.prepared.zero_grad()
         _update_ema(self.ema, self.bare, self.step, config.ema_decay)
         self.step += 1
-        shared = {"loss": loss.detach(), **metrics}
+        return {"loss": loss.detach(), **metrics, "gradient_norm": norm}
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Keep metrics as numbers, averaged over the processes: the only time that a step waits for them."""
         if distributed.world_size() > 1:
-            shared = {name: self.accelerator.reduce(value.float(), "mean") for name, value in shared.items()}
-        return {**shared, "gradient_norm": norm, **self._validate()}
+            metrics = {name: self.accelerator.reduce(value.float(), "mean") for name, value in metrics.items()}
+        self.values = {name: float(value) for name, value in metrics.items()}
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -232,8 +219,8 @@ class _Run:
             yield
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, Tensor]:
-        """Measure the EMA model, where it is time for that; keep the best."""
+    def validate(self) -> dict[str, Tensor]:
+        """What is measured of the EMA model, where it is time for that; the best is kept."""
         validation = self.validation
         if validation is None:
             return {}
@@ -318,13 +305,16 @@ def run(
             saved = last = time.monotonic()
             while training.step < config.num_steps:
                 metrics = training.take_step(objective, num_items)
+                measured = training.validate()
                 now = time.monotonic()
                 training.seconds, last = training.seconds + now - last, now
-                stop = interrupted()
-                saves = bool(stop) or now - saved > config.save_seconds
-                logs = training.step % config.log_steps == 0 or training.step == config.num_steps
+                logs = bool(measured) or training.step % config.log_steps == 0 or training.step == config.num_steps
+                # Several processes talk to each other in steps that are logged and in no others.
+                talks = logs or distributed.world_size() == 1
+                stop = interrupted() if talks else 0
+                saves = bool(stop) or (talks and now - saved > config.save_seconds)
                 if saves or logs:
-                    training.values = {name: float(value) for name, value in metrics.items()}
+                    training.note({**metrics, **measured})
                     _check_finite(training.values, training.step, state_path)
                 if logs:
                     log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
@@ -381,12 +371,18 @@ def measure_step_seconds(
     config: LoopConfig,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of a clock that one step takes here: the median of a few on a copy of the model, after a warm-up."""
+    """Seconds of a clock that one step takes here: the median of a few on a copy of the model, after a warm-up.
+
+    On a GPU it is the median of tens of steps, which do not wait for each other, as in a run.
+    """
     trial = _Run(copy.deepcopy(model), config)
+    together = 1 if trial.accelerator.device.type == "cpu" else 10
     seconds = []
     for _ in range(8):
         start = clock()
-        float(trial.take_step(objective, num_items)["loss"])
-        seconds.append(clock() - start)
+        for _ in range(together):
+            loss = trial.take_step(objective, num_items)["loss"]
+        float(loss)
+        seconds.append((clock() - start) / together)
     # All processes have to come to the same length of the run.
     return distributed.broadcast(float(np.median(seconds[2:])))

@@ -32,13 +32,12 @@ from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.priors import Prior, log_probabilities
-from vqtool.training.data import GridData
+from vqtool.training.data import GridData, PlacedGrids, upload
 from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4
-_VALIDATION_TIMES = 8  # values of t at which each grid is measured
-_VALIDATION_BATCH = 32
+VALIDATION_TIMES = 8  # values of t at which each grid is measured
 
 
 @dataclass(frozen=True)
@@ -125,37 +124,53 @@ class PriorObjective:
         given = settings.auxiliary_weight
         self._auxiliary_weight = 0.0 if self._loss.of_masked else AUXILIARY_WEIGHT if given is None else given
         self._masks_only = not replaces(prior.kernel)
+        self._bound_weights = masked_weights(losses.LOSSES["bound"], prior.kernel)
+        self._weights = torch.empty(0)
         if self._loss.weights is not None:
             self._weights = (
                 masked_weights(self._loss, prior.kernel) if self._masks_only else self._loss.weights(prior.kernel)
             )
         self.history = History(prior.kernel.num_steps) if settings.times == "importance" else None
+        self._placed: PlacedGrids | None = None
+
+    def _place(self, device: torch.device) -> PlacedGrids:
+        """Put on a device what steps need there: all of it, so that none of them has to wait for a copy."""
+        if self._placed is None or self._placed.tokens.device != device:
+            self._placed = self._data.place(device)
+            self._null = self._prior.conditioner.null(1).to(device)
+            self._weights = self._weights.to(device)
+            self._bound_weights = self._bound_weights.to(device)
+            if self.history is not None:
+                self.history.to(device)
+        return self._placed
 
     def __call__(
         self, model: nn.Module, indices: Indices, samples: Indices, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and what is logged of it."""
+        device = next(model.parameters()).device
+        data, seed = self._place(device), self._run.seed
+        rows, numbers = upload(np.stack([indices, samples]), device)
         draws = None
-        if self._data.starts is not None:  # another caption of a grid in each epoch
-            draws = rng.uniform(self._run.seed, samples, 0, (), stream=rng.CAPTION).numpy()
-        x_0, condition = self._data.rows(indices, draws)
-        noise = rng.uniform(self._run.seed, samples, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING)
+        if data.starts is not None:  # another caption of a grid in each epoch
+            draws = rng.uniform(seed, numbers, 0, (), stream=rng.CAPTION, device=device)
+        x_0, condition = data.rows(rows, draws)
+        noise = rng.uniform(seed, numbers, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING, device=device)
         dropped = (noise[:, 0] < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
-        condition = torch.where(dropped, self._prior.conditioner.null(len(x_0)), condition)
-        noised, importance = self._add_noise(x_0, samples, noise[:, 1:].view_as(x_0))
+        condition = torch.where(dropped, self._null, condition)
+        noised, importance = self._add_noise(x_0, numbers, noise[:, 1:].view_as(x_0))
         measure = self._measure_masked if self._masks_only else self._measure_all
         main, extra, metrics = measure(model, x_0, noised, condition)
-        importance = importance.to(main.device)
         if self.history is not None:
             # As published: the loss of a grid at its step, which T times is what is minimised.
             seen = torch.stack([noised.t.to(main), main.detach() / self._prior.kernel.num_steps], dim=1)
-            t, seen_losses = distributed.gather(seen).cpu().unbind(1)
+            t, seen_losses = distributed.gather(seen).unbind(1)
             self.history.update(t.long(), seen_losses)
         total = ((main + extra) * importance).sum() / x_0.numel()
         logged = {name: (value * importance).sum().detach() / x_0.numel() for name, value in metrics.items()}
         return total.float(), logged
 
-    def _add_noise(self, x_0: Tensor, samples: Indices, noise: Tensor) -> tuple[Noised, Tensor]:
+    def _add_noise(self, x_0: Tensor, samples: Tensor, noise: Tensor) -> tuple[Noised, Tensor]:
         """Grids with noise, and what their loss is multiplied by for how t was drawn: (b,) float64."""
         kernel = self._prior.kernel
         places = draw_places(samples, self._run.batch_size, self._run.seed, spread=self._settings.times != "uniform")
@@ -177,17 +192,17 @@ class PriorObjective:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Main and auxiliary term of each grid, (b,) float64 nats, and metrics, for a kernel that only masks."""
         x_t, t, weights = noised
-        halves = not self._run.compile and distributed.world_size() == 1  # the wrapper of several wants one call a step
+        # A GPU would have to wait for the numbers of cells; the wrapper of several processes wants one call a step.
+        halves = x_0.device.type == "cpu" and not self._run.compile and distributed.world_size() == 1
         entropy = masked_entropies(model, self._prior, x_0, x_t, t, condition, halves=halves)
         factor = torch.where(t == 1, 1.0, self._settings.mask_weights[0])
-        main = (weights * factor).to(entropy.device) * entropy
-        extra = (self._auxiliary_weights(t) * factor).to(entropy.device) * entropy
+        main = weights * factor * entropy
+        extra = self._auxiliary_weights(t) * factor * entropy
         metrics = {"cross_entropy": entropy}
         if self._loss.noising == "share":
             metrics["bound"] = main
         elif self._loss.noising == "steps":
-            opening = masked_weights(losses.LOSSES["bound"], self._prior.kernel)
-            metrics["bound"] = opening[t].to(entropy.device) * entropy
+            metrics["bound"] = self._bound_weights[t] * entropy
         return main, extra, metrics
 
     def _measure_all(
@@ -200,8 +215,7 @@ class PriorObjective:
         if self._settings.mask_weights != (1, 1):
             factors = cell_weights(x_t, t, self._prior.kernel, *self._settings.mask_weights).to(bound)
             bound, entropy = factors * bound, factors * entropy
-        main = weights.to(bound.device) * bound.sum((1, 2))
-        return main, self._auxiliary_weights(t).to(bound.device) * entropy.sum((1, 2)), metrics
+        return weights * bound.sum((1, 2)), self._auxiliary_weights(t) * entropy.sum((1, 2)), metrics
 
     def _auxiliary_weights(self, t: Tensor) -> Tensor:
         """(b,) float64: of the cross-entropy."""
@@ -215,7 +229,8 @@ class PriorObjective:
 def _mask_count(x_0: Tensor, t: Tensor, noise: Tensor, *, prior: Prior) -> Noised:
     """Grids of which as many cells are masked as the kernel masks on average at t, but one at least."""
     num_cells = x_0[0].numel()
-    counts = (prior.kernel.gamma_bar[t] * num_cells).round().clamp(min=1)  # (b,)
+    _, _, masked = prior.kernel.cumulative(t)
+    counts = (masked * num_cells).round().clamp(min=1)  # (b,)
     ranks = noise.flatten(1).argsort(dim=1).argsort(dim=1).view_as(x_0)
     x_t = torch.where(ranks < counts.view(-1, 1, 1), prior.kernel.mask_id, x_0)
     return Noised(x_t, t, num_cells / counts)
@@ -237,31 +252,35 @@ def masked_entropies(
         t: (b,) int64 or float32.
         condition: (b, ...) int64.
         halves: whether to call the denoiser for half of the grids at a time; else once, and for all cells: the same
-            shapes every time, for torch.compile.
+            shapes every time, for torch.compile, and none that a GPU has to tell.
 
     Returns:
-        (b,) float64 nats on the model's device.
+        (b,) float64 nats.
     """
     masked = (x_t == prior.kernel.mask_id).flatten(1)
-    device = next(model.parameters()).device
+    if not halves:
+        return _sum_entropies(model(x_t, t, condition).flatten(1, 2), x_0.flatten(1), masked)
     order = masked.sum(1).argsort()
     sums = []
-    for rows in order.chunk(2 if halves else 1):
-        most = max(1, int(masked[rows].sum(1).max())) if halves else masked.shape[1]
+    for rows in order.chunk(2):
+        most = max(1, int(masked[rows].sum(1).max()))
         cells = masked[rows].byte().argsort(dim=1, descending=True, stable=True)[:, :most]  # (rows, n), masked first
-        wanted, clean = masked[rows].gather(1, cells), x_0[rows].flatten(1).gather(1, cells)
-        given = (tensor.to(device, non_blocking=True) for tensor in (x_t[rows], t[rows], condition[rows], cells))
-        logits = model(*given)  # (rows, n, K)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        entropy = F.cross_entropy(logits.flatten(0, 1), clean.flatten().to(device), reduction="none")
-        sums.append((entropy.view(len(rows), most) * wanted.to(device)).sum(1, dtype=torch.float64))
-    return torch.cat(sums)[order.argsort().to(device)]
+        logits = model(x_t[rows], t[rows], condition[rows], cells)  # (rows, n, K)
+        sums.append(_sum_entropies(logits, x_0[rows].flatten(1).gather(1, cells), masked[rows].gather(1, cells)))
+    return torch.cat(sums)[order.argsort()]
+
+
+def _sum_entropies(logits: Tensor, clean: Tensor, wanted: Tensor) -> Tensor:
+    """(b,) float64: cross-entropy of logits (b, n, K) at tokens (b, n), summed over the wanted ones."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    entropy = F.cross_entropy(logits.flatten(0, 1), clean.flatten(), reduction="none")
+    return (entropy.view_as(clean) * wanted).sum(1, dtype=torch.float64)
 
 
 def cell_losses(
     model: nn.Module, prior: Prior, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The bound of step t, and the cross-entropy: (b, H, W) nats each, on the model's device.
+    """The bound of step t, and the cross-entropy: (b, H, W) nats each.
 
     Args:
         model: the denoiser, or what accelerate made of it.
@@ -271,8 +290,7 @@ def cell_losses(
         t: (b,) int64 in [1, T].
         condition: (b, ...) int64.
     """
-    kernel, device = prior.kernel, next(model.parameters()).device
-    x_0, x_t, t, condition = (tensor.to(device, non_blocking=True) for tensor in (x_0, x_t, t, condition))
+    kernel = prior.kernel
     log_x0 = log_probabilities(model(x_t, t, condition), x_t, t, kernel, prior.parameterisation)
     return variational_bound(log_x0, x_0, x_t, t, kernel, prior.rule), auxiliary(log_x0, x_0)
 
@@ -280,17 +298,19 @@ def cell_losses(
 @torch.no_grad()
 def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tensor:
     """The bound of held-out grids, nats a cell, at a few t each; the same noise every time."""
-    kernel = prior.kernel
-    total = torch.zeros((), device=next(model.parameters()).device, dtype=torch.float64)
-    x_0, condition = data.rows(np.arange(len(data)))
-    for number in range(_VALIDATION_TIMES):
-        samples = np.arange(len(data)) * _VALIDATION_TIMES + number
-        t = draw_times(samples, _VALIDATION_TIMES, kernel.num_steps, seed)  # spread evenly for each grid
-        noise = rng.uniform(seed, samples, 2, tuple(x_0.shape[1:]), stream=rng.TRAINING)
+    kernel, device = prior.kernel, next(model.parameters()).device
+    total = torch.zeros((), device=device, dtype=torch.float64)
+    batch_size = 32 if device.type == "cpu" else 256
+    grids = torch.arange(len(data), device=device)
+    x_0, condition = data.place(device).rows(grids)
+    for number in range(VALIDATION_TIMES):
+        samples = grids * VALIDATION_TIMES + number
+        t = draw_times(samples, VALIDATION_TIMES, kernel.num_steps, seed)  # spread evenly for each grid
+        noise = rng.uniform(seed, samples, 2, tuple(x_0.shape[1:]), stream=rng.TRAINING, device=device)
         x_t = kernel.sample(x_0, t, noise)
-        for first in range(0, len(data), _VALIDATION_BATCH):
-            rows = slice(first, first + _VALIDATION_BATCH)
+        for first in range(0, len(data), batch_size):
+            rows = slice(first, first + batch_size)
             bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], condition[rows])
             total += bound.sum()
     stationary = float(stationary_term(x_0[:1, :1, :1], kernel))
-    return total * kernel.num_steps / (x_0.numel() * _VALIDATION_TIMES) + stationary
+    return total * kernel.num_steps / (x_0.numel() * VALIDATION_TIMES) + stationary

@@ -33,11 +33,13 @@ from vqtool.training.building import (
 )
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData, build_data
 from vqtool.training.loop import LoopConfig, Validation
-from vqtool.training.objectives import PriorLoss, PriorObjective, check_loss, validate
+from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
 
 MAX_PASSES = 300
-VALIDATION_STEPS = 200  # between two measurements on the grids held out
+VALIDATION_STEPS = 200  # between two measurements on the grids held out, at most
+MIN_VALIDATIONS = 8  # measurements in a run
+VALIDATION_SHARE = 0.02  # of the grids that a run learns from, at most, are measured in all of them together
 PREVIEW_SAMPLES = 16
 # What a network's config has of the grids and not of its size.
 OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
@@ -198,6 +200,13 @@ def choose_num_steps(num_grids: int, batch_size: int, step_seconds: float) -> in
     return max(1, int(min(MAX_PASSES * num_grids / batch_size, in_time)))
 
 
+def plan_validation(num_steps: int, batch_size: int) -> tuple[int, int]:
+    """Steps between two measurements on grids held out, and how many grids those are at most, but eight at least."""
+    every = max(1, min(VALIDATION_STEPS, num_steps // MIN_VALIDATIONS))
+    calls = VALIDATION_SHARE * every * batch_size / VALIDATION_TIMES
+    return every, max(8, int(calls))
+
+
 def measure_step_seconds(prior: Prior, data: GridData, loss: PriorLoss, run: LoopConfig) -> float:
     """Seconds that one step of such a run takes here."""
     objective = PriorObjective(prior, data, loss, run)
@@ -249,8 +258,9 @@ def fit(
     objective = PriorObjective(prior, data, loss, run)
     validation = None
     if held_out is not None:
-        measure = partial(validate, prior=prior, data=held_out, seed=run.seed)
-        validation = Validation("validation_bound", measure, VALIDATION_STEPS, keep_best)
+        every, count = plan_validation(run.num_steps, run.batch_size)
+        measure = partial(validate, prior=prior, data=held_out.thin(count), seed=run.seed)
+        validation = Validation("validation_bound", measure, every, keep_best)
     kernel, network = prior.kernel, asdict(prior.denoiser.config)
     settings = {
         "keep": "best" if keep_best else "last",

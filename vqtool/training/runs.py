@@ -53,7 +53,8 @@ class MachineOptions(Checked):
                     f"`{name}` goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small "
                     "networks and a fifth at best for large ones, and not every machine can compile; leave it out"
                 )
-        return {"bf16": gpu and self.bf16 is not False, "compile": self.compile}
+        # A logged step waits for the GPU.
+        return {"bf16": gpu and self.bf16 is not False, "compile": self.compile, "log_steps": 20 if gpu else 1}
 
 
 @dataclass(frozen=True)

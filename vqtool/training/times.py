@@ -23,22 +23,23 @@ KEPT = 0.9  # share of the old history that one more loss leaves
 _SHIFT, _PLACE = 1, 3  # streams of noise; 0 is that of the grids, 2 of validation
 
 
-def draw_places(samples: Indices, batch_size: int, seed: int, *, spread: bool = True) -> Tensor:
-    """The place of each sample, (b,) float64 in [0, 1).
+def draw_places(samples: Tensor | Indices, batch_size: int, seed: int, *, spread: bool = True) -> Tensor:
+    """The place of each sample, (b,) float64 in [0, 1), on the device of the samples.
 
     Args:
-        samples: (b,) numbers of the samples in the whole run.
+        samples: (b,) int64 numbers of the samples in the whole run.
         batch_size: samples a step, over all processes.
         seed: of the run.
         spread: evenly over a step; else each for itself.
     """
+    samples = torch.as_tensor(samples)
     if not spread:
-        return rng.uniform(seed, samples.tolist(), _PLACE, (), stream=rng.TRAINING)
-    shifts = rng.uniform(seed, (samples // batch_size).tolist(), _SHIFT, (), stream=rng.TRAINING)
-    return (shifts + torch.from_numpy(samples % batch_size).double() / batch_size).frac()
+        return rng.uniform(seed, samples, _PLACE, (), stream=rng.TRAINING, device=samples.device)
+    shifts = rng.uniform(seed, samples // batch_size, _SHIFT, (), stream=rng.TRAINING, device=samples.device)
+    return (shifts + (samples % batch_size).double() / batch_size).frac()
 
 
-def draw_times(samples: Indices, batch_size: int, num_steps: int, seed: int) -> Tensor:
+def draw_times(samples: Tensor | Indices, batch_size: int, num_steps: int, seed: int) -> Tensor:
     """The t of each sample, (b,) int64 in [1, num_steps], spread evenly."""
     return place_times(draw_places(samples, batch_size, seed), num_steps)
 
@@ -58,7 +59,7 @@ def find_times(share: Tensor, kernel: Kernel) -> Tensor:
     Returns:
         (b,) float32 in (0, T].
     """
-    table = kernel.gamma_bar
+    _, _, table = kernel.tables(share.device)
     after = torch.searchsorted(table, share).clamp(1, kernel.num_steps)
     rise = (table[after] - table[after - 1]).clamp(min=torch.finfo(torch.float64).tiny)
     return (after - 1 + ((share - table[after - 1]) / rise).clamp(0.0, 1.0)).float()
@@ -82,11 +83,10 @@ class History(nn.Module):
 
     def probabilities(self) -> Tensor:
         """(T,) float64: chance of each t = 1..T."""
-        if not bool((self.count > MIN_COUNT).all()):
-            return torch.full_like(self.square, 1 / len(self.square))
         roots = (self.square + 1e-10).sqrt() + 1e-4
-        roots[0] = roots[min(1, len(roots) - 1)]
-        return roots / roots.sum()
+        roots = torch.cat([roots[1:2], roots[1:]]) if len(roots) > 1 else roots
+        seen = (self.count > MIN_COUNT).all()
+        return torch.where(seen, roots / roots.sum(), 1 / len(roots))
 
     def draw(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """The t of each place, (b,) int64, and what its loss is multiplied by, (b,) float64: 1 / (T p_t)."""
@@ -97,6 +97,8 @@ class History(nn.Module):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Take in losses, (b,) nats a grid, at t (b,) int64: in their order."""
-        for index, loss in zip((t - 1).tolist(), losses.double().tolist(), strict=True):
-            self.square[index] = KEPT * self.square[index] + (1 - KEPT) * loss**2
-            self.count[index] += 1
+        mine = (t[:, None] == torch.arange(1, len(self.square) + 1, device=t.device)).long()  # (b, T)
+        later = mine.sum(0) - mine.cumsum(0)  # how many come after it at the same t
+        weights = mine * (1 - KEPT) * KEPT ** later.double()
+        self.square.mul_(KEPT ** mine.sum(0).double()).add_(weights.T @ losses.double().square())
+        self.count.add_(mine.sum(0))

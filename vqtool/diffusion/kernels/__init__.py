@@ -94,9 +94,21 @@ class Kernel:
         """(T + 1,) float64: chance that x_t is one given token by replacement."""
         return ((1.0 - self.gamma_bar) - self.alpha_bar).clamp(min=0.0) / self.codebook_size
 
+    @cached_property
+    def _placed(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor]]:
+        return {}
+
     def cumulative(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rates of q(x_t | x_0): (alpha_bar, beta_bar, gamma_bar), float64 of the shape of t."""
-        return tuple(table.to(t.device)[t] for table in (self.alpha_bar, self.beta_bar, self.gamma_bar))  # type: ignore[return-value]
+        alpha_bar, beta_bar, gamma_bar = self.tables(t.device)
+        return alpha_bar[t], beta_bar[t], gamma_bar[t]
+
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """All of alpha_bar, beta_bar, gamma_bar, (T + 1,) float64 each, which a device is given once."""
+        if device not in self._placed:
+            tables = (self.alpha_bar, self.beta_bar, self.gamma_bar)
+            self._placed[device] = tuple(table.to(device) for table in tables)  # type: ignore[assignment]
+        return self._placed[device]
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rates of q(x_t | x_s), exact at the edges.

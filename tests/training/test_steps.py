@@ -1,0 +1,96 @@
+"""A step of training on a device of which nothing can be asked: its tensors have shapes and no values.
+
+Torch's device "meta" stands for a GPU: `.item()`, `bool(tensor)`, `nonzero` and copies to the CPU fail on it, as do
+operations between it and the CPU; copies to it, which a GPU has to be sent, are counted.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from support.exact import grid_spec
+from support.matrices import build_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqtool import conditions
+from vqtool.diffusion.losses import LOSSES
+from vqtool.training import loop
+from vqtool.training.building import build_prior
+from vqtool.training.data import GridData
+from vqtool.training.loop import LoopConfig
+from vqtool.training.objectives import PriorLoss, PriorObjective
+
+DEVICE = torch.device("meta")
+MASKED = [name for name, loss in LOSSES.items() if loss.of_masked]
+CASES = [
+    *(("absorbing", {"loss": name}) for name in LOSSES),
+    *((name, {"loss": loss}) for name in ("mask-replace", "uniform") for loss in ("reweighted", "bound")),
+    ("mask-replace", {"loss": "bound", "mask_weights": (1.0, 0.5), "adaptive_auxiliary": True}),
+    ("absorbing", {"times": "uniform"}),
+    ("absorbing", {"times": "importance"}),
+    ("mask-replace", {"times": "importance"}),
+]
+
+
+class Crossings(TorchDispatchMode):
+    """Counts operations by the devices that they read from and write to, where these differ or values are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        name = func.overloadpacket.__name__
+        given, made = ({x.device.type for x in torch.utils._pytree.tree_leaves(t) if isinstance(x, torch.Tensor)}
+                       for t in (args, result))  # fmt: skip
+        if DEVICE.type in given | made and (
+            name in ("_local_scalar_dense", "nonzero") or (given and made and given != made)
+        ):
+            self.seen[name] += 1
+        return result
+
+
+class OnDevice(Accelerator):
+    """An accelerator whose device is ours."""
+
+    device = DEVICE
+
+
+def build(kernel, loss, **config):
+    """A run on twenty grids with two captions each, and its objective."""
+    tokens = np.random.default_rng(0).integers(0, 7, (20, 2, 3)).astype(np.uint16)
+    captions = ["a red cat", "a blue dog", "nothing"] * 14
+    conditioner = conditions.build("caption", None, captions)
+    grids = GridData(tokens, conditioner.encode(captions[:40]), grid_spec((2, 3)), np.arange(0, 41, 2))
+    forward = build_kernel(kernel, codebook_size=7, num_steps=10)
+    prior = build_prior(forward, conditioner, grids.grid_spec, "light", seed=0, tokens=tokens)
+    run = LoopConfig(50, 8, **config)
+    return prior, PriorObjective(prior, grids, PriorLoss(**loss), run), run
+
+
+@pytest.mark.parametrize(("kernel", "loss"), CASES, ids=str)
+def test_a_step_asks_nothing_of_the_device_and_sends_it_the_numbers_of_its_grids_alone(monkeypatch, kernel, loss):
+    prior, objective, config = build(kernel, loss)
+    monkeypatch.setattr(loop, "Accelerator", OnDevice)
+    run = loop._Run(prior.denoiser, config)
+    run.take_step(objective, 20)  # places grids and tables
+    with Crossings() as crossings:
+        metrics = run.take_step(objective, 20)
+    assert crossings.seen == {"_to_copy": 1}
+    assert {value.device for value in metrics.values()} == {DEVICE}
+    assert {parameter.device for parameter in run.ema.parameters()} == {DEVICE}
+
+
+def test_such_a_step_is_seen_to_ask_where_it_does():
+    with Crossings() as crossings:
+        torch.ones(3, device=DEVICE) + torch.ones(3).to(DEVICE)
+    assert crossings.seen == {"_to_copy": 1}
+    with pytest.raises(RuntimeError):
+        bool(torch.ones((), device=DEVICE))
+    with pytest.raises(NotImplementedError):
+        torch.ones(3, device=DEVICE).cpu()
+    with pytest.raises(RuntimeError):
+        torch.ones(3, device=DEVICE) + torch.ones(3)
