@@ -1,0 +1,265 @@
+"""Score a text prior over guidance scales, samplers and numbers of calls, on captions of its training and held out.
+
+Two sets of captions, an emoji each in one of the five styles: of training pictures, and of concepts that are in no
+training picture. Each way to sample draws a picture for each caption. Scores of each set: the text-image score of
+scripts/text_image.py (cosine), the rank of a picture's own caption among all of the set, and with EfficientNet-Lite0's
+features KID, Fréchet distance, precision and recall against real pictures of the set. Rows "real" are the real pictures
+of the same captions: the upper bound; their score with shuffled captions is the chance.
+
+    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores
+    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --only-sample  # on a GPU
+    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --minutes 20   # on one core
+
+The ways stand in order of worth; the first seed of all of them comes first. After --minutes no other one is begun. What
+is done stands in --work and is not done again: tokens (a few MB for all ways), features, scores.json, scores.md.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import text_image
+import torch
+
+import vqtool
+from vqtool.distributed import choose_device
+from vqtool.errors import VqtoolError
+from vqtool.images import ImageItem, to_uint8
+from vqtool.metrics import frechet, kernel, prdc
+from vqtool.metrics.features import EfficientNetLite0
+from vqtool.priors import Prior
+from vqtool.tokenizers import tokenizer_of
+
+SIZE = 128
+SETS = ("trained", "held-out")
+STYLES = ("openmoji", "noto", "fluent", "flat", "twemoji")
+DUAL_PICTURES = 6_000  # that the dual encoder is trained on, at most
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to sample."""
+
+    cfg_scale: float
+    sampler: str
+    steps: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}-seed{self.seed}"
+
+
+def ways(seeds: Sequence[int]) -> list[Way]:
+    """What is measured, the most telling first."""
+    chosen = [Way(scale, "purity", 16) for scale in (3, 1, 2, 5, 0)]  # 1 is without guidance, 0 without the caption
+    chosen += [Way(3, "purity", steps) for steps in (8, 25, 50)]
+    chosen += [Way(3, "fewer", steps) for steps in (16, 8, 25, 50)]
+    chosen += [Way(scale, "fewer", 16) for scale in (1, 2, 5)]
+    chosen += [Way(3, "ancestral", steps) for steps in (25, 100)]
+    chosen += [Way(3, sampler, steps) for steps in (100, 200) for sampler in ("purity", "fewer")]
+    return [Way(**asdict(way) | {"seed": seed}) for seed in seeds for way in chosen]
+
+
+def choose_prompts(items: Sequence[ImageItem], num: int, seed: int) -> list[ImageItem]:
+    """So many emoji of different concepts, the styles in turn, each in its style."""
+    by_name: dict[str, dict[str, ImageItem]] = {}
+    for item in items:
+        style, name = item.id.split("/")
+        by_name.setdefault(name, {})[style] = item
+    names = sorted(name for name, own in by_name.items() if all(style in own for style in STYLES))
+    order = np.random.default_rng([seed, 5]).permutation(len(names))[:num]
+    return [by_name[names[row]][STYLES[i % len(STYLES)]] for i, row in enumerate(order)]
+
+
+def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
+    """Tokens (N, H, W) of one sample a caption."""
+    with torch.inference_mode():
+        grids = vqtool.sample(
+            prior,
+            len(captions),
+            condition=vqtool.condition(prior, captions=captions),
+            sampler=way.sampler,
+            steps=way.steps,
+            cfg_scale=float(way.cfg_scale),
+            seed=way.seed,
+            batch_size=BATCH,
+        )
+    return grids.numpy().astype(np.uint16)
+
+
+def save(path: Path, array: np.ndarray) -> np.ndarray:
+    """Write an array whole or not at all; return it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, array)
+    partial.replace(path)
+    return array
+
+
+def score(
+    features: np.ndarray, reference: np.ndarray, dual: text_image.DualEncoder, texts: np.ndarray, seed: int = 0
+) -> dict[str, float]:
+    """All scores of the pictures of one set.
+
+    Args:
+        features: (N, 1280) of the pictures, in the order of the captions.
+        reference: (M, 1280) of real pictures.
+        dual: the text-image score.
+        texts: (N, 384) of the captions.
+        seed: of KID's subsets and of the shuffled captions.
+    """
+    cosines = dual.scores(features, texts)
+    own = np.arange(len(texts))
+    ranks = text_image.ranks(cosines, own)
+    shuffled = np.roll(np.random.default_rng([seed, 6]).permutation(len(own)), 1)
+    neighbours = prdc.neighbour_scores(reference, features, nearest_k=min(5, len(features) - 1))
+    return {
+        "score": float(cosines[own, own].mean()),
+        "score, shuffled": float(cosines[own, shuffled].mean()),
+        "R@1": float((ranks == 1).mean()),
+        "R@5": float((ranks <= 5).mean()),
+        "median rank": float(np.median(ranks)),
+        "KID": kernel.kernel_distance(reference, features, subset_size=min(100, len(features) // 2), seed=seed).mean,
+        "FD": float(frechet.frechet_distance(reference, features)),
+        "precision": neighbours.precision,
+        "recall": neighbours.recall,
+    }
+
+
+def train_dual(pictures: Path, cache: Path, seed: int) -> text_image.DualEncoder:
+    """The dual encoder of the training pictures, read from the cache where it was trained before."""
+    path = cache / f"dual-{DUAL_PICTURES}-{seed}.pt"
+    if path.exists():
+        model = text_image.DualEncoder(1280, 384)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    items = text_image.find_captioned([pictures / "emoji.tar.gz", pictures / "clipart.tar.gz"])
+    rows = np.sort(np.random.default_rng([seed, 7]).permutation(len(items))[:DUAL_PICTURES])
+    items = [items[row] for row in rows]
+    texts = text_image.text_features([caption for item in items for caption in item.captions], cache)
+    owners = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
+    model = text_image.train(text_image.picture_features(items, cache, SIZE), texts, owners, seed=seed)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines of markdown: each way's means over its seeds, with standard errors where there are several."""
+    names = [name for name in rows[0] if name not in ("way", "set", "seed")]
+    yield "| set | way | seeds | " + " | ".join(names) + " |"
+    yield "|---" * (3 + len(names)) + "|"
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], row["way"]), []).append(row)
+    for (kind, way), own in groups.items():
+        cells = []
+        for name in names:
+            values = np.array([row[name] for row in own])
+            error = f" ± {values.std(ddof=1) / len(values) ** 0.5:.2g}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3g}{error}")
+        yield f"| {kind} | {way} | {len(own)} | " + " | ".join(cells) + " |"
+
+
+def write_report(work: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Write scores.json, with a short summary for the prior's header, and scores.md."""
+    best = [row for row in rows if row["way"] == "purity, 16 calls, cfg 3" and row["seed"] == 0]
+    keys = ("score", "R@1", "R@5", "KID", "precision", "recall")
+    summary = {f"{row['set']}.{key}": round(row[key], 4) for row in best for key in keys}
+    report = {**header, "summary": summary, "rows": list(rows)}
+    (work / "scores.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    (work / "scores.md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("prior", help="a text prior of 128 pixels, or 'builtin'")
+    parser.add_argument("--pictures", type=Path, required=True, help="what scripts/prepare_pictures.py wrote")
+    parser.add_argument("--work", type=Path, required=True, help="folder for tokens, features and scores")
+    parser.add_argument(
+        "--cache", type=Path, help="of what all priors share: features of real pictures; default: --work"
+    )
+    parser.add_argument("--tokenizer", help="default: the one that the prior names")
+    parser.add_argument("--num", type=int, default=64, help="captions of each set (default: 64)")
+    parser.add_argument("--seeds", default="0,1,2", help="of the samples (default: 0,1,2)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no other way is begun after these")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--only-sample", action="store_true", help="write tokens, no scores")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Sample and score all ways."""
+    start = time.monotonic()
+    work, cache = options.work, options.cache or options.work
+    device = choose_device(options.device)
+    prior = vqtool.load_prior(options.prior).to(device)
+    kept = text_image.find_captioned([options.pictures / "heldout-emoji.tar.gz"])
+    known = text_image.find_captioned([options.pictures / "emoji.tar.gz"])
+    prompts = {"trained": choose_prompts(known, options.num, 0), "held-out": choose_prompts(kept, options.num, 0)}
+    captions = [item.captions[0] for name in SETS for item in prompts[name]]
+    chosen = ways([int(seed) for seed in options.seeds.split(",")])
+    done: list[Way] = []
+    for way in chosen:
+        path = work / "tokens" / f"{way.name}.npy"
+        if not path.exists():
+            if time.monotonic() - start > 60 * options.minutes * (1 if options.only_sample else 0.75):
+                break
+            began = time.monotonic()
+            save(path, sample(prior, captions, way))
+            print(f"{way.name}: {time.monotonic() - began:.1f} s for {len(captions)} samples", file=sys.stderr)
+        done.append(way)
+    if options.only_sample:
+        return
+    dual = train_dual(options.pictures, cache, 0)
+    tokenizer = tokenizer_of(prior.grid_spec, options.prior, given=options.tokenizer).to(device)
+    network = EfficientNetLite0(device)
+    sources = {"trained": known[:: max(1, len(known) // len(kept))][: len(kept)], "held-out": kept}
+    references = {name: text_image.picture_features(items, cache, SIZE) for name, items in sources.items()}
+    texts = {name: text_image.text_features([item.captions[0] for item in prompts[name]], cache) for name in SETS}
+    rows = []
+    for name in SETS:
+        real = text_image.picture_features(prompts[name], cache, SIZE)
+        rows.append({"set": name, "way": "real", "seed": 0, **score(real, references[name], dual, texts[name])})
+    header = {"prior": prior.fingerprint, "num": options.num, "text-image": text_image.NAME}
+    for way in done:
+        path = work / "features" / f"{way.name}.npy"
+        if path.exists():
+            features = np.load(path)
+        else:
+            grids = torch.from_numpy(np.load(work / "tokens" / f"{way.name}.npy").astype(np.int64))
+            with torch.inference_mode():
+                decoded = [to_uint8(tokenizer.decode(part.to(device)).cpu()) for part in grids.split(16)]
+            features = save(path, np.concatenate([network(images) for images in decoded]))
+        for i, name in enumerate(SETS):
+            own = features[i * options.num : (i + 1) * options.num]
+            said = f"{way.sampler}, {way.steps} calls, cfg {way.cfg_scale:g}"
+            scores = score(own, references[name], dual, texts[name], way.seed)
+            rows.append({"set": name, "way": said, "seed": way.seed, **scores})
+        write_report(work, header, rows)
+
+
+def main() -> int:
+    """Score the prior that the command line names."""
+    options = parse_arguments()
+    try:
+        run(options)
+    except (VqtoolError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if not options.only_sample:
+        print((options.work / "scores.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
