@@ -180,12 +180,13 @@ class CaptionCondition(Conditioner):
 
     def _encode(self, texts: Sequence[str | None]) -> Tensor:
         """(B, max_length) int64 token ids; a longer caption loses its end (see `find_truncated`)."""
-        result = self.null(len(texts))
-        for row, text in zip(result, texts, strict=True):
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}  # variants of a picture share them
+        rows = self.null(len(numbers))
+        for row, text in zip(rows, numbers, strict=True):
             if text is not None:
                 ids = [NUM_SPECIAL + token for token in self.vocabulary.encode(text)][: self.max_length - 1]
                 row[: len(ids) + 1] = torch.tensor([*ids, END])
-        return result
+        return rows[[numbers[text] for text in texts]]
 
     def null(self, num: int) -> Tensor:
         """(B, max_length) int64: NULL, then PAD."""
