@@ -86,6 +86,7 @@ class Prior:
     text_encoder: TextEncoder | None = None  # turns the tokens of captions into what the denoiser attends to
     fingerprint: str = ""  # of the file; empty before it is saved
     location: str = ""  # of the file it was loaded from
+    parent: str = ""  # fingerprint of the prior that it was made of, if any
     history: tuple[dict[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -116,23 +117,34 @@ class Prior:
         if not isinstance(condition, Tensor) or condition.ndim < 1 or len(condition) != num:
             given = tuple(condition.shape) if isinstance(condition, Tensor) else repr(condition)[:60]
             raise ValueError(f"{num} conditions from `conditioner.encode` are needed, not {given}")
-        if self.conditioner.needs_text_encoder and not condition.is_floating_point():
-            condition = self._encode_text(condition)
-        return self.denoiser.encode_condition(condition.to(self.device))
+        return self.denoiser.encode_condition(self.read_texts(condition).to(self.device))
 
-    def _encode_text(self, ids: Tensor) -> Tensor:
-        """(B, L, D): features of captions, encoded one by one so that the batch does not matter; zeros for null."""
-        rows, places = torch.unique(ids.cpu(), dim=0, return_inverse=True)
+    def read_texts(self, condition: Tensor) -> Tensor:
+        """Conditions as the denoiser takes them: captions by the features that the text encoder makes of them, if any.
+
+        Args:
+            condition: (B, ...) int64 from `conditioner.encode`, or features.
+
+        Returns:
+            The same, or (B, L, D) features: one by one, so that the batch does not matter; zeros for a learned null.
+
+        Raises:
+            VqtoolError: there is no text encoder to read captions with.
+        """
+        if condition.is_floating_point() or not self.conditioner.needs_text_encoder:
+            return condition
+        rows, places = torch.unique(condition.cpu(), dim=0, return_inverse=True)
         is_null = (rows == self.conditioner.null(1)).all(1)
         config = self.denoiser.config
         if self.text_encoder is None and self.denoiser.has_learned_null and bool(is_null.all()):
-            return torch.zeros(len(ids), config.text_length, config.text_width)
+            return torch.zeros(len(condition), config.text_length, config.text_width)
         if self.text_encoder is None:
             raise VqtoolError(
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
                 "its `text_encoder`"
             )
-        features = torch.cat([self.text_encoder(row[None].to(self.device)) for row in rows])
+        encoder = self.text_encoder.to(self.device)
+        features = torch.cat([encoder(row[None].to(self.device)) for row in rows])
         if self.denoiser.has_learned_null:
             features[is_null.to(self.device)] = 0.0
         return features[places.to(self.device)]
@@ -207,6 +219,8 @@ class Prior:
             ValueError: its text encoder has not been saved.
         """
         parents, encoder = {"tokenizer": self.grid_spec.tokenizer_fingerprint}, self.text_encoder
+        if self.parent:
+            parents["prior"] = self.parent
         tensors = {f"denoiser.{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         tensors |= {f"condition.{name}": tensor for name, tensor in self.conditioner.tensors().items()}
         tensors |= {"kernel.alpha_bar": self.kernel.alpha_bar, "kernel.gamma_bar": self.kernel.gamma_bar}
@@ -279,6 +293,7 @@ def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
             rule=config.rule,
             fingerprint=header.fingerprint,
             location=str(path_or_name),
+            parent=header.parents.get(KIND, ""),
             history=header.history,
             summary=header.summary,
         )

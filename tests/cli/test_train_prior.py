@@ -369,3 +369,92 @@ def test_two_processes_have_the_losses_of_one(folder, vqtool, more):
         squares = [tensors["memory.square"].tolist() for tensors in histories]
         assert squares[1] == pytest.approx(squares[0], rel=1e-4)
         assert min(squares[0]) > 0
+
+
+@pytest.fixture
+def trained(folder, vqtool, tokenizer_path):
+    """A current folder with tok.h5, whose grids have labels, and prior.safetensors that was trained on it."""
+    Path("tok.h5").unlink()
+    write_grids("tok.h5", tokenizer_path, labels=["a", "b"] * 4)
+    assert vqtool("train-prior", *SHORT, "--preview-every", 0).code == 0
+    return folder
+
+
+TUNING = ("--from", "prior.safetensors", "--steps", 3, "--batch-size", 4, "--preview-every", 0, "-o", "t.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "3 classes"),
+        (("--freeze", "blocks,head"), "blocks,head stays as it is: 0.0"),
+        (("--lora", 4, "--lora-alpha", 8, "--lora-targets", "mlp"), "adapters of rank 4 beside 8 weights"),
+        (("--train", "null"), "the null condition alone is trained"),
+        (("--kernel", "absorbing"), "kernel absorbing with schedule"),
+    ],
+)
+def test_a_prior_goes_on_learning_and_its_file_says_from_which(trained, vqtool, tokenizer_path, options, words):
+    write_grids("more.h5", tokenizer_path, labels=["b", "c"] * 4)
+    result = vqtool("train-prior", "more.h5", *TUNING, *options)
+    assert result.code == 0, result.err
+    assert words in result.err
+    assert "denoiser transformer of prior.safetensors: 1." in result.err
+    start, made = load_prior("prior.safetensors"), load_prior("t.safetensors")
+    assert made.parent == start.fingerprint
+    assert [record["step"] for record in made.history] == ["encode", "train-prior", "train-prior"]
+    assert made.history[-1]["inputs"]["prior"] == start.fingerprint
+    assert made.conditioner.examples == (("a", "b") if "null" in options else ("a", "b", "c"))
+    assert vqtool("sample", "t.safetensors", "--label", made.conditioner.examples[-1], "-n", 2, "-o", "s.h5").code == 0
+
+
+def test_a_stopped_run_that_went_on_from_a_prior_is_resumed_exactly(trained, vqtool):
+    for name in ("whole", "stopped"):
+        options = (*TUNING[:-1], f"{name}.safetensors", "--lora", 2, "--steps", 30)
+        if name == "stopped":
+            process = start("train-prior", *options, stderr=subprocess.PIPE)
+            log, deadline = Path("stopped.log.jsonl"), time.monotonic() + 120
+            while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+            assert process.returncode == 130
+            other = vqtool("train-prior", *options, "--resume", "--lora-alpha", 1)
+            assert "--lora-alpha was None when the run began, now it is 1" in error_lines(other.err)[0]
+            options = (*options, "--resume")
+        result = vqtool("train-prior", *options)
+        assert result.code == 0, result.err
+    assert load_prior("whole.safetensors").fingerprint == load_prior("stopped.safetensors").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--from", "gone.safetensors"), "gone.safetensors: no such file"),
+        (("--from", "tok.h5"), "tok.h5: not a safetensors file"),
+        ((*TUNING, "--size", "tiny"), "--size is that of the prior to begin with, prior.safetensors: leave it out"),
+        ((*TUNING, "--denoiser", "unet"), "--denoiser is that of the prior to begin with"),
+        ((*TUNING, "--condition", "caption"), "--condition caption: prior.safetensors is asked for by class"),
+        ((*TUNING, "--lora", 0), "--lora 0: must be 1 or more"),
+        ((*TUNING, "--lora", 1000), "--lora 1000: above the width of blocks.0.attention.qkv, 128"),
+        (("--lora", 2), "--lora is for a prior to begin with: name one with --from, or leave it out"),
+        (("--train", "null"), "--train is for a prior to begin with"),
+        ((*TUNING, "--resume"), "no earlier run is there to go on with"),
+    ],
+)
+def test_what_cannot_go_on_is_one_line_and_nothing_is_written(trained, vqtool, options, message):
+    before = sorted(path.name for path in trained.iterdir())
+    result = vqtool("train-prior", "-o", "t.safetensors", *options)
+    assert result.code == 1
+    assert len(error_lines(result.err)) == 1
+    assert message in error_lines(result.err)[0]
+    assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_a_prior_of_other_codes_is_refused_and_the_command_that_carries_it_over_is_named(
+    trained, vqtool, other_tokenizer_path
+):
+    write_grids("other.h5", other_tokenizer_path, labels=["a", "b"] * 4)
+    result = vqtool("train-prior", "other.h5", *TUNING)
+    assert result.code == 1
+    command = f"`vqtool codebook transplant prior.safetensors -t {other_tokenizer_path}`"
+    assert command in error_lines(result.err)[0]

@@ -17,6 +17,7 @@ OPTIONS = (
     | FlagGroup.of_file("training/building.py", "DiffusionOptions", panel=METHOD)
     | FlagGroup.of_file("training/objectives.py", "PriorLoss", panel=METHOD)
     | FlagGroup.of_file("training/building.py", "DenoiserOptions", panel=NETWORK)
+    | FlagGroup.of_file("training/adapters.py", "TuningOptions", panel=METHOD)
     | FlagGroup.of_file("training/prior.py", "PriorRunOptions", panel=LENGTH)
     | FlagGroup.of_file("training/runs.py", "MachineOptions", panel=MACHINE)
 )
@@ -26,6 +27,7 @@ OPTIONS = (
 def train_prior(
     grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("tok.h5"),
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
+    from_: Annotated[str | None, typer.Option("--from", help="Prior to begin with: a file, or 'builtin'.")] = None,
     *,
     options: Annotated[dict[str, Any], OPTIONS],
     tokenizer: Annotated[
@@ -46,19 +48,27 @@ def train_prior(
 
     Writes the prior, and beside it a log (.log.jsonl), the state for --resume (.state.safetensors) and a preview of
     samples (.preview.png). Without --steps and --minutes a run passes 300 times through the grids, but takes no longer
-    than 10 minutes on a CPU or 30 on a GPU.
+    than 10 minutes on a CPU or 30 on a GPU. With --from a prior goes on learning: its network, vocabulary and kernel
+    stay, classes and conditions that it lacks are added, and the learning rate is lower.
 
     Examples:
 
         vqtool train-prior --kernel mask-replace
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
+
+        vqtool train-prior --from prior.safetensors more.h5 -o tuned.safetensors
+
+        vqtool train-prior --from prior.safetensors --lora 16 more.h5 -o tuned.safetensors
+
+        vqtool train-prior --from prior.safetensors --train null --steps 200 -o guided.safetensors
     """
     from vqtool.training.prior import train_prior
 
     train_prior(
         grids,
         output,
+        from_=from_,
         tokenizer=tokenizer,
         seed=seed,
         resume=resume_auto or resume,

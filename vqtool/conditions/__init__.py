@@ -263,12 +263,33 @@ def build(
 def _build_caption(texts: Sequence[str], vocabulary: str, most: int) -> CaptionCondition:
     words = {word for text in texts for word in text.lower().split()}
     size = min(most, 256 + 64 + 2 * len(words))
-    model = VOCABULARY_MODELS[vocabulary].train(texts, size)
+    return _caption_condition(texts, VOCABULARY_MODELS[vocabulary].train(texts, size))
+
+
+def _caption_condition(texts: Sequence[str], model: Vocabulary, *, at_least: int = 0) -> CaptionCondition:
+    """Captions of a length that takes all of these, up to a limit."""
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)
     # In random order, so that the first few are as varied as all of them.
     order = rng.permutation(0, 0, len(distinct))[:MAX_EXAMPLES]
-    return CaptionCondition(model, min(longest + 1, MAX_CAPTION_LENGTH), [distinct[i] for i in order])
+    max_length = max(at_least, min(longest + 1, MAX_CAPTION_LENGTH))
+    return CaptionCondition(model, max_length, [distinct[i] for i in order])
+
+
+def extend(conditioner: Conditioner, labels: Sequence[str] | None, captions: Sequence[str] | None) -> Conditioner:
+    """The conditioner for more grids: labels that it does not know go after those that it knows.
+
+    A vocabulary stays what it is, since both kinds can write any text; captions may become longer, as far as a fresh
+    conditioner's. The examples are those of the new grids.
+    """
+    if isinstance(conditioner, ClassCondition):
+        names = NameIndex(conditioner.examples)
+        new = {label for label in labels or () if label and names.find(label) is None}
+        return ClassCondition([*conditioner.examples, *sorted(new, key=natural_key)])
+    texts = [caption for own in captions or () if own for caption in split_captions(own)]
+    if isinstance(conditioner, CaptionCondition) and texts:
+        return _caption_condition(texts, conditioner.vocabulary, at_least=conditioner.max_length)
+    return conditioner
 
 
 def load(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Conditioner:

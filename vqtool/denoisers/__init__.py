@@ -32,6 +32,17 @@ class Denoiser(nn.Module, ABC):
 
     config: Any  # the frozen dataclass that it was built from
     stretches: bool = False  # whether it takes grids of other sizes, with its position embeddings interpolated
+    code_tables: tuple[str, ...] = ("tokens.weight", "head.weight", "head.bias")  # a row a code; then that of the mask
+
+    @property
+    def knows_mask(self) -> bool:
+        """Whether masked cells can be told to it."""
+        return True
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """Where the learned null condition is: names of parameters, and the row of each; None for all rows."""
+        return ()
 
     @property
     def has_learned_null(self) -> bool:
@@ -53,6 +64,36 @@ class Denoiser(nn.Module, ABC):
         if isinstance(bias, Tensor):
             bias.copy_(frequencies.log())
 
+    @torch.no_grad()
+    def take_over(self, old: "Denoiser") -> None:
+        """Take the weights of a network of the same kind, and so predict what it predicts.
+
+        This one, with fresh weights, may have a condition that the other lacks, more classes, longer captions or, if
+        its kind allows it, grids of another size. A class that the other does not know begins as its null condition.
+
+        Raises:
+            MismatchError: the other knows the positions of grids of its own size only.
+            ValueError: it is of another kind.
+        """
+        mine, theirs = self.state_dict(), old.state_dict()
+        for name in mine.keys() - theirs.keys():
+            self._silence(name, mine[name])
+        for name in mine.keys() & theirs.keys():
+            mine[name].copy_(self._fit(name, theirs[name], mine[name], old))
+
+    def _silence(self, name: str, tensor: Tensor) -> None:
+        """Fill a tensor that the network taken over lacks, so that nothing that it predicts changes."""
+        if name == "classes.weight":
+            tensor.zero_()
+
+    def _fit(self, name: str, theirs: Tensor, mine: Tensor, old: "Denoiser") -> Tensor:
+        """A tensor of the network taken over, in the shape that it has here."""
+        if theirs.shape == mine.shape:
+            return theirs
+        if name == "classes.weight":
+            return add_classes(theirs[:-1], theirs[-1], len(mine))
+        raise ValueError(f"{name} is {tuple(theirs.shape)}, {tuple(mine.shape)} is expected")
+
     @abstractmethod
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
@@ -68,6 +109,11 @@ class Denoiser(nn.Module, ABC):
         Returns:
             (B, H, W, K), or (B, n, K) with `cells`.
         """
+
+
+def add_classes(known: Tensor, null: Tensor, num_rows: int) -> Tensor:
+    """A table of classes (n, D) with more rows, all of them the null condition (D,): (num_rows, D)."""
+    return torch.cat([known, null.expand(num_rows - len(known), -1)])
 
 
 def module(name: str) -> ModuleType:

@@ -30,7 +30,9 @@ class AdaptiveNorm(nn.Module):
 
     def modulate_class(self, classes: Tensor) -> Tensor:
         """Scale and shift, (B, 2 D), of classes (B,): rows of the table; num_classes is the mean of all rows."""
-        rows = self.get_parameter("table.weight")
+        if self.table is None:
+            raise ValueError("this norm has no table of classes")
+        rows = self.table.weight
         last = len(rows) - 1
         return self.modulate(torch.where((classes > last)[:, None], rows.mean(0), rows[classes.clamp(max=last)]))
 

@@ -120,6 +120,8 @@ class _Stage(nn.ModuleList):
 class Network(Denoiser):
     """The network."""
 
+    code_tables = ()  # tokens enter as numbers, which other codes would not have
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -167,6 +169,16 @@ class Network(Denoiser):
                 if level and number == self.config.num_blocks:
                     stage.append(_Up(width, width))
                 self.up.append(_Stage(stage))
+
+    @property
+    def knows_mask(self) -> bool:
+        """Whether there is the second input."""
+        return bool(self.config.sees_mask)
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The last row of the classes."""
+        return () if self.classes is None else (("classes.weight", -1),)
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone: (B,) class numbers, or (B, 0) nothing."""

@@ -48,7 +48,7 @@ PARAMETERISATION = "evidence"
 TIME_SCALE = 1000.0  # t / T times this is what the sinusoids see
 EMBEDDING_SCALE = 0.02  # std at the start; with 0.3 a run on emoji (K = 1024) needs a quarter more steps
 CLASS_SCALE = 0.3  # std at the start, beside an embedded time of about 1; with a smaller one classes are learned late
-PAD = 0  # the caption token that is not attended to: conditions.PAD
+PAD, NULL = 0, 1  # the caption tokens that is not attended to, and that stands for no caption: those of conditions
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,25 @@ class Network(Denoiser):
         for layer in zeroed:
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The null condition's row among the classes, or its token's among those of captions."""
+        if self.text is not None:
+            return (("text.tokens.weight", NULL),)
+        return () if self.classes is None else (("classes.weight", -1),)
+
+    def _silence(self, name: str, tensor: Tensor) -> None:
+        if name.startswith("text.pooled."):  # cross-attention is silent at the start
+            tensor.zero_()
+        super()._silence(name, tensor)
+
+    def _fit(self, name: str, theirs: Tensor, mine: Tensor, old: Denoiser) -> Tensor:
+        if name in ("rows", "columns"):
+            return _resized(theirs, len(mine))
+        if name == "text.positions":
+            return torch.cat([theirs, mine[len(theirs) :]])
+        return super()._fit(name, theirs, mine, old)
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone: (B,) class numbers, (B, L) caption tokens, or (B, 0) nothing."""

@@ -149,6 +149,16 @@ class Network(Denoiser):
         # A fifth faster at dim 128 on a CPU.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def knows_mask(self) -> bool:
+        """Whether the table of tokens has a row for the mask."""
+        return bool(len(self.tokens.weight) > self.config.codebook_size)
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The last row of the classes."""
+        return () if self.classes is None else (("classes.weight", -1),)
+
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """What depends on the condition alone: (B,) class numbers, or (B, 0) nothing."""
         return EncodedCondition() if self.classes is None else EncodedCondition(self.classes(condition))

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers import Denoiser, EncodedCondition, add_classes
 from vqtool.denoisers._blocks import (
     TIME_SCALE,
     AdaptiveNorm,
@@ -42,6 +42,7 @@ from vqtool.denoisers._blocks import (
     pick,
     sinusoids,
 )
+from vqtool.errors import MismatchError, size_text
 
 _CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -197,6 +198,41 @@ class Network(Denoiser):
     def has_learned_null(self) -> bool:
         """Whether a text of zeros stands for a null text with weights of its own."""
         return self.null_text is not None
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The null text, or the last row of every block's classes."""
+        if self.null_text is not None:
+            return (("null_text", None),)
+        if not self.config.num_classes or not self.config.learned_null:
+            return ()
+        return tuple((f"blocks.{number}.mlp_norm.table.weight", -1) for number in range(len(self.blocks)))
+
+    def _silence(self, name: str, tensor: Tensor) -> None:
+        if name.endswith("mlp_norm.linear.weight"):  # scales and shifts begin as those of the plain LayerNorm
+            tensor.zero_()
+
+    @torch.no_grad()
+    def take_over(self, old: Denoiser) -> None:
+        """Take the weights of another network: see `Denoiser.take_over`."""
+        was, now = (size_text(network.config.grid_size) for network in (old, self))
+        if was != now:
+            raise MismatchError(
+                f"the grids are {now}, but this prior's denoiser, vq-diffusion, knows the positions of {was} only: "
+                "encode images at that size"
+            )
+        super().take_over(old)
+        for mine, theirs in zip(self.blocks, old.get_submodule("blocks").children(), strict=True):
+            norm, plain = mine.get_submodule("mlp_norm"), theirs.get_submodule("mlp_norm")
+            if isinstance(norm, AdaptiveNorm) and isinstance(plain, nn.LayerNorm):
+                norm.linear.bias.copy_(torch.cat([plain.weight - 1, plain.bias]))
+
+    def _fit(self, name: str, theirs: Tensor, mine: Tensor, old: Denoiser) -> Tensor:
+        if name.endswith("mlp_norm.table.weight") and theirs.shape != mine.shape:
+            learned = old.config.learned_null
+            known = theirs[:-1] if learned else theirs
+            return add_classes(known, theirs[-1] if learned else theirs.mean(0), len(mine))
+        return super()._fit(name, theirs, mine, old)
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """The part of the computation that depends on the condition alone.

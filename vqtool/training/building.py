@@ -1,6 +1,7 @@
 """A fresh prior: forward process, condition and network, with what suits data and machine where nobody says."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from vqtool.conditions import Conditioner
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError, warn
-from vqtool.grids import GridBatch
+from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
 from vqtool.priors import PARAMETERISATIONS, GridSpec, Prior
+from vqtool.training.data import GridData, build_data
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
+CONDITION_TABLES = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
 DEFAULT_RATE = 1e-3  # of denoisers that name none for a size
 
 
@@ -75,14 +78,18 @@ class ConditionOptions(Checked):
         conditioner = conditions.build(
             kind, batch.labels, batch.captions, vocabulary=self.vocabulary, vocabulary_size=self.vocabulary_size
         )
-        texts = conditioner.select(batch.labels, batch.captions) or []
-        missing, cut = sum(text is None for text in texts), len(conditioner.find_truncated(texts))
-        if missing:
-            warn(f"{missing} of {len(texts)} grids have no {kind}: they train the null condition")
-        if cut:
-            longest = conditions.MAX_CAPTION_LENGTH
-            warn(f"{cut} captions are longer than {longest} tokens: their ends are left out")
+        warn_of_texts(conditioner, conditioner.select(batch.labels, batch.captions) or [])
         return conditioner
+
+
+def warn_of_texts(conditioner: Conditioner, texts: Sequence[str | None]) -> None:
+    """Warn where grids have no text, or one whose end is cut off."""
+    missing, cut = sum(text is None for text in texts), len(conditioner.find_truncated(texts))
+    if missing:
+        warn(f"{missing} of {len(texts)} grids have no {conditioner.kind}: they train the null condition")
+    if cut:
+        longest = getattr(conditioner, "max_length", 0)
+        warn(f"{cut} captions are longer than {longest} tokens: their ends are left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,44 @@ class DenoiserOptions(Checked):
         return chosen
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What is trained on what."""
+
+    prior: Prior
+    data: GridData
+    held_out: GridData | None
+    learning_rate: float  # that suits it
+    name: str  # what the network is called: its size, or the prior that it was
+    notes: Sequence[str] = ()  # what people are told of it
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what the run is made from beside the prior's own
+
+
+def begin(
+    header: GridHeader,
+    batch: GridBatch,
+    diffusion: DiffusionOptions,
+    network: DenoiserOptions,
+    condition: ConditionOptions,
+    *,
+    seed: int,
+) -> Beginning:
+    """A fresh prior for grids.
+
+    Raises:
+        VqtoolError: the options do not go together or with the grids.
+    """
+    conditioner = condition.build(batch, network.denoiser)
+    data, held_out = build_data(batch, conditioner, GridSpec.of(header)).split(seed)
+    size = network.choose_size(len(data), data.tokens[0].size)
+    prior = build_prior(
+        diffusion.build(header.codebook_size), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
+        denoiser=network.denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
+        dropout=network.dropout,
+    )  # fmt: skip
+    return Beginning(prior, data, held_out, choose_learning_rate(network.denoiser, size), size)
+
+
 def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
     """The name of a size that suits data and machine; where the denoiser lacks it, the next smaller one it has.
 
@@ -155,6 +200,17 @@ def check_condition(denoiser: str, kind: str) -> None:
             f"`denoiser` {denoiser} is not trained with `condition` {kind}, only with {', '.join(taken)}; "
             f"denoisers that take {kind}: {others}"
         )
+
+
+def check_dropout(dropout: float, denoiser: str) -> float:
+    """The dropout that is asked for.
+
+    Raises:
+        VqtoolError: the denoiser has none.
+    """
+    if "dropout" not in {each.name for each in fields(denoisers.module(denoiser).Config)}:
+        raise VqtoolError(f"`dropout` {dropout:g}: the denoiser {denoiser} has none; leave it out")
+    return dropout
 
 
 def build_prior(
@@ -199,18 +255,15 @@ def build_prior(
         parameterisation = "direct" if rule == "plug-in" else file.PARAMETERISATION
     if parameterisation not in PARAMETERISATIONS:
         raise ValueError(f"parameterisation is {parameterisation!r}, known are {PARAMETERISATIONS}")
-    tables = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
     config = {
         "codebook_size": kernel.codebook_size,
         "grid_size": grid_spec.grid_size,
         "num_steps": kernel.num_steps,
-        **{name: getattr(conditioner, name) for name in tables if hasattr(conditioner, name)},
+        **{name: getattr(conditioner, name) for name in CONDITION_TABLES if hasattr(conditioner, name)},
         **file.SIZES[size],
     }
     if dropout:
-        if "dropout" not in {field.name for field in fields(file.Config)}:
-            raise VqtoolError(f"`dropout` {dropout:g}: the denoiser {denoiser} has none; leave it out")
-        config["dropout"] = dropout
+        config["dropout"] = check_dropout(dropout, denoiser)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = denoisers.build(denoiser, config)

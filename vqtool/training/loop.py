@@ -48,7 +48,8 @@ class LoopConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
     betas: tuple[float, float] = (0.9, 0.96)
-    ema_decay: float = 0.999  # of the weights, a step; rises to this over the first steps
+    ema_decay: float = 0.999  # of the weights, a step
+    ema_rises: bool = True  # to this over the first steps, so that fresh weights are soon forgotten
     clip_norm: float = 1.0  # largest norm of the gradient
     seed: int = 0
     save_seconds: float = 120.0  # how often the state is written
@@ -94,8 +95,8 @@ def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
-def _update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    average = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     average(list(ema.parameters()), list(model.parameters()), None)
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         average.copy_(buffer)
@@ -196,7 +197,8 @@ class _Run:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.prepared.step()
         self.prepared.zero_grad()
-        _update_ema(self.ema, self.bare, self.step, config.ema_decay)
+        rising = (1 + self.step) / (10 + self.step) if config.ema_rises else 1.0
+        _update_ema(self.ema, self.bare, min(config.ema_decay, rising))
         self.step += 1
         return {"loss": loss.detach(), **metrics, "gradient_norm": norm}
 

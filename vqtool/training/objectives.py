@@ -157,7 +157,7 @@ class PriorObjective:
         x_0, condition = data.rows(rows, draws)
         noise = rng.uniform(seed, numbers, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING, device=device)
         dropped = (noise[:, 0] < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
-        condition = torch.where(dropped, self._null, condition)
+        condition = self._prior.read_texts(torch.where(dropped, self._null, condition))
         noised, importance = self._add_noise(x_0, numbers, noise[:, 1:].view_as(x_0))
         measure = self._measure_masked if self._masks_only else self._measure_all
         main, extra, metrics = measure(model, x_0, noised, condition)
@@ -310,7 +310,8 @@ def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tenso
         x_t = kernel.sample(x_0, t, noise)
         for first in range(0, len(data), batch_size):
             rows = slice(first, first + batch_size)
-            bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], condition[rows])
+            texts = prior.read_texts(condition[rows])
+            bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], texts)
             total += bound.sum()
     stationary = float(stationary_term(x_0[:1, :1, :1], kernel))
     return total * kernel.num_steps / (x_0.numel() * VALIDATION_TIMES) + stationary

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,23 +19,19 @@ from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
 from vqtool.options import distribute, option
-from vqtool.priors import GridSpec, Prior
+from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training.building import (
-    ConditionOptions,
-    DenoiserOptions,
-    DiffusionOptions,
-    build_prior,
-    choose_learning_rate,
-)
-from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData, build_data
+from vqtool.training.adapters import TuningOptions, merged
+from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
+from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.loop import LoopConfig, Validation
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
+from vqtool.training.tuning import go_on
 
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out, at most
@@ -61,6 +58,7 @@ def train_prior(
     grids: str | Path,
     output: str | Path,
     *,
+    from_: str | Path | None = None,
     tokenizer: str | None = None,
     seed: int = 0,
     resume: bool | str = False,
@@ -78,6 +76,7 @@ def train_prior(
     Args:
         grids: grid file, or "-" for stdin.
         output: file to write.
+        from_: prior to begin with, a file or "builtin"; None for fresh weights.
         tokenizer: draws the previews: a file or "builtin"; None for the one that the grids name.
         seed: of all noise.
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
@@ -85,8 +84,8 @@ def train_prior(
         notify: is told, line by line, what is done.
         progress: shows the steps.
         report: is told (step, metrics) after each step.
-        **options: of `DiffusionOptions`, `PriorLoss`, `DenoiserOptions`, `ConditionOptions`, `PriorRunOptions` and
-            `MachineOptions`, by name.
+        **options: of `DiffusionOptions`, `PriorLoss`, `DenoiserOptions`, `ConditionOptions`, `TuningOptions`,
+            `PriorRunOptions` and `MachineOptions`, by name.
 
     Returns:
         The prior as it was written (in the main process).
@@ -95,25 +94,24 @@ def train_prior(
         VqtoolError: files are missing or in the way, or options do not go together.
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    diffusion, loss, network, condition, run, machine = distribute(
-        options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, PriorRunOptions, MachineOptions
-    )
+    diffusion, loss, network, condition, tuning, run, machine = distribute(
+        options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, TuningOptions, PriorRunOptions,
+        MachineOptions,
+    )  # fmt: skip
     check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     header, batch = _read(grids)
-    conditioner = condition.build(batch, network.denoiser)
-    kernel = diffusion.build(header.codebook_size)
-    data, held_out = build_data(batch, conditioner, GridSpec.of(header)).split(seed)
-    size = network.choose_size(len(data), data.tokens[0].size)
-    prior = build_prior(
-        kernel, conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens, denoiser=network.denoiser,
-        rule=diffusion.rule, parameterisation=network.parameterisation, dropout=network.dropout,
-    )  # fmt: skip
+    if from_ is None:
+        tuning.check_fresh()
+        start = begin(header, batch, diffusion, network, condition, seed=seed)
+    else:
+        start = go_on(load_prior(from_), header, batch, condition, tuning, given=options, seed=seed)
+    prior, data, held_out = start.prior, start.data, start.held_out
     check_loss(loss, prior)
-    _announce(prior, size, len(data), len(held_out or ()), notify)
+    _announce(start, notify)
     preview = _find_preview(prior, grids, tokenizer, files)
-    rate = run.learning_rate or choose_learning_rate(network.denoiser, size)
-    plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine)
+    rate = run.learning_rate or start.learning_rate
+    plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine, fresh=from_ is None)
     num_steps = choose_steps(
         run,
         files,
@@ -124,12 +122,18 @@ def train_prior(
     trained = fit(
         prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=files.resume,
         held_out=held_out, keep_best=run.keep == "best", preview=preview, report=report, progress=progress,
+        settings=start.settings,
     )  # fmt: skip
     if not distributed.is_main_process():
         return trained
     inputs = {"grids": data.digest(), "tokenizer": header.tokenizer_fingerprint}
+    if prior.parent:
+        inputs["prior"] = prior.parent
     record = history_record("train-prior", inputs=inputs, seed=seed)
-    saved = replace(trained, history=(*header.history, record)).save(files.output, force=True)
+    before = [each for each in header.history if each not in prior.history]
+    saved = replace(
+        trained, denoiser=merged(trained.denoiser, trained.denoiser_name), history=(*prior.history, *before, record)
+    ).save(files.output, force=True)
     preview(saved, num_steps)
     notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
     return saved
@@ -144,14 +148,17 @@ def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
     return header, batch
 
 
-def _announce(prior: Prior, size: str, num_grids: int, num_held_out: int, notify: Notify) -> None:
+def _announce(start: Beginning, notify: Notify) -> None:
+    prior, held_out = start.prior, start.held_out
     kernel, conditioner = prior.kernel, prior.conditioner
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
-    held_out = f" ({num_held_out} more held out)" if num_held_out else ""
-    parameters = sum(parameter.numel() for parameter in prior.denoiser.parameters())
-    notify(f"{num_grids} grids of {size_text(prior.grid_spec.grid_size)}{held_out}; {texts[conditioner.kind]}")
+    more = f" ({len(held_out)} more held out)" if held_out else ""
+    parameters = sum(tensor.numel() for tensor in prior.denoiser.state_dict().values())
+    notify(f"{len(start.data)} grids of {size_text(prior.grid_spec.grid_size)}{more}; {texts[conditioner.kind]}")
     notify(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
-    notify(f"denoiser {prior.denoiser_name} {size}: {parameters / 1e6:.2f} M parameters")
+    notify(f"denoiser {prior.denoiser_name} {start.name}: {parameters / 1e6:.2f} M parameters")
+    for note in start.notes:
+        notify(note)
 
 
 def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: RunFiles) -> Callable[[Prior, int], None]:
@@ -167,7 +174,13 @@ def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: Run
 
 
 def choose_run(
-    num_steps: int, *, run: PriorRunOptions, learning_rate: float, seed: int, machine: MachineOptions
+    num_steps: int,
+    *,
+    run: PriorRunOptions,
+    learning_rate: float,
+    seed: int,
+    machine: MachineOptions,
+    fresh: bool = True,
 ) -> LoopConfig:
     """How a run of that length goes: a tenth of it warms up, at most 100 steps, and a tenth of it is averaged.
 
@@ -177,6 +190,7 @@ def choose_run(
         learning_rate: at the end of the warm-up.
         seed: of the run.
         machine: what is asked of the GPU.
+        fresh: whether the weights are, so that the average forgets the first of them soon.
 
     Raises:
         VqtoolError: something for GPUs without one.
@@ -187,6 +201,7 @@ def choose_run(
         learning_rate,
         warmup_steps=min(100, max(1, num_steps // 10)),
         ema_decay=min(0.9995, max(0.9, 1 - 10 / num_steps)),
+        ema_rises=fresh,
         seed=seed,
         preview_steps=run.preview_every,
         minutes=run.minutes,
@@ -227,6 +242,7 @@ def fit(
     preview: Callable[[Prior, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prior:
     """Train a prior that is there.
 
@@ -243,6 +259,7 @@ def fit(
         preview: draws samples of the prior as it is, every `run.preview_steps` steps.
         report: is told (step, metrics).
         progress: shows the steps.
+        settings: what else the run is made from, by the names that users know; a resume needs the same.
 
     Returns:
         The prior with the averaged weights, and a summary of the run.
@@ -262,7 +279,8 @@ def fit(
         measure = partial(validate, prior=prior, data=held_out.thin(count), seed=run.seed)
         validation = Validation("validation_bound", measure, every, keep_best)
     kernel, network = prior.kernel, asdict(prior.denoiser.config)
-    settings = {
+    made_from = {
+        **settings,
         "keep": "best" if keep_best else "last",
         "kernel": kernel.name,
         "schedule": kernel.schedule,
@@ -283,7 +301,7 @@ def fit(
         state_path=state_path,
         log_path=log_path,
         data={"grids": f"{data.digest()}, {kernel.codebook_size} codes"},
-        settings=settings,
+        settings=made_from,
         resume=resume,
         memory=objective.history,
         validation=validation,
