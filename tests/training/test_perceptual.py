@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.efficientnet import load_efficientnet
-from vqtool.training.perceptual import EFFICIENTNET, LAYER_WEIGHTS, StLpips, load_perceptual
+from vqtool.training.perceptual import EFFICIENTNET, FEATURE_WEIGHT, LAYER_WEIGHTS, StLpips, load_perceptual
 
 CONVOLUTIONS = {
     "vgg": {"slice1": (0, 2), "slice2": (6, 8), "slice3": (12, 14, 16), "slice4": (20, 22, 24), "slice5": (28, 30, 32)},
@@ -92,46 +92,33 @@ def test_distances_are_those_of_the_reference(kind):
     assert load_perceptual(str(path)).distances(images, others).tolist() == pytest.approx(REFERENCE[kind], rel=1e-5)
 
 
-def test_efficientnet_compares_the_layers_before_each_halving_and_the_features_of_scores():
-    """Oracle: the layers of the network as it was published, called one by one; and 0 for equal pictures."""
+def test_efficientnet_compares_wide_layers_and_the_features_of_scores():
+    """Oracle: the network as it was published, layer by layer, and its own features; and 0 for equal pictures."""
     pytest.importorskip("efficientnet_lite_pytorch")
     network = load_perceptual(EFFICIENTNET)
     images, others = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in (0, 1))
     assert network(images, images).item() == 0
     assert not network.train().network.training
-
     inner = load_efficientnet()
+    wide = {}
+    for number, block in enumerate(inner._blocks):
+        if number in LAYER_WEIGHTS:
+            block._bn0.register_forward_hook(lambda module, given, result, n=number: wide.update({n: result.clone()}))
 
     def layers(pictures):
-        x = inner._swish(inner._bn0(inner._conv_stem(((pictures + 1) * 127.5 - 127) / 128)))
-        taps = []
-        for i, block in enumerate(inner._blocks):
-            if i in (1, 3, 5, 11):  # halve, as the paper's table says
-                taps.append(x)
-            x = block(x)
-        return [*taps, x]
+        inner.extract_features(((pictures + 1) * 127.5 - 127) / 128)
+        return {number: result.clamp(0, 6) for number, result in wide.items()}
 
     expected = torch.zeros(2)
-    for weight, a, b in zip(LAYER_WEIGHTS[:-1], layers(images), layers(others), strict=True):
-        a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))  # noqa: PLW2901
+    first, second = layers(images), layers(others)
+    assert [first[number].shape[2:] for number in (2, 4, 6)] == [(8, 8), (4, 4), (2, 2)]
+    for number, weight in LAYER_WEIGHTS.items():
+        a, b = (x[number] / x[number].norm(dim=1, keepdim=True) for x in (first, second))
         expected += weight * (a - b).square().sum(1).mean((1, 2))
-    f, g = (inner.extract_features((x * 127.5 + 0.5) / 128).mean((2, 3)) for x in (images, others))
-    expected += LAYER_WEIGHTS[-1] * (f - g).square().sum(1) / f.square().sum(1)
+    large = [functional.interpolate(x, (224, 224), mode="bilinear") for x in (images, others)]
+    f, g = (inner.extract_features((x * 127.5 + 0.5) / 128).mean((2, 3)) for x in large)
+    expected += FEATURE_WEIGHT * (f - g).square().sum(1) / f.square().sum(1)
     assert torch.allclose(network.distances(images, others), expected, rtol=1e-4)
-
-
-def test_images_are_enlarged_for_the_network_and_gradients_go_to_the_rebuilt_ones_alone(tmp_path):
-    """Oracle: the distance of what torch's interpolation makes of them, the shorter side of that size."""
-    torch.save(transparent("alex"), tmp_path / "alex.pth")
-    plain, large = (load_perceptual(str(tmp_path / "alex.pth"), size=size) for size in (None, 48))
-    images, rebuilt = (torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
-    large.check_size((16, 24))
-    rebuilt.requires_grad_()
-    found = large(images, rebuilt)
-    pair = [functional.interpolate(x, (48, 72), mode="bilinear", align_corners=False) for x in (images, rebuilt)]
-    assert found.item() == pytest.approx(plain(*pair).item(), rel=1e-5)
-    found.backward()
-    assert rebuilt.grad.abs().sum() > 0
 
 
 def test_files_that_are_none_are_named_with_the_remedy(tmp_path):

@@ -42,9 +42,6 @@ class TokenizerLoss(Checked):
         advanced=True,
     )
     perceptual_weight: float = option(1.0, "Its weight.", minimum=0, advanced=True)
-    perceptual_size: int | None = option(
-        None, "Pixels a side that pictures are enlarged to for it.", shown="as they are", minimum=32, advanced=True
-    )
     perceptual_share: float = option(
         1.0, "Share of each batch that it sees: less is faster.", above=0, maximum=1, advanced=True
     )

@@ -38,7 +38,7 @@ ADVERSARIAL_BETAS = (0.5, 0.9)  # of Adam, where two networks learn against each
 OnError = Callable[[ImageItem, VqtoolError], None]
 Report = Callable[[int, Mapping[str, float]], None]
 # Options that states of earlier versions do not name, with the values that stand for what those did.
-_ADDED = {"zoom": False, "perceptual_size": None, "perceptual_share": 1.0, "adversarial_warmup": 0}
+_ADDED = {"zoom": False, "perceptual_share": 1.0, "adversarial_warmup": 0}
 _TOLD = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weight", "discriminator")
 
 
@@ -199,9 +199,7 @@ def learn(
         report: is told (step, metrics).
     """
     size = lesson.size
-    perceptual = None
-    if lesson.loss.perceptual is not None:
-        perceptual = load_perceptual(lesson.loss.perceptual, size=lesson.loss.perceptual_size)
+    perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
     pixels = read_images(
