@@ -51,17 +51,26 @@ class Way:
     sampler: str
     steps: int
     seed: int = 0
+    null: str | None = None  # what guidance compares with; None is the learned null
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}-seed{self.seed}"
+        null = f"-{self.null}" if self.null else ""
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}-seed{self.seed}"
+
+    @property
+    def said(self) -> str:
+        """In tables."""
+        null = f", {self.null} null" if self.null else ""
+        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}"
 
 
 def ways(seeds: Sequence[int]) -> list[Way]:
     """What is measured, the most telling first."""
     chosen = [Way(scale, "purity", 16) for scale in (3, 1, 2, 5, 0)]  # 1 is without guidance, 0 without the caption
     chosen += [Way(3, "purity", steps) for steps in (8, 25, 50)]
+    chosen += [Way(3, "purity", 16, null="zero-shot")]
     chosen += [Way(3, "fewer", steps) for steps in (16, 8, 25, 50)]
     chosen += [Way(scale, "fewer", 16) for scale in (1, 2, 5)]
     chosen += [Way(3, "ancestral", steps) for steps in (25, 100)]
@@ -90,6 +99,7 @@ def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
             sampler=way.sampler,
             steps=way.steps,
             cfg_scale=float(way.cfg_scale),
+            null=way.null,
             seed=way.seed,
             batch_size=BATCH,
         )
@@ -242,9 +252,8 @@ def run(options: argparse.Namespace) -> None:
             features = save(path, np.concatenate([network(images) for images in decoded]))
         for i, name in enumerate(SETS):
             own = features[i * options.num : (i + 1) * options.num]
-            said = f"{way.sampler}, {way.steps} calls, cfg {way.cfg_scale:g}"
             scores = score(own, references[name], dual, texts[name], way.seed)
-            rows.append({"set": name, "way": said, "seed": way.seed, **scores})
+            rows.append({"set": name, "way": way.said, "seed": way.seed, **scores})
         write_report(work, header, rows)
 
 
