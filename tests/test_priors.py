@@ -46,10 +46,13 @@ def test_log_x0_is_normalised_and_without_a_condition_uses_the_null_condition(ki
     assert torch.equal(prior.log_x0(x_t, t, prior.encode_condition(None, 3)), log_x0)
 
 
-@pytest.mark.parametrize("kind", ["none", "class", "caption"])
-def test_a_saved_prior_predicts_bit_for_bit_what_it_did(tmp_path, kind):
+LIGHT = {"caption_width": 32, "shared_modulation": True}
+
+
+@pytest.mark.parametrize(("kind", "network"), [("none", {}), ("class", {}), ("caption", {}), ("caption", LIGHT)])
+def test_a_saved_prior_predicts_bit_for_bit_what_it_did(tmp_path, kind, network):
     history = [{"step": "train-prior"}]
-    prior = replace(random_prior(kind=kind), history=tuple(history), summary={"steps": 3})
+    prior = replace(random_prior(kind=kind, **network), history=tuple(history), summary={"steps": 3})
     saved = prior.save(tmp_path / "prior.safetensors")
     loaded = vqtool.load_prior(tmp_path / "prior.safetensors")
     x_t = torch.full((3, 4, 6), 11)

@@ -39,7 +39,7 @@ def inputs(num=3, size=(3, 5)):
 
 
 CAPTIONS = {"vocabulary_size": 30, "max_length": 6}
-LIGHT = {"token_width": 24, "text_width": 32, "shared_modulation": True}
+LIGHT = {"token_width": 24, "caption_width": 32, "shared_modulation": True}
 
 
 @pytest.mark.parametrize("changes", [{}, LIGHT])
@@ -179,7 +179,7 @@ def test_dropout_is_drawn_in_training_alone_and_from_the_seed():
     assert float((drawn[0] - drawn[2]).abs().amax(-1).min()) > 1e-4
 
 
-@pytest.mark.parametrize("changes", [{"num_heads": 0}, {"num_heads": 3}, {"text_width": 30}])
+@pytest.mark.parametrize("changes", [{"num_heads": 0}, {"num_heads": 3}, {"caption_width": 30}])
 def test_heads_that_cannot_share_a_width_are_refused(changes):
     with pytest.raises(ValueError, match=r"a width of \d+ cannot be shared by \d heads"):
         config(**changes)

@@ -60,7 +60,9 @@ def exact_prior(law, grid_size, kernel):
     return Prior(kernel, denoiser, "exact", conditions.build("none"), grid_spec(grid_size), parameterisation="direct")
 
 
-def random_prior(kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_size=11, num_steps=20, scale=0.5):
+def random_prior(
+    kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_size=11, num_steps=20, scale=0.5, **network
+):
     """A tiny transformer whose weights are all noise: its predictions differ much between cells and conditions."""
     conditioner = conditions.build(
         kind,
@@ -78,6 +80,7 @@ def random_prior(kernel="mask-replace", kind="none", grid_size=(4, 6), codebook_
         "num_classes": getattr(conditioner, "num_classes", 0),
         "vocabulary_size": getattr(conditioner, "vocabulary_size", 0),
         "max_length": getattr(conditioner, "max_length", 0),
+        **network,
     }
     denoiser = denoisers.build("transformer", config)
     generator = torch.Generator().manual_seed(1)

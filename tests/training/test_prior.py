@@ -148,7 +148,7 @@ def test_a_state_of_before_a_setting_of_the_network_came_is_taken_up(tmp_path):
     prior_run.train(tmp_path, num_steps=3)
     path = tmp_path / "state.safetensors"
     header, tensors = artifacts.load(path)
-    for name in ("dropout", "token_width", "text_width", "shared_modulation"):
+    for name in ("dropout", "token_width", "caption_width", "shared_modulation"):
         assert not header.config["settings"]["size"].pop(name)
     given = {"kind": header.kind, "config": header.config, "summary": header.summary, "tensors": tensors}
     artifacts.save(path, force=True, **given)

@@ -12,7 +12,7 @@ are learned rows of the same tables.
 
 The size "light" is for small files: of the 22 * width^2 weights of a block with captions it keeps 15. One linear map
 makes (s, b, g) for all blocks, and each adds numbers of its own; embedding and head share one table of `token_width`
-numbers a token, with a map into the network and one out of it; the text encoder is `text_width` wide.
+numbers a token, with a map into the network and one out of it; the text encoder is `caption_width` wide.
 Cost: 24 * num_layers * width^2 * H * W floating-point operations a call, and attention.
 Source: Peebles and Xie 2023 (arXiv:2212.09748, AdaLN-Zero); Chen et al. 2023 (arXiv:2310.00426, adaLN-single); Gu et
 al. 2022 (arXiv:2111.14822).
@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": {"num_layers": 12, "width": 512, "num_heads": 8},
     "huge": {"num_layers": 16, "width": 1024, "num_heads": 16},
     "light": {
-        "num_layers": 6, "width": 256, "num_heads": 4, "token_width": 128, "text_width": 128, "text_layers": 2,
+        "num_layers": 6, "width": 256, "num_heads": 4, "token_width": 128, "caption_width": 128, "text_layers": 2,
         "shared_modulation": True,
     },
 }  # fmt: skip
@@ -67,12 +67,12 @@ class Config:
     max_length: int = 0  # tokens of a caption
     text_layers: int = 1
     token_width: int = 0  # numbers a token in the one table of embedding and head; 0: two tables as wide as the network
-    text_width: int = 0  # of the text encoder; 0: that of the network
+    caption_width: int = 0  # of the text encoder; 0: that of the network
     shared_modulation: bool = False  # whether one linear map makes scales, shifts and gates for all blocks
     dropout: float = 0.0  # share of what a block adds that is left out in training
 
     def __post_init__(self) -> None:
-        for width in (self.width, self.text_width):
+        for width in (self.width, self.caption_width):
             if not self.num_heads or width % self.num_heads:
                 raise ValueError(f"a width of {width} cannot be shared by {self.num_heads} heads")
 
@@ -173,7 +173,7 @@ class _TextEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width = config.text_width or config.width
+        width = config.caption_width or config.width
         self.shape = (config.num_layers, 2, config.num_heads, config.width // config.num_heads)
         self.tokens = nn.Embedding(config.vocabulary_size, width)
         self.positions = nn.Parameter(torch.zeros(config.max_length, width))
