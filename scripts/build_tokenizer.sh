@@ -59,7 +59,7 @@ if [[ ! -e refitted.safetensors ]]; then
 fi
 if [[ ! -e tokenizer.safetensors ]]; then
     run "$PYTHON" -m vqtool train-tokenizer "${train[@]}" --from refitted.safetensors --size 64 --crop 2 --zoom \
-        --perceptual efficientnet-lite0 --perceptual-weight 2 --perceptual-share 0.5 \
+        --perceptual efficientnet-lite0 --perceptual-weight 3 --perceptual-share 0.5 \
         --adversarial 0.4 --adversarial-start 0 --adversarial-warmup 200 --adversarial-max 0.5 \
         --learning-rate 5e-4 --half --minutes "$minutes" --resume auto "$@" -o tokenizer.safetensors
 fi
