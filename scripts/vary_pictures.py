@@ -10,6 +10,7 @@ The first variant of every picture is the picture itself. Written is an HDF5 of 
 import argparse
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ SMALLEST = 0.85  # of the picture's side
 EDGE = 4  # pixels that stay white around the drawing
 MIRRORED_GROUPS = tuple(group for group in GROUPS if group != "flags")
 MIRRORED_FOLDERS = ("animals", "food", "plants")  # of clip art; people and tools may hold writing
+CODE_POINTS = re.compile("[0-9a-f]{4,6}(-[0-9a-f]{4,6})*")  # an emoji's file name
 ONE_SIDED = ("left", "right")
 
 
@@ -35,9 +37,11 @@ def can_mirror(id: str, caption: str) -> bool:
     """Whether a mirrored picture shows the same: no letters, digits, arrows, flags, clocks, no left or right."""
     if any(word in caption for word in ONE_SIDED):
         return False
-    kind, *folders, name = id.split("/")
-    if kind == "clipart":
-        return folders[:1] != [] and folders[0] in MIRRORED_FOLDERS
+    *folders, name = id.split("/")
+    if folders[:1] == ["clipart"]:
+        return folders[1:2] != [] and folders[1] in MIRRORED_FOLDERS
+    if not CODE_POINTS.fullmatch(name):
+        return False  # nothing is known of it
     sequence = "".join(chr(int(point, 16)) for point in name.split("-"))
     return any(in_group(sequence, group) for group in MIRRORED_GROUPS)
 

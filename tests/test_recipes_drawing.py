@@ -297,6 +297,9 @@ def test_variants_keep_the_whole_drawing_and_only_some_are_mirrored():
         ("clipart/animals/birds/duck", "a duck", True),
         ("clipart/animals/birds/duck", "a duck that looks left", False),
         ("clipart/office/book", "a book", False),
+        ("clipart/book", "a book", False),
+        ("holidays/beach", "a beach", False),
+        ("beach", "a beach", False),
     ],
 )
 def test_what_can_be_read_or_points_somewhere_is_not_mirrored(id, caption, expected):
