@@ -117,6 +117,7 @@ _TYPES = {
     "str": "text",
     "tuple[int, ...]": "a list of whole numbers",
     "tuple[float, float]": "a list of two numbers",
+    "tuple[float, ...]": "a list of numbers",
 }
 
 

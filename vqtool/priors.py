@@ -89,6 +89,7 @@ class Prior:
     parent: str = ""  # fingerprint of the prior that it was made of, if any
     history: tuple[dict[str, Any], ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # arguments of `sample` that its makers published
 
     @property
     def device(self) -> torch.device:
@@ -231,6 +232,7 @@ class Prior:
             "parameterisation": self.parameterisation,
             "rule": self.rule,
             "origin": asdict(self.grid_spec),
+            **({"sampling": dict(self.sampling)} if self.sampling else {}),
         }
         if encoder is not None:
             if not encoder.fingerprint:
@@ -296,6 +298,7 @@ def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
             parent=header.parents.get(KIND, ""),
             history=header.history,
             summary=header.summary,
+            sampling=config.sampling,
         )
         _check_parts(prior)
     except (VqtoolError, ValueError) as error:
@@ -331,6 +334,7 @@ class _Config:
     origin: GridSpec
     rule: str = "mixture"  # files of version 0.1 do not say it
     text_encoder: _Named | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 def _check_parts(prior: Prior) -> None:

@@ -115,3 +115,27 @@ def test_another_tokenizer_of_as_many_codes_decodes_with_force_alone(tmp_path, v
     result = vqtool("decode", tmp_path / "g.h5", "-t", small, "--force", "-o", tmp_path / "out2")
     assert result.code == 1
     assert "do not fit the tokenizer" in result.err
+
+
+def test_a_published_prior_is_sampled_as_published_by_the_names_of_its_classes(tmp_path, vqtool):
+    tokenizer, prior, grids = (tmp_path / name for name in ("tok.safetensors", "p.safetensors", "g.h5"))
+    save_tokenizer(tokenizer, build_tokenizer(config=replace(TINY, codebook_size=48)))
+    source = GOLDEN / "hm-prior" / "ImageNet_96_tiny.pth"
+    result = vqtool("import", source, "-t", tokenizer, "--num-heads", "3", "-o", prior)
+    assert result.code == 0, result.err
+    assert "classes: 1,000, taken for ImageNet's" in result.err
+    result = vqtool("sample", prior, "--label", "Goldfish", "--label", "207", "-n", "2", "-o", grids)
+    assert result.code == 0, result.err
+    assert (
+        "as published for this prior: sampler halton, steps 32, cfg_scale 2, temperature 2,1,1,1,... (32 values)"
+        in (result.err)
+    )
+    assert vqtool("decode", grids, "-o", tmp_path / "out").code == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    result = vqtool("sample", prior, "--label", "goldfsh", "-n", "1", "-o", grids, "--force")
+    assert result.code == 1
+    assert "did you mean 'goldfish'" in result.err
+    again = ("sample", prior, "--label", "1", "-n", "1", "--steps", "4", "--cfg-scale", "1", "--temperature", "1.2,0.8")
+    result = vqtool(*again, "-o", grids, "--force")
+    assert result.code == 0, result.err
+    assert "as published for this prior: sampler halton\n" in result.err

@@ -24,6 +24,24 @@ def test_an_unknown_label_is_refused_with_the_closest_one_first():
         conditioner.encode(["zebr"])
 
 
+def test_classes_that_have_names_are_found_by_number_too_and_numbered_ones_by_their_own_alone():
+    named, numbered = conditions.ClassCondition(["cat", "dog"]), conditions.ClassCondition(["5", "7"])
+    assert named.encode(["1", "cat", "0"]).tolist() == [1, 0, 0]
+    assert numbered.encode(["7", "5"]).tolist() == [1, 0]
+    for conditioner, label in ((named, "2"), (named, "-1"), (named, "9" * 5000), (numbered, "1")):
+        with pytest.raises(VqtoolError, match="unknown label"):
+            conditioner.encode([label])
+
+
+def test_a_thousand_numbered_classes_have_the_names_of_imagenet():
+    conditioner, note = conditions.numbered_classes(1000)
+    assert conditioner.num_classes == len({label.lower() for label in conditioner.examples}) == 1000
+    assert conditioner.encode(["tench", "goldfish", "Golden Retriever", "crane (machine)"]).tolist() == [0, 1, 207, 517]
+    assert conditioner.encode(["daisy", "999", "tabby"]).tolist() == [985, 999, 281]
+    assert "ImageNet" in note
+    assert conditions.numbered_classes(10)[0].examples == tuple(map(str, range(10)))
+
+
 def test_an_unknown_label_among_many_names_at_most_twenty():
     conditioner = conditions.build("class", [f"kind {n:03}" for n in range(100)])
     with pytest.raises(VqtoolError, match="and 80 more"):

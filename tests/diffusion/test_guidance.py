@@ -14,7 +14,7 @@ import vqtool
 from vqtool import MismatchError, VqtoolError, conditions, samplers
 from vqtool.diffusion.guidance import draw_truncated, guide, scales, temper, truncate
 from vqtool.diffusion.posterior import draw
-from vqtool.samplers._settings import encode_null
+from vqtool.samplers._settings import encode_null, interpolate
 
 
 def random_log_p(*shape: int, seed: int = 0) -> Tensor:
@@ -417,3 +417,35 @@ def test_guiding_away_from_two_things_or_from_a_null_that_is_not_there_is_refuse
         vqtool.sample(random_prior(), 2, cfg_scale=2.0, null="learned")
     with pytest.raises(VqtoolError, match="`null` learned: this prior's null conditions are zero-shot"):
         vqtool.sample(text_prior(learned_null=False), 2, cfg_scale=2.0, null="learned")
+
+
+def test_guidance_by_a_power_of_time_is_its_equation():
+    share = torch.linspace(0, 1, 5, dtype=torch.float64)
+    found = scales(share, 6.9, "power-cosine", (0.0, 1.0), 3.0).tolist()
+    assert found == pytest.approx([1 + 5.9 * (1 - math.cos(math.pi * u**3)) / 2 for u in share.tolist()], abs=1e-12)
+    assert torch.equal(scales(share, 3.0, "power-cosine", (0.0, 1.0)), scales(share, 3.0, "cosine", (0.0, 1.0)))
+    with pytest.raises(VqtoolError, match="`cfg_power` is about `cfg_schedule` power-cosine, not linear"):
+        samplers.Settings(cfg_scale=2.0, cfg_schedule="linear", cfg_power=2.0)
+
+
+def test_temperatures_of_rows_are_those_of_each_row():
+    log_p = random_log_p(3, 4, 9)
+    found = temper(log_p, torch.tensor([0.5, 1.0, 2.0]))
+    for row, temperature in enumerate((0.5, 1.0, 2.0)):
+        assert torch.equal(found[row], temper(log_p[row], temperature))
+    assert temper(log_p, torch.ones(3)) is log_p
+
+
+def test_a_list_of_temperatures_goes_from_the_first_call_to_the_last():
+    shares = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    assert interpolate([2.0, 1.0], shares).tolist() == [2.0, 1.75, 1.5, 1.0]
+    assert interpolate([2.0, 1.0, 4.0], shares).tolist() == [2.0, 1.5, 1.0, 4.0]
+    assert interpolate([3.0], shares).tolist() == [3.0] * 4
+    prior = random_prior("absorbing", num_steps=6)
+    for sampler in ("ancestral", "halton", "first-hitting", "confidence"):
+        drawn = samplers.sample(prior, 5, sampler=sampler, steps=4, temperature=[2.0, 0.5], seed=3)
+        assert torch.equal(
+            samplers.sample(prior, 5, sampler=sampler, steps=4, temperature=[2.0, 0.5], seed=3, batch_size=2), drawn
+        )
+        same = samplers.sample(prior, 5, sampler=sampler, steps=4, temperature=(0.7, 0.7), seed=3)
+        assert torch.equal(samplers.sample(prior, 5, sampler=sampler, steps=4, temperature=0.7, seed=3), same)

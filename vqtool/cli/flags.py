@@ -173,8 +173,11 @@ def _base_type(written: str) -> Any:
 
 
 def _parse(each: Option, value: Any) -> Any:
-    match = re.match(r"tuple\[(int|float)", each.type)
-    return value if match is None else numbers(flag_of(each.name), value, {"int": int, "float": float}[match[1]])
+    match = re.search(r"tuple\[(int|float)", each.type)
+    if match is None:
+        return value
+    found = numbers(flag_of(each.name), value, {"int": int, "float": float}[match[1]])
+    return found[0] if len(found) == 1 and not each.type.startswith("tuple") else found
 
 
 def numbers(flag: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -50,9 +50,9 @@ def import_(
 ) -> None:
     """Convert another project's checkpoint into artifacts of vqtool.
 
-    The format is found by the content: VQ-Diffusion (.pth), Unleashing Transformers (.th), VQ-DDM (.ckpt),
-    taming-transformers (.ckpt), IBQ (.ckpt), LlamaGen (.pt), open-muse and diffusers (folders). Nothing that a pickle
-    holds is executed, and the source is not changed.
+    The format is found by the content: VQ-Diffusion and Halton-MaskGIT (.pth), Unleashing Transformers (.th), VQ-DDM,
+    taming-transformers and IBQ (.ckpt), LlamaGen (.pt), open-muse and diffusers (folders). Nothing that a pickle holds
+    is executed, and the source is not changed. docs/zoo.md says what was checked of each.
 
     Examples:
 

@@ -7,6 +7,7 @@ training is deterministic. Priors of other projects have CLIP's vocabulary (`vqt
 package that imports tokenizers and sentencepiece.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from vqtool import rng
 from vqtool.captions import split_captions
 from vqtool.checks import check_texts
+from vqtool.conditions._imagenet import imagenet_labels
 from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
 from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
@@ -115,7 +117,7 @@ class NoCondition(Conditioner):
 
 
 class ClassCondition(Conditioner):
-    """One of a list of labels."""
+    """One of a list of labels; where they are words, the number of one, from 0 on, stands for it too."""
 
     kind = "class"
 
@@ -123,6 +125,7 @@ class ClassCondition(Conditioner):
         self.examples = tuple(labels)
         self._numbers = {label: number for number, label in enumerate(labels)}
         self._names = NameIndex(labels)
+        self._named = not any(label.isdigit() for label in labels)
 
     @property
     def num_classes(self) -> int:
@@ -141,6 +144,8 @@ class ClassCondition(Conditioner):
         if label is None:
             return self.num_classes
         known = self._names.find(label)
+        if known is None and self._named and re.fullmatch("[0-9]{1,6}", label) and int(label) < self.num_classes:
+            return int(label)
         if known is None:
             raise VqtoolError(f"unknown label {label!r}: {_known(label, self.examples)}")
         return self._numbers[known]
@@ -212,6 +217,14 @@ class CaptionCondition(Conditioner):
     def tensors(self) -> dict[str, Tensor]:
         """The vocabulary as the bytes of its own file format (BPE: JSON; SentencePiece: its model file)."""
         return {"vocabulary": torch.frombuffer(bytearray(self.vocabulary.data), dtype=torch.uint8)}
+
+
+def numbered_classes(num: int) -> tuple[ClassCondition, str]:
+    """The conditioner of classes that only have numbers, and what is said of their names; 1,000 are ImageNet's."""
+    if num == len(imagenet_labels()):
+        return ClassCondition(imagenet_labels()), "classes: 1,000, taken for ImageNet's, by name or number"
+    names = [str(number) for number in range(num)]
+    return ClassCondition(names), f"classes: 0 to {num - 1}, by number; their names are not in the file"
 
 
 def choose_kind(labels: Sequence[str] | None, captions: Sequence[str] | None) -> str:

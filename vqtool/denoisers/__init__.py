@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vqtool.registry import find_module
 from vqtool.trust import parse_record
 
-NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet")
+NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit")
 
 
 class EncodedCondition(NamedTuple):
@@ -31,6 +31,7 @@ class Denoiser(nn.Module, ABC):
     """A network over token grids."""
 
     config: Any  # the frozen dataclass that it was built from
+    sees_time: bool = True  # whether t makes a difference; without, schedules of guidance go by the calls
     stretches: bool = False  # whether it takes grids of other sizes, with its position embeddings interpolated
     code_tables: tuple[str, ...] = ("tokens.weight", "head.weight", "head.bias")  # a row a code; then that of the mask
 

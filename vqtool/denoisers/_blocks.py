@@ -62,6 +62,14 @@ def pick(x: Tensor, cells: Tensor) -> Tensor:
     return x.gather(1, cells[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def resized_places(places: Tensor, trained: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Position embeddings (H * W, D) of a grid of the trained size, interpolated to those of another size."""
+    if size == trained:
+        return places
+    table = places.view(1, *trained, -1).permute(0, 3, 1, 2)
+    return F.interpolate(table, size, mode="bilinear", align_corners=True)[0].flatten(1).T
+
+
 class SelfAttention(nn.Module):
     """Every cell attends to every other."""
 

@@ -40,6 +40,7 @@ from vqtool.denoisers._blocks import (
     SelfAttention,
     normalise,
     pick,
+    resized_places,
     sinusoids,
 )
 from vqtool.errors import MismatchError, size_text
@@ -307,10 +308,7 @@ class Network(Denoiser):
             numbers = torch.arange(height * width, device=self.rows.device)
             columns = len(self.columns)
             places = self.rows[numbers // columns] + self.columns[numbers % columns]
-        if size == (height, width):
-            return places
-        places = places.view(1, height, width, -1).permute(0, 3, 1, 2)
-        return F.interpolate(places, size, mode="bilinear", align_corners=True)[0].flatten(1).T
+        return resized_places(places, (height, width), size)
 
 
 def _fill_up(keys_values: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,28 +16,36 @@ from torch import Tensor
 from vqtool.diffusion.posterior import draw, invert
 from vqtool.errors import VqtoolError
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "power-cosine")
 
 
-def scales(share: Tensor, cfg_scale: float, schedule: str, interval: tuple[float, float]) -> Tensor:
+def scales(share: Tensor, cfg_scale: float, schedule: str, interval: tuple[float, float], power: float = 1.0) -> Tensor:
     """The guidance scale at shares of time.
 
     Outside of the interval it is 1, and one denoiser call is enough. Inside, with u = 1 - t / T,
 
-        constant: g        linear: 1 + (g - 1) u        cosine: 1 + (g - 1) (1 - cos(pi u)) / 2.
+        constant: g        linear: 1 + (g - 1) u        cosine: 1 + (g - 1) (1 - cos(pi u)) / 2
+        power-cosine: 1 + (g - 1) (1 - cos(pi u^power)) / 2.
 
     Args:
         share: (B,) float64, u: 0 at the noisiest step, near 1 at the last.
         cfg_scale: g.
         schedule: one of SCHEDULES.
         interval: the least and the largest u with guidance.
+        power: of "power-cosine"; above 1 guidance comes later.
 
     Returns:
         (B,) float64.
 
-    Source: Kynkäänniemi et al. 2024 (arXiv:2404.07724), intervals; Chang et al. 2023 (arXiv:2301.00704), linear.
+    Source: Kynkäänniemi et al. 2024 (arXiv:2404.07724), intervals; Chang et al. 2023 (arXiv:2301.00704), linear;
+    Gao et al. 2023 (arXiv:2303.14389), power-cosine.
     """
-    weight = {"constant": torch.ones_like(share), "linear": share, "cosine": (1 - torch.cos(math.pi * share)) / 2}
+    weight = {
+        "constant": torch.ones_like(share),
+        "linear": share,
+        "cosine": (1 - torch.cos(math.pi * share)) / 2,
+        "power-cosine": (1 - torch.cos(math.pi * share**power)) / 2,
+    }
     low, high = interval
     return torch.where((share >= low) & (share <= high), 1 + (cfg_scale - 1) * weight[schedule], 1.0)
 
@@ -87,12 +95,12 @@ def _guide_exactly(log_c: Tensor, log_u: Tensor, weight: Tensor) -> Tensor:
     return torch.where(guided.amax(-1, keepdim=True) > -torch.inf, guided, log_c).log_softmax(-1)
 
 
-def temper(log_p: Tensor, temperature: float) -> Tensor:
+def temper(log_p: Tensor, temperature: float | Tensor) -> Tensor:
     """Log p ** (1 / temperature), renormalised: below 1 sharper, above 1 flatter.
 
     Args:
         log_p: (..., K) log-probabilities, nats.
-        temperature: above 0; 1.0 is off.
+        temperature: above 0; 1.0 is off; or (B,), one a row.
 
     Returns:
         (..., K) log-probabilities; exp sums to 1.
@@ -100,6 +108,13 @@ def temper(log_p: Tensor, temperature: float) -> Tensor:
     Raises:
         VqtoolError: the temperature is not a positive number.
     """
+    if isinstance(temperature, Tensor):
+        values = torch.unique(temperature).tolist()
+        if len(values) > 1:
+            rows = temperature.to(log_p).view(-1, *[1] * (log_p.ndim - 1))
+            tempered = ((log_p - log_p.amax(-1, keepdim=True)) / rows).log_softmax(-1)
+            return torch.where(rows == 1, log_p, tempered)
+        temperature = float(values[0])
     check_temperature(temperature)
     if temperature == 1.0:
         return log_p

@@ -36,6 +36,7 @@ from vqtool.registry import check_known, find_module
 FORMATS = (
     "microsoft",
     "unleashing",
+    "halton-maskgit",
     "vq-ddm",
     "taming",
     "ibq",

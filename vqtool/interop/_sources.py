@@ -270,7 +270,8 @@ def _is_config(path: Path) -> bool:
     except VqtoolError:
         return False
     sections = ("model", "Model", "ddconfig")
-    return isinstance(found.get("_class_name"), str) or any(isinstance(found.get(name), dict) for name in sections)
+    named = any(isinstance(found.get(name), str) for name in ("_class_name", "vit_size"))
+    return named or any(isinstance(found.get(name), dict) for name in sections)
 
 
 def class_named(config: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtool.conditions import ClassCondition, Conditioner, NoCondition, clip
+from vqtool.conditions import Conditioner, NoCondition, clip, numbered_classes
 from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import vq_diffusion
@@ -276,8 +276,9 @@ def _conditioner(
 ) -> Conditioner:
     if shapes.num_classes:
         known = shapes.num_classes - (shapes.num_classes == NULL_CLASS + 1)
-        notes.append(f"classes: 0 to {known - 1}, by number; their names are not in the file")
-        return ClassCondition([str(number) for number in range(known)])
+        conditioner, note = numbered_classes(known)
+        notes.append(note)
+        return conditioner
     if not shapes.text_width:
         return NoCondition()
     if tower is None:

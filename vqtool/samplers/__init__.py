@@ -143,7 +143,7 @@ class Method:
         prior: Prior,
         *,
         has_condition: bool,
-        sampler: str = DEFAULT,
+        sampler: str | None = None,
         seed: int = 0,
         grid_size: tuple[int, int] | None = None,
         **chosen: Any,
@@ -158,6 +158,9 @@ class Method:
         Raises:
             VqtoolError: a value is not possible, or not with this prior or sampler.
         """
+        chosen = {**published(prior, sampler, chosen, has_condition=has_condition), **chosen}
+        sampler = sampler or chosen.pop("sampler", DEFAULT)
+        chosen.pop("sampler", None)
         given = {each.name: chosen.pop(each.name) for each in options_of(Settings) if each.name in chosen}
         tiles = {each.name: chosen.pop(each.name) for each in options_of(TileOptions) if each.name in chosen}
         options = choose_options(prior, sampler, chosen)
@@ -248,6 +251,31 @@ class Method:
             )
 
 
+def published(prior: Prior, sampler: str | None, chosen: Mapping[str, Any], *, has_condition: bool) -> dict[str, Any]:
+    """What a prior's makers sample it with, as far as nothing else is asked for.
+
+    Options of their sampler go with that one alone, and guidance by a condition with a condition; whoever asks for one
+    part of guidance or for the number of steps goes without those of theirs that belong to it.
+
+    Args:
+        prior: what is sampled.
+        sampler: that is asked for; None for none.
+        chosen: further arguments of `sample` that are asked for.
+        has_condition: whether the samples are given a condition.
+    """
+    if not prior.sampling:
+        return {}
+    theirs = dict(prior.sampling)
+    own = theirs.pop("sampler", DEFAULT)
+    guidance, settings = ({each.name for each in options_of(kind)} for kind in (Guidance, Settings))
+    if sampler not in (None, own):
+        theirs = {name: value for name, value in theirs.items() if name in settings}
+    if not has_condition or guidance & chosen.keys():
+        theirs = {name: value for name, value in theirs.items() if name not in guidance}
+    left = {name: value for name, value in theirs.items() if name not in chosen}
+    return left if sampler is not None else {"sampler": own, **left}
+
+
 def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `sample` as they stand in a history: lists for tuples, the fingerprint for a second prior."""
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
@@ -305,7 +333,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         prior: from `vqtool.load_prior`; its device does the work.
         num: how many.
         sampler: one of NAMES; `vqtool.samplers.options(sampler)` lists its options, such as `steps`, which are further
-            arguments.
+            arguments. What is not given is what the prior's makers published (`prior.sampling`), if they did.
         cfg_scale: strength of guidance by the condition; 1.0 is off. Without a condition a warning says that there is
             nothing to guide.
         cfg_schedule: how the scale depends on the share of time: "constant", "linear" or "cosine"; see
@@ -313,7 +341,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         cfg_interval: the least and the largest share of time with guidance.
         null: what guidance compares with, "learned" or "zero-shot"; None for learned where the prior has it.
         guide_with: a second prior, or its file, to compare with instead, under the same condition or without any.
-        temperature: of the tokens; 1.0 is off.
+        temperature: of the tokens; 1.0 is off; or a list from the first call to the last.
         truncation: draw from the smallest set of tokens with this mass (top-p); 1.0 is off.
         top_k: draw from this many of the likeliest tokens; None is off.
         condition: (num, ...) or (1, ...) int64 from `vqtool.condition`, or a function from a range of sample numbers

@@ -5,7 +5,7 @@ zero-shot one, which every conditional denoiser has: the empty caption, or the m
 Or guidance compares with a second prior, best a weaker one of the same grids (Karras et al. 2024, arXiv:2406.02507).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class Guidance(Checked):
     cfg_interval: tuple[float, float] = option(
         (0.0, 1.0), "Part of the way, 0 to 1, with guidance; the rest costs half.", minimum=0, maximum=1, rising=True
     )
+    cfg_power: float | None = option(
+        None, "With power-cosine: above 1 guidance comes later.", usual=1.0, above=0, advanced=True
+    )
     null: str | None = option(
         None, "Condition to guide away from.", shown="learned if there is one", choices="samplers/_settings.py:NULLS"
     )
@@ -53,18 +56,21 @@ class Guidance(Checked):
                     raise VqtoolError(
                         f"`{each.name}` is about guidance, and there is none: give `cfg_scale`, other than 1"
                     )
+        if self.cfg_power is not None and self.cfg_schedule != "power-cosine":
+            raise VqtoolError(
+                f"`cfg_power` is about `cfg_schedule` power-cosine, not {self.cfg_schedule}: leave it out"
+            )
 
     @property
     def guided(self) -> bool:
         """Whether there is guidance at some time."""
         return self.cfg_scale != 1.0
 
-    def scales(self, t: Tensor, num_steps: int) -> Tensor:
-        """The guidance scale at times t (B,) of T steps: (B,) float64, on the CPU."""
+    def scales(self, share: Callable[[], Tensor], num: int) -> Tensor:
+        """The guidance scales of `num` samples at their shares of the way, 0 to 1: (num,) float64, on the CPU."""
         if self.cfg_schedule == "constant" and self.cfg_interval == ALWAYS:
-            return torch.full((len(t),), self.cfg_scale, dtype=torch.float64)  # a GPU need not be waited for
-        share = (num_steps - t.cpu().double()) / num_steps
-        return guidance.scales(share, self.cfg_scale, self.cfg_schedule, self.cfg_interval)
+            return torch.full((num,), self.cfg_scale, dtype=torch.float64)  # a GPU need not be waited for
+        return guidance.scales(share(), self.cfg_scale, self.cfg_schedule, self.cfg_interval, self.cfg_power or 1.0)
 
     def check(self, prior: Prior) -> None:
         """Raise unless a prior can be guided so.
@@ -84,9 +90,21 @@ class Guidance(Checked):
 class Settings(Guidance):
     """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order."""
 
-    temperature: float = option(1.0, "Sharpens tokens below 1, flattens above; 1 is off.", above=0)
+    temperature: float | tuple[float, ...] = option(
+        1.0, "Sharpens tokens below 1, flattens above; 1 is off. A list goes from the first call to the last.", above=0
+    )
     truncation: float = option(1.0, "Mass of the likeliest tokens to draw from.", above=0, maximum=1, flag="--top-p")
     top_k: int | None = option(None, "Draw from this many of the likeliest tokens.", shown="all", minimum=1)
+
+
+def interpolate(values: Sequence[float], share: Tensor) -> Tensor:
+    """What stands in a list at shares of its length (B,), 0 to 1; between neighbours on a straight line: float64."""
+    table = torch.tensor(values, dtype=torch.float64)
+    place = share * (len(table) - 1)
+    place = torch.where((place - place.round()).abs() < 1e-9, place.round(), place)
+    low = place.floor().long().clamp(0, len(table) - 1)
+    high = (low + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[low], table[high], place - low)
 
 
 def load_second(prior: Prior, chosen: Mapping[str, Any]) -> dict[str, Any]:

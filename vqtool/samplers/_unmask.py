@@ -8,6 +8,7 @@ depends on the samples.
 The denoiser is told the t whose expected share of masked cells is nearest: argmin_t |masked share - gamma_bar_t|.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -51,10 +52,31 @@ def even(num_cells: int, steps: int) -> Iterator[Tensor]:
 
 def cosine(num_cells: int, steps: int) -> Iterator[Tensor]:
     """MaskGIT's plan: few at first; max(1, min(masked - 1, floor(cells * cos(pi / 2 * call / steps)))) stay masked."""
+    return _floors(num_cells, steps, lambda share: math.cos(math.pi / 2 * share))
+
+
+def arccos(num_cells: int, steps: int) -> Iterator[Tensor]:
+    """As ``cosine``, with arccos(call / steps) / (pi / 2) of the cells: fewer at first, very many in the last call."""
+    return _floors(num_cells, steps, lambda share: math.acos(share) / (math.pi / 2))
+
+
+def one_first(num_cells: int, steps: int) -> Iterator[Tensor]:
+    """Halton-MaskGIT's plan for the confidence sampler: one cell in the first call, all by arccos in the others."""
+    start = torch.arange(num_cells + 1)
+    for call in range(steps):
+        share = 1 - math.acos(call / max(1, steps - 1)) / (math.pi / 2)
+        known = (start * share).long() if call < steps - 1 else start
+        yield (start - known.clamp(min=call + 1)).clamp(min=0)
+
+
+PLANS = {"cosine": cosine, "arccos": arccos, "one-first": one_first}
+
+
+def _floors(num_cells: int, steps: int, share_of: Callable[[float], float]) -> Iterator[Tensor]:
     start = torch.arange(num_cells + 1)
     masked = start
     for call in range(1, steps):
-        share = torch.tensor(torch.pi / 2 * call / steps, dtype=torch.float64).cos()
+        share = torch.tensor(share_of(call / steps), dtype=torch.float64)
         masked = torch.minimum(masked - 1, (start * share).floor().long()).clamp(min=1).minimum(start)
         yield masked
     yield torch.zeros_like(start)
@@ -121,7 +143,7 @@ def unmask_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
 
 
 def unmask_by_choice_temperature(walk: Walk, options: Any, choose: Rule) -> Tensor:
-    """Unmask by MaskGIT's plan, with a choice of cells whose temperature falls to 0.
+    """Unmask by MaskGIT's plan, or the one that the options name, with a choice of cells whose temperature falls to 0.
 
     Args:
         walk: the batch; its kernel has a mask.
@@ -137,7 +159,8 @@ def unmask_by_choice_temperature(walk: Walk, options: Any, choose: Rule) -> Tens
     def rule(call: int, *seen: Any) -> tuple[Tensor, Tensor]:
         return choose(options.choice_temperature * (1 - call / steps), *seen)
 
-    return unmask_by_prediction(walk, rule, cosine(walk.num_cells, steps))
+    plan = PLANS[getattr(options, "plan", "cosine")]
+    return unmask_by_prediction(walk, rule, plan(walk.num_cells, steps))
 
 
 def ask(
@@ -169,7 +192,9 @@ def _count(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[tuple[int, int, Tens
     """
     start = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # (B,)
     before = torch.arange(walk.num_cells + 1)
-    for call, after in enumerate(plan, start=1):
+    steps = list(plan)
+    for call, after in enumerate(steps, start=1):
+        walk.call = call - 1, len(steps)
         unmasked = before - after
         if bool(unmasked[start].any()):
             yield call, int(before.max()), unmasked[start], int(unmasked.max())

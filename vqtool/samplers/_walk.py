@@ -23,7 +23,7 @@ from vqtool.errors import VqtoolError
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._edit import Edit
-from vqtool.samplers._settings import Settings, encode_null
+from vqtool.samplers._settings import Settings, encode_null, interpolate
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
 CPU_CELLS = 512  # in a microbatch: with more the network is no faster a grid
@@ -50,6 +50,7 @@ class Walk:
         rule: the average over x_0 that the prior was trained with.
         grid_size: (H, W) of the samples.
         samples: their numbers.
+        call: (which, from 0 on; of how many), if the sampler counts its calls.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Walk:
         self.rule = prior.rule
         self.grid_size = grid_size
         self._calls = torch.zeros(len(samples), dtype=torch.int64)  # of the denoiser, each sample
+        self.call: tuple[int, int] | None = None
         self._prior = prior
         self.samples = samples
         self._seed = seed
@@ -210,7 +212,8 @@ class Walk:
         if self._observe is not None:
             self._observe(self, x_t)
         asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active.cpu()
-        scales = self._settings.scales(t, self.kernel.num_steps)
+        scales = self._settings.scales(lambda: self._share(t), len(t))
+        temperature = self._temperature(t)
         self._calls += asking * ((scales != 0).long() + (scales != 1).long())
         second = self._settings.guide_with or self._prior
         for microbatch in self._microbatches:
@@ -227,7 +230,25 @@ class Walk:
                 scale = self._fill(scales, microbatch, 1)
                 log_p = log_u if log_p is None else guide(log_p, log_u, scale)
             if log_p is not None:
-                yield microbatch, temper(log_p, self._settings.temperature)
+                rows = temperature if isinstance(temperature, float) else self._fill(temperature, microbatch, 1)
+                yield microbatch, temper(log_p, rows)
+
+    def _share(self, t: Tensor) -> Tensor:
+        """(B,) float64, the share of the way at times t (B,); of the calls, for a denoiser that sees no time."""
+        if self.call is not None and not self._prior.denoiser.sees_time:
+            return torch.full((len(t),), self.call[0] / self.call[1], dtype=torch.float64)
+        return (self.kernel.num_steps - t.cpu().double()) / self.kernel.num_steps
+
+    def _temperature(self, t: Tensor) -> float | Tensor:
+        """The temperature, or that of each sample (B,): a list goes from the first call, or time, to the last."""
+        temperature = self._settings.temperature
+        if isinstance(temperature, int | float):
+            return float(temperature)
+        if self.call is not None:
+            share = torch.full((len(t),), self.call[0] / max(1, self.call[1] - 1), dtype=torch.float64)
+        else:
+            share = (self.kernel.num_steps - t.cpu().double()) / max(1, self.kernel.num_steps - 1)
+        return interpolate(temperature, share)
 
     def _fill(self, values: Tensor, microbatch: _Microbatch, value: int) -> Tensor:
         """The rows of a microbatch at their places, (size, ...), and a value at those that are empty."""

@@ -3,9 +3,12 @@
 When to use it: for kernels with a mask, in few calls (8 to 16); less variety than samplers that choose at random.
 Equation: x_0 ~ p(x_0 | x_t) in every masked cell; its confidence is log p(x_0 | x_t) + a * Gumbel noise with
 a = choice_temperature * (1 - i / S) in call i of S; the cells of greatest confidence are unmasked, so that
-max(1, min(masked - 1, floor(cells * cos(pi / 2 * i / S)))) stay masked, and none after the last call.
+max(1, min(masked - 1, floor(cells * cos(pi / 2 * i / S)))) stay masked, and none after the last call. Other plans are
+TiTok's and MaskBit's, arccos(i / S) / (pi / 2) in place of the cosine, and that of Halton-MaskGIT's confidence sampler,
+which begins with a single cell.
 Cost: `steps` denoiser calls, whose head computes the masked cells only.
-Source: Chang et al. 2022 (arXiv:2202.04200), section 3.2, and its code, whose counts are golden.
+Source: Chang et al. 2022 (arXiv:2202.04200), section 3.2, and its code, whose counts are golden;
+Besnier et al. 2025 (arXiv:2503.17076), whose code draws known cells anew in every call: here they are kept.
 """
 
 from dataclasses import dataclass
@@ -25,6 +28,9 @@ class Options(Checked):
     """How the cells are chosen."""
 
     steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=16)
+    plan: str = option(
+        "cosine", "How many cells a call.", choices=("cosine", "arccos", "one-first"), flag="--unmask", advanced=True
+    )
     choice_temperature: float = option(4.5, "Randomness of the choice of cells; falls to 0.", minimum=0, advanced=True)
 
 

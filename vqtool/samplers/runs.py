@@ -24,7 +24,18 @@ from vqtool.options import Checked, option
 from vqtool.outputs import is_stream
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
-from vqtool.samplers import MAX_NUMBER, Method, Observer, SampleBatch, Walk, choose_texts, estimates, trajectories
+from vqtool.samplers import (
+    MAX_NUMBER,
+    Method,
+    Observer,
+    SampleBatch,
+    Walk,
+    choose_texts,
+    describe,
+    estimates,
+    published,
+    trajectories,
+)
 from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
 
@@ -239,6 +250,9 @@ def sample_to_file(
     method = Method.build(prior, has_condition=bool(texts), **how)
     place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
     notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
+    if theirs := published(prior, how.get("sampler"), how, has_condition=bool(texts)):
+        shown = ", ".join(f"{name} {_shown(value)}" for name, value in describe(theirs).items())
+        notify(f"as published for this prior: {shown}")
     own = own_range(num)
     samples = range(start + own.start, start + own.stop)
 
@@ -260,6 +274,12 @@ def sample_to_file(
         for batch in run.batches(draw, observe, done=writer.num_grids):
             writer.write(_grid_batch(kind, batch, texts))
     return run.summary
+
+
+def _shown(value: Any) -> str:
+    numbers = value if isinstance(value, list) else [value]
+    text = ",".join(f"{number:g}" if isinstance(number, int | float) else str(number) for number in numbers[:4])
+    return f"{text},... ({len(numbers)} values)" if len(numbers) > 4 else text
 
 
 def take_run_options(how: dict[str, Any]) -> RunOptions:
