@@ -11,7 +11,8 @@ of the same captions: the upper bound; their score with shuffled captions is the
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --minutes 20   # on one core
 
 The ways stand in order of worth; the first seed of all of them comes first. After --minutes no other one is begun. What
-is done stands in --work and is not done again: tokens (a few MB for all ways), features, scores.json, scores.md.
+is done stands in --work and is not done again: tokens (a few MB for all ways), features. Written are scores.json,
+scores.md and scores.png.
 """
 
 import argparse
@@ -189,6 +190,38 @@ def write_report(work: Path, header: dict[str, Any], rows: Sequence[dict[str, An
     (work / "scores.md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
 
 
+def draw_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw quality against diversity over guidance scales: the text-image score and precision against recall."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8.6, 3.4), dpi=100, layout="constrained")
+    for axes, quality in zip(drawing.subplots(1, 2), ("score", "precision"), strict=True):
+        for kind, colour in zip(SETS, ("#3b75af", "#e8a33d"), strict=True):
+            for sampler, style in (("purity", "-o"), ("fewer", "--s")):
+                own = {
+                    scale: [row for row in rows if (row["set"], row["way"]) == (kind, Way(scale, sampler, 16).said)]
+                    for scale in (0, 1, 2, 3, 5)
+                }
+                means = [
+                    (scale, *(float(np.mean([row[name] for row in found])) for name in ("recall", quality)))
+                    for scale, found in own.items()
+                    if found
+                ]
+                if means:
+                    scales, x, y = zip(*means, strict=True)
+                    axes.plot(x, y, style, color=colour, markersize=4, linewidth=1, label=f"{kind}, {sampler}")
+                    for scale, *place in zip(scales, x, y, strict=True):
+                        axes.annotate(f" {scale}", place, fontsize=7)
+            for row in rows:
+                if (row["set"], row["way"]) == (kind, "real"):
+                    axes.plot(row["recall"], row[quality], "*", color=colour, markersize=10, label=f"{kind}, real")
+        axes.set(xlabel="recall (variety)", ylabel=quality)
+        axes.grid(color="#eeeeee")
+    drawing.axes[0].legend(frameon=False, fontsize=7)
+    drawing.axes[0].set_title("numbers: guidance scale; 16 calls", size=8, loc="left")
+    drawing.savefig(path, format="png", metadata={"Software": None})
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -255,6 +288,7 @@ def run(options: argparse.Namespace) -> None:
             scores = score(own, references[name], dual, texts[name], way.seed)
             rows.append({"set": name, "way": way.said, "seed": way.seed, **scores})
         write_report(work, header, rows)
+    draw_plot(rows, work / "scores.png")
 
 
 def main() -> int:

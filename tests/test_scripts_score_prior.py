@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.exact import random_prior
 
 from vqtool.errors import VqtoolError
@@ -140,6 +141,18 @@ def test_prompts_are_of_different_concepts_with_the_styles_in_turn(folder):
     assert len({item.id.split("/")[1] for item in prompts}) == 10
 
 
+def test_the_plot_has_a_point_for_each_scale_and_a_star_for_real_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    scores = {"recall": 0.5, "score": 0.2, "precision": 0.6, "seed": 0}
+    ways = [("real", 0.9), *((score_prior.Way(scale, "purity", 16).said, scale / 10) for scale in (0, 3))]
+    rows = [{"set": "trained", "way": way, **scores, "recall": recall} for way, recall in ways]
+    for count in (1, 3):
+        score_prior.draw_plot(rows[:count], tmp_path / f"{count}.png")
+    one, three = (np.asarray(Image.open(tmp_path / f"{count}.png").convert("RGB")) for count in (1, 3))
+    assert one.shape == three.shape
+    assert not np.array_equal(one, three)
+
+
 @pytest.mark.filterwarnings("ignore::vqtool.errors.VqtoolWarning")
 def test_a_prior_is_scored_with_real_pictures_beside_it_and_sampled_elsewhere_the_same(folder, monkeypatch):
     assert run(folder, monkeypatch, "--seeds", "0,1", "--only-sample") == 0
@@ -158,5 +171,7 @@ def test_a_prior_is_scored_with_real_pictures_beside_it_and_sampled_elsewhere_th
         ("trained", "purity, 2 calls, cfg 3", 1),
         ("held-out", "purity, 2 calls, cfg 3", 1),
     ]
+    with Image.open(folder / "work" / "scores.png") as picture:
+        assert picture.size == (860, 340)
     assert rows[0]["score"] > rows[2]["score"]  # trained on these pictures, against noise
     assert rows[0]["precision"] == 1.0  # real pictures are among the reference
