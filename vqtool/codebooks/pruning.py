@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vqtool.artifacts import history_record
+from vqtool.codebooks.links import Links, nearest_links
 from vqtool.codebooks.maps import CodeMap, Row, save_map
 from vqtool.codebooks.rebuilt import with_codes
 from vqtool.codebooks.usage import count_grids
@@ -28,6 +29,8 @@ class Pruning:
     num_codes_before: int
     num_codes: int
     share: float  # of the tokens that are codes that were kept
+    parent: str  # fingerprint of the tokenizer that was pruned
+    links: Links  # of its codes with those that were kept, counted in the grids
 
 
 def prune(
@@ -77,7 +80,8 @@ def prune(
     made = replace(pruning_map(old, kept), target=header.fingerprint, target_location=str(output), name=str(map_path))
     save_map(map_path, made, history=[record], force=force)
     share = float(found.counts[kept].sum() / found.counts.sum())
-    return Pruning(made, map_path, header.fingerprint, old.codebook_size, len(kept), share)
+    links = nearest_links(made.forward, made.backward, found.counts)
+    return Pruning(made, map_path, header.fingerprint, old.codebook_size, len(kept), share, old.fingerprint, links)
 
 
 def kept_codes(counts: Row, min_uses: int) -> Row:

@@ -8,9 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vqtool import rng
 from vqtool.artifacts import history_record
-from vqtool.codebooks.fitting import CodebookFit, count_distinct, fit_codebook, measure_fit
+from vqtool.codebooks.fitting import BLOCK_ROWS, CodebookFit, count_distinct, fit_codebook, measure_fit
+from vqtool.codebooks.links import Links, count_links
 from vqtool.codebooks.rebuilt import check_refittable, with_codebook
 from vqtool.codebooks.vectors import check_images, images_of, read_beginning, sample_latents
 from vqtool.distributed import choose_device
@@ -20,6 +24,7 @@ from vqtool.options import Checked, distribute, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
+from vqtool.tokenizers.quantizers import nearest
 
 DEFAULT_SIZE = "64"
 GIB = 1 << 30
@@ -60,6 +65,7 @@ class Refit:
     num_vectors: int
     num_images: int
     image_size: tuple[int, int]  # (h, w) that images were brought to
+    links: Links  # of the old codes with the new ones, counted in the vectors
 
 
 def refit(
@@ -120,6 +126,7 @@ def refit(
         new = with_codebook(old.cpu(), codebook)
         before, after = measure_fit(vectors, old.codebook), measure_fit(vectors, new.codebook)
         num_vectors = len(vectors)
+        links = _link(vectors, old, new)
     record = history_record("codebook refit", inputs={"tokenizer": old.fingerprint}, seed=seed, vectors=num_vectors)
     header = save_tokenizer(
         output,
@@ -129,7 +136,15 @@ def refit(
         summary={"before": vars(before), "after": vars(after)},
         force=force,
     )
-    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, len(items), image_size)
+    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, len(items), image_size, links)
+
+
+def _link(vectors: Tensor, old: Tokenizer, new: Tokenizer) -> Links:
+    """Which old and new codes are those of the same vectors (N, D)."""
+    blocks = [(old.look_up(block), new.look_up(block)) for block in torch.split(vectors, BLOCK_ROWS)]
+    before, after = (torch.cat(tokens).numpy() for tokens in zip(*blocks, strict=True))
+    backward = nearest(new.codebook, old.codebook).numpy()
+    return count_links(before, after, backward, old.codebook_size, new.codebook_size)
 
 
 def _find_source(

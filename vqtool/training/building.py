@@ -99,7 +99,7 @@ class DenoiserOptions(Checked):
     denoiser: str = option("transformer", "Kind of network.", choices="denoisers/__init__.py:NAMES", advanced=True)
     size: str | None = option(
         None,
-        "tiny, small, base, large or huge; light: much in a small file.",
+        "tiny, small, base, large, huge or light.",
         shown="suits data and machine",
         choices="denoisers/*.py:SIZES",
         listed=False,

@@ -1,4 +1,4 @@
-"""`vqtool codebook`: measure, rebuild and prune codebooks, and bring token grids along.
+"""`vqtool codebook`: measure, rebuild and prune codebooks, and bring token grids and priors along.
 
 A command is a file here with a function of its name, and its place in COMMANDS.
 """
@@ -10,11 +10,12 @@ from vqtool.cli.codebook.finetune import finetune
 from vqtool.cli.codebook.prune import prune
 from vqtool.cli.codebook.refit import refit
 from vqtool.cli.codebook.remap import remap
+from vqtool.cli.codebook.transplant import transplant
 from vqtool.cli.codebook.usage import usage
 from vqtool.cli.help import Command
 
-COMMANDS = (usage, refit, finetune, remap, prune, apply_map)
+COMMANDS = (usage, refit, finetune, remap, prune, apply_map, transplant)
 
-app = typer.Typer(help="Measure, rebuild and prune codebooks; convert token grids.", no_args_is_help=True)
+app = typer.Typer(help="Measure, rebuild and prune codebooks; convert token grids and priors.", no_args_is_help=True)
 for _command in COMMANDS:
     app.command(cls=Command)(_command)

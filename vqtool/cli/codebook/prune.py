@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.codebook.transplant import CarriedPrior, echo_prior
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
 from vqtool.cli.options import Force, TokenizerOption
@@ -21,6 +22,7 @@ def prune(
     min_uses: Annotated[
         int, typer.Option("--min-uses", min=1, help="Drop codes that occur less often.", rich_help_panel=METHOD)
     ] = 1,
+    prior: CarriedPrior = None,
     force: Force = False,
 ) -> None:
     """Drop the codes of a tokenizer that token grids do not use, and write the map from old tokens to new ones.
@@ -33,10 +35,14 @@ def prune(
         vqtool codebook prune tok.h5 -o pruned.safetensors
 
         vqtool codebook prune tok.h5 more.h5 --min-uses 10 --map kept.safetensors
+
+        vqtool codebook prune tok.h5 --prior prior.safetensors
     """
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
+    from vqtool.training.transplanting import Carrier
 
+    carrier = None if prior is None else Carrier.open(prior, output, force=force)
     made = codebooks.prune(
         grids,
         output,
@@ -49,4 +55,6 @@ def prune(
     echo(f"{made.num_codes_before} -> {made.num_codes} codes, which {made.share:.2%} of the tokens have")
     echo(f"wrote {output}: tokenizer {made.fingerprint}")
     echo(f"wrote {made.map_path}")
+    if carrier is not None:
+        echo_prior(carrier.carry(made.links, made.parent, made.fingerprint, output), carrier.output)
     echo(f"to convert grids: vqtool codebook apply-map tok.h5 --map {made.map_path} -o pruned.h5")

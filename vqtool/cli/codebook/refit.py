@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vqtool.cli.codebook.transplant import CarriedPrior, echo_prior
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
@@ -20,6 +21,7 @@ def refit(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("tokenizer.safetensors"),
     tokenizer: TokenizerOption = None,
+    prior: CarriedPrior = None,
     options: Annotated[dict[str, Any], FlagGroup.of_file("codebooks/refitting.py", panel=METHOD) | SOURCE_OPTIONS],
     seed: Seed = 0,
     device: Device = "auto",
@@ -39,12 +41,16 @@ def refit(
         vqtool codebook refit imgs/ --codebook-size 512 --vectors 100000 --seeding afk-mc2 -o mine.safetensors
 
         vqtool codebook refit imgs/ --grids tok.h5 -o mine.safetensors
+
+        vqtool codebook refit imgs/ --prior prior.safetensors -o mine.safetensors
     """
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
     from vqtool.errors import size_text
+    from vqtool.training.transplanting import Carrier
 
+    carrier = None if prior is None else Carrier.open(prior, output, force=force)
     skipped = Skipped(strict, output)
     common: dict[str, Any] = {"seed": seed, "device": device, "force": force, "progress": progress}
     made = codebooks.refit(
@@ -55,6 +61,8 @@ def refit(
         echo(f"{name}: usage {fit.usage:.1%}, perplexity {fit.perplexity:.0f}, squared error {fit.error:.4g}")
     echo(f"wrote {output}: tokenizer {made.fingerprint}")
     how = f"{' '.join(map(str, images))} --size {size_text(made.image_size)} -t {output} -o tok.h5 --force"
+    if carrier is not None:
+        echo_prior(carrier.carry(made.links, made.parent, made.fingerprint, output), carrier.output)
     echo(f"to use it, encode again: vqtool encode {how}")
     echo(f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
     skipped.finish()

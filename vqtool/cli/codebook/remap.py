@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from vqtool.cli.codebook.transplant import echo_prior
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Force
@@ -25,6 +26,10 @@ def remap(
             rich_help_panel=advanced(METHOD),
         ),
     ] = False,
+    prior: Annotated[
+        str | None,
+        typer.Option("--prior", help="Prior to carry over too, to x.prior.safetensors beside the output x.h5."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Convert token grids to a tokenizer whose codebook was rebuilt: each token becomes the nearest new code.
@@ -37,13 +42,20 @@ def remap(
         vqtool codebook remap tok.h5 -t tokenizer.safetensors -o remapped.h5
 
         vqtool codebook remap tok.h5 -t tokenizer.safetensors | vqtool codebook usage
+
+        vqtool codebook remap tok.h5 -t tokenizer.safetensors --prior prior.safetensors -o new.h5
     """
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
+    from vqtool.training.transplanting import beside, transplant
 
+    carried = None if prior is None else beside(output, force=force)
     made = codebooks.remap(
         grids, output, tokenizer=tokenizer, old=old, unrelated=unrelated, force=force, progress=progress
     )
     reached = len(set(made.target.forward.tolist()))
     echo(f"{len(made.target.forward)} codes -> {reached} of the {made.target.codebook_size} of {tokenizer}")
     echo(f"wrote {made.num_grids} grids to {made.output}")
+    if prior is not None and carried is not None:
+        known = [] if grids == "-" else [grids]
+        echo_prior(transplant(prior, carried, tokenizer=tokenizer, grids=known, old=old, force=force).prior, carried)

@@ -1,0 +1,90 @@
+"""`vqtool codebook transplant`, and `--prior` of refit, prune and remap: what is written and what is said."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.commands import build_tokenizer, error_lines, write_pictures
+
+from vqtool.codebooks.rebuilt import with_codebook
+from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.priors import load_prior
+from vqtool.tokenizers import load_tokenizer, save_tokenizer
+
+TRAIN = ("--steps", 2, "--batch-size", 4, "--preview-every", 0)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, vqtool):
+    """A current folder with a tokenizer and one with 12 other codes, grids that use ten codes, and a prior."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = build_tokenizer()
+    save_tokenizer("old.safetensors", tokenizer)
+    save_tokenizer("new.safetensors", with_codebook(tokenizer, tokenizer.codebook[2:14] + 0.01))
+    tokens = np.random.default_rng(0).integers(0, 10, (8, 2, 3))
+    header = GridHeader(16, (2, 3), (16, 24), load_tokenizer("old.safetensors").fingerprint, "old.safetensors", "crop")
+    with GridWriter("tok.h5", header) as writer:
+        writer.write(GridBatch(tokens, [str(i) for i in range(8)]))
+    assert vqtool("train-prior", "--size", "tiny", *TRAIN).code == 0
+    return tmp_path
+
+
+def test_a_prior_is_carried_over_goes_on_learning_and_is_sampled(work, vqtool):
+    options = ("-t", "new.safetensors", "--grids", "tok.h5", "-o", "moved.safetensors")
+    result = vqtool("codebook", "transplant", "prior.safetensors", *options)
+    assert result.code == 0, result.err
+    assert "16 codes -> 12, by the nearest codes, counted in tok.h5" in result.err
+    assert "vqtool train-prior --from moved.safetensors" in result.err
+    assert vqtool("codebook", "remap", "tok.h5", "-t", "new.safetensors", "-o", "new.h5").code == 0
+    tuned = vqtool("train-prior", "new.h5", "--from", "moved.safetensors", *TRAIN, "-o", "tuned.safetensors")
+    assert tuned.code == 0, tuned.err
+    prior = load_prior("tuned.safetensors")
+    assert prior.parent == load_prior("moved.safetensors").fingerprint
+    assert [record["step"] for record in prior.history] == [
+        "train-prior", "codebook transplant", "codebook remap", "train-prior",
+    ]  # fmt: skip
+    assert vqtool("sample", "tuned.safetensors", "-n", 2, "-o", "s.h5").code == 0
+    assert vqtool("decode", "s.h5", "-o", "out").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output", "num_codes"),
+    [
+        (("refit", "imgs", "-t", "old.safetensors", "--size", 16, "-K", 6, "-o", "t.safetensors"), "t", 6),
+        (("prune", "tok.h5", "-o", "p.safetensors"), "p", 10),
+        (("remap", "tok.h5", "-t", "new.safetensors", "-o", "new.h5"), "new", 12),
+    ],
+)
+def test_a_rebuilt_codebook_brings_the_prior_along(work, vqtool, arguments, output, num_codes):
+    write_pictures(work / "imgs", 8)
+    result = vqtool("codebook", *arguments, "--prior", "prior.safetensors")
+    assert result.code == 0, result.err
+    assert f"wrote {output}.prior.safetensors: prior " in result.err
+    prior = load_prior(f"{output}.prior.safetensors")
+    assert prior.kernel.codebook_size == num_codes
+    assert vqtool("sample", f"{output}.prior.safetensors", "-n", 2, "-o", "s.h5").code == 0
+    again = vqtool("codebook", *arguments, "--prior", "prior.safetensors")
+    assert again.code == 1
+    assert len(error_lines(again.err)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("transplant", "prior.safetensors", "-t", "old.safetensors"), "is in the codes of old.safetensors already"),
+        (("transplant", "gone.safetensors", "-t", "new.safetensors"), "gone.safetensors: no such file"),
+        (("transplant", "prior.safetensors", "-t", "new.safetensors", "-o", "tok.h5"), "tok.h5: exists; use --force"),
+        (("refit", "imgs", "--prior", "gone.safetensors"), "gone.safetensors: no such file"),
+        (("prune", "tok.h5", "--prior", "tok.h5"), "tok.h5: not a safetensors file"),
+        (
+            ("remap", "tok.h5", "-t", "new.safetensors", "--prior", "prior.safetensors"),
+            "--prior is written beside --output, which is standard output: name a file",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_nothing_is_written(work, vqtool, arguments, message):
+    before = sorted(path.name for path in Path().iterdir())
+    result = vqtool("codebook", *arguments)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert sorted(path.name for path in Path().iterdir()) == before
