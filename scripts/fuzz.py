@@ -8,7 +8,7 @@ commands run in a forked process with limits on time and memory. What is wrong i
 
     run         code of the file was run: a canary file appeared
     read        a file that was not named came out of a command
-    hang        not done after --limit seconds, or a processor that long
+    hang        not done after --limit seconds of a processor, or ten times as long on a clock
     memory      more than --memory MB beyond what the program itself takes
     silent      exit 0, with another result than that of the whole file, though the format checks itself
     unforeseen  a traceback, a signal, or "this is unexpected"
@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -616,11 +617,12 @@ def run(arguments: list[str], folder: Path, limit: float) -> Outcome:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
-        if time.monotonic() - begun > limit:
+        if time.monotonic() - begun > 10 * limit:
             os.kill(child, signal.SIGKILL)
             stopped = True
         time.sleep(0.005)
-    code = 1000 if stopped else os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(status)
+    code = 1000 if stopped or code == -signal.SIGXCPU else code
     error = (folder / "err").read_text("utf-8", "replace")
     seconds = time.monotonic() - begun
     return Outcome(code, error, usage.ru_maxrss >> 10, seconds, _digest(folder))
@@ -632,6 +634,7 @@ def _be_command(arguments: list[str], folder: Path, limit: float) -> None:
     try:
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
         resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
         for descriptor, name in ((1, "out.txt"), (2, "err")):
@@ -768,7 +771,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="this one alone")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
-    parser.add_argument("--limit", type=float, default=20, help="seconds that a command may take")
+    parser.add_argument("--limit", type=float, default=20, help="seconds of a processor that a command may take")
     parser.add_argument(
         "--memory", type=int, default=400, help="MB that a command may take beyond those of the whole file"
     )
