@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ from support.two import run_in_two
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, read_grids
+from vqtool.grids import resume as journals
 from vqtool.grids.resume import Journal, resumable_writer
 
 RUN = ["-n", 40, "--steps", 3, "--seed", 5, "--start", 7]
@@ -65,6 +67,28 @@ def test_a_run_killed_again_and_again_ends_in_the_same_file(folder, vqtool):
     assert [record | {"time": 0, "command": 0} for record in header.history] == [
         record | {"time": 0, "command": 0} for record in whole.history
     ]
+
+
+@pytest.mark.parametrize(
+    ("cost", "chunks"),
+    [(0.0, [1, 5, 5, 5, 4]), (0.01, [1, 10, 9]), (1.0, [1, 19])],
+    ids=["at least", "dear", "at most"],
+)
+def test_batches_share_a_chunk_for_as_long_as_chunks_are_worth(tmp_path, monkeypatch, cost, chunks):
+    now, sizes = [100.0], []
+
+    def write(journal, batch):
+        sizes.append(len(batch))
+        now[0] += cost
+
+    monkeypatch.setattr(journals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(journals.GridWriter, "write", write)
+    header = GridHeader(16, (1, 1), (8, 8), "0" * 16, "", "crop")
+    with journals.Journal(tmp_path / "x.partial.h5", header, hold=(1.0, 4.0)) as journal:
+        for number in range(20):  # one each 0.2 s
+            journal.write(GridBatch(np.zeros((1, 1, 1), np.uint64), [str(number)]))
+            now[0] += 0.2001
+    assert sizes == chunks
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(folder, vqtool):

@@ -28,7 +28,8 @@ from vqtool.grids.writer import CHUNK_GRIDS, GridWriter, read_journal, write_fil
 from vqtool.locks import locked
 from vqtool.outputs import explained, is_stream, refuse_existing, refuse_terminal, side_file
 
-HOLD_SECONDS = 0.25  # work of so long may be lost, so that small batches share a chunk
+HOLD_SECONDS = (1.0, 5.0)  # work of so long may be lost, so that batches share a chunk: at least, and at most
+HOLD_CHUNKS = 200.0  # in between, so often the time that a chunk took: on a busy machine or a slow disk that is long
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
 _MAY_DIFFER = ("command", "time")  # of the last record of a history
@@ -87,15 +88,15 @@ def _find_partials(output: Path | str) -> list[Path]:
 class Journal(GridWriter):
     """Keeps the grids of a run in a stream without a last chunk: each batch is there when `write` returns.
 
-    The disk has it, even if the power fails, a second later. Batches that follow each other within `hold` seconds wait
-    for each other, so that a chunk costs little.
+    The disk has it, even if the power fails, a second later. Batches that follow each other within `hold` seconds, or
+    within HOLD_CHUNKS times what a chunk takes, wait for each other, so that a chunk costs little.
 
     Args:
         path: of the file; it is made by the first batch.
         header: what the grids have in common.
         resume: go on with what is there, without a torn end; the header is then that of the start.
         output: what messages call it.
-        hold: seconds.
+        hold: seconds, at least and at most.
 
     Raises:
         FormatError: the file is no grid file.
@@ -109,7 +110,7 @@ class Journal(GridWriter):
         *,
         resume: bool = False,
         output: Path | str | None = None,
-        hold: float = 0.0,
+        hold: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__(path, header, force=True)
         self.path = path
@@ -117,6 +118,7 @@ class Journal(GridWriter):
         self._hold = hold
         self._held: list[GridBatch] = []
         self._sent = self._synced = -math.inf
+        self._cost = 0.0  # seconds of the latest chunk
         self.kept_ids: list[str] = []  # of the grids that were there
         if resume and path.exists():
             self._go_on()
@@ -136,14 +138,17 @@ class Journal(GridWriter):
     def write(self, batch: GridBatch) -> None:
         """Write the next grids; see `GridWriter.write`."""
         self._held.append(checked_batch(self.header, batch))
-        if time.monotonic() - self._sent >= self._hold or sum(map(len, self._held)) >= CHUNK_GRIDS:
+        least, most = self._hold
+        wait = min(max(least, HOLD_CHUNKS * self._cost), most)
+        if time.monotonic() - self._sent >= wait or sum(map(len, self._held)) >= CHUNK_GRIDS:
             self.flush()
 
     def flush(self) -> None:
         """Write what is held."""
-        held, self._held = self._held, []
+        held, self._held, begun = self._held, [], time.monotonic()
         super().write(held[0] if len(held) == 1 else join_batches(self.header, held))
         self._sent = time.monotonic()
+        self._cost = self._sent - begun
 
     def _send(self, batch: GridBatch, *, last: bool = False) -> None:
         if self._chunks is None:
