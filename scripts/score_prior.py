@@ -267,7 +267,11 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = tokenizer_of(prior.grid_spec, options.prior, given=options.tokenizer).to(device)
     network = EfficientNetLite0(device)
     sources = {"trained": known[:: max(1, len(known) // len(kept))][: len(kept)], "held-out": kept}
-    references = {name: text_image.picture_features(items, cache, SIZE) for name, items in sources.items()}
+    references = {}
+    for name, items in sources.items():
+        asked = {item.id for item in prompts[name]}  # the pictures of the captions are no reference for themselves
+        others = [item.id not in asked for item in items]
+        references[name] = text_image.picture_features(items, cache, SIZE)[others]
     texts = {name: text_image.text_features([item.captions[0] for item in prompts[name]], cache) for name in SETS}
     rows = []
     for name in SETS:
