@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command_lines import leaf_commands
+from support.command_lines import commands_in, leaf_commands
 from support.commands import write_pictures
 
 from vqtool.tokenizers import SIZES, Tokenizer
@@ -134,3 +134,68 @@ def test_what_documents_name_of_the_package_is_there_after_import_vqtool(name):
     code = "import vqtool\n" + "\n".join(sorted({*re.findall(r"\bvqtool\.[a-zA-Z_.]+[a-zA-Z_]\b(?!/)", text)}))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SAMPLING = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+SHORTER = {  # what the tests add to a line of a document, so that it takes less time
+    "train-prior": ("--steps", 2, "--size", "tiny"),
+    "sample": ("-n", 2, "--steps", 2),
+    "inpaint": ("--steps", 2),
+    "vary": ("--steps", 2),
+    "outpaint": ("--steps", 2),
+    "compare": ("-n", 2, "--seeds", 0, "--steps", 1, "--sampler", "purity"),
+}
+
+
+def section(text, title):
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def typed_lines(text):
+    """The lines of a document that call vqtool, without their comments."""
+    return [line.partition("  #")[0].strip() for line in re.findall(r"^    (vqtool .*)$", text, flags=re.MULTILINE)]
+
+
+def type_line(vqtool, line, folder):
+    """Run a line in this process, the commands of a pipe one after the other."""
+    source = None
+    for args in commands_in(line):
+        result = vqtool(*args, *SHORTER.get(args[0], ()), stdin=source)
+        assert (result.code, "nothing to guide" in result.err) == (0, False), f"{line}\n{result.err}"
+        source = folder / "pipe"
+        source.write_bytes(result.data)
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(vqtool, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    write_pictures(work / "imgs", 18, size=(64, 64))
+    for i in range(18):
+        (work / "imgs" / f"{i:02d}.txt").write_text(f"noise {i}")
+    monkeypatch.chdir(work)
+    path = typed_lines(section(README, "Your own pictures"))
+    assert [line.split()[1] for line in path] == ["codebook", "encode", "train-prior", "sample", "eval"]
+    lines = [*path, *typed_lines(section(SAMPLING, "Editing")), *typed_lines(section(SAMPLING, "Measured"))]
+    assert len(lines) == 10
+    assert not any("--cfg-scale" in line for line in path)  # of a folder without captions it would be warned about
+    for line in lines + lines:
+        type_line(vqtool, line, tmp_path)
+    assert len([*(work / "decoded").glob("*.png")]) == 2
+    assert len([*(work / "halves").glob("*.png")]) == 18
+
+
+def test_the_path_of_the_readme_is_that_of_the_help(vqtool):
+    text = vqtool("--help").out
+    assert typed_lines(text) == typed_lines(section(README, "Your own pictures"))
+
+
+@pytest.mark.slow
+def test_the_python_block_of_the_readme_runs_twice(tmp_path):
+    write_pictures(tmp_path / "imgs", 12, size=(64, 64))
+    (code,) = code_blocks(README)
+    code = code.replace("minutes=10", "steps=2")
+    assert "steps=2" in code
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

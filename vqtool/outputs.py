@@ -1,9 +1,11 @@
 """Where results go, and what messages call it: files, standard output, pipes and devices."""
 
 import errno
+import io
 import os
 import re
 import secrets
+import select
 import shutil
 import sys
 from collections.abc import Iterator
@@ -69,6 +71,21 @@ def open_output(output: str | Path) -> Iterator[BinaryIO]:
             pipe.close()
         raise
     pipe.close()
+
+
+def check_reader(output: str | Path) -> None:
+    """Raise if nobody reads standard output any more: called while work is done, which would be for nothing.
+
+    Raises:
+        BrokenPipeError: it is a pipe whose reader has ended.
+    """
+    if str(output) not in STANDARD_OUTPUT:
+        return
+    poll = select.poll()
+    with suppress(io.UnsupportedOperation):  # an object in memory stands in for standard output
+        poll.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        raise BrokenPipeError(errno.EPIPE, "nobody reads standard output")
 
 
 def refuse_terminal(output: str | Path) -> None:

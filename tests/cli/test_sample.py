@@ -68,6 +68,21 @@ def test_without_a_prior_in_the_folder_the_built_in_one_is_used_and_told(builtin
     assert "no prior.safetensors here" not in result.stderr
 
 
+def test_a_caption_of_few_words_is_read_whole_whatever_a_prior_learned_from(folder):
+    random_prior(kind="caption").save("prior.safetensors", force=True)  # of three captions of two or three words
+    result = run("--caption", "a blue cat on a mat", "--steps", 1, "-o", "x.h5")
+    assert "longer" not in result.stderr
+
+
+def test_sampling_ends_at_its_next_call_when_nobody_reads_its_stream_any_more(folder):
+    typed = command("-n", 4, "--steps", 20, "-b", 4)
+    with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert "wrote" not in error
+
+
 def test_as_many_samples_are_drawn_as_captions_or_classes_are_named(folder):
     random_prior(kind="class").save("prior.safetensors", force=True)
     first, second = vqtool.load_prior("prior.safetensors").conditioner.examples[:2]
@@ -147,10 +162,11 @@ def test_without_a_condition_the_priors_own_examples_are_drawn_in_turn_and_that_
 @pytest.mark.parametrize("source", ["-", "prompts.txt"])
 def test_captions_come_one_a_line_and_say_how_many_to_draw(folder, source):
     random_prior(kind="caption").save("prior.safetensors", force=True)
-    text = "an ant\n\n a bee \nan elephant \N{ELEPHANT}\n"
+    herd = 10 * "\N{ELEPHANT}"  # of four tokens each
+    text = f"an ant\n\n a bee \nelephants {herd}\n"
     (folder / "prompts.txt").write_text(text, encoding="utf-8")
     result = run("--captions", source, "--steps", 1, "-o", "x.h5", text=text.encode())
-    assert read_grids("x.h5")[1].captions == ["an ant", "a bee", "an elephant \N{ELEPHANT}"]
+    assert read_grids("x.h5")[1].captions == ["an ant", "a bee", f"elephants {herd}"]
     assert "longer than the prior can read" in result.stderr
 
 

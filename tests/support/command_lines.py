@@ -102,6 +102,6 @@ def commands_in_markdown(text: str) -> Iterator[tuple[str, Args]]:
     """Each line of the code blocks of a document that calls vqtool, and its arguments."""
     fenced = re.findall(r"^```(?:sh|bash|shell|console|text)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    indented = re.findall(r"^ {4,}((?:\$ )?vqtool .*)$", outside, flags=re.MULTILINE)
+    indented = re.findall(r"^ {4,}((?:\$ )?vqtool .*)$", re.sub(r"\\\n\s*", "", outside), flags=re.MULTILINE)
     for block in [*fenced, *indented]:
         yield from commands_in_script(re.sub(r"^\$ ", "", block, flags=re.MULTILINE))

@@ -79,7 +79,12 @@ class LazyGroup(TyperGroup):
         """Write plain text: importing what draws panels takes longer than all the rest."""
         formatter.width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
         self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
+        for paragraph in (self.help or "").strip("\n").split("\n\n"):
+            is_laid_out = paragraph.startswith(" ")
+            lines = (
+                paragraph.splitlines() if is_laid_out else textwrap.wrap(" ".join(paragraph.split()), formatter.width)
+            )
+            formatter.write("\n" + "\n".join(lines) + "\n")
         for group in dict.fromkeys(group for group, _ in self.table.values()):
             with formatter.section(group):
                 formatter.write_dl([(name, text) for name, (its, text) in self.table.items() if its == group])

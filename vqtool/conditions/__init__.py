@@ -31,6 +31,7 @@ from vqtool.trust import parse_record
 KINDS = ("none", "class", "caption")
 VOCABULARIES = ("bpe", "sentencepiece")
 MAX_EXAMPLES = 256  # captions kept in a prior, so that it can be sampled without being given any
+MIN_CAPTION_LENGTH = 32  # tokens that a prior can read, however short the captions are that it learns from
 MAX_CAPTION_LENGTH = 64  # tokens; a caption's own length costs cross-attention in every denoiser call
 MAX_VOCABULARY = 8192
 PAD, NULL, END = 0, 1, 2  # the ids before those of the vocabulary
@@ -279,7 +280,9 @@ def _build_caption(texts: Sequence[str], vocabulary: str, most: int) -> CaptionC
     return _caption_condition(texts, VOCABULARY_MODELS[vocabulary].train(texts, size))
 
 
-def _caption_condition(texts: Sequence[str], model: Vocabulary, *, at_least: int = 0) -> CaptionCondition:
+def _caption_condition(
+    texts: Sequence[str], model: Vocabulary, *, at_least: int = MIN_CAPTION_LENGTH
+) -> CaptionCondition:
     """Captions of a length that takes all of these, up to a limit."""
     distinct = list(dict.fromkeys(texts))
     longest = max(len(model.encode(text)) for text in distinct)

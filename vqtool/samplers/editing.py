@@ -283,7 +283,7 @@ def edit_to_file(
         record = _record(step, method, pictures, details)
         editor = _Editor(method, change, variants, strength, texts)
         num = None if pictures.total is None else pictures.total * variants
-        run = Run(method, num, options, notify=notify, progress=progress)
+        run = Run(method, num, options, notify=notify, progress=progress, output=output)
         if not masked:
             run.tell_estimates()
         if options.dry_run:

@@ -21,7 +21,7 @@ from vqtool.grids import GridBatch, GridHeader
 from vqtool.grids.resume import check_resumable, resumable_writer
 from vqtool.images.animations import check_animation, save_animation
 from vqtool.options import Checked, option
-from vqtool.outputs import is_stream
+from vqtool.outputs import check_reader, is_stream
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import (
@@ -100,7 +100,7 @@ class Run:
         *,
         notify: Notify,
         progress: Progress,
-        is_kept: bool = False,
+        output: str | Path,
     ) -> None:
         """Choose the size of the batches.
 
@@ -110,17 +110,18 @@ class Run:
             options: how it proceeds.
             notify: is told what it takes.
             progress: shows how far it is.
-            is_kept: whether each batch is kept at once, so that small ones lose little when the run is killed.
+            output: where samples go. Of a file each batch is kept at once, so that small ones lose little when the run
+                is killed.
         """
         self.method, self.num, self.options = method, num, options
-        self._notify, self._progress = notify, progress
+        self._notify, self._progress, self._output = notify, progress, output
         self.num_drawn = 0
         self._calls = self._seconds = 0.0
         self._under_way: dict[range, float] = {}  # calls of the samples that are being drawn
         if options.batch_size == "auto":
             free = estimates.find_free_memory(method.prior.device)
             wanted = estimates.USEFUL_CELLS if num is None else max(1, num)
-            most = MOST_LOST if is_kept else None
+            most = None if is_stream(output) else MOST_LOST
             self.batch_size = estimates.find_batch_size(method.prior, method.tiling, wanted, free, most=most)
         else:
             self.batch_size = int(options.batch_size)
@@ -182,6 +183,7 @@ class Run:
             def notice(walk: Walk, x_t: Tensor) -> None:
                 self._under_way[walk.samples] = walk.num_calls * len(walk.samples)
                 advance(0)
+                check_reader(self._output)
                 if observe is not None:
                     observe(walk, x_t)
 
@@ -257,7 +259,7 @@ def sample_to_file(
     samples = range(start + own.start, start + own.stop)
 
     rows: dict[str, Any] = {"condition": in_turn(prior, texts)}
-    run = Run(method, len(samples), options, notify=notify, progress=progress, is_kept=not is_stream(output))
+    run = Run(method, len(samples), options, notify=notify, progress=progress, output=output)
     run.tell_estimates()
     if options.dry_run:
         return run.rehearse(samples, **rows)
