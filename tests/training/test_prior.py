@@ -12,6 +12,7 @@ import torch
 from support import prior_run
 from support.exact import grid_spec
 from support.matrices import build_kernel
+from support.two import run_in_two
 
 import vqtool
 from vqtool import artifacts, conditions, denoisers
@@ -19,6 +20,7 @@ from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError
 from vqtool.training import building
 from vqtool.training import prior as training
+from vqtool.training._weights import checkpoint_blocks
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
@@ -134,6 +136,59 @@ def test_a_run_with_dropout_that_is_resumed_has_the_losses_of_one_that_was_not(t
     # The gates of a fresh network are shut.
     assert [log[0]["loss"] for log in logs] == [logs[0][0]["loss"]] * 3
     assert logs[0][-1]["loss"] != logs[2][-1]["loss"]
+
+
+@pytest.mark.parametrize("kernel", ["absorbing", "mask-replace"])
+def test_a_batch_in_parts_has_the_losses_of_one_that_is_whole_and_its_state_can_be_taken_up_by_either(tmp_path, kernel):
+    def stop(step, metrics):
+        if step == 7:
+            raise RuntimeError
+
+    for name in ("whole", "parts", "both"):
+        (tmp_path / name).mkdir()
+    settings = {"kernel": kernel, "num_steps": 12}
+    prior_run.train(tmp_path / "whole", **settings)
+    prior_run.train(tmp_path / "parts", accumulate=4, **settings)
+    with pytest.raises(RuntimeError):
+        prior_run.train(tmp_path / "both", accumulate=2, report=stop, **settings)
+    prior_run.train(tmp_path / "both", resume=True, **settings)
+    logs = {name: prior_run.read_log(tmp_path / name) for name in ("whole", "parts", "both")}
+    for name in ("parts", "both"):
+        for mine, theirs in zip(logs[name], logs["whole"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+def test_blocks_that_are_computed_again_give_the_same_losses_with_their_dropout(tmp_path):
+    for name in ("kept", "again"):
+        (tmp_path / name).mkdir()
+        prior_run.train(tmp_path / name, num_steps=8, dropout=0.2, checkpoint=name == "again")
+    kept, again = (prior_run.read_log(tmp_path / name) for name in ("kept", "again"))
+    assert len(kept) == 8
+    assert again == kept
+
+
+def test_blocks_are_computed_again_where_there_are_some():
+    with pytest.raises(VqtoolError, match="`checkpoint`: this network has no blocks to compute again; leave it out"):
+        checkpoint_blocks(torch.nn.Linear(1, 1))
+
+
+def test_a_batch_that_parts_cannot_share_is_refused(tmp_path):
+    with pytest.raises(VqtoolError, match=r"a batch of 16 cannot be shared evenly by 1 processes, 3 parts each"):
+        prior_run.train(tmp_path, accumulate=3)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_and_either_takes_up_the_state_of_the_other(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    settings = {"kernel": "absorbing", "num_steps": 12, "accumulate": 2}
+    prior_run.train(tmp_path / "one", **settings)
+    done = run_in_two("support.prior_run", tmp_path / "two", json.dumps(settings))
+    assert done.returncode == 0, done.stderr.decode()
+    one, two = (prior_run.read_log(tmp_path / name) for name in ("one", "two"))
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    prior_run.train(tmp_path / "two", resume=True, **settings)
 
 
 def test_training_with_dropout_leaves_the_random_numbers_of_others_alone(tmp_path):

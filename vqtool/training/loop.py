@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError
@@ -30,6 +29,7 @@ from vqtool.training._identity import Reached, check_identity, read_identity
 from vqtool.training._log import RunLog
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
+from vqtool.training._weights import build_optimizer, checkpoint_blocks, update_ema
 from vqtool.trust import parse_record
 
 STATE_KIND = "training-state"
@@ -55,6 +55,8 @@ class LoopConfig:
     save_seconds: float = 120.0  # how often the state is written
     preview_steps: int = 0  # how often a preview is drawn; 0 is never
     log_steps: int = 1  # how often a line is logged
+    accumulate: int = 1  # parts that each process works through its share of a batch in
+    checkpoint: bool = False  # whether what blocks compute on the way is computed again for the gradient, not kept
     bf16: bool = False  # mixed precision, for GPUs
     compile: bool = False  # with torch.compile
     minutes: float | None = None  # where the length was asked for in these; a resumed run keeps what it began with
@@ -84,24 +86,6 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 
 
-def _optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    exempt = {parameter for module in model.modules() for parameter in getattr(module, "undecayed", ())}
-    learned = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learned if p.ndim >= 2 and p not in exempt]
-    others = [p for p in learned if p.ndim < 2 or p in exempt]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = learned[0].device.type == "cuda" or None  # on a CPU it would round otherwise than runs that began without
-    return torch.optim.AdamW([g for g in groups if g["params"]], config.learning_rate, config.betas, fused=fused)
-
-
-@torch.no_grad()
-def _update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average(list(ema.parameters()), list(model.parameters()), None)
-    for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
-        average.copy_(buffer)
-
-
 class _Run:
     """Model, EMA and optimiser of a run, and their way to and from the state file."""
 
@@ -122,7 +106,9 @@ class _Run:
         self.best = copy.deepcopy(self.ema) if validation is not None and validation.keep_best else nn.Module()
         self.best_step, self.best_value = 0, math.inf
         self.bare.train()
-        self.optimizer = _optimizer(self.bare, config)
+        self.optimizer = build_optimizer(self.bare, config.learning_rate, config.betas, config.weight_decay)
+        if config.checkpoint:
+            checkpoint_blocks(self.bare)
         if config.compile:
             self.bare.compile()
         self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
@@ -189,18 +175,25 @@ class _Run:
         own = distributed.own_range(config.batch_size)
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        with self._seeded(), self.accelerator.autocast():
-            loss, metrics = objective(
-                self.model, indices[own.start : own.stop], samples[own.start : own.stop], self.step
-            )
-        self.accelerator.backward(loss)
+        indices, samples = indices[own.start : own.stop], samples[own.start : own.stop]
+        results = []
+        for part, rows in enumerate(np.split(np.arange(len(indices)), config.accumulate)):
+            waits = part + 1 < config.accumulate  # with the exchange of gradients, for the last part
+            with self.accelerator.no_sync(self.model) if waits else nullcontext():
+                with self._seeded(part), self.accelerator.autocast():
+                    loss, metrics = objective(self.model, indices[rows], samples[rows], self.step)
+                self.accelerator.backward(loss / config.accumulate)
+            results.append({"loss": loss.detach(), **metrics})
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.prepared.step()
         self.prepared.zero_grad()
         rising = (1 + self.step) / (10 + self.step) if config.ema_rises else 1.0
-        _update_ema(self.ema, self.bare, min(config.ema_decay, rising))
+        update_ema(self.ema, self.bare, min(config.ema_decay, rising))
         self.step += 1
-        return {"loss": loss.detach(), **metrics, "gradient_norm": norm}
+        metrics = results[0]
+        if config.accumulate > 1:
+            metrics = {name: torch.stack([result[name] for result in results]).mean(0) for name in metrics}
+        return {**metrics, "gradient_norm": norm}
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Keep metrics as numbers, averaged over the processes: the only time that a step waits for them."""
@@ -209,12 +202,12 @@ class _Run:
         self.values = {name: float(value) for name, value in metrics.items()}
 
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Let torch's own noise, which dropout alone draws, follow from seed, step and process."""
+    def _seeded(self, part: int) -> Iterator[None]:
+        """Let torch's own noise, which dropout alone draws, follow from seed, step, process and part of the batch."""
         if not any(isinstance(module, nn.Dropout) and module.p for module in self.bare.modules()):
             yield
             return
-        number = self.step * distributed.world_size() + distributed.rank()
+        number = (self.step * distributed.world_size() + distributed.rank()) * self.config.accumulate + part
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
             torch.manual_seed(int(rng.generator(self.config.seed, number, stream=rng.DROPOUT).integers(2**63)))
@@ -283,9 +276,10 @@ def run(
     Raises:
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    if config.batch_size % distributed.world_size():
+    if config.batch_size % (distributed.world_size() * config.accumulate):
+        parts = f", {config.accumulate} parts each (`accumulate`)" if config.accumulate > 1 else ""
         raise VqtoolError(
-            f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes"
+            f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes{parts}"
         )
     training = _Run(model, config, memory, validation)
     fixed = {_FIXED[name]: value for name, value in asdict(config).items() if name in _FIXED}

@@ -51,6 +51,10 @@ class PriorRunOptions(RunOptions):
         "last", "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
         advanced=True,
     )  # fmt: skip
+    accumulate: int = option(1, "Parts that a batch is worked through in, for less memory.", minimum=1, advanced=True)
+    checkpoint: bool = option(
+        False, "Compute blocks again for the gradient: less memory, a third slower.", advanced=True
+    )
 
 
 @claims()
@@ -205,6 +209,8 @@ def choose_run(
         seed=seed,
         preview_steps=run.preview_every,
         minutes=run.minutes,
+        accumulate=run.accumulate,
+        checkpoint=run.checkpoint,
         **machine.settings(),
     )
 
