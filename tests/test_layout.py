@@ -25,8 +25,8 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 LAYERS = (
     "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng",
     "distributed", "progress", "tally", "hdf5", "inputs", "locks", "outputs", "artifacts", "grids", "inspection",
-    "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "priors", "samplers", "interop",
-    "training", "metrics", "cli",
+    "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "adapters", "priors", "samplers",
+    "interop", "training", "metrics", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
 NOT_COMMANDS = {  # in cli/

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtool import artifacts, conditions, denoisers
+from vqtool import adapters, artifacts, conditions, denoisers
 from vqtool.artifacts import BUILTIN
 from vqtool.checks import check_times, check_tokens
 from vqtool.conditions import Conditioner
@@ -270,6 +270,8 @@ def find_prior(named: str | Path | None, *, notify: Notify = ignore) -> str:
 def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
     """The prior in a file, or "builtin" for the one inside the package; on the CPU, ready to be sampled.
 
+    Of an adapter, the prior that it is for with the adapter in its weights.
+
     Raises:
         FormatError: not a prior, or damaged: the missing tensors are named.
         MismatchError: its text encoder is not the one it was trained with.
@@ -278,6 +280,8 @@ def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
     path = artifacts.find(path_or_name, KIND)
     if not path.is_file():
         raise VqtoolError(f"{path}: no such file: train a prior with `vqtool train-prior`, or name another one")
+    if artifacts.read_header(path).kind == adapters.KIND:
+        return _load_adapted(path)
     header, tensors = artifacts.load(path, KIND)
     config = parse_record(_Config, header.config, f"{path}: its config is damaged, or of another version of vqtool")
     options = dict(config.denoiser)
@@ -307,6 +311,22 @@ def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
     if config.text_encoder is None:
         return prior
     return replace(prior, text_encoder=find_named_text_encoder(**asdict(config.text_encoder), near=path.parent))
+
+
+def _load_adapted(path: Path) -> Prior:
+    adapter, header, tensors = adapters.Adapter.load(path)
+    place: str | Path | None = adapter.location
+    if place != BUILTIN:
+        place = artifacts.find_named(adapter.prior, adapter.location, near=path.parent)
+    if place is None:
+        raise VqtoolError(f"{path} is an adapter for the prior {adapter.prior}, which is not at {adapter.location}")
+    prior = load_prior(place)
+    if prior.fingerprint != adapter.prior:
+        raise MismatchError(f"{path} is an adapter for the prior {adapter.prior}, but {place} is {prior.fingerprint}")
+    adapter.merge(prior.denoiser, tensors, str(path))
+    return replace(
+        prior, fingerprint=header.fingerprint, location=str(path), parent=adapter.prior, history=header.history
+    )
 
 
 @dataclass(frozen=True)

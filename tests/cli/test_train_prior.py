@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.command_lines import leaf_commands
 from support.commands import error_lines, start
@@ -18,10 +19,11 @@ from support.two import run_in_two
 
 import vqtool as api
 from vqtool import artifacts, denoisers
+from vqtool.adapters import Adapter
 from vqtool.diffusion.losses import LOSSES
 from vqtool.diffusion.posterior import RULES
-from vqtool.errors import VqtoolError
-from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.errors import FormatError, VqtoolError
+from vqtool.grids import GridBatch, GridHeader, GridWriter, read_grids
 from vqtool.locks import locked
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer
@@ -458,3 +460,52 @@ def test_a_prior_of_other_codes_is_refused_and_the_command_that_carries_it_over_
     assert result.code == 1
     command = f"`vqtool codebook transplant prior.safetensors -t {other_tokenizer_path}`"
     assert command in error_lines(result.err)[0]
+
+
+def test_adapters_in_a_file_of_their_own_are_read_like_the_prior_that_they_were_merged_into(trained, vqtool):
+    options = ("--lora", 2, "--lora-alpha", 6, "--keep-adapter", "small.safetensors", "--learning-rate", 0.1)
+    result = vqtool("train-prior", *TUNING, *options)
+    assert result.code == 0, result.err
+    start, whole, apart = (load_prior(f"{name}.safetensors") for name in ("prior", "t", "small"))
+    assert apart.parent == start.fingerprint == artifacts.read_header("small.safetensors").parents["prior"]
+    assert apart.history == whole.history
+    differ = []
+    for name, tensor in whole.denoiser.state_dict().items():
+        torch.testing.assert_close(apart.denoiser.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+        differ.append(not torch.equal(tensor, start.denoiser.state_dict()[name]))
+    assert sum(differ) == 16
+    assert Path("small.safetensors").stat().st_size < 0.1 * Path("t.safetensors").stat().st_size
+    for prior in ("t", "small"):
+        assert vqtool("sample", f"{prior}.safetensors", "-n", 4, "-o", f"{prior}.h5").code == 0
+    np.testing.assert_array_equal(read_grids("t.h5")[1].tokens, read_grids("small.h5")[1].tokens)
+    assert "small.safetensors: adapter" in vqtool("info", "small.safetensors").data.decode()
+    again = vqtool("train-prior", *TUNING[:-1], "u.safetensors", *options)
+    assert "small.safetensors: exists" in error_lines(again.err)[0]
+    Path("prior.safetensors").rename("away.safetensors")
+    lost = vqtool("sample", "small.safetensors", "-n", 1, "-o", "x.h5")
+    assert (
+        f"small.safetensors is an adapter for the prior {start.fingerprint}, which is not at prior.safetensors"
+        in (error_lines(lost.err)[0])
+    )
+    Path("t.safetensors").rename("prior.safetensors")
+    other = vqtool("sample", "small.safetensors", "-n", 1, "-o", "x.h5")
+    assert "but prior.safetensors is" in error_lines(other.err)[0]
+
+
+def test_adapters_do_not_stand_alone_where_more_was_changed(trained, vqtool, tokenizer_path):
+    write_grids("more.h5", tokenizer_path, labels=["b", "c"] * 4)
+    options = ("--lora", 2, "--keep-adapter", "small.safetensors")
+    for grids, more in (("more.h5", ()), ("tok.h5", ("--kernel", "absorbing"))):
+        result = vqtool("train-prior", grids, *TUNING, *options, *more)
+        assert result.code == 1
+        assert "--keep-adapter: the run changes more than adapters hold" in error_lines(result.err)[0]
+
+
+def test_an_adapter_whose_matrices_do_not_fit_is_damaged(trained):
+    prior = load_prior("prior.safetensors")
+    adapter = Adapter(1.0, prior.fingerprint, "prior.safetensors")
+    for name in ("head", "nowhere"):
+        tensors = {f"{name}.up": torch.zeros(3, 2), f"{name}.down": torch.zeros(2, 4)}
+        adapter.save("bad.safetensors", tensors, history=[], force=True)
+        with pytest.raises(FormatError, match=f"its matrices of {name} do not fit the prior"):
+            load_prior("bad.safetensors")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vqtool import denoisers
+from vqtool.adapters import Adapter
 from vqtool.denoisers import Denoiser
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
@@ -48,13 +49,17 @@ class TuningOptions(Checked):
         None, "attention, mlp, or both with a comma between.", shown="both", advanced=True
     )
 
+    keep_adapter: str | None = option(
+        None, "File to write the adapters to as well; it is read like a prior, beside its own.", advanced=True
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         ways = {"train": self.train == "null", "freeze": self.freeze is not None, "lora": self.lora is not None}
         used = [f"`{name}`" for name, chosen in ways.items() if chosen]
         if len(used) > 1:
             raise VqtoolError(f"{' and '.join(used)} say different things about what is trained: give one of them")
-        for name in ("lora_alpha", "lora_targets"):
+        for name in ("lora_alpha", "lora_targets", "keep_adapter"):
             if getattr(self, name) is not None and self.lora is None:
                 raise VqtoolError(f"`{name}` is about adapters: give their rank with `lora`, or leave it out")
 
@@ -99,6 +104,23 @@ class TuningOptions(Checked):
             parametrize.register_parametrization(matrix, "weight", adapter)
         learned = sum(p.numel() for p in denoiser.parameters() if p.requires_grad)
         return [f"adapters of rank {self.lora} beside {len(matrices)} weights: {learned / 1e6:.2f} M parameters learn"]
+
+
+def adapter_of(denoiser: Denoiser, prior: str, location: str) -> tuple[Adapter, dict[str, Tensor]]:
+    """The adapters of a denoiser that has some, apart from its weights.
+
+    Args:
+        denoiser: that `TuningOptions.begin` gave adapters.
+        prior: fingerprint of the prior that they are for.
+        location: where that is.
+    """
+    tensors: dict[str, Tensor] = {}
+    scale = 1.0
+    for name, part in denoiser.named_modules():
+        if isinstance(part, LowRank):
+            place, scale = name.removesuffix(".parametrizations.weight.0"), part.scale
+            tensors |= {f"{place}.up": part.up, f"{place}.down": part.down}
+    return Adapter(scale, prior, location), tensors
 
 
 class LowRank(nn.Module):

@@ -137,6 +137,7 @@ class Beginning:
     held_out: GridData | None
     learning_rate: float  # that suits it
     name: str  # what the network is called: its size, or the prior that it was
+    location: str = ""  # of that prior
     notes: Sequence[str] = ()  # what people are told of it
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the run is made from beside the prior's own
 

@@ -19,13 +19,14 @@ from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
 from vqtool.options import distribute, option
+from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training.adapters import TuningOptions, merged
+from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.loop import LoopConfig, Validation
@@ -104,6 +105,8 @@ def train_prior(
     )  # fmt: skip
     check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
+    if tuning.keep_adapter is not None:
+        refuse_existing(tuning.keep_adapter, force=force or files.resume)
     header, batch = _read(grids)
     if from_ is None:
         tuning.check_fresh()
@@ -130,14 +133,7 @@ def train_prior(
     )  # fmt: skip
     if not distributed.is_main_process():
         return trained
-    inputs = {"grids": data.digest(), "tokenizer": header.tokenizer_fingerprint}
-    if prior.parent:
-        inputs["prior"] = prior.parent
-    record = history_record("train-prior", inputs=inputs, seed=seed)
-    before = [each for each in header.history if each not in prior.history]
-    saved = replace(
-        trained, denoiser=merged(trained.denoiser, trained.denoiser_name), history=(*prior.history, *before, record)
-    ).save(files.output, force=True)
+    saved = _save(trained, start, header, files.output, tuning.keep_adapter, seed=seed)
     preview(saved, num_steps)
     notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
     return saved
@@ -150,6 +146,22 @@ def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
     if not len(batch):
         raise VqtoolError(f"{grids}: no grids in it: there is nothing to learn from")
     return header, batch
+
+
+def _save(
+    trained: Prior, start: Beginning, header: GridHeader, output: Path, adapter_file: str | None, *, seed: int
+) -> Prior:
+    """Write a trained prior, with its adapters merged, and these in a file of their own where that is named."""
+    inputs = {"grids": start.data.digest(), "tokenizer": header.tokenizer_fingerprint}
+    if trained.parent:
+        inputs["prior"] = trained.parent
+    before = [each for each in header.history if each not in trained.history]
+    history = (*trained.history, *before, history_record("train-prior", inputs=inputs, seed=seed))
+    if adapter_file is not None:
+        adapter, tensors = adapter_of(trained.denoiser, trained.parent, start.location)
+        adapter.save(adapter_file, tensors, history=history, force=True)
+    denoiser = merged(trained.denoiser, trained.denoiser_name)
+    return replace(trained, denoiser=denoiser, history=history).save(output, force=True)
 
 
 def _announce(start: Beginning, notify: Notify) -> None:

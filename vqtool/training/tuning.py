@@ -80,6 +80,11 @@ def go_on(
         raise VqtoolError(f"`kernel` {kernel.name}: the denoiser of {old.location} has never seen a mask: leave it out")
     before = dict(old.denoiser.named_parameters())
     grown = [name for name, p in denoiser.named_parameters() if name not in before or p.shape != before[name].shape]
+    if tuning.keep_adapter is not None and (grown or kernel is not old.kernel):
+        raise VqtoolError(
+            "`keep_adapter`: the run changes more than adapters hold, classes, a condition, positions or the kernel: "
+            "leave it out, and take the prior that is written"
+        )
     notes += tuning.begin(denoiser, grown, seed=seed)
     prior = replace(
         old, kernel=kernel, denoiser=denoiser, conditioner=conditioner, grid_spec=GridSpec.of(header), fingerprint="",
@@ -87,8 +92,8 @@ def go_on(
     )  # fmt: skip
     data, held_out = build_data(batch, conditioner, prior.grid_spec).split(seed)
     rate = choose_tuning_rate(old.denoiser_name, denoiser, small=tuning.is_small)
-    settings = {"from_": old.fingerprint, **asdict(tuning)}
-    return Beginning(prior, data, held_out, rate, f"of {old.location}", notes, settings)
+    settings = {"from_": old.fingerprint, **asdict(replace(tuning, keep_adapter=None))}
+    return Beginning(prior, data, held_out, rate, f"of {old.location}", old.location, notes, settings)
 
 
 def choose_tuning_rate(denoiser: str, network: Denoiser, *, small: bool) -> float:
