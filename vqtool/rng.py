@@ -41,7 +41,7 @@ _FEW = 64  # numbers a sample up to which integer arithmetic on the CPU is faste
 def uniform(
     seed: int,
     indices: Tensor | NDArray[np.int64] | Iterable[int],
-    step: int,
+    step: int | range,
     shape: tuple[int, ...],
     *,
     stream: int = 0,
@@ -52,28 +52,37 @@ def uniform(
     Args:
         seed: in [0, 2**63).
         indices: (B,) index of each sample in the whole run, each in [0, 2**63).
-        step: which call of the run this is, 0 or more.
+        step: which call of the run this is, 0 or more; or several that follow each other.
         shape: of one sample's noise.
         stream: keeps different uses of the same numbers apart.
         device: that computes the noise; its bits are the same on all.
 
     Returns:
-        (B, *shape) float64 in [0, 1), on the device.
+        (B, *shape) float64 in [0, 1), on the device; (steps, B, *shape) of several steps.
     """
     device, count = torch.device(device), prod(shape)
     rows = _index_tensor(indices, device)
+    if isinstance(step, range):
+        steps = torch.arange(step.start, step.stop, device=device)
+        bits = philox(seed, stream, rows.repeat(len(steps)), steps.repeat_interleave(len(rows)), count)
+        return _to_floats(bits).reshape(len(steps), len(rows), *shape)
     few = count <= _FEW and len(rows) >= _FEW
     if device.type == "cpu" and not few:
         raw = np.empty((len(rows), count), dtype=np.uint64)
         for place, index in enumerate(rows.tolist()):
             raw[place] = _raw(seed, stream, index, step, count)
-        noise = torch.from_numpy((raw >> np.uint64(11)).astype(np.float64))
+        noise = torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
     else:
-        noise = (philox(seed, stream, rows, step, count) >> 11 & 2**53 - 1).double()
-    return (noise * 2.0**-53).reshape(len(rows), *shape)
+        noise = _to_floats(philox(seed, stream, rows, step, count))
+    return noise.reshape(len(rows), *shape)
 
 
-def philox(seed: int, stream: int, indices: Tensor, step: int, count: int) -> Tensor:
+def _to_floats(bits: Tensor) -> Tensor:
+    """The high 53 bits of each number as a fraction of 1, float64."""
+    return (bits >> 11 & 2**53 - 1).double() * 2.0**-53
+
+
+def philox(seed: int, stream: int, indices: Tensor, step: int | Tensor, count: int) -> Tensor:
     """Raw outputs of the generator, by integer arithmetic on the device of the indices.
 
     Torch has no unsigned 64-bit arithmetic: int64 holds the bits, sums and products wrap, and shifts to the right are
@@ -83,7 +92,7 @@ def philox(seed: int, stream: int, indices: Tensor, step: int, count: int) -> Te
         seed: first word of the key, in [0, 2**64).
         stream: second word of the key, in [0, 2**64).
         indices: (B,) int64.
-        step: 0 or more.
+        step: 0 or more; or (B,) int64.
         count: outputs a sample.
 
     Returns:
@@ -91,7 +100,8 @@ def philox(seed: int, stream: int, indices: Tensor, step: int, count: int) -> Te
     """
     blocks = -(-count // 4)
     c0 = torch.arange(1, blocks + 1, device=indices.device)  # NumPy counts up, then draws
-    c1, c2 = indices[:, None], torch.full((1, 1), step, device=indices.device)
+    c1 = indices[:, None]
+    c2 = step[:, None] if isinstance(step, Tensor) else torch.full((1, 1), step, device=indices.device)
     c3 = torch.zeros_like(c2)
     keys: tuple[int, ...] = (seed, stream)
     for _ in range(_ROUNDS):

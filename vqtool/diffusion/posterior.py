@@ -36,6 +36,7 @@ from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import NotFiniteError
 
 RULES = ("mixture", "plug-in")
+DAMAGED = "a row of log-probabilities holds NaN, +inf or nothing above -inf: a prior is damaged"
 
 
 class Cells(NamedTuple):
@@ -195,13 +196,15 @@ def invert(cumulative: Tensor, noise: Tensor, total: Tensor) -> Tensor:
 
     Raises:
         ValueError: the noise is not float64.
-        NotFiniteError: a total is not a positive number.
+        NotFiniteError: a total is not a positive number. A GPU would have to be waited for: there the index is any.
     """
     if noise.dtype != torch.float64:
         raise ValueError(f"noise must be float64, is {noise.dtype}: with fewer digits rare tokens are drawn too rarely")
-    if not bool(((total > 0) & (total < torch.inf)).all()):
-        raise NotFiniteError("a row of log-probabilities holds NaN, +inf or nothing above -inf: a prior is damaged")
-    return torch.searchsorted(cumulative, (noise * total).unsqueeze(-1), right=True).squeeze(-1)
+    on_cpu = noise.device.type == "cpu"
+    if on_cpu and not bool(((total > 0) & (total < torch.inf)).all()):
+        raise NotFiniteError(DAMAGED)
+    index = torch.searchsorted(cumulative, (noise * total).unsqueeze(-1), right=True).squeeze(-1)
+    return index if on_cpu else index.clamp(max=cumulative.shape[-1] - 1)
 
 
 def replaces(kernel: Kernel) -> bool:

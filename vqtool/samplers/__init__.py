@@ -210,18 +210,23 @@ class Method:
         rows = {name: self._rows(name, each, samples, start) for name, each in given.items()}
         if first == 0 and rows["source"] is not None:
             return SampleBatch(samples, rows["source"].cpu(), 0.0)
-        walk = Walk(
-            self.prior,
-            samples,
-            rows["condition"],
-            seed=self.seed,
-            grid_size=self.tiling.grid_size,
-            settings=self.settings,
-            edit=Edit(rows["known"], rows["source"], first),
-            tiling=self.tiling,
-            observe=observe,
-        )
-        grids: Tensor = find(self.sampler).sample(walk, self.options).cpu()
+        for is_careful in (False, True):
+            walk = Walk(
+                self.prior,
+                samples,
+                rows["condition"],
+                seed=self.seed,
+                grid_size=self.tiling.grid_size,
+                settings=self.settings,
+                edit=Edit(rows["known"], rows["source"], first),
+                tiling=self.tiling,
+                observe=observe,
+                is_careful=is_careful,
+            )
+            grids: Tensor = find(self.sampler).sample(walk, self.options)
+            if walk.is_complete():
+                break
+        grids = grids.cpu()
         if observe is not None:
             observe(walk, grids)
         return SampleBatch(samples, grids, walk.num_calls)

@@ -48,7 +48,7 @@ def begin(edit: Edit, kernel: Kernel, noise: Tensor, *, mask_lost: bool) -> Tens
     if mask_lost:
         x_t = torch.full_like(noise, kernel.mask_id, dtype=torch.int64)
         if source is not None:
-            x_t = torch.where(noise < 1.0 - kernel.alpha_bar[start].to(noise.device), x_t, source)
+            x_t = torch.where(noise < 1.0 - kernel.tables(noise.device)[0][start], x_t, source)
     elif source is None:
         x_t = kernel.sample_stationary(noise)
     else:

@@ -69,7 +69,7 @@ class Guidance(Checked):
     def scales(self, share: Callable[[], Tensor], num: int) -> Tensor:
         """The guidance scales of `num` samples at their shares of the way, 0 to 1: (num,) float64, on the CPU."""
         if self.cfg_schedule == "constant" and self.cfg_interval == ALWAYS:
-            return torch.full((num,), self.cfg_scale, dtype=torch.float64)  # a GPU need not be waited for
+            return torch.full((num,), self.cfg_scale, dtype=torch.float64)
         return guidance.scales(share(), self.cfg_scale, self.cfg_schedule, self.cfg_interval, self.cfg_power or 1.0)
 
     def check(self, prior: Prior) -> None:

@@ -166,7 +166,7 @@ class Tiling:
     ) -> None:
         """Add the predictions of some tiles for a few cells (B, n) to the sum (B, n, K), 0 for cells outside."""
         shares = self._weights[part.start : part.stop].flatten(1)[:, cells]  # (tiles, B, n)
-        if not bool(shares.any()):
+        if shares.device.type == "cpu" and not bool(shares.any()):  # a GPU would have to be waited for
             return
         places = torch.cat([self._places(cells, number) for number in part])
         log_p = prior.log_x0(seen, *conditioning, places).clamp_(min=IMPOSSIBLE)

@@ -11,7 +11,7 @@ The denoiser is told the t whose expected share of masked cells is nearest: argm
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
 from vqtool.options import usual
-from vqtool.samplers._walk import Walk, pick, place_first, put
+from vqtool.samplers._walk import Times, Walk, pick, place_first, put
 
 Plan = Iterable[Tensor]  # of (H * W + 1,) int64
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -82,10 +82,10 @@ def _floors(num_cells: int, steps: int, share_of: Callable[[float], float]) -> I
     yield torch.zeros_like(start)
 
 
-def find_times(x_t: Tensor, kernel: Kernel) -> Tensor:
-    """(B,) int64 in [1, T]: the t at which about as many cells are masked as in x_t (B, H, W)."""
-    share = (x_t == kernel.mask_id).flatten(1).double().mean(1, keepdim=True)
-    return 1 + (kernel.gamma_bar[1:].to(share.device) - share).abs().argmin(1)
+def find_times(num_masked: Tensor, num_cells: int, kernel: Kernel) -> Tensor:
+    """(B,) int64 in [1, T]: the t at which about so many cells of a grid, (B,), are masked."""
+    share = num_masked.double()[:, None] / num_cells
+    return 1 + (kernel.gamma_bar[1:] - share).abs().argmin(1)
 
 
 def gumbel(noise: Tensor) -> Tensor:
@@ -114,11 +114,10 @@ def unmask_in_order(walk: Walk, rank: Tensor, plan: Plan) -> Tensor:
         (B, H, W) int64 tokens.
     """
     x_t = walk.begin(mask_lost=True)
-    for call, _, count, most in _count(walk, x_t, plan):
-        cells = find_largest(-rank.flatten(1), (x_t == walk.kernel.mask_id).flatten(1), most)
-        times = find_times(x_t, walk.kernel)
-        tokens = walk.draw_x0(x_t, times, walk.noise(call, 1)[0], cells, active=count > 0)
-        x_t = unmask(x_t, cells, tokens, count)
+    for step in _plan_steps(walk, x_t, plan):
+        cells = find_largest(-rank.flatten(1), (x_t == walk.kernel.mask_id).flatten(1), step.most)
+        tokens = walk.draw_x0(x_t, step.times, walk.noise(step.call, 1)[0], cells, active=step.active)
+        x_t = unmask(x_t, cells, tokens, step.num_unmasked)
     return x_t
 
 
@@ -136,9 +135,10 @@ def unmask_by_prediction(walk: Walk, rule: Rule, plan: Plan) -> Tensor:
         (B, H, W) int64 tokens.
     """
     x_t = walk.begin(mask_lost=True)
-    for call, num_masked, count, most in _count(walk, x_t, plan):
-        places, tokens, cells = ask(walk, x_t, call, num_masked, partial(rule, call, most), count > 0)
-        x_t = unmask(x_t, cells.gather(1, places), tokens, count)
+    for step in _plan_steps(walk, x_t, plan):
+        choose = partial(rule, step.call, step.most)
+        places, tokens, cells = ask(walk, x_t, step.call, step.num_masked, choose, step.times, step.active)
+        x_t = unmask(x_t, cells.gather(1, places), tokens, step.num_unmasked)
     return x_t
 
 
@@ -169,33 +169,44 @@ def ask(
     call: int,
     num_masked: int,
     rule: Callable[..., tuple[Tensor, ...]],
+    times: Times,
     active: Tensor,
 ) -> tuple[Tensor, ...]:
     """What a rule makes of log_x0, choice, order and masked at up to `num_masked` cells a sample, and these cells."""
     cells = place_first(x_t == walk.kernel.mask_id)[:, :num_masked]  # (B, n)
     choice, order = (pick(noise, cells) for noise in walk.noise(call, 2))
     masked = pick(x_t, cells) == walk.kernel.mask_id
-    times = find_times(x_t, walk.kernel)
     return *walk.apply(rule, x_t, times, cells, choice, order, masked, active=active), cells
 
 
 def unmask(x_t: Tensor, cells: Tensor, tokens: Tensor, count: Tensor) -> Tensor:
     """A grid (B, H, W) with tokens at the first `count` (B,) of some cells (B, n)."""
-    counted = torch.arange(cells.shape[1], device=cells.device) < count.to(cells.device)[:, None]
+    counted = torch.arange(cells.shape[1], device=cells.device) < count[:, None]
     return put(x_t, cells, torch.where(counted, tokens, pick(x_t, cells)))
 
 
-def _count(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[tuple[int, int, Tensor, int]]:
-    """Each call, from 1 on: the most cells that may be masked, how many to unmask (B,), and the most of that.
+class _Step(NamedTuple):
+    """A call of the denoiser that a plan asks for."""
 
-    Calls in which no sample has a cell to unmask are left out: there are fewer masked cells than calls.
-    """
+    call: int  # from 1 on
+    num_masked: int  # the most cells that may be masked, whatever the samples
+    most: int  # the most of them to unmask
+    times: Times
+    active: Tensor  # (B,) bool on the CPU: samples with cells to unmask
+    num_unmasked: Tensor  # (B,) int64 on the device: how many of each
+
+
+def _plan_steps(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[_Step]:
+    """The calls of a plan, but those in which no sample has a cell to unmask: with fewer masked cells than calls."""
     start = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # (B,)
-    before = torch.arange(walk.num_cells + 1)
-    steps = list(plan)
-    for call, after in enumerate(steps, start=1):
-        walk.call = call - 1, len(steps)
+    before, calls, plan = torch.arange(walk.num_cells + 1), [], list(plan)
+    for call, after in enumerate(plan, start=1):
         unmasked = before - after
-        if bool(unmasked[start].any()):
-            yield call, int(before.max()), unmasked[start], int(unmasked.max())
+        if bool((count := unmasked[start]).any()):
+            t = find_times(before[start], walk.num_cells, walk.kernel)
+            calls.append((call, int(before.max()), int(unmasked.max()), t, count))
         before = after
+    uploaded = walk.upload([torch.stack([t, count]) for *_, t, count in calls])
+    for (call, num_masked, most, t, count), (t_there, count_there) in zip(calls, uploaded, strict=True):
+        walk.call = call - 1, len(plan)
+        yield _Step(call, num_masked, most, Times(t, t_there), count > 0, count_there)

@@ -6,11 +6,15 @@ difference of 1e-6 changes a token now and then. So the network, and all that is
 microbatches of one fixed size, in which sample i has the place i mod size; places without a sample are filled up. A
 sampler may ask for some cells only; their number must not depend on the samples either. (The number of CPU threads may
 still matter.)
+
+No step waits for a GPU, nor copies to or from it: what the program decides, such as which samples need a call, it
+decides from numbers on the CPU (`Times.known`); what only a GPU can tell is asked after the last step.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +23,8 @@ from vqtool import rng
 from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.guidance import draw_truncated, guide, temper, truncate
 from vqtool.diffusion.kernels import Kernel
-from vqtool.errors import VqtoolError
+from vqtool.diffusion.posterior import DAMAGED
+from vqtool.errors import NotFiniteError, VqtoolError
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._edit import Edit
@@ -29,7 +34,16 @@ from vqtool.samplers._tiles import Size, TileOptions, Tiling
 CPU_CELLS = 512  # in a microbatch: with more the network is no faster a grid
 GPU_CELLS = 16384
 
+NOISE_STEPS, NOISE_NUMBERS = 32, 1 << 23  # that a GPU draws ahead at most: many take it no longer than few
+
 Observer = Callable[["Walk", Tensor], None]  # of a batch and its x_t
+
+
+class Times(NamedTuple):
+    """A t in [1, T] for each sample."""
+
+    known: Tensor  # (B,) int64 on the CPU
+    there: Tensor  # the same on the device
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Walk:
         grid_size: (H, W) of the samples.
         samples: their numbers.
         call: (which, from 0 on; of how many), if the sampler counts its calls.
+        is_careful: whether a step looks at all cells, where it need not: see ``is_complete``.
     """
 
     def __init__(
@@ -65,6 +80,7 @@ class Walk:
         edit: Edit | None = None,
         tiling: Tiling | None = None,
         observe: Observer | None = None,
+        is_careful: bool = False,
     ) -> None:
         self.kernel: Kernel = prior.kernel
         self.rule = prior.rule
@@ -77,9 +93,24 @@ class Walk:
         self._settings = settings
         self._edit = (edit or Edit()).to(prior.device)
         self._observe = observe
+        self.is_careful = is_careful
         self._tiling = tiling or build_tiling(prior, grid_size)
         self._size = self._tiling.microbatch
+        times = torch.arange(self.kernel.num_steps + 1)
+        self._scales_by_time = settings.scales(lambda: self._share(times), len(times)).to(prior.device)
+        temperatures = self._temperature(times)
+        self._temperatures_by_time = temperatures.to(prior.device) if isinstance(temperatures, Tensor) else None
+        for each in (prior, settings.guide_with or prior):
+            each.kernel.tables(prior.device)  # copied there now, not in the first step
+        self._is_damaged = torch.zeros((), dtype=torch.bool, device=prior.device)
+        self._is_incomplete = torch.zeros_like(self._is_damaged)
+        self._ahead: tuple[range, Tensor] | None = None  # noise of these steps, (steps, B, count, H, W)
         self._microbatches = list(self._split(condition))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether numbers may be asked for in a step: a GPU would have to be waited for."""
+        return self._prior.device.type == "cpu"
 
     @property
     def num_cells(self) -> int:
@@ -96,8 +127,29 @@ class Walk:
         return float(self._calls.double().mean())
 
     def times(self, t: int) -> Tensor:
-        """(B,) int64, all t."""
+        """(B,) int64, all t, on the device."""
         return torch.full((len(self.samples),), t, device=self._prior.device)
+
+    def upload(self, rows: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Tensors of one shape on the device, by one copy: before the first step, for all of them."""
+        return rows if self.on_cpu or not rows else torch.stack([*rows]).to(self._prior.device).unbind()
+
+    def mark_incomplete(self, missing: Tensor) -> None:
+        """Remember that a step has left out cells, if `missing`, () bool on the device, is True."""
+        self._is_incomplete |= missing
+
+    def is_complete(self) -> bool:
+        """Whether every step has looked at all the cells that it had to; to be asked after the last step.
+
+        Raises:
+            NotFiniteError: the denoiser predicted NaN in some step.
+        """
+        if self.on_cpu:
+            return True  # else it has been raised, or looked at, at once
+        damaged, incomplete = torch.stack([self._is_damaged, self._is_incomplete]).tolist()
+        if damaged:
+            raise NotFiniteError(DAMAGED)
+        return not incomplete
 
     @property
     def start(self) -> int:
@@ -123,15 +175,22 @@ class Walk:
 
     def noise(self, step: int, count: int) -> Tensor:
         """The noise of one step: (count, B, H, W) float64, uniform in [0, 1)."""
-        noise = rng.uniform(self._seed, self.samples, step, (count, *self.grid_size), stream=rng.SAMPLING)
-        return noise.to(self._prior.device).transpose(0, 1)
+        shape, device = (count, *self.grid_size), self._prior.device
+        if self.on_cpu or step == 0:
+            noise = rng.uniform(self._seed, self.samples, step, shape, stream=rng.SAMPLING, device=device)
+            return noise.transpose(0, 1)
+        if self._ahead is None or step not in self._ahead[0] or self._ahead[1].shape[2] != count:
+            most = NOISE_NUMBERS // (len(self.samples) * count * self.num_cells)
+            steps = range(step, step + max(1, min(NOISE_STEPS, most)))
+            self._ahead = steps, rng.uniform(self._seed, self.samples, steps, shape, stream=rng.SAMPLING, device=device)
+        return self._ahead[1][step - self._ahead[0].start].transpose(0, 1)
 
-    def log_x0(self, x_t: Tensor, t: Tensor, cells: Tensor | None = None) -> Tensor:
+    def log_x0(self, x_t: Tensor, t: int | Times | Tensor, cells: Tensor | None = None) -> Tensor:
         """Log p(x_0 | x_t) after guidance, temperature and truncation.
 
         Args:
             x_t: (B, H, W) int64 tokens or mask_id.
-            t: (B,) int64 in [1, T].
+            t: in [1, T], of all samples or of each. A tensor (B,) on a GPU makes the program wait for its numbers.
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted.
 
         Returns:
@@ -140,16 +199,22 @@ class Walk:
         return self.apply(lambda log_x0: (log_x0,), x_t, t, cells)[0]
 
     def draw_x0(
-        self, x_t: Tensor, t: Tensor, noise: Tensor, cells: Tensor | None = None, *, active: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: int | Times | Tensor,
+        noise: Tensor,
+        cells: Tensor | None = None,
+        *,
+        active: Tensor | None = None,
     ) -> Tensor:
         """Tokens drawn from ``log_x0``, in less time and memory than it takes.
 
         Args:
             x_t: (B, H, W) int64 tokens or mask_id.
-            t: (B,) int64 in [1, T].
+            t: as for ``log_x0``.
             noise: (B, H, W) float64, uniform in [0, 1).
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted.
-            active: (B,) bool, samples that need the denoiser, at least one; None for all.
+            active: (B,) bool on the CPU, samples that need the denoiser, at least one; None for all.
 
         Returns:
             (B, H, W) int64, or (B, n) with `cells`; the rows of inactive samples must not be used.
@@ -162,7 +227,7 @@ class Walk:
         self,
         rule: Callable[..., tuple[Tensor, ...]],
         x_t: Tensor,
-        t: Tensor,
+        t: int | Times | Tensor,
         cells: Tensor | None,
         *rows: Tensor,
         active: Tensor | None = None,
@@ -172,10 +237,10 @@ class Walk:
         Args:
             rule: from log p(x_0 | x_t) of a microbatch and its part of `rows` to tensors, a row a place.
             x_t: (B, H, W) int64 tokens or mask_id.
-            t: (B,) int64 in [1, T].
+            t: as for ``log_x0``.
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted; None for all.
             rows: (B, ...) each, what else the rule needs; zeros at places that no sample fills.
-            active: (B,) bool, samples that need the denoiser, at least one; None for all.
+            active: (B,) bool on the CPU, samples that need the denoiser, at least one; None for all.
 
         Returns:
             The rule's tensors, (B, ...) each; the rows of inactive samples must not be used.
@@ -187,14 +252,14 @@ class Walk:
         self,
         rule: Callable[..., tuple[Tensor, ...]],
         x_t: Tensor,
-        t: Tensor,
+        t: int | Times | Tensor,
         cells: Tensor | None,
         *rows: Tensor,
         active: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """``apply`` before truncation."""
         made: list[Tensor] = []
-        for microbatch, log_p in self._ask(x_t, t, cells, active):
+        for microbatch, log_p in self._ask(x_t, self._find_times(t), cells, active):
             results = rule(log_p, *(self._fill(each, microbatch, 0) for each in rows))
             made = made or [result.new_zeros(len(self.samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
@@ -202,7 +267,7 @@ class Walk:
         return tuple(made)
 
     def _ask(
-        self, x_t: Tensor, t: Tensor, cells: Tensor | None, active: Tensor | None
+        self, x_t: Tensor, t: Times, cells: Tensor | None, active: Tensor | None
     ) -> Iterator[tuple[_Microbatch, Tensor]]:
         """Each microbatch with log p(x_0 | x_t) at all its places, after guidance and temperature.
 
@@ -211,33 +276,35 @@ class Walk:
         """
         if self._observe is not None:
             self._observe(self, x_t)
-        asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active.cpu()
-        scales = self._settings.scales(lambda: self._share(t), len(t))
-        temperature = self._temperature(t)
+        asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active
+        scales = self._settings.scales(lambda: self._share(t.known), len(self.samples))
+        temperature = self._temperature(t.known)
         self._calls += asking * ((scales != 0).long() + (scales != 1).long())
         second = self._settings.guide_with or self._prior
         for microbatch in self._microbatches:
             own = scales[microbatch.rows][asking[microbatch.rows]]
             if not len(own):
                 continue
-            inputs = self._fill(x_t, microbatch, 0), self._fill(t, microbatch, 1)
+            inputs = self._fill(x_t, microbatch, 0), self._fill(t.there, microbatch, 1)
             wanted = None if cells is None else self._fill(cells, microbatch, 0)
             log_p = None
             if bool((own != 0).any()):
                 log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted)
             if bool((own != 1).any()):
                 log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted)
-                scale = self._fill(scales, microbatch, 1)
-                log_p = log_u if log_p is None else guide(log_p, log_u, scale)
+                rows = self._fill(scales, microbatch, 1)
+                there = self._send(scales, self._scales_by_time, t, microbatch)
+                log_p = log_u if log_p is None else guide(log_p, log_u, rows, there)
             if log_p is not None:
-                rows = temperature if isinstance(temperature, float) else self._fill(temperature, microbatch, 1)
-                yield microbatch, temper(log_p, rows)
+                if not self.on_cpu:
+                    self._is_damaged |= ~log_p.amax(-1).isfinite().all()
+                yield microbatch, self._temper(log_p, temperature, t, microbatch)
 
     def _share(self, t: Tensor) -> Tensor:
         """(B,) float64, the share of the way at times t (B,); of the calls, for a denoiser that sees no time."""
         if self.call is not None and not self._prior.denoiser.sees_time:
             return torch.full((len(t),), self.call[0] / self.call[1], dtype=torch.float64)
-        return (self.kernel.num_steps - t.cpu().double()) / self.kernel.num_steps
+        return (self.kernel.num_steps - t.double()) / self.kernel.num_steps
 
     def _temperature(self, t: Tensor) -> float | Tensor:
         """The temperature, or that of each sample (B,): a list goes from the first call, or time, to the last."""
@@ -247,8 +314,30 @@ class Walk:
         if self.call is not None:
             share = torch.full((len(t),), self.call[0] / max(1, self.call[1] - 1), dtype=torch.float64)
         else:
-            share = (self.kernel.num_steps - t.cpu().double()) / max(1, self.kernel.num_steps - 1)
+            share = (self.kernel.num_steps - t.double()) / max(1, self.kernel.num_steps - 1)
         return interpolate(temperature, share)
+
+    def _temper(self, log_p: Tensor, temperature: float | Tensor, t: Times, microbatch: _Microbatch) -> Tensor:
+        if isinstance(temperature, float):
+            return temper(log_p, temperature)
+        there = self._send(temperature, self._temperatures_by_time, t, microbatch)
+        return temper(log_p, self._fill(temperature, microbatch, 1), there)
+
+    def _send(self, values: Tensor, by_time: Tensor | None, t: Times, microbatch: _Microbatch) -> Tensor | None:
+        """Numbers of the samples (B,) at their places on a GPU, without a copy: they are alike, or a table has them."""
+        if self.on_cpu or by_time is None:
+            return None
+        alike = bool((values == values[0]).all())
+        sent = torch.full_like(t.there, float(values[0]), dtype=values.dtype) if alike else by_time[t.there]
+        return self._fill(sent, microbatch, 1)
+
+    def _find_times(self, t: int | Times | Tensor) -> Times:
+        if isinstance(t, Times):
+            return t
+        if isinstance(t, int):
+            known = torch.full((len(self.samples),), t)
+            return Times(known, known if self.on_cpu else self.times(t))
+        return Times(t.cpu(), t)
 
     def _fill(self, values: Tensor, microbatch: _Microbatch, value: int) -> Tensor:
         """The rows of a microbatch at their places, (size, ...), and a value at those that are empty."""

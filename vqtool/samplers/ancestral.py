@@ -83,13 +83,13 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, noise: T
     may_change = move >= torch.full_like(move, token_stays).masked_fill(x_t == kernel.mask_id, mask_stays)
     changing = (1 - token_stays) + (token_stays - mask_stays) * float(kernel.gamma_bar[time])  # share of the cells
     x_s = x_t
-    for cells in split(walk.leave_known(may_change), expect(changing, walk.num_cells)):
+    for cells in choose_cells(walk, walk.leave_known(may_change), changing):
         seen, moves = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
         if rule == "mixture":
-            x_0 = walk.draw_x0(x_t, t, choice, cells)[:, None]
+            x_0 = walk.draw_x0(x_t, time, choice, cells)[:, None]
             drawn = sample_posterior(x_0, seen, t, s, kernel, moves)
         else:
-            log_x0 = walk.log_x0(x_t, t, cells)[:, None]
+            log_x0 = walk.log_x0(x_t, time, cells)[:, None]
             drawn = _draw_plug_in(log_x0, seen, t, s, kernel, pick(choice, cells)[:, None], moves)
         x_s = put(x_s, cells, drawn[:, 0])
     return walk.keep(x_s)
@@ -102,22 +102,46 @@ def least_stays(kernel: Kernel, time: int, next_time: int, rule: str) -> tuple[f
     return token, mask
 
 
-def expect(changing: float, num_cells: int) -> int:
+def choose_cells(walk: Walk, wanted: Tensor, changing: float) -> Iterator[Tensor]:
+    """The cells to look at in a step: the parts of ``split``, of which a GPU, which is not to be waited for, has one.
+
+    That has room for more cells, and the walk remembers if it was too small nevertheless (one step in 10 ** 14).
+
+    Args:
+        walk: the batch.
+        wanted: (B, H, W) bool.
+        changing: which share of the cells is wanted on average.
+    """
+    if walk.on_cpu:
+        yield from split(wanted, expect(changing, walk.num_cells))
+        return
+    count = walk.num_cells if walk.is_careful else expect(changing, walk.num_cells, deviations=8)
+    walk.mark_incomplete((wanted.flatten(1).sum(1) > count).any())
+    yield place_first(wanted)[:, :count]
+
+
+def expect(changing: float, num_cells: int, *, deviations: int = 4) -> int:
     """How many cells of a sample to look at together: as many as may change, but for about one step in a million.
 
     It depends on the step alone, never on the samples: see `vqtool.samplers._walk`.
     """
     mean = num_cells * changing
-    count = 8 * math.ceil((mean + 4 * math.sqrt(mean) + 2) / 8)
+    count = 8 * math.ceil((mean + deviations * math.sqrt(mean) + deviations // 2) / 8)
     return min(count, num_cells)
 
 
-def split(wanted: Tensor, count: int) -> Iterator[Tensor]:
-    """The cells that are wanted (B, H, W), `count` a sample at a time, filled up with others: (B, count) int64."""
+def split(wanted: Tensor, count: int, most: int | None = None) -> Iterator[Tensor]:
+    """The cells that are wanted (B, H, W), `count` a sample at a time, filled up with others: (B, count) int64.
+
+    Args:
+        wanted: (B, H, W) bool.
+        count: cells in a part.
+        most: the most that are wanted of a sample; None to look.
+    """
     order = place_first(wanted)
     missing = -order.shape[1] % count
     order = torch.cat([order, order[:, -1:].expand(-1, missing)], dim=1)
-    most = int(wanted.flatten(1).sum(1).max())
+    most = int(wanted.flatten(1).sum(1).max()) if most is None else most
     for begin in range(0, max(most, 1), count):
         yield order[:, begin : begin + count]
 

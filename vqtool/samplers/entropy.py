@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vqtool.diffusion.posterior import draw
 from vqtool.options import Checked, option
-from vqtool.samplers._unmask import ask, unmask
-from vqtool.samplers._walk import Walk
+from vqtool.samplers._unmask import ask, find_times, unmask
+from vqtool.samplers._walk import Times, Walk
 
 NEEDS_MASK = True
 
@@ -50,9 +50,11 @@ def sample(walk: Walk, options: Options) -> Tensor:
 
     x_t = walk.begin(mask_lost=True)
     for call in range(1, walk.num_cells + 1):  # at least one cell a call: so many may still be masked
-        active = (x_t == walk.kernel.mask_id).flatten(1).any(1)
-        if not bool(active.any()):
+        masked = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # a GPU has to say whether it is done
+        if not bool(masked.any()):
             break
-        places, tokens, count, cells = ask(walk, x_t, call, walk.num_cells - call + 1, choose, active)
+        known = find_times(masked, walk.num_cells, walk.kernel)
+        times = Times(known, walk.upload([known])[0])
+        places, tokens, count, cells = ask(walk, x_t, call, walk.num_cells - call + 1, choose, times, masked > 0)
         x_t = unmask(x_t, cells.gather(1, places), tokens, count)
     return x_t

@@ -10,7 +10,7 @@ are finished cost nothing.
 Source: Zheng et al. 2024 (arXiv:2409.02908), in discrete time: there are T steps and their ties stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vqtool.options import Checked, option
 from vqtool.samplers._times import choose_times
-from vqtool.samplers._walk import Walk, pick, put
+from vqtool.samplers._walk import Times, Walk, pick, put
 from vqtool.samplers.ancestral import expect, split
 
 NEEDS_MASK = True
@@ -50,20 +50,30 @@ def sample(walk: Walk, options: Options) -> Tensor:
     stops = choose_times(walk, options)
     gammas = kernel.gamma_bar[stops]
     x_t, (_, order, choice) = walk.begin(), walk.noise(0, 3)
-    opens = _draw_times(stops, gammas, order)
+    opens = torch.where(x_t == kernel.mask_id, _draw_times(stops, gammas, order), 0)
     count = expect(float(-gammas.diff().min() / gammas[0]), walk.num_cells)
-    while True:
-        opens = torch.where(x_t == kernel.mask_id, opens, 0)
-        t = opens.flatten(1).amax(1)  # (B,), 0 where nothing is masked any more
-        if not bool((t > 0).any()):
-            return x_t
+    calls = list(_plan_calls(opens.flatten(1).cpu()))
+    for (known, wanted), t in zip(calls, walk.upload([known for known, _ in calls]), strict=True):
         now = (opens == t[:, None, None]) & (opens > 0)
-        x_s = x_t
-        for cells in split(now, count):
+        x_s, times = x_t, Times(known.clamp(min=1), t.clamp(min=1))
+        for part, cells in enumerate(split(now, count, int(wanted.max()))):
             here = pick(now, cells)
-            x_0 = walk.draw_x0(x_t, t.clamp(min=1), choice, cells, active=here.any(1))
+            x_0 = walk.draw_x0(x_t, times, choice, cells, active=wanted > part * count)
             x_s = put(x_s, cells, torch.where(here, x_0, pick(x_s, cells)))
         x_t = x_s
+    return x_t
+
+
+def _plan_calls(opens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each call, (B,) int64: the t of each sample, 0 where all is done, and how many of its cells open then.
+
+    Args:
+        opens: (B, n) int64, the t at which each cell opens; 0 for cells that are open.
+    """
+    while bool((t := opens.amax(1)).any()):
+        now = (opens == t[:, None]) & (opens > 0)
+        yield t, now.sum(1)
+        opens = opens.masked_fill(now, 0)
 
 
 def _draw_times(stops: Sequence[int], gammas: Tensor, noise: Tensor) -> Tensor:

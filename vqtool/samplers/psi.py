@@ -99,9 +99,9 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, kappa: f
     may_change = move >= torch.full_like(move, stays[0]).masked_fill(masked, stays[1])
     wanted = walk.leave_known(torch.where(back, may_change, anew & unsure))
     x_s = torch.where(back | anew, x_t, kernel.mask_id)
-    for cells in ancestral.split(wanted, _expect(kernel, time, next_time, kappa, stays, walk.num_cells)):
+    for cells in ancestral.choose_cells(walk, wanted, _changing(kernel, time, next_time, kappa, stays)):
         seen, rest = pick(x_t, cells)[:, None], pick(move, cells)[:, None]  # (B, 1, n): grids of one row
-        x_0 = _draw_x0(walk, x_t, t, cells, rule, choice)[:, None]
+        x_0 = _draw_x0(walk, x_t, time, cells, rule, choice)[:, None]
         drawn = kernel.sample(x_0, s, rest)
         followed = sample_posterior(x_0, seen, t, s, kernel, rest) if moves else seen
         drawn = torch.where(pick(back, cells)[:, None], followed, drawn)[:, 0]
@@ -109,18 +109,18 @@ def step(walk: Walk, x_t: Tensor, time: int, next_time: int, rule: str, kappa: f
     return walk.keep(x_s)
 
 
-def _expect(kernel: Kernel, t: int, s: int, kappa: float, stays: tuple[float, float], num_cells: int) -> int:
-    """How many cells of a sample to look at together."""
+def _changing(kernel: Kernel, t: int, s: int, kappa: float, stays: tuple[float, float]) -> float:
+    """The share of the cells whose x_0 is asked for, on average."""
     gamma_t, gamma_s = float(kernel.gamma_bar[t]), float(kernel.gamma_bar[s])
     changing = (1 - stays[0]) * (1 - gamma_t) + (1 - stays[1]) * gamma_t
     unsure = 1.0 if replaces(kernel) else gamma_t
-    return ancestral.expect(kappa * changing + (1 - kappa) * (1 - gamma_s) * unsure, num_cells)
+    return kappa * changing + (1 - kappa) * (1 - gamma_s) * unsure
 
 
-def _draw_x0(walk: Walk, x_t: Tensor, t: Tensor, cells: Tensor, rule: str, choice: Tensor) -> Tensor:
+def _draw_x0(walk: Walk, x_t: Tensor, time: int, cells: Tensor, rule: str, choice: Tensor) -> Tensor:
     """X_0 given x_t, (B, n): for the plug-in rule the evidence of the cell's own x_t is added by Bayes' rule."""
     if rule == "mixture":
-        return walk.draw_x0(x_t, t, choice, cells)
-    log_x0, seen = walk.log_x0(x_t, t, cells), pick(x_t, cells)  # (B, n, K), (B, n)
-    log_x0 = add_at_tokens(log_x0, seen, log_evidence(t, walk.kernel), walk.kernel.mask_id)
+        return walk.draw_x0(x_t, time, choice, cells)
+    log_x0, seen = walk.log_x0(x_t, time, cells), pick(x_t, cells)  # (B, n, K), (B, n)
+    log_x0 = add_at_tokens(log_x0, seen, log_evidence(walk.times(time), walk.kernel), walk.kernel.mask_id)
     return draw(log_x0 - log_x0.amax(-1, keepdim=True), pick(choice, cells))

@@ -160,7 +160,7 @@ class Kernel:
         Returns:
             (B, H, W) int64 tokens or mask_id.
         """
-        mask = self.gamma_bar[-1].to(noise.device)
+        mask = self.tables(noise.device)[2][-1]
         unused = torch.zeros_like(noise, dtype=torch.int64)
         return self._place(unused, keep=torch.zeros_like(mask), replace=mask < 1, mask=mask, noise=noise)
 
