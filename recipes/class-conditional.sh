@@ -2,8 +2,12 @@
 # Digits of a chosen class: 5,000 handwritten digits, a prior that takes the label, ten samples of each class.
 #
 #   bash recipes/class-conditional.sh                # 15 minutes in all, on two cores
+#   bash recipes/class-conditional.sh 2              # two minutes: 1,000 digits, the least training, two samples a class
 #   bash recipes/class-conditional.sh 60             # 60 minutes: what the other steps leave goes into training
-#   bash recipes/class-conditional.sh --work DIR     # default runs/class-conditional; an earlier run is removed
+#   bash recipes/class-conditional.sh --work DIR     # default runs/class-conditional-MINUTES
+#
+# Run again after an interruption, it goes on where it stopped. It downloads what pip installs (scripts/setup.sh) and nothing
+# else.
 #
 # Hardware:  two cores, no GPU
 # Time:      8 minutes with "11", the tests of vqtool running beside it (402 steps)
@@ -13,9 +17,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-minutes=15       # in all
-after_training=3 # minutes kept for sampling, decoding and scoring
-work="$root/runs/class-conditional"
+minutes=15 # in all
+work=
 while (($#)); do
     case $1 in
         --work) work=${2:?--work needs a folder} && shift 2 ;;
@@ -23,21 +26,28 @@ while (($#)); do
         *) minutes=$1 && shift ;;
     esac
 done
+draw=()
+after_training=3 # minutes kept for sampling, decoding and scoring
+num=100
+if ((minutes < 10)); then
+    draw=(--limit 1000) after_training=1 num=20
+fi
 
-enter_anew "$work"
+enter "${work:-$root/runs/class-conditional-$minutes}" "$minutes minutes"
 
-run python "$root/recipes/draw_digits.py" imgs/
-run vqtool codebook refit imgs/ --codebook-size 512 # digits need few codes
-run vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 # at 64 pixels, grids of 8x8; class folders are labels
+once imgs python "$root/recipes/draw_digits.py" imgs/ "${draw[@]}"
+make tokenizer.safetensors vqtool codebook refit imgs/ --codebook-size 512 -o tokenizer.safetensors # digits need few codes
+# At 64 pixels, grids of 8x8; class folders are labels:
+make tok.h5 vqtool encode imgs/ -t tokenizer.safetensors --resume auto -o tok.h5
 train_minutes=$(minutes_left $((minutes - after_training)))
-run vqtool train-prior --kernel mask-replace --condition class --minutes "$train_minutes"
-run vqtool sample --num 100 --cfg-scale 2 --purity -o samples.h5 # the labels in turn
-run vqtool decode samples.h5
-run vqtool show samples.h5 --num 100 --columns 10 -o sheet.png # a column a class
-run vqtool eval decoded/ --ref imgs/ -o scores.json
+train prior.safetensors "--minutes $train_minutes" vqtool train-prior tok.h5 --condition class
+make samples.h5 vqtool sample -n "$num" --cfg-scale 2 --purity --resume auto -o samples.h5 # the labels in turn
+once decoded vqtool decode samples.h5 -f -o decoded/
+make sheet.png vqtool show samples.h5 --num "$num" --columns 10 -o sheet.png # a column a class
+make scores.json vqtool eval decoded/ --ref imgs/ -o scores.json
 
 cat <<END
 done in $(((SECONDS + 30) / 60)) minutes
-scores:         $work/scores.json, in the table above
-contact sheet:  $work/sheet.png, a column a class
+scores:         $PWD/scores.json
+contact sheet:  $PWD/sheet.png, a column a class
 END

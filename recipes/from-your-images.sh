@@ -1,31 +1,36 @@
 #!/usr/bin/env bash
-# Samples like the pictures of your folder. Run again after an interruption, it goes on where it stopped.
+# Samples like the pictures of your folder, from the built-in prior fine-tuned on them. Run again after an interruption, it
+# goes on where it stopped.
 #
 #   bash recipes/from-your-images.sh FOLDER              # 30 minutes of training
+#   bash recipes/from-your-images.sh FOLDER 1            # two minutes in all for a small folder: one of training, 16 samples
 #   bash recipes/from-your-images.sh FOLDER 600          # 10 hours
-#   bash recipes/from-your-images.sh FOLDER --own-tokenizer 600   # trains a tokenizer first, as long again: for many
-#                                                        # pictures unlike emoji, clip art and photographs
-#   bash recipes/from-your-images.sh FOLDER --size 48x80 # pixels, height x width; default 64
-#   bash recipes/from-your-images.sh FOLDER --work DIR   # default runs/NAME-OF-FOLDER
+#   bash recipes/from-your-images.sh FOLDER --from-scratch        # does not begin with the built-in prior
+#   bash recipes/from-your-images.sh FOLDER --own-tokenizer 600   # trains a tokenizer first, as long again, and then the
+#                                                        # prior from scratch: for many pictures unlike emoji and clip art
+#   bash recipes/from-your-images.sh FOLDER --size 48x80 # pixels, height x width; default 128, from scratch 64
+#   bash recipes/from-your-images.sh FOLDER --work DIR   # default runs/NAME-DIGEST of the folder
 #
-# Everything is kept in the work folder: remove it to start anew, with other pictures or another size. The length of a
-# training that has begun stays.
+# Everything is kept in the work folder, which goes by what is in yours: with other pictures another one is begun. Settings
+# stay as they were begun. It downloads what pip installs (scripts/setup.sh) and nothing else.
 #
 # Hardware:  two cores, no GPU; a GPU is used where there is one
 # Time:      MINUTES, and some more for the other steps; tried with shortened trainings only, interrupted and resumed
-# Date:      2026-11-22
+# Date:      2026-11-26
 # Expected:  depends on the pictures
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 minutes=30
-size=64
+size=
 own_tokenizer=no
+from_scratch=no
 folder=
 work=
 while (($#)); do
     case $1 in
-        --own-tokenizer) own_tokenizer=yes && shift ;;
+        --own-tokenizer) own_tokenizer=yes from_scratch=yes && shift ;;
+        --from-scratch) from_scratch=yes && shift ;;
         --size) size=${2:?--size needs pixels} && shift 2 ;;
         --work) work=${2:?--work needs a folder} && shift 2 ;;
         -*) folder= && break ;;
@@ -39,24 +44,40 @@ if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ ]]; then
     usage
 fi
 folder=$(cd "$folder" && pwd)
-work=${work:-$root/runs/$(basename "$folder")}
+if [[ ! -e $root/vqtool/builtin/prior.safetensors ]]; then
+    from_scratch=yes
+fi
+[[ -n $size ]] || { [[ $from_scratch == yes ]] && size=64 || size=128; }
+num=256
+if [[ $minutes == 1 || $minutes == 0* ]]; then
+    num=16
+fi
 
-enter "$work"
+settings="--size $size --own-tokenizer $own_tokenizer --from-scratch $from_scratch $minutes"
+enter "${work:-$root/runs/$(name_of_pictures "$folder")}" "$settings"
 
 if [[ $own_tokenizer == yes ]]; then
     train tokenizer.safetensors "--minutes $minutes" vqtool train-tokenizer "$folder" --size "$size"
 else
     make tokenizer.safetensors vqtool codebook refit "$folder" --size "$size" -o tokenizer.safetensors
 fi
-make tok.h5 vqtool encode "$folder" --size "$size" -t tokenizer.safetensors -o tok.h5
-train prior.safetensors "--minutes $minutes" vqtool train-prior tok.h5 --kernel mask-replace
-rm -rf samples.h5 decoded sheet.png scores.json
-run vqtool sample --num 256 --cfg-scale 3 --purity -o samples.h5
-run vqtool decode samples.h5 -o decoded/
-run vqtool show decoded/ -o sheet.png
+make tok.h5 vqtool encode "$folder" --size "$size" -t tokenizer.safetensors --resume auto -o tok.h5
+begin=()
+if [[ $from_scratch == no ]]; then
+    carry_builtin tokenizer.safetensors tok.h5
+    begin=(--from carried.safetensors)
+fi
+train prior.safetensors "--minutes $minutes" vqtool train-prior tok.h5 "${begin[@]}"
+guide=()
+if grep -q '"kind": "\(caption\|class\)"' <(vqtool info prior.safetensors --json); then
+    guide=(--cfg-scale 3)
+fi
+make samples.h5 vqtool sample prior.safetensors -n "$num" "${guide[@]}" --purity --resume auto -o samples.h5
+once decoded vqtool decode samples.h5 -f -o decoded/
+make sheet.png vqtool show decoded/ -o sheet.png
 make scores.json vqtool eval decoded/ --ref "$folder" -o scores.json
 
 cat <<END
-scores:         $work/scores.json, in the table above
-contact sheet:  $work/sheet.png
+scores:         $PWD/scores.json
+contact sheet:  $PWD/sheet.png
 END

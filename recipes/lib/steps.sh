@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the recipes: their help, their work folders, and steps that show what they do.
+# Sourced by the recipes: their help, their work folders, and steps that show what they do. A recipe that was interrupted,
+# anywhere, is run again with the same arguments: finished steps are passed over, the others go on or begin anew.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -9,25 +10,32 @@ usage() {
     exit 2
 }
 
-# Sets vqtool up and goes into a work folder.
-enter() { # FOLDER
-    bash "$root/scripts/setup.sh"
-    export PATH="$root/.venv/bin:$PATH"
-    mkdir -p "$1"
-    cd "$1" || exit 1
+# The name of a folder and twelve digits of what is in it: folders of one name share nothing, nor do two states of one.
+name_of_pictures() { # FOLDER
+    local digest
+    digest=$(cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 cksum | cksum | cut -d ' ' -f 1)
+    printf '%s-%012d\n' "$(basename "$1")" "$digest"
 }
 
-# The same with an empty folder: an earlier run of the recipe is removed, a folder of something else is not.
-enter_anew() { # FOLDER
+# Sets vqtool up and goes into a work folder, which is new, empty or an earlier run's of the same recipe and settings.
+enter() { # FOLDER [SETTINGS]
     local mark
-    mark=.$(basename "$0" .sh)
-    if [[ -d $1 && ! -e $1/$mark && -n "$(ls -A "$1")" ]]; then
+    mark=$1/.$(basename "$0" .sh)
+    if [[ -d $1 && ! -e $mark && -n "$(ls -A "$1")" ]]; then
         echo "error: $1 holds something else: name an empty or new folder with --work" >&2
         exit 1
     fi
-    rm -rf "$1"
-    enter "$1"
-    touch "$mark"
+    if [[ -e $mark && $(cat "$mark") != "${2:-}" ]]; then
+        echo "error: $1 was begun with other settings ($(cat "$mark")): remove it, or name a new folder with --work" >&2
+        exit 1
+    fi
+    if ! mkdir -p "$1" || ! echo "${2:-}" >"$mark"; then
+        echo "error: $1 cannot be written: name another folder with --work" >&2
+        exit 1
+    fi
+    bash "$root/scripts/setup.sh"
+    export PATH="$root/.venv/bin:$PATH"
+    cd "$1" || exit 1
 }
 
 # Shows a command and runs it.
@@ -46,6 +54,16 @@ make() { # FILE COMMAND...
     fi
 }
 
+# Runs a command that fills a folder, or writes a file several times, unless it has ended well before.
+once() { # NAME COMMAND...
+    if [[ -e .done-$1 ]]; then
+        echo "$1: there already" >&2
+    else
+        run "${@:2}"
+        touch ".done-$1"
+    fi
+}
+
 # The same for a training, which goes on if it was interrupted.
 train() { # FILE LENGTH COMMAND...; LENGTH is "--steps 100" or "--minutes 10"
     local length
@@ -53,11 +71,18 @@ train() { # FILE LENGTH COMMAND...; LENGTH is "--steps 100" or "--minutes 10"
     if [[ -e ${1%.safetensors}.state.safetensors ]]; then
         length=(--resume)
     fi
-    make "$1" "${@:3}" "${length[@]}" -o "$1"
+    once "$1" "${@:3}" "${length[@]}" -o "$1"
 }
 
 # Whole minutes that are left of some for a training.
 minutes_left() { # MINUTES
     local left=$(($1 - (SECONDS + 59) / 60))
     echo $((left > 0 ? left : 1))
+}
+
+# The prior inside the package in the codes of a refitted tokenizer, as carried.safetensors, if there is one.
+carry_builtin() { # TOKENIZER GRIDS
+    if [[ -e $root/vqtool/builtin/prior.safetensors ]]; then
+        make carried.safetensors vqtool codebook transplant builtin -t "$1" --grids "$2" -o carried.safetensors
+    fi
 }

@@ -11,7 +11,7 @@ import typer
 from vqtool.cli.main import app
 
 Args = list[str]
-WRAPPERS = {"run", "make", "train", "time", "exec", "then", "do", "else", "if", "!"}  # what may begin a command
+WRAPPERS = {"run", "make", "once", "train", "time", "exec", "then", "do", "else", "if", "!"}  # what may begin a command
 CHANGES_THE_SHELL = {"--install-completion", "--show-completion"}  # acts while it is parsed
 
 
@@ -91,11 +91,19 @@ def _arguments(segment: Args) -> Iterator[Args]:
 
 def commands_in_script(text: str) -> Iterator[tuple[str, Args]]:
     """Each line of a shell script that calls vqtool, also in comments `#   vqtool ...`, and its arguments."""
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+    for line in _filled_in(re.sub(r"\\\n\s*", "", text)).splitlines():
         bare = re.sub(r"^\s*#\s{2,}(?=vqtool )", "", line).strip()
         if not bare.startswith("#") and "vqtool" in bare:
             for args in commands_in(bare):
                 yield bare, args
+
+
+def _filled_in(script: str) -> str:
+    """A shell script with what its arrays are last said to hold in their places, and no arguments of its own."""
+    found = re.findall(r"(\w+)\+?=\(([^()]*)\)", script)
+    arrays = {name: " ".join(held.split()) for name, held in found if held.strip()}
+    filled = re.sub(r'"\$\{(\w+)\[@\]\}"', lambda match: arrays.get(match[1], ""), script)
+    return re.sub(r'(?<!vqtool )"\$(@|\{@[^}]*\})"', " ", filled)
 
 
 def commands_in_markdown(text: str) -> Iterator[tuple[str, Args]]:

