@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vqtool.errors import VqtoolError
-from vqtool.images import SourceOptions, read_images
+from vqtool.images import SourceOptions, find_images, read_images
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 from draw_emoji import GROUPS, in_group
@@ -97,12 +97,17 @@ def main() -> int:
     parser.add_argument("--variants", type=int, default=4, help="of each picture, itself among them (default: 4)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default: 128)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--part", default="0/1", help="I/N: of N parts only the one of number I, from 0 on (default: 0/1)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     if options.variants < 1:
         parser.error("--variants must be at least 1")
+    part, parts = (int(number) for number in options.part.split("/"))
     try:
-        batch = read_images(options.images, options.size, options=SourceOptions(labels="none"))
+        items = find_images(options.images, SourceOptions(labels="none"))
+        batch = read_images(items[part::parts], options.size)
     except VqtoolError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -110,12 +115,13 @@ def main() -> int:
 
     def jobs() -> Iterator[tuple[np.ndarray, bool, list[int], int]]:
         for row, (image, item) in enumerate(zip(batch.images, batch.items, strict=True)):
-            yield image, can_mirror(item.id, " ".join(captions[row])), [options.seed, row], options.variants
+            seed = [options.seed, part + row * parts]  # the same, however many parts there are
+            yield image, can_mirror(item.id, " ".join(captions[row])), seed, options.variants
 
     total = len(batch) * options.variants
     sides = batch.images.shape[1:]
     partial = options.output.with_name(options.output.name + ".partial")
-    with multiprocessing.Pool(os.cpu_count()) as pool, h5py.File(partial, "w") as file:
+    with multiprocessing.Pool(-(-(os.cpu_count() or 1) // parts)) as pool, h5py.File(partial, "w") as file:
         images = file.create_dataset("images", (total, *sides), np.uint8, chunks=(1, *sides))
         for row, made in enumerate(pool.imap(variants, jobs(), chunksize=16)):
             images[row * options.variants : (row + 1) * options.variants] = made

@@ -320,6 +320,13 @@ def test_the_variants_of_captioned_pictures_are_written_with_their_captions(tmp_
     assert batch.ids == [f"noto/1f60{i}#{variant}" for i in range(3) for variant in range(2)]
     assert [item.captions for item in batch.items[::2]] == [("face 0",), ("face 1", "a face"), ("face 2", "a face")]
     assert [item.captions for item in batch.items[::2]] == [item.captions for item in batch.items[1::2]]
+    whole = dict(zip(batch.ids, batch.images, strict=True))
+    for part in range(2):
+        monkeypatch.setattr(sys, "argv", ["vary_pictures.py", *arguments, "--part", f"{part}/2"])
+        assert vary_pictures.main() == 0
+        some = read_images(output)
+        assert some.ids == [id for i, id in enumerate(batch.ids) if i // 2 % 2 == part]
+        assert all(np.array_equal(image, whole[id]) for id, image in zip(some.ids, some.images, strict=True))
     monkeypatch.setattr(sys, "argv", ["vary_pictures.py", str(tmp_path / "none.tar"), "-o", str(output)])
     assert vary_pictures.main() == 1
     assert "no such file" in capsys.readouterr().err
