@@ -331,7 +331,9 @@ def fit(
     trained = _with_denoiser(prior, result.model.requires_grad_(False))
     summary = {**result.summary, "num_grids": len(data)}
     if held_out is not None:
-        bound = float(validate(trained.denoiser, trained, held_out, run.seed))
+        on_device = trained.denoiser.to(distributed.choose_device("auto"))
+        bound = float(validate(on_device, trained, held_out, run.seed))
+        trained.denoiser.cpu()
         summary |= {"validation_bound": bound, "num_held_out": len(held_out)}
     return replace(trained, summary=summary)
 
