@@ -4,7 +4,7 @@
 #   bash scripts/gpu_check.sh                              # all stages, results in runs/gpu-check
 #   bash scripts/gpu_check.sh --stages train,sample -o DIR
 #   bash scripts/gpu_check.sh --quick                      # the tests marked gpu alone, 90 seconds
-#   bash scripts/gpu_check.sh --brief                      # figures alone, 75 seconds
+#   bash scripts/gpu_check.sh --brief                      # tests and some figures, 75 seconds
 #   bash scripts/gpu_check.sh --minutes-scale 0.5          # half of the time of every stage
 #   bash scripts/gpu_check.sh --device cpu --tiny          # every stage with tiny networks, to know that it works
 #

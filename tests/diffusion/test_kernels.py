@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.matrices import CASES, TABLES, between, check_law, table_kernel
+from support.matrices import CASES, between, check_law, exact_tables, table_kernel
 from torch import Tensor
 
 from vqtool import VqtoolError
@@ -50,7 +50,7 @@ def test_cumulative_rates_equal_products_of_one_step_matrices(kernel):
 def test_one_step_and_cumulative_rates_equal_the_exact_tables(name, codebook_size, num_steps):
     prefix = f"{name.replace('-', '_')}_K{codebook_size}_T{num_steps}__"
     one_step, matrix, cumulative = (
-        torch.from_numpy(TABLES[prefix + what]) for what in ("alpha_beta_gamma", "Q", "Qbar")
+        torch.from_numpy(exact_tables()[prefix + what]) for what in ("alpha_beta_gamma", "Q", "Qbar")
     )
     kernel = table_kernel(name, codebook_size, num_steps)
     states = codebook_size + kernel.has_mask

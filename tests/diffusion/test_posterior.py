@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from support.matrices import CASES, TABLES, between, check_law, table_kernel
+from support.matrices import CASES, between, check_law, exact_tables, table_kernel
 from torch import Tensor
 
 from vqtool.diffusion import kernels
@@ -104,14 +104,14 @@ def test_posterior_and_averages_equal_the_exact_tables(name, codebook_size, num_
     x_0 = torch.arange(codebook_size).expand_as(x_t)
     for stride in (1, 2, 3):
         for t in range(stride, num_steps + 1):
-            log_x0 = torch.from_numpy(TABLES[f"{prefix}p0"][t]).log()
+            log_x0 = torch.from_numpy(exact_tables()[f"{prefix}p0"][t]).log()
             steps = torch.tensor([t]), torch.tensor([t - stride])
             for what, ours in (
                 ("post", posterior(x_0, x_t, *steps, kernel).exp()[0]),
                 ("mix", average(kernel, log_x0, t - stride, t, "mixture")),
                 ("plug", average(kernel, log_x0, t - stride, t, "plug-in")),
             ):
-                theirs = torch.from_numpy(TABLES[f"{prefix}{what}_D{stride}"][t])
+                theirs = torch.from_numpy(exact_tables()[f"{prefix}{what}_D{stride}"][t])
                 possible = ~theirs.isnan()
                 torch.testing.assert_close(ours[..., :num][possible], theirs[possible], rtol=0, atol=1e-12)
 

@@ -1,6 +1,8 @@
 """Oracles for the diffusion tests: explicit transition matrices in float64, and chi-square tests of drawn states."""
 
+from collections.abc import Mapping
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,15 @@ from torch import Tensor
 from vqtool.diffusion import kernels, schedules
 from vqtool.diffusion.kernels import Kernel
 
-TABLES = np.load(Path(__file__).parents[1] / "golden" / "exact-tables" / "tables.npz")
 FALSE_ALARM = 1e-6  # of each chi-square test; the seeds are fixed, so a pass stays one
 CASES = [(name, schedule) for name in kernels.KERNELS for schedule in schedules.names(name)]
 SCHEDULES = {"mask-replace": "paper"}  # its default replaces next to nothing, and tests are there for what it may do
+
+
+@cache
+def exact_tables() -> Mapping[str, np.ndarray]:
+    """The numbers of tests/golden/exact-tables."""
+    return np.load(Path(__file__).parents[1] / "golden" / "exact-tables" / "tables.npz")
 
 
 def build_kernel(name: str, *, codebook_size: int, num_steps: int = 100) -> Kernel:
