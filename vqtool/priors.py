@@ -267,6 +267,12 @@ def find_prior(named: str | Path | None, *, notify: Notify = ignore) -> str:
     return BUILTIN
 
 
+def fits_builtin(header: GridHeader) -> bool:
+    """Whether there is a built-in prior, and grids of these are of its tokenizer."""
+    path = artifacts.builtin_path(KIND)
+    return path.is_file() and artifacts.read_header(path).parents.get("tokenizer") == header.tokenizer_fingerprint
+
+
 def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:
     """The prior in a file, or "builtin" for the one inside the package; on the CPU, ready to be sampled.
 

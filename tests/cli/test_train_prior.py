@@ -509,3 +509,18 @@ def test_an_adapter_whose_matrices_do_not_fit_is_damaged(trained):
         adapter.save("bad.safetensors", tensors, history=[], force=True)
         with pytest.raises(FormatError, match=f"its matrices of {name} do not fit the prior"):
             load_prior("bad.safetensors")
+
+
+@pytest.mark.parametrize("is_its_tokenizer", [True, False])
+def test_a_training_from_nothing_says_that_the_built_in_prior_would_be_quicker_where_it_fits(
+    builtin, folder, vqtool, tokenizer_path, is_its_tokenizer
+):
+    assert vqtool("train-prior", *SHORT, "-o", builtin / "prior.safetensors").code == 0
+    if not is_its_tokenizer:
+        write_grids("other.h5", None)
+    result = vqtool("train-prior", "tok.h5" if is_its_tokenizer else "other.h5", *SHORT)
+    assert result.code == 0, result.err
+    assert ("--from builtin` would be quicker" in result.err) == is_its_tokenizer
+    assert result.err.index("reading") < result.err.index("timing") < result.err.index("wrote")
+    tuned = vqtool("train-prior", "--from", "builtin", "tok.h5", "--steps", 2, "-o", "tuned.safetensors")
+    assert (tuned.code, "would be quicker" in tuned.err) == (0, False), tuned.err

@@ -63,6 +63,7 @@ def train_prior(
 
         vqtool train-prior --from prior.safetensors --train null --steps 200 -o guided.safetensors
     """
+    echo(f"reading {grids}")  # importing the rest takes seconds
     from vqtool.training.prior import train_prior
 
     train_prior(

@@ -20,7 +20,7 @@ from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
 from vqtool.options import distribute, option
 from vqtool.outputs import refuse_existing
-from vqtool.priors import Prior, load_prior
+from vqtool.priors import Prior, fits_builtin, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.samplers import sample
@@ -110,6 +110,8 @@ def train_prior(
     header, batch = _read(grids)
     if from_ is None:
         tuning.check_fresh()
+        if fits_builtin(header):
+            notify("the built-in prior knows these tokens: `vqtool train-prior --from builtin` would be quicker")
         start = begin(header, batch, diffusion, network, condition, seed=seed)
     else:
         start = go_on(load_prior(from_), header, batch, condition, tuning, given=options, seed=seed)

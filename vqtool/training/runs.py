@@ -151,6 +151,7 @@ def choose_steps(
             raise VqtoolError(f"`minutes` {run.minutes:g}: it was {was} when the run began: leave it out")
         notify(f"resuming a run of {kept} steps")
         return run.steps or kept
+    notify("timing a few steps")
     seconds = step_seconds()
     num_steps = run.steps or (max(1, int(run.minutes * 60 / seconds)) if run.minutes else default(seconds))
     notify(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
