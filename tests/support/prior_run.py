@@ -40,6 +40,7 @@ def train(
     copies=4,
     diffusion=40,
     keep_best=False,
+    early_stop=False,
     report=None,
     dropout=0.0,
     **changes,
@@ -67,6 +68,7 @@ def train(
         resume=resume,
         held_out=held_out,
         keep_best=keep_best,
+        early_stop=early_stop,
         report=report,
     )
 

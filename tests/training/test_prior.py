@@ -17,14 +17,14 @@ from support.two import run_in_two
 import vqtool
 from vqtool import artifacts, conditions, denoisers
 from vqtool.diffusion import kernels
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.training import building
 from vqtool.training import prior as training
 from vqtool.training._weights import checkpoint_blocks
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
-from vqtool.training.runs import MachineOptions
+from vqtool.training.runs import MachineOptions, RunFiles
 
 # "bound" and "elbo" are too noisy for so short a run; "reweighted-elbo" never learns from a grid that is all mask.
 LEARNT = [
@@ -268,6 +268,45 @@ def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkey
     log = prior_run.read_log(tmp_path / "whole")
     lines = {line["step"]: line["validation_bound"] for line in log if "validation_bound" in line}
     assert lines == {10: 3.0, 20: 1.0, 30: 2.0, 35: 1.0}
+
+
+def test_a_run_that_has_turned_is_told_once_ends_early_and_can_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "plan_validation", lambda num_steps, batch_size: (2, 8))
+    course = [5.0, 4.0, 4.2, 4.2, 4.01, 4.2, 4.3, 4.4, 4.5, 4.6]  # the fifth is less than 2 % above the best
+
+    def run(folder, values, **settings):
+        shown = iter(values)
+        monkeypatch.setattr(training, "validate", lambda *given, **named: torch.tensor(next(shown)))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return prior_run.train(tmp_path / folder, copies=60, num_steps=18, keep_best=True, **settings)
+
+    told = "validation_bound was 4 at step 4 and is 4.2 at step 12: the run learns by heart"
+    with pytest.warns(VqtoolWarning, match=told) as warned:
+        ended = run("early", course, early_stop=True)
+    assert len(warned) == 1
+    assert (ended.summary["steps"], ended.summary["kept_step"]) == (14, 4)
+    again = run("early", [0.0], early_stop=True, resume=True)  # over as it is: nothing is measured but what is written
+    assert (again.summary["steps"], again.summary["kept_step"]) == (14, 4)
+    with pytest.warns(VqtoolWarning, match="is 4.4 at step 16: the run learns by heart"):
+        gone_on = run("early", course[7:], resume=True)
+    with pytest.warns(VqtoolWarning, match=told):
+        whole = run("whole", course)
+    for made in (gone_on, whole):
+        assert (made.summary["steps"], made.summary["kept_step"]) == (18, 4)
+    for name, tensor in whole.denoiser.state_dict().items():
+        assert torch.equal(gone_on.denoiser.state_dict()[name], tensor)
+        assert torch.equal(ended.denoiser.state_dict()[name], tensor)
+
+
+def test_without_a_word_the_best_is_kept_where_grids_are_held_out_and_a_resumed_run_keeps_what_it_kept(tmp_path):
+    files = RunFiles(tmp_path / "p.safetensors")
+    some = object()
+    assert training.choose_keep(training.PriorRunOptions(), files, some) == "best"
+    assert training.choose_keep(training.PriorRunOptions(), files, None) == "last"
+    assert training.choose_keep(training.PriorRunOptions(keep="last"), files, some) == "last"
+    prior_run.train(tmp_path, num_steps=2)
+    (tmp_path / "state.safetensors").rename(tmp_path / "p.state.safetensors")
+    assert training.choose_keep(training.PriorRunOptions(), RunFiles(files.output, resume=True), some) == "last"
 
 
 def test_the_best_can_be_kept_only_where_grids_are_held_out(tmp_path):

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.progress import Progress, silent
 from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity, read_identity
 from vqtool.training._log import RunLog
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
+from vqtool.training._validation import Course, Validation
 from vqtool.training._weights import build_optimizer, checkpoint_blocks, update_ema
 from vqtool.trust import parse_record
 
@@ -63,16 +64,6 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What is measured of the EMA model now and then."""
-
-    name: str  # in the log
-    measure: Callable[[nn.Module], Tensor]  # the lower the better; the same in all processes
-    every: int  # steps between two measurements
-    keep_best: bool = False  # whether the run leaves the EMA weights that measured best, and not the last ones
-
-
-@dataclass(frozen=True)
 class LoopResult:
     """What a run leaves."""
 
@@ -99,12 +90,12 @@ class _Run:
         self.config = config
         self.memory = memory or nn.Module()
         self.validation = validation
+        self.course = Course(validation)
         distributed.join_group()
         self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision="bf16" if config.bf16 else "no")
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.ema) if validation is not None and validation.keep_best else nn.Module()
-        self.best_step, self.best_value = 0, math.inf
         self.bare.train()
         self.optimizer = build_optimizer(self.bare, config.learning_rate, config.betas, config.weight_decay)
         if config.checkpoint:
@@ -127,8 +118,8 @@ class _Run:
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         summary = {"step": self.step, "seconds": self.seconds, "values": self.values}
-        if self.best_step:
-            summary["best"] = [self.best_step, self.best_value]
+        if self.course.best_step:
+            summary["best"] = [self.course.best_step, self.course.best_value]
         artifacts.save(path, kind=STATE_KIND, config=identity, tensors=tensors, summary=summary, force=True)
 
     def load(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -154,7 +145,7 @@ class _Run:
         except (RuntimeError, LookupError, ValueError) as error:
             raise FormatError(f"{path}: damaged: its tensors do not fit the run: {error}") from error
         self.step, self.seconds, self.values = reached.step, reached.seconds, dict(reached.values)
-        self.best_step, self.best_value = reached.best or (0, math.inf)
+        self.course = Course(self.validation, *(reached.best or ()))
 
     def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -224,8 +215,7 @@ class _Run:
             return {}
         with self.accelerator.autocast():
             value = validation.measure(self.ema)
-        if validation.keep_best and float(value) < self.best_value:
-            self.best_step, self.best_value = self.step, float(value)
+        if self.course.note(self.step, float(value)) and validation.keep_best:
             self.best.load_state_dict(self.ema.state_dict())
         return {validation.name: value}
 
@@ -289,8 +279,11 @@ def run(
         identity["minutes"] = read_identity(state_path).minutes
     log = RunLog(log_path, training.step)
 
+    last_measured: dict[str, float] = {}
+
     def detail() -> str:
-        return ", ".join(f"{name} {training.values[name]:.4g}" for name in told if name in training.values)
+        values = last_measured | training.values
+        return ", ".join(f"{name} {values[name]:.4g}" for name in told if name in values)
 
     draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
@@ -299,7 +292,7 @@ def run(
             progress("train", config.num_steps, "steps", done=training.step, detail=detail) as advance,
         ):
             saved = last = time.monotonic()
-            while training.step < config.num_steps:
+            while training.step < config.num_steps and not training.course.is_over(training.step, training.values):
                 metrics = training.take_step(objective, num_items)
                 measured = training.validate()
                 now = time.monotonic()
@@ -312,6 +305,9 @@ def run(
                 if saves or logs:
                     training.note({**metrics, **measured})
                     _check_finite(training.values, training.step, state_path)
+                last_measured |= {name: training.values[name] for name in measured}
+                if measured and (turn := training.course.describe_turn(training.step, training.values)):
+                    warn(turn)
                 if logs:
                     log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
                     if report is not None:
@@ -332,8 +328,8 @@ def run(
     finally:
         log.close()
     summary = {"steps": training.step, "seconds": round(training.seconds, 1), **training.values}
-    if training.best_step:
-        return LoopResult(training.best.cpu().eval(), {**summary, "kept_step": training.best_step})
+    if validation is not None and validation.keep_best and training.course.best_step:
+        return LoopResult(training.best.cpu().eval(), {**summary, "kept_step": training.course.best_step})
     return LoopResult(training.ema.cpu().eval(), summary)
 
 

@@ -26,10 +26,12 @@ from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
+from vqtool.training._identity import read_identity
+from vqtool.training._validation import Validation
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
-from vqtool.training.loop import LoopConfig, Validation
+from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
 from vqtool.training.tuning import go_on
@@ -48,10 +50,13 @@ class PriorRunOptions(RunOptions):
     """How long a run is, and which weights it leaves."""
 
     batch_size: int = option(64, "Grids a step.", minimum=1, flag="-b", advanced=True)
-    keep: str = option(
-        "last", "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
-        advanced=True,
+    keep: str | None = option(
+        None, "Averaged weights to write: the last, or the best for grids held out.", choices=("last", "best"),
+        shown="best where grids are held out", advanced=True,
     )  # fmt: skip
+    early_stop: bool = option(
+        True, "End where the best is long past and the bound on grids held out rises.", advanced=True
+    )
     accumulate: int = option(1, "Parts that a batch is worked through in, for less memory.", minimum=1, advanced=True)
     checkpoint: bool = option(
         False, "Compute blocks again for the gradient: less memory, a third slower.", advanced=True
@@ -128,13 +133,19 @@ def train_prior(
         default=lambda seconds: choose_num_steps(len(data), run.batch_size, seconds),
         step_seconds=lambda: measure_step_seconds(prior, data, loss, plan(1)),
     )
+    keep_best = choose_keep(run, files, held_out) == "best"
     trained = fit(
         prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=files.resume,
-        held_out=held_out, keep_best=run.keep == "best", preview=preview, report=report, progress=progress,
-        settings=start.settings,
+        held_out=held_out, keep_best=keep_best, early_stop=run.early_stop, preview=preview, report=report,
+        progress=progress, settings=start.settings,
     )  # fmt: skip
     if not distributed.is_main_process():
         return trained
+    if trained.summary["steps"] < num_steps:
+        notify(
+            f"ended after step {trained.summary['steps']} of {num_steps}: the bound on grids held out was lowest at "
+            f"step {trained.summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
+        )
     saved = _save(trained, start, header, files.output, tuning.keep_adapter, seed=seed)
     preview(saved, num_steps)
     notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
@@ -229,6 +240,15 @@ def choose_run(
     )
 
 
+def choose_keep(run: PriorRunOptions, files: RunFiles, held_out: GridData | None) -> str:
+    """Which weights a run leaves: those asked for, else those that it began with, else the best that can be told."""
+    if run.keep is not None:
+        return run.keep
+    if files.resume:
+        return str(read_identity(files.state).settings.get("keep", "last"))
+    return "last" if held_out is None else "best"
+
+
 def choose_num_steps(num_grids: int, batch_size: int, step_seconds: float) -> int:
     """Steps of a run when nobody says: 300 passes through the grids, but no longer than 10 minutes (GPU: 30)."""
     in_time = (1800 if torch.cuda.is_available() else 600) / step_seconds
@@ -259,6 +279,7 @@ def fit(
     resume: bool = False,
     held_out: GridData | None = None,
     keep_best: bool = False,
+    early_stop: bool = False,
     preview: Callable[[Prior, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
@@ -276,6 +297,7 @@ def fit(
         resume: go on from `state_path`.
         held_out: grids whose bound under the averaged weights is logged now and then.
         keep_best: keep the averaged weights with the lowest such bound, and not the last ones.
+        early_stop: end where the best is long past and that bound rises; goes with `keep_best`.
         preview: draws samples of the prior as it is, every `run.preview_steps` steps.
         report: is told (step, metrics).
         progress: shows the steps.
@@ -297,7 +319,7 @@ def fit(
     if held_out is not None:
         every, count = plan_validation(run.num_steps, run.batch_size)
         measure = partial(validate, prior=prior, data=held_out.thin(count), seed=run.seed)
-        validation = Validation("validation_bound", measure, every, keep_best)
+        validation = Validation("validation_bound", measure, every, keep_best, early_stop and keep_best)
     kernel, network = prior.kernel, asdict(prior.denoiser.config)
     made_from = {
         **settings,
