@@ -79,7 +79,7 @@ if [[ ! -e prior.safetensors ]]; then
     # absorbing: as good as mask-replace (docs/diffusion.md), and its loss is the cross-entropy of masked cells.
     # The vocabulary and the network have at most 8 million weights together: 16 MB as 16-bit numbers.
     run "$PYTHON" -m vqtool train-prior tok.h5 --condition caption --vocabulary-size 2000 --size light --dropout 0.1 \
-        --kernel absorbing --minutes "$minutes" "${pace[@]}" --preview-every 0 --tokenizer "$tokenizer" \
+        --kernel absorbing --minutes "$minutes" "${pace[@]}" --preview-every 0 --keep last --tokenizer "$tokenizer" \
         --resume auto "$@" -o prior.safetensors
 fi
 if [[ $tokenizer == builtin ]]; then
