@@ -5,13 +5,14 @@ it is an artifact of its own, since several priors share one. A tower is a causa
 
     x += attention(norm(x));  x += mlp(norm(x)),  mlp with x * sigmoid(1.702 x)
 
-whose normalised output of every token, padding too, is brought to length 1; CLIP's projection is not used.
+whose normalised output of every token, padding too, is brought to length 1; CLIP's projection is not used. Towers of
+aMUSEd and Meissonic give the states before the last block instead, and a pooled text.
 Cost: once a sample, not once a step.
 Source: Radford et al. 2021 (arXiv:2103.00020); its use Gu et al. 2022 (arXiv:2111.14822), section 4.2.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vqtool.errors import MismatchError, VqtoolError
 from vqtool.trust import build_network, parse_record
 
 KIND = "text-encoder"
+FEATURES = ("unit", "penultimate")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,18 @@ class Config:
     num_layers: int
     num_heads: int
     mlp_width: int
+    features: str = "unit"  # or "penultimate": see `TextEncoder.forward`
+    pooled_width: int = 0  # of the pooled text; 0 where there is none
+    end_token: int | None = None  # whose state is pooled; None for the largest
+    activation: str = "gelu2"  # x * sigmoid(1.702 x), or "gelu"
 
     def __post_init__(self) -> None:
         if not self.num_heads or self.width % self.num_heads:
             raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+        if self.features not in FEATURES or self.activation not in ("gelu", "gelu2"):
+            raise ValueError(f"features {self.features} and activation {self.activation} are not understood")
+        if (self.features == "penultimate") != bool(self.pooled_width):
+            raise ValueError("a pooled text goes with features penultimate, and these with it")
 
 
 class _Block(nn.Module):
@@ -48,6 +58,7 @@ class _Block(nn.Module):
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
+        self.activation = config.activation
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -62,7 +73,8 @@ class _Block(nn.Module):
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
         hidden = self.mlp_in(self.mlp_norm(x))
-        return x + self.mlp_out(hidden * torch.sigmoid(1.702 * hidden))  # type: ignore[no-any-return]
+        hidden = F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden)
+        return x + self.mlp_out(hidden)  # type: ignore[no-any-return]
 
 
 class TextEncoder(nn.Module):
@@ -75,6 +87,7 @@ class TextEncoder(nn.Module):
         self.positions = nn.Parameter(torch.zeros(config.max_length, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.width)
+        self.pooled = nn.Linear(config.width, config.pooled_width, bias=False) if config.pooled_width else None
         self.fingerprint = ""  # of its artifact; empty before it is saved
         self.location = ""  # the path of that
         self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
@@ -87,12 +100,20 @@ class TextEncoder(nn.Module):
             ids: (B, L) int64 tokens, L at most max_length; start, words, end, padding.
 
         Returns:
-            (B, L, width) float32, each token's features of length 1.
+            (B, L, width) float32, each token's features of length 1. With the features "penultimate" those before the
+            last block, as they are, and as one more row, L + 1, the pooled text: the state of the end after the last
+            block and the norm, times a projection; the shorter of both filled up with zeros.
         """
-        x = self.tokens(ids) + self.positions[: ids.shape[1]]
+        x = before = self.tokens(ids) + self.positions[: ids.shape[1]]
         for block in self.blocks:
-            x = block(x)
+            before, x = x, block(x)
         x = self.norm(x)
+        if self.pooled is not None:
+            end = self.config.end_token
+            places = ids.argmax(1) if end is None else (ids == end).int().argmax(1)
+            pooled = self.pooled(x[torch.arange(len(x), device=x.device), places])[:, None]
+            width = max(pooled.shape[-1], before.shape[-1])
+            return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in (before, pooled)], dim=1)
         return x / x.norm(dim=-1, keepdim=True)  # type: ignore[no-any-return]
 
 
@@ -119,7 +140,7 @@ def save_text_encoder(
     header = artifacts.save(
         path,
         kind=KIND,
-        config=asdict(encoder.config),
+        config={name: value for name, value in asdict(encoder.config).items() if value != _OMITTED.get(name, ...)},
         tensors=tensors,
         parents=parents,
         history=history,
@@ -127,6 +148,9 @@ def save_text_encoder(
     )
     encoder.fingerprint, encoder.location, encoder.history = header.fingerprint, str(path), header.history
     return header
+
+
+_OMITTED = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
 
 
 def _shortest(tensor: Tensor) -> Tensor:

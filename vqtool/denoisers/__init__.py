@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from vqtool.registry import find_module
 from vqtool.trust import parse_record
 
-NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit")
+NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "amused")
 
 
 class EncodedCondition(NamedTuple):
     """A condition as a denoiser uses it: computed once a sample, used in every call. Unused parts are None."""
 
     embedding: Tensor | None = None  # (B, D): added to that of the time, or the scales and shifts of norms
-    keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention
+    keys_values: Tensor | None = None  # (B, num_layers, 2, num_heads, L, D / num_heads) of the cross-attention, or flat
     mask: Tensor | None = None  # (B, L) bool, True where there is text
 
 

@@ -44,6 +44,7 @@ FORMATS = (
     "llamagen",
     "open-muse",
     "diffusers",
+    "amused",
     "diffusers-vqmodel",
 )
 

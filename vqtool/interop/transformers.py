@@ -10,7 +10,7 @@ from torch import Tensor
 from vqtool.conditions.clip import END, END_OF_WORD, MAX_LENGTH, START, ClipCondition, ClipVocabulary, Words
 from vqtool.conditions.text_encoders import Config, TextEncoder
 from vqtool.errors import FormatError
-from vqtool.interop._sources import Source, without
+from vqtool.interop._sources import Source
 from vqtool.interop._stacking import Names, block_names, fill_stacked
 from vqtool.outputs import atomic_path
 from vqtool.trust import parse_record, read_json, read_text
@@ -39,23 +39,27 @@ SETTINGS = {  # a field of Config -> its name in config.json
     "num_heads": "num_attention_heads",
     "mlp_width": "intermediate_size",
 }
+OLD_END = 2  # an eos_token_id that stands for the largest token
 _NO_LIMIT = 1 << 20  # a tokenizer's model_max_length from here on says nothing
 
 
-def read_text_encoder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: Source) -> TextEncoder:
+def read_text_encoder(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: Source, *, pooled: bool = False
+) -> TextEncoder:
     """The tower of a CLIPTextModel.
 
     Args:
         tensors: of its folder, with or without `text_model.` before each name.
         settings: of its config.json.
         source: for messages.
+        pooled: whether it is a CLIPTextModelWithProjection, whose states before the last block and pooled text count.
 
     Raises:
         FormatError: the settings are not CLIP's, or tensors are missing or do not fit.
     """
     settings = settings.get("text_config") or settings
     activation, epsilon = settings.get("hidden_act", ACTIVATION), settings.get("layer_norm_eps", EPSILON)
-    if activation != ACTIVATION or epsilon != EPSILON:
+    if activation not in ((ACTIVATION, "gelu") if pooled else (ACTIVATION,)) or epsilon != EPSILON:
         raise FormatError(
             f"{source.path}: hidden_act {activation} and layer_norm_eps {epsilon} are not those of OpenAI's text "
             f"towers, {ACTIVATION} and {EPSILON}, the only ones understood"
@@ -63,8 +67,17 @@ def read_text_encoder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
     if missing := [name for name in SETTINGS.values() if name not in settings]:
         raise FormatError(f"{source.path}: its config.json says nothing of {missing[0]}")
     where = f"{source.path}: config.json"
-    config = parse_record(Config, {ours: settings[theirs] for ours, theirs in SETTINGS.items()}, where)
-    bare = without(PREFIX, tensors) or tensors
+    values = {ours: settings[theirs] for ours, theirs in SETTINGS.items()}
+    if pooled:
+        end = settings.get("eos_token_id", OLD_END)
+        values |= {
+            "features": "penultimate",
+            "pooled_width": settings.get("projection_dim", 0),
+            "end_token": None if end == OLD_END else end,
+            "activation": "gelu" if activation == "gelu" else "gelu2",
+        }
+    config = parse_record(Config, values, where)
+    bare = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     return (
         fill_stacked(lambda: TextEncoder(config), _names(config), bare, source, ignored=[".*"])
         .eval()
@@ -89,7 +102,8 @@ def export_text_encoder(encoder: TextEncoder) -> tuple[dict[str, Tensor], dict[s
 
 
 def _names(config: Config) -> Names:
-    return {**TOP, **block_names(BLOCK, "blocks.", "encoder.layers.", config.num_layers)}
+    pooled: Names = {"pooled.weight": ("text_projection.weight",)} if config.pooled_width else {}
+    return {**TOP, **pooled, **block_names(BLOCK, "blocks.", "encoder.layers.", config.num_layers)}
 
 
 def read_vocabulary(folder: Path, max_length: int = MAX_LENGTH) -> ClipCondition:

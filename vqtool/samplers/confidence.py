@@ -29,7 +29,7 @@ class Options(Checked):
 
     steps: int | None = option(None, "Denoiser calls, 1 to the number of cells.", usual=16)
     plan: str = option(
-        "cosine", "How many cells a call.", choices=("cosine", "arccos", "one-first"), flag="--unmask", advanced=True
+        "cosine", "How many cells a call.", choices="samplers/_unmask.py:PLANS", flag="--unmask", advanced=True
     )
     choice_temperature: float = option(4.5, "Randomness of the choice of cells; falls to 0.", minimum=0, advanced=True)
 

@@ -97,7 +97,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, list[Any]]:
         parts = [value.strip() for value in values.split(",")]
         if not (equals and name and all(parts)) or name in options:
             raise VqtoolError(f"`option` {text}: NAME=VALUE,VALUE is expected, each NAME once")
-        kind = stated[name].type.removesuffix(" | None") if name in stated else "str"
+        kind = stated[name].type.split(" | ")[0] if name in stated else "str"
         try:
             options[name] = list(dict.fromkeys(_PARSERS.get(kind, str)(part) for part in parts))
         except (KeyError, ValueError) as error:

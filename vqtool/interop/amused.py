@@ -1,0 +1,230 @@
+"""diffusers' AmusedPipeline: a folder of a text prior (UVit2DModel), tokenizer, text encoder and vocabulary.
+
+The vocabulary of the network is larger than its codes: row `mask_token_id` of the embedding is the mask, the others
+beyond the codes are never used. Sampling as published: 12 steps, guidance 10, a choice temperature from 2 to 0.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtool.conditions.clip import ClipCondition
+from vqtool.conditions.text_encoders import TextEncoder
+from vqtool.denoisers import amused
+from vqtool.denoisers.amused import Config
+from vqtool.diffusion import kernels
+from vqtool.errors import FormatError, MismatchError
+from vqtool.interop import diffusers_vqmodel, transformers
+from vqtool.interop._contract import Imported, Options
+from vqtool.interop._sources import Source, fill, listed
+from vqtool.priors import GridSpec, Prior
+from vqtool.tokenizers import Tokenizer
+
+PIPELINE, NETWORK = "AmusedPipeline", "UVit2DModel"
+STEPS, SCALE, TEMPERATURE, SCORE = 12, 10.0, 2.0, 6.0  # of the published pipeline
+NUM_MICRO = 5
+EXPECTED = {"use_bias": False, "ln_elementwise_affine": True}
+NAMES = (  # pattern of ours -> theirs, in this order
+    (r"^tokens\.", "embed.embeddings."),
+    (r"^token_norm\.", "embed.layer_norm."),
+    (r"^token_out\.", "embed.conv."),
+    (r"^text\.", "encoder_proj."),
+    (r"^text_norm\.", "encoder_proj_layer_norm."),
+    (r"^condition_in\.", "cond_embed.linear_1."),
+    (r"^condition_out\.", "cond_embed.linear_2."),
+    (r"^halving\.", "down_block.downsample."),
+    (r"^doubling\.", "up_block.upsample."),
+    (r"^into_norm\.", "project_to_hidden_norm."),
+    (r"^into\.", "project_to_hidden."),
+    (r"^back_norm\.", "project_from_hidden_norm."),
+    (r"^back\.", "project_from_hidden."),
+    (r"^head_in\.", "mlm_layer.conv1."),
+    (r"^head_norm\.", "mlm_layer.layer_norm."),
+    (r"^head_out\.", "mlm_layer.conv2."),
+    (r"^(down|up)\.(\d+)\.residual\.first\.", r"\1_block.res_blocks.\2.channelwise_linear_1."),
+    (r"^(down|up)\.(\d+)\.residual\.second\.", r"\1_block.res_blocks.\2.channelwise_linear_2."),
+    (r"^(down|up)\.(\d+)\.residual\.(gamma|beta)$", r"\1_block.res_blocks.\2.channelwise_norm.\3"),
+    (r"^(down|up)\.(\d+)\.residual\.modulation\.", r"\1_block.res_blocks.\2.cond_embeds_mapper."),
+    (r"^(down|up)\.(\d+)\.residual\.", r"\1_block.res_blocks.\2."),
+    (r"^(down|up)\.(\d+)\.text\.", r"\1_block.attention_blocks.\2.kv_mapper."),
+    (r"^(down|up)\.(\d+)\.", r"\1_block.attention_blocks.\2."),
+    (r"^layers\.(\d+)\.first\.", r"transformer_layers.\1.ff.net.0.proj."),
+    (r"^layers\.(\d+)\.second\.", r"transformer_layers.\1.ff.net.2."),
+    (r"^layers\.(\d+)\.(norm\d)\.modulation\.", r"transformer_layers.\1.\2.linear."),
+    (r"^layers\.", "transformer_layers."),
+    (r"\.(attn\d)\.(q|k|v)\.", r".\1.to_\2."),
+    (r"\.(attn\d)\.out\.", r".\1.to_out.0."),
+)
+
+
+def recognise(source: Source) -> bool:
+    """Whether it is the folder of such a pipeline."""
+    index = source.path / "model_index.json"
+    return source.content is None and index.is_file() and source.json(index.name).get("_class_name") == PIPELINE
+
+
+def load(source: Source, options: Options) -> Imported:
+    """The prior of a pipeline with its tokenizer and text encoder.
+
+    Raises:
+        FormatError: it is incomplete, or of another kind of network.
+        MismatchError: its parts do not fit together.
+    """
+    notes: list[str] = []
+    encoder, conditioner = read_text(source, options)
+    tokenizer = diffusers_vqmodel.read_vqmodel(source, "vqvae", options=options, notes=notes)
+    settings = source.json("transformer/config.json")
+    config = _config(settings, source, encoder, tokenizer, options)
+    compare_parts(config.codebook_size, config.text_width, config.pooled_width, tokenizer, encoder, source)
+    mask_id = read_mask_id(source, settings)
+    tensors = take_tokens(source.tensors("transformer"), mask_id, config, source)
+    denoiser = fill_renamed(lambda: amused.Network(config), NAMES, tensors, source)
+    settled = sampling(STEPS, SCALE, TEMPERATURE, config.grid_size)
+    notes.append("null condition: the empty caption")
+    return Imported(
+        tokenizer=tokenizer,
+        prior=build_prior(denoiser, "amused", conditioner, encoder, settled),
+        text_encoder=encoder,
+        notes=[*notes, f"micro-conditions: {listed(f'{number:g}' for number in config.micro_conditions)}"],
+    )
+
+
+def read_text(source: Source, options: Options) -> tuple[TextEncoder, ClipCondition]:
+    """The text encoder of a pipeline, and its vocabulary."""
+    folder = Source(source.path / "text_encoder")
+    encoder = transformers.read_text_encoder(folder.tensors(), folder.json("config.json"), folder, pooled=True)
+    length = encoder.config.max_length
+    conditioner = transformers.read_vocabulary(options.vocabulary or source.path / "tokenizer", length)
+    if conditioner.vocabulary_size > encoder.config.vocabulary_size:
+        raise MismatchError(
+            f"{source.path}: the vocabulary has {conditioner.vocabulary_size} tokens, the text encoder "
+            f"{encoder.config.vocabulary_size}: name the right one with `vocabulary`"
+        )
+    return encoder, conditioner
+
+
+def compare_parts(
+    codes: int, text_width: int, pooled_width: int, tokenizer: Tokenizer, encoder: TextEncoder, source: Source
+) -> None:
+    """Raise MismatchError unless the parts of a pipeline fit together."""
+    for what, prior, other in (
+        ("codes of the transformer and the tokenizer", codes, tokenizer.codebook_size),
+        ("widths of the transformer's text and the text encoder", text_width, encoder.config.width),
+        ("widths of the transformer's pooled text and the text encoder's", pooled_width, encoder.config.pooled_width),
+    ):
+        if prior != other:
+            raise MismatchError(f"{source.path}: its parts do not fit together: {what} are {prior} and {other}")
+
+
+def read_mask_id(source: Source, settings: Mapping[str, Any]) -> int:
+    """The row of the mask in the embedding: the scheduler's, which has to be beyond the codes."""
+    mask_id, size = source.json("scheduler/scheduler_config.json").get("mask_token_id"), settings.get("vocab_size", 0)
+    if not isinstance(mask_id, int) or not settings.get("codebook_size", 0) <= mask_id < size:
+        raise FormatError(f"{source.path}/scheduler: mask_token_id {mask_id!r} is no row of a mask among {size}")
+    return mask_id
+
+
+def take_tokens(tensors: Mapping[str, Tensor], mask_id: int, config: Any, source: Source) -> dict[str, Tensor]:
+    """The tensors, with the rows of the codes and of the mask alone in the embedding of tokens."""
+    name, codes = "embed.embeddings.weight", config.codebook_size
+    if name not in tensors or tensors[name].ndim != 2 or len(tensors[name]) <= max(mask_id, codes):
+        raise FormatError(f"{source.path}: {name} is missing, or has no row of the mask {mask_id}")
+    return {**tensors, name: torch.cat([tensors[name][:codes], tensors[name][mask_id : mask_id + 1]])}
+
+
+def fill_renamed(build: Any, patterns: tuple[tuple[str, str], ...], tensors: dict[str, Tensor], source: Source) -> Any:
+    """A network filled by names that patterns make of its own; convolutions of one cell become linear maps."""
+    from vqtool.trust import sketch
+
+    names, found = {}, dict(tensors)
+    for ours, wanted in sketch(build, len(tensors), str(source.path)).items():
+        theirs = ours
+        for pattern, replacement in patterns:
+            theirs = re.sub(pattern, replacement, theirs)
+        names[ours] = theirs
+        if theirs in tensors:
+            value = found.pop(theirs)
+            found[ours] = value.reshape(wanted.shape) if _is_squeezed(value, wanted) else value
+    return fill(build, found, source, names=names).eval().requires_grad_(False)
+
+
+def _is_squeezed(value: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor is another one but for axes of one entry."""
+    return [side for side in value.shape if side > 1] == [side for side in wanted.shape if side > 1]
+
+
+def build_prior(
+    denoiser: Any, name: str, conditioner: ClipCondition, encoder: TextEncoder, settings: dict[str, Any]
+) -> Prior:
+    """A prior of masked grids whose network is told no time of a kernel."""
+    config = denoiser.config
+    return Prior(
+        kernel=kernels.build(
+            "absorbing", schedule="linear", codebook_size=config.codebook_size, num_steps=config.num_steps
+        ),
+        denoiser=denoiser,
+        denoiser_name=name,
+        conditioner=conditioner,
+        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
+        parameterisation="direct",
+        text_encoder=encoder,
+        sampling=settings,
+    )
+
+
+def sampling(steps: int, scale: float, temperature: float, grid_size: tuple[int, int]) -> dict[str, Any]:
+    """The published settings: theirs falls by i / (S - 1), ours by (i + 1) / S, which is the same but for a factor."""
+    steps = min(steps, grid_size[0] * grid_size[1])
+    return {
+        "sampler": "confidence",
+        "steps": steps,
+        "choice_temperature": temperature * steps / max(1, steps - 1),
+        "cfg_scale": scale,
+    }
+
+
+def _config(
+    settings: Mapping[str, Any], source: Source, encoder: TextEncoder, tokenizer: Tokenizer, options: Options
+) -> Config:
+    where = f"{source.path}/transformer"
+    if settings.get("_class_name", NETWORK) != NETWORK:
+        raise FormatError(f"{where}: _class_name is {settings['_class_name']!r}: {NETWORK} is expected")
+    for name, expected in EXPECTED.items():
+        if settings.get(name, expected) != expected:
+            raise FormatError(f"{where}: {name} is {settings[name]!r}: only {expected!r} is understood")
+    if settings.get("downsample", False) != settings.get("upsample", False):
+        raise FormatError(f"{where}: downsample and upsample differ: both or none is understood")
+    try:
+        side = settings["sample_size"]
+        pixels = float(side * tokenizer.factor)
+        if settings["micro_cond_embed_dim"] != NUM_MICRO * settings["micro_cond_encode_dim"]:
+            raise FormatError(
+                f"{where}: micro_cond_embed_dim {settings['micro_cond_embed_dim']} is not {NUM_MICRO} times "
+                f"micro_cond_encode_dim {settings['micro_cond_encode_dim']}: the network could not run"
+            )
+        return Config(
+            codebook_size=settings["codebook_size"],
+            grid_size=(side, side),
+            num_steps=side * side,
+            num_layers=settings["num_hidden_layers"],
+            width=settings["hidden_size"],
+            num_heads=settings["num_attention_heads"],
+            mlp_width=settings["intermediate_size"],
+            token_width=settings["in_channels"],
+            outer_width=settings["block_out_channels"],
+            num_outer_blocks=settings["num_res_blocks"],
+            num_outer_heads=settings["block_num_heads"],
+            text_width=settings["encoder_hidden_size"],
+            pooled_width=settings["cond_embed_dim"],
+            micro_width=settings["micro_cond_encode_dim"],
+            micro_conditions=(pixels, pixels, 0.0, 0.0, SCORE),
+            epsilon=settings["layer_norm_eps"],
+            halves=settings.get("downsample", False),
+        )
+    except KeyError as error:
+        raise FormatError(f"{where}: its config.json says nothing of {error.args[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{where}: its config.json is not that of a {NETWORK}: {error}") from error
