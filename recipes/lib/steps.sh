@@ -29,7 +29,7 @@ enter() { # FOLDER [SETTINGS]
         echo "error: $1 was begun with other settings ($(cat "$mark")): remove it, or name a new folder with --work" >&2
         exit 1
     fi
-    if ! mkdir -p "$1" || ! echo "${2:-}" >"$mark"; then
+    if ! { mkdir -p "$1" && echo "${2:-}" >"$mark"; } 2>/dev/null; then
         echo "error: $1 cannot be written: name another folder with --work" >&2
         exit 1
     fi
