@@ -277,18 +277,19 @@ def run(options: argparse.Namespace) -> None:
     for name in SETS:
         real = text_image.picture_features(prompts[name], cache, SIZE)
         rows.append({"set": name, "way": "real", "seed": 0, **score(real, references[name], dual, texts[name])})
-    header = {"prior": prior.fingerprint, "num": options.num, "text-image": text_image.NAME}
+    counts = {name: len(prompts[name]) for name in SETS}
+    header = {"prior": prior.fingerprint, "num": counts, "text-image": text_image.NAME}
     for way in done:
         path = work / "features" / f"{way.name}.npy"
         if path.exists():
-            features = np.load(path)
+            features = np.load(path).astype(np.float32)
         else:
             grids = torch.from_numpy(np.load(work / "tokens" / f"{way.name}.npy").astype(np.int64))
             with torch.inference_mode():
                 decoded = [to_uint8(tokenizer.decode(part.to(device)).cpu()) for part in grids.split(16)]
             features = save(path, np.concatenate([network(images) for images in decoded]))
-        for i, name in enumerate(SETS):
-            own = features[i * options.num : (i + 1) * options.num]
+        first = len(prompts["trained"])
+        for name, own in zip(SETS, (features[:first], features[first:]), strict=True):
             scores = score(own, references[name], dual, texts[name], way.seed)
             rows.append({"set": name, "way": way.said, "seed": way.seed, **scores})
         write_report(work, header, rows)
