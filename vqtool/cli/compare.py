@@ -20,7 +20,7 @@ from vqtool.cli.options import (
     Strict,
     names,
 )
-from vqtool.cli.sampling import GUIDANCE, text_arguments
+from vqtool.cli.sampling import GUIDANCE, load_named_prior, text_arguments
 
 
 @command
@@ -90,12 +90,11 @@ def compare(
     from vqtool.cli.inputs import Skipped
     from vqtool.distributed import choose_device, is_main_process
     from vqtool.metrics.compare.comparison import compare
-    from vqtool.priors import find_prior, load_prior
 
     if not is_main_process():  # seconds are those of one process
         return
     skipped, path = Skipped(strict), None if output is None or str(output) == "-" else output
-    model = load_prior(find_prior(prior, notify=echo)).to(choose_device(device))
+    model = load_named_prior(prior).to(choose_device(device))
     files = {"output": path, "plot": plot, "resume": resume_auto or resume, "force": force, "tokenizer": tokenizer}
     how: dict[str, Any] = {
         **files,

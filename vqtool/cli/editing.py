@@ -11,7 +11,7 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.options import PRIOR_HELP, Device, RareForce, RareSeed, RareTokenizer, Strict
-from vqtool.cli.sampling import Purity, sampling_arguments
+from vqtool.cli.sampling import Purity, load_named_prior, sampling_arguments
 
 Sources = Annotated[
     list[Path],
@@ -53,13 +53,12 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         change: what is done to the pictures: arguments of `edit_to_file`.
     """
     from vqtool.distributed import choose_device
-    from vqtool.priors import find_prior, load_prior
     from vqtool.samplers.editing import edit_to_file
 
     how = sampling_arguments(how, flags.purity)
     skipped = Skipped(flags.strict, flags.output)
     done = edit_to_file(
-        load_prior(find_prior(flags.prior, notify=echo)).to(choose_device(flags.device)),
+        load_named_prior(flags.prior).to(choose_device(flags.device)),
         sources,
         flags.output,
         labels=None if flags.labels is None else [flags.labels],

@@ -17,7 +17,11 @@ FLAGS = {name: flag_of(name) for name in ("config", "format", *(each.name for ea
 @command
 def import_(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint, diffusers folder, or owner/name on the Hugging Face hub.", metavar="SRC")
+        str,
+        typer.Argument(
+            help="Checkpoint, folder, owner/name or hub:owner/name/FILE on the Hugging Face hub, or zoo:NAME.",
+            metavar="SRC",
+        ),
     ],
     options: Annotated[dict[str, Any], OPTIONS],
     output: Annotated[
@@ -61,6 +65,8 @@ def import_(
         vqtool import absorbing_ema_2000000.th --tokenizer churches-vqgan.safetensors -o churches.safetensors
 
         vqtool import microsoft/vq-diffusion-ithq -o ithq.safetensors
+
+        vqtool import hub:llvictorll/Halton-MaskGIT/ImageNet_256_tiny.pth -t llamagen.safetensors -o halton.safetensors
     """
     from vqtool import interop
     from vqtool.cli.console import echo

@@ -70,6 +70,7 @@ COMMANDS = {
     "head": ("Look", "Write the first token grids of a file or stream."),
     "check": ("Look", "Check files for truncation, damage and tokens out of range."),
     "import": ("Convert", "Convert another project's checkpoint into artifacts of vqtool."),
+    "zoo": ("Convert", "List published models: licences, sizes, the scores that their makers state, and what to type."),
     "export": ("Convert", "Convert an artifact into the files of another project."),
     "cat": ("Convert", "Join token grids of one tokenizer and one grid size."),
 }

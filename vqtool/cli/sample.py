@@ -9,7 +9,7 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, PriorArgument, RareTokenizer, Resume, ResumeAuto, Seed
-from vqtool.cli.sampling import Purity, SamplingFlags, sampling_arguments, text_arguments
+from vqtool.cli.sampling import Purity, SamplingFlags, load_named_prior, sampling_arguments, text_arguments
 
 DEFAULT_NUM = 64
 
@@ -72,13 +72,12 @@ def sample(
     """
     from vqtool.distributed import choose_device
     from vqtool.images import parse_size
-    from vqtool.priors import find_prior, load_prior
     from vqtool.samplers.runs import sample_to_file
 
     how = sampling_arguments(how, purity)
     if grid_size is not None:
         how["grid_size"] = parse_size(grid_size, "--grid", "cells")
-    model = load_prior(find_prior(prior, notify=echo)).to(choose_device(device))
+    model = load_named_prior(prior).to(choose_device(device))
     texts = text_arguments(model, labels, captions, captions_file)
     if num is None:
         num = sum(len(named or ()) for named in texts.values()) or DEFAULT_NUM

@@ -56,6 +56,18 @@ def sampling_arguments(how: dict[str, Any], purity: bool) -> dict[str, Any]:
     return how
 
 
+def load_named_prior(named: Path | None) -> "Prior":
+    """The prior that a command names: a file, 'builtin', zoo:NAME, or none for the usual one."""
+    from vqtool.cli.console import echo
+    from vqtool.priors import find_prior, load_prior
+
+    if named is not None and str(named).startswith("zoo:"):
+        from vqtool.interop import zoo
+
+        return load_prior(zoo.find_file(str(named), echo))
+    return load_prior(find_prior(named, notify=echo))
+
+
 def text_arguments(
     prior: "Prior", labels: list[str] | None, captions: list[str] | None, file: Path | None
 ) -> dict[str, list[str] | None]:

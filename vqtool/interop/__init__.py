@@ -81,7 +81,8 @@ def convert(
     """Convert a checkpoint of another project into artifacts, as `vqtool import` does.
 
     Args:
-        source: a file or folder, or a repository on the Hugging Face hub, owner/name.
+        source: a file or folder; a repository on the Hugging Face hub, owner/name, or a part of it,
+            hub:owner/name/FILE@REVISION; or a published model by its short name, zoo:NAME.
         output: of the prior, or of the tokenizer if that is all; other parts go beside it. None: prior.safetensors or
             tokenizer.safetensors.
         format: one of FORMATS; None finds it by the content.
@@ -98,6 +99,12 @@ def convert(
     """
     if format is not None:
         check_known("format", format, FORMATS)
+    if str(source).startswith("zoo:"):
+        from vqtool.interop import zoo
+
+        place = None if output is None else Path(output)
+        yield from zoo.convert(str(source), place, format=format, config=config, force=force, **options)
+        return
     chosen = Options.read(options)
     found = read_source(find_source(str(source)), None if config is None else Path(config))
     format = format or recognise(found)
@@ -110,12 +117,17 @@ def convert(
 
 
 def find_source(name: str) -> Path:
-    """The file or folder that a name stands for: a path, else a repository on the Hugging Face hub, owner/name.
+    """The file or folder that a name stands for: a path, else one on the Hugging Face hub.
+
+    Args:
+        name: a path, owner/name, or hub:owner/name[/FILE OR FOLDER][@REVISION].
 
     Raises:
         VqtoolError: it is not there, and cannot be downloaded.
     """
-    return _hub.download(name) if not Path(name).exists() and _hub.is_name(name) else Path(name)
+    if name.startswith(_hub.PREFIX):
+        return _hub.download(_hub.Place.parse(name))
+    return _hub.download(_hub.Place(name)) if not Path(name).exists() and _hub.is_name(name) else Path(name)
 
 
 def read_source(path: Path, config: Path | None = None) -> Source:

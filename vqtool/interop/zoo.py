@@ -1,0 +1,162 @@
+"""Published models by short names: what each is, under which licence, what its makers say it scores, what to type.
+
+`zoo:NAME` stands for a model wherever a prior or a source of `vqtool import` is named: it is downloaded and imported
+when it is first used, into the user's cache, after its licence and size have been said. None of the downloads could be
+tried where vqtool is built; docs/zoo.md says what the importers were checked against.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vqtool.errors import VqtoolError
+from vqtool.progress import Notify
+from vqtool.registry import find
+
+PREFIX = "zoo:"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model."""
+
+    what: str
+    kind: str  # "prior" or "tokenizer"
+    source: str  # hub:REPOSITORY[/FILE]
+    licence: str
+    parameters: float  # millions, of all parts; a float32 file has four times as many megabytes
+    score: str  # as its makers state it; "-" where none was found
+    protocol: str  # how they measured it
+    tokenizer: str = ""  # NAME of the one that its tokens are of, where that is a source of its own
+
+
+def _halton(size: int, name: str, parameters: float, fid: str, inception: int, w: float) -> Model:
+    cells = size // 16
+    return Model(
+        f"classes of ImageNet, {size} px, {cells}x{cells} tokens",
+        "prior",
+        f"hub:llvictorll/Halton-MaskGIT/ImageNet_{size}_{name}.pth",
+        "MIT",
+        parameters,
+        f"FID {fid}, IS {inception}",
+        f"50,000 samples, 32 Halton steps, w {w}",
+        "llamagen-f16",
+    )
+
+
+def _ibq(codes: int, rfid: str) -> Model:
+    return Model(
+        f"tokenizer of K = {codes}, factor 16",
+        "tokenizer",
+        f"hub:TencentARC/IBQ-Tokenizer-{codes}/imagenet256_{codes}.ckpt",
+        "Apache-2.0",
+        106.7 + 256 * codes / 1e6,
+        f"rFID {rfid}",
+        "ImageNet, 256 px, averaged weights",
+    )
+
+
+def _amused(size: int, parameters: float) -> Model:
+    what = f"captions, {size} px; with tokenizer and text encoder"
+    return Model(
+        what, "prior", f"hub:amused/amused-{size}", "openrail++ (weights)", parameters, "-", "arXiv:2401.01808"
+    )
+
+
+MODELS: dict[str, Model] = {
+    "halton-tiny": _halton(256, "tiny", 23.0, "10.2", 185, 1.5),
+    "halton-small": _halton(256, "small", 69.3, "6.40", 255, 1.0),
+    "halton-base": _halton(256, "base", 142.2, "4.17", 263, 0.7),
+    "halton-small-384": _halton(384, "small", 69.4, "6.11", 241, 1.0),
+    "halton-base-384": _halton(384, "base", 142.4, "4.15", 257, 0.7),
+    "halton-large-384": _halton(384, "large", 480.0, "2.59", 281, 0.5),
+    "amused-256": _amused(256, 803),
+    "amused-512": _amused(512, 808),
+    "llamagen-f16": Model(
+        "tokenizer of K = 16384, factor 16",
+        "tokenizer",
+        "hub:FoundationVision/LlamaGen/vq_ds16_c2i.pt",
+        "MIT",
+        72,
+        "rFID 2.19",
+        "ImageNet, 256 px",
+    ),
+    "ibq-1024": _ibq(1024, "2.24"),
+    "ibq-8192": _ibq(8192, "1.87"),
+    "ibq-16384": _ibq(16384, "1.37"),
+    "ibq-262144": _ibq(262144, "1.00"),
+}
+
+
+def find_model(name: str) -> Model:
+    """The model of a name, with or without `zoo:`.
+
+    Raises:
+        VqtoolError: an unknown name; lists the known.
+    """
+    return find("model", name.removeprefix(PREFIX), MODELS)
+
+
+def rows() -> list[dict[str, Any]]:
+    """The table: name, all fields of `Model`, and what to type."""
+    return [{"name": name, **asdict(model), "command": _command(name, model)} for name, model in MODELS.items()]
+
+
+def _command(name: str, model: Model) -> str:
+    if model.kind == "tokenizer":
+        return f"vqtool import {PREFIX}{name} -o {name}.safetensors"
+    text = '--caption "a fox in the snow"' if model.what.startswith("captions") else "--label goldfish"
+    return f"vqtool sample {PREFIX}{name} {text} | vqtool decode"
+
+
+def convert(name: str, output: Path | None, *, force: bool = False, **options: Any) -> Iterator[str]:
+    """Import a model, and the tokenizer of its tokens beside it, as `vqtool import zoo:NAME` does.
+
+    Yields:
+        Its licence and size, before anything is downloaded, then the lines of `interop.convert`.
+
+    Raises:
+        VqtoolError: as for `interop.convert`, or an unknown name.
+    """
+    from vqtool import interop
+
+    model = find_model(name)
+    output = output or Path(f"{name.removeprefix(PREFIX)}.safetensors")
+    yield f"{name}: {model.what}; licence {model.licence}; {_size(model)}"
+    if model.tokenizer and options.get("tokenizer") is None:
+        beside = output.with_suffix(".tokenizer.safetensors")
+        tokenizer = find_model(model.tokenizer)
+        yield f"its tokenizer {model.tokenizer}: licence {tokenizer.licence}; {_size(tokenizer)}"
+        yield from interop.convert(tokenizer.source, beside, force=force)
+        options["tokenizer"] = beside
+    yield from interop.convert(model.source, output, force=force, **options)
+
+
+def _size(model: Model) -> str:
+    return f"{model.parameters:,.0f} M weights, about {4 * model.parameters:,.0f} MB as float32 (files may hold more)"
+
+
+def find_file(name: str, notify: Notify) -> Path:
+    """The artifact of a model in the user's cache; it is downloaded and imported first, if it is not there.
+
+    Args:
+        name: zoo:NAME.
+        notify: is told of all that is done.
+
+    Raises:
+        VqtoolError: an unknown name, or it cannot be downloaded.
+    """
+    find_model(name)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "zoo"
+    path = folder / f"{name.removeprefix(PREFIX)}.safetensors"
+    if path.is_file():  # the last of its parts that is written
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VqtoolError(f"{folder}: the cache cannot be written: {error.strerror}") from error
+    for line in convert(name, path, force=True):
+        notify(line)
+    return path
