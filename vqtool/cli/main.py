@@ -54,7 +54,7 @@ From a folder of pictures to new ones like them, each line as often as you like 
 # cli/codebook/refit.py.
 COMMANDS = {
     "encode": ("Begin", "Turn images into token grids."),
-    "codebook": ("Begin", "Measure, rebuild and prune codebooks; convert token grids."),
+    "codebook": ("Begin", "Measure, rebuild and prune codebooks; convert token grids and priors."),
     "train-tokenizer": ("Begin", "Train a VQ-VAE or VQGAN tokenizer on images."),
     "train-prior": ("Begin", "Train a discrete diffusion prior on token grids."),
     "sample": ("Begin", "Draw token grids from a prior."),

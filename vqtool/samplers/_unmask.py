@@ -19,7 +19,8 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
 from vqtool.options import usual
-from vqtool.samplers._walk import Times, Walk, pick, place_first, put
+from vqtool.samplers._cells import pick, place_first, put
+from vqtool.samplers._walk import Times, Walk
 
 Plan = Iterable[Tensor]  # of (H * W + 1,) int64
 Rule = Callable[..., tuple[Tensor, Tensor]]

@@ -27,6 +27,7 @@ from vqtool.diffusion.posterior import DAMAGED
 from vqtool.errors import NotFiniteError, VqtoolError
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
+from vqtool.samplers._cells import pick
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._settings import Settings, encode_null, interpolate
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
@@ -389,18 +390,3 @@ def build_tiling(prior: Prior, grid_size: Size, *, overlap: int | None = None, g
             "grid only: use tiles"
         )
     return Tiling(grid_size, grid_size, None, max_cells=cells)
-
-
-def pick(grid: Tensor, cells: Tensor) -> Tensor:
-    """The values of a grid (B, H, W) at cells (B, n): (B, n)."""
-    return grid.flatten(1).gather(1, cells)
-
-
-def put(grid: Tensor, cells: Tensor, values: Tensor) -> Tensor:
-    """A grid (B, H, W) with other values (B, n) at cells (B, n)."""
-    return grid.flatten(1).scatter(1, cells, values).view_as(grid)
-
-
-def place_first(wanted: Tensor) -> Tensor:
-    """The cells of each sample, (B, H * W) int64: first those that are wanted (B, H, W), then the others."""
-    return wanted.flatten(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)

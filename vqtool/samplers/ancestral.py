@@ -21,8 +21,9 @@ from torch import Tensor
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import average_cells, average_posterior, draw, least_stay, sample_posterior
 from vqtool.options import Checked, option
+from vqtool.samplers._cells import pick, place_first, put
 from vqtool.samplers._times import choose_times
-from vqtool.samplers._walk import Walk, pick, place_first, put
+from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = False
 

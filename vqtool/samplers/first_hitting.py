@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from vqtool.options import Checked, option
+from vqtool.samplers._cells import pick, put
 from vqtool.samplers._times import choose_times
-from vqtool.samplers._walk import Times, Walk, pick, put
+from vqtool.samplers._walk import Times, Walk
 from vqtool.samplers.ancestral import expect, split
 
 NEEDS_MASK = True

@@ -25,8 +25,9 @@ from vqtool.diffusion.posterior import add_at_tokens, draw, log_evidence, replac
 from vqtool.errors import VqtoolError
 from vqtool.options import option
 from vqtool.samplers import ancestral
+from vqtool.samplers._cells import pick, put
 from vqtool.samplers._times import choose_times
-from vqtool.samplers._walk import Walk, pick, put
+from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = False
 
