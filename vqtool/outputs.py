@@ -17,6 +17,14 @@ from vqtool.errors import VqtoolError
 from vqtool.locks import claim, locked
 
 SUFFIXES = (".h5", ".hdf5", ".safetensors")  # of ours, that the names of side files do without
+KINDS = {  # of files that are written -> their suffixes
+    "token grids": (".h5", ".hdf5"), "an artifact": (".safetensors",), "JSON": (".json",), "a PNG image": (".png",),
+}  # fmt: skip
+FILES = (  # suffixes that say what a file is: none of another kind goes there, and no folder
+    *(suffix for own in KINDS.values() for suffix in own),
+    *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".mp4"),
+    *(".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".npy", ".npz", ".parquet"),
+)
 STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
@@ -98,16 +106,23 @@ def refuse_terminal(output: str | Path) -> None:
         raise VqtoolError("binary data does not go to a terminal: name a file with -o, or pipe or redirect the output")
 
 
-def refuse_existing(path: str | Path, *, force: bool) -> None:
+def refuse_existing(path: str | Path, *, force: bool, kind: str = "") -> None:
     """Raise unless a file may be written at `path`: called early, before any work is done.
 
     In a command it is locked from here on, and what killed runs have left of it is removed.
 
+    Args:
+        path: of the output.
+        force: overwrite a file.
+        kind: what is written, one of `KINDS`: the suffix may not say another one.
+
     Raises:
-        VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there; or another process
-            is writing it.
+        VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there; another process is
+            writing it; or its name is that of a file of another kind.
     """
     path = Path(path)
+    if kind and path.suffix.lower() in FILES and path.suffix.lower() not in KINDS[kind]:
+        raise VqtoolError(f"{path}: {kind} would be written there; name it {path.stem}{KINDS[kind][0]}")
     if str(path) == "-":
         raise VqtoolError("-: this does not go to standard output; name a file")
     if path.is_dir():

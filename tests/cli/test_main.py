@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -39,6 +41,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 def test_the_help_of_vqtool_imports_no_command_and_nothing_that_draws():
     code = """
 import sys
+from pathlib import Path
 import typer  # some versions bring what draws along
 before = set(sys.modules)
 from vqtool.cli import main as cli
@@ -265,3 +268,70 @@ def test_names_in_errors_cannot_control_the_terminal(vqtool):
     assert error_lines(result.err) == [
         r"error: \x1b]0;owned\x07.png: no such file or folder; expected images, tar shards or an HDF5 of images"
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        *((name, "") for name in ("encode imgs", "sample p", "complete g.h5", "head g.h5", "cat g.h5", "eval imgs")),
+        *(
+            (name, "")
+            for name in ("import c.pth", "train-prior g.h5", "train-tokenizer imgs", "show imgs", "compare p")
+        ),
+        *((f"codebook {name}", "") for name in ("refit imgs", "prune g.h5", "remap g.h5", "apply-map g.h5")),
+        *((name, "") for name in ("codebook finetune t imgs",)),
+        *((name, ".h5") for name in ("inpaint imgs", "outpaint imgs", "vary imgs")),
+        *((name, ".tar") for name in ("decode g.h5", "export t")),
+    ],
+)
+@pytest.mark.parametrize("form", ["-o {}", "-o{}", "--output {}", "--output={}"])
+def test_an_output_that_ends_with_a_slash_is_a_folder_and_no_file(vqtool, tmp_path, monkeypatch, command, end, form):
+    monkeypatch.chdir(tmp_path)
+    result = vqtool(*command.split(), *form.format(f"new{end}/").split())
+    assert result.code == 1
+    said = f"error: new{end}/: a file is to be written, but this names a folder: name a file"
+    assert error_lines(result.err) == [said]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "kind"),
+    [
+        ("encode imgs -o x.png", "x.h5", "token grids"),
+        ("sample prior.safetensors -o x.zip", "x.h5", "token grids"),
+        ("head g.h5 -o x.json", "x.h5", "token grids"),
+        ("cat g.h5 -o x.tar.gz", "x.tar.h5", "token grids"),
+        ("codebook remap g.h5 -t tokenizer.safetensors -o x.npz", "x.h5", "token grids"),
+        ("codebook refit imgs -o x.h5", "x.safetensors", "an artifact"),
+        ("codebook prune g.h5 -o x.tar", "x.safetensors", "an artifact"),
+        ("train-prior g.h5 -o x.h5", "x.safetensors", "an artifact"),
+        ("train-tokenizer imgs -o x.jpg", "x.safetensors", "an artifact"),
+        ("show imgs -o x.JPG", "x.png", "a PNG image"),
+        ("eval imgs --ref imgs -o x.png", "x.json", "JSON"),
+        ("codebook usage g.h5 --plot x.gif", "x.png", "a PNG image"),
+    ],
+)
+def test_a_suffix_of_a_file_of_another_kind_is_refused_before_any_work(vqtool, kinds, line, name, kind):
+    before = sorted(os.listdir())
+    result = vqtool(*line.split())
+    output = line.split()[-1]
+    assert result.code == 1
+    assert error_lines(result.err) == [f"error: {output}: {kind} would be written there; name it {name}"]
+    assert sorted(os.listdir()) == before
+
+
+def test_side_files_of_outputs_that_differ_behind_a_dot_are_two(vqtool, kinds):
+    assert vqtool("sample", "prior.safetensors", "-n", 2, "--steps", 2, "--seed", 1, "-o", "few.h5").code == 0
+    for output in ("min0.1", "min0.2"):
+        assert vqtool("codebook", "prune", "few.h5", "--min-uses", 3, "-o", output).code == 0
+        assert Path(f"{output}.map.safetensors").exists()
+
+
+@pytest.fixture
+def kinds(tmp_path, monkeypatch, tokenizer_path):
+    """A folder with pictures, grids, a tokenizer and a prior."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "imgs", 2)
+    golden = Path(__file__).parents[1] / "golden" / "v0.2"
+    for source, name in (("tok.h5", "g.h5"), ("prior.safetensors",) * 2, ("tokenizer.safetensors",) * 2):
+        shutil.copyfile(golden / source, name)

@@ -177,7 +177,7 @@ def check_json(output: Path | None, *, force: bool) -> None:
     from vqtool.outputs import refuse_existing
 
     if output is not None and str(output) != "-":
-        refuse_existing(output, force=force)
+        refuse_existing(output, force=force, kind="JSON")
 
 
 def write_json(record: Mapping[str, Any], output: Path | None, *, force: bool) -> None:

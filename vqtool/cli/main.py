@@ -86,6 +86,10 @@ OLD_FLAGS = {
     "--sheet-every": "--preview-every",
 }
 
+# What a name that ends with a slash is: a folder, which only these commands write.
+FOLDERS = ("decode", "export", "inpaint", "outpaint", "vary")
+_OUTPUTS = ("--output", "--plot", "--trajectory", "-o")
+
 _state = {"debug": False}
 
 
@@ -240,8 +244,10 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _descriptors.prepare()
     try:
-        app(args=_arguments(sys.argv[1:]), prog_name="vqtool")
-    except (OSError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command
+        arguments = _arguments(sys.argv[1:])
+        _refuse_folders(arguments)
+        app(args=arguments, prog_name="vqtool")
+    except (OSError, VqtoolError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command
         sys.exit(_report(error, {}))
 
 
@@ -258,3 +264,19 @@ def _arguments(given: list[str]) -> list[str]:
         if flag != "--debug":
             renamed.append(OLD_FLAGS.get(flag, flag) + equals + value)
     return front + renamed + after
+
+
+def _refuse_folders(arguments: list[str]) -> None:
+    """Raise VqtoolError if a file is to be written, but its name ends with a slash, which a Path does not tell."""
+    from vqtool.outputs import FILES
+
+    command = next((each for each in arguments if not each.startswith("-")), "")
+    for flag, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, given = flag.partition("=")
+        if flag[:2] == "-o" and len(flag) > 2:
+            name, equals, given = "-o", "=", flag[2:]
+        output = given if equals else value
+        if name in _OUTPUTS and output.endswith("/") and len(output) > 1:
+            is_file = os.path.splitext(output.rstrip("/"))[1].lower() in FILES
+            if command not in FOLDERS or is_file or name not in ("-o", "--output"):
+                raise VqtoolError(f"{output}: a file is to be written, but this names a folder: name a file")

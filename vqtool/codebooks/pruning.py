@@ -13,7 +13,7 @@ from vqtool.codebooks.maps import CodeMap, Row, save_map
 from vqtool.codebooks.rebuilt import with_codes
 from vqtool.codebooks.usage import count_grids
 from vqtool.errors import VqtoolError
-from vqtool.outputs import refuse_existing
+from vqtool.outputs import refuse_existing, side_file
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.quantizers import nearest
@@ -61,9 +61,9 @@ def prune(
         VqtoolError: there is nothing to drop, fewer than two codes are left, or an output exists.
     """
     output = Path(output)
-    map_path = output.with_suffix(".map.safetensors") if code_map is None else Path(code_map)
+    map_path = side_file(output, ".map.safetensors") if code_map is None else Path(code_map)
     for path in (output, map_path):
-        refuse_existing(path, force=force)
+        refuse_existing(path, force=force, kind="an artifact")
     sources = [grids] if isinstance(grids, str | Path) else grids
     found = count_grids(sources, progress=progress)
     old = tokenizer_of(found.header, sources[0], given=tokenizer)

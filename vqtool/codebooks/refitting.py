@@ -102,7 +102,7 @@ def refit(
     source_options, options = distribute(chosen, SourceOptions, Options)
     if options.chain_length is not None and options.seeding != "afk-mc2":
         raise VqtoolError(f"`chain_length` is for `seeding` afk-mc2, not for {options.seeding}")
-    refuse_existing(output, force=force)
+    refuse_existing(output, force=force, kind="an artifact")
     sources = [images] if isinstance(images, str | Path) else images
     old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, source_options, on_error)
     noise = rng.generator(seed, 0, stream=rng.SELECTION)

@@ -59,7 +59,7 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     own = partial_paths(output)
     if resume == "auto":
         resume = any(path.exists() for path in own)
-    refuse_existing(output, force=force or bool(resume))
+    refuse_existing(output, force=force or bool(resume), kind="token grids")
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:
         raise VqtoolError(f"{others[0]}: a run of another number of processes is there: `force` starts anew")

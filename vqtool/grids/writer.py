@@ -115,7 +115,7 @@ def check_output(output: Path | str, *, force: bool) -> None:
     """
     refuse_terminal(output)
     if not is_stream(output):
-        refuse_existing(output, force=force)
+        refuse_existing(output, force=force, kind="token grids")
 
 
 def write_file(

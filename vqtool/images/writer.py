@@ -28,6 +28,7 @@ from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
 from vqtool.locks import claim
 from vqtool.outputs import (
+    FILES,
     atomic_path,
     explained,
     is_stream,
@@ -39,11 +40,6 @@ from vqtool.outputs import (
 from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
-_OTHER_FILES = (  # suffixes of what nobody means a folder by
-    *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".mp4"),
-    *(".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z"),
-    *(".h5", ".hdf5", ".npy", ".npz", ".parquet", ".json", ".safetensors"),
-)
 PREVIEW_IMAGES = 400  # most pictures on one preview
 _BATCH = 64  # images that `save_images` writes between two steps of its progress
 
@@ -226,7 +222,7 @@ class PreviewWriter(ImageWriter):
         if is_stream(output):
             refuse_terminal(output)
         else:
-            refuse_existing(output, force=force)
+            refuse_existing(output, force=force, kind="a PNG image")
         self.columns, self.force = columns, force
         self.num_dropped = 0  # pictures beyond `PREVIEW_IMAGES`
         self._images: list[NDArray[np.uint8]] = []
@@ -279,7 +275,9 @@ def writer_type(output: Path) -> type[FolderWriter] | type[TarWriter] | type[Png
     suffix = output.suffix.lower()
     if is_stream(output) or suffix == ".tar":
         return TarWriter
-    if suffix in _OTHER_FILES and not output.exists():  # of one that is there the writer says what is wrong
+    if (
+        suffix in FILES and suffix != ".png" and not output.exists()
+    ):  # of one that is there the writer says what is wrong
         raise VqtoolError(f"{output}: pictures are written to a folder, to x.tar, or to x.png (several as one preview)")
     return PngWriter if suffix == ".png" else FolderWriter
 

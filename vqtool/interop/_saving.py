@@ -8,7 +8,7 @@ from typing import Any
 from vqtool.conditions.text_encoders import save_text_encoder
 from vqtool.errors import MismatchError
 from vqtool.interop._contract import Imported, Options
-from vqtool.outputs import refuse_existing
+from vqtool.outputs import refuse_existing, side_file
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 
@@ -49,12 +49,12 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
         VqtoolError: a file exists and `force` is off; nothing has been written then.
     """
     output = output or Path("prior.safetensors" if imported.prior else "tokenizer.safetensors")
-    tokenizer_path = output.with_suffix(".tokenizer.safetensors") if imported.prior else output
-    text_path = output.with_suffix(".text-encoder.safetensors")
+    tokenizer_path = side_file(output, ".tokenizer.safetensors") if imported.prior else output
+    text_path = side_file(output, ".text-encoder.safetensors")
     parts = [(imported.tokenizer, tokenizer_path), (imported.text_encoder, text_path), (imported.prior, output)]
     for part, path in parts:
         if part is not None:
-            refuse_existing(path, force=force)
+            refuse_existing(path, force=force, kind="an artifact")
     prior = imported.prior
     if imported.text_encoder is not None:
         header = save_text_encoder(text_path, imported.text_encoder, history=[record], force=force)

@@ -103,7 +103,7 @@ def evaluate(
     if kind == "grids":
         refuse_for_grids(source_options, paths[0])
     if about_likelihood.plot is not None:
-        refuse_existing(about_likelihood.plot, force=force)
+        refuse_existing(about_likelihood.plot, force=force, kind="a PNG image")
         check_matplotlib()
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     before = len(tally.skipped)

@@ -111,7 +111,7 @@ def train_prior(
     check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     if tuning.keep_adapter is not None:
-        refuse_existing(tuning.keep_adapter, force=force or files.resume)
+        refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
     header, batch = _read(grids)
     if from_ is None:
         tuning.check_fresh()

@@ -82,9 +82,9 @@ class RunFiles:
         files = cls(Path(output))
         before = next((each for each in (files, replace(files, short=True)) if each.state.exists()), None)
         if resume and before is not None:
-            refuse_existing(files.output, force=True)
+            refuse_existing(files.output, force=True, kind="an artifact")
             return replace(before, resume=True)
-        refuse_existing(files.output, force=force)
+        refuse_existing(files.output, force=force, kind="an artifact")
         if files.state.exists() and not force:
             raise VqtoolError(f"{files.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
         if resume is True:

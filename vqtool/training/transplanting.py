@@ -34,7 +34,7 @@ from vqtool.codebooks.usage import count_tokens
 from vqtool.denoisers import Denoiser
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, read_grids
-from vqtool.outputs import refuse_existing
+from vqtool.outputs import refuse_existing, side_file
 from vqtool.priors import Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
 
@@ -72,7 +72,7 @@ def transplant(
         MismatchError: the encoders differ and no grids in both codes are given, or grids are of other tokenizers.
         VqtoolError: files are missing or in the way, or the denoiser reads tokens as numbers.
     """
-    refuse_existing(output, force=force)
+    refuse_existing(output, force=force, kind="an artifact")
     before = load_prior(prior)
     new = load_tokenizer(tokenizer)
     if new.fingerprint == before.grid_spec.tokenizer_fingerprint:
@@ -135,7 +135,7 @@ def beside(output: str | Path, *, force: bool = False) -> Path:
     """
     if str(output) == "-":
         raise VqtoolError("`prior` is written beside `output`, which is standard output: name a file")
-    path = Path(output).with_suffix(".prior.safetensors")
+    path = side_file(output, ".prior.safetensors")
     refuse_existing(path, force=force)
     return path
 

@@ -45,7 +45,7 @@ def usage(
         from vqtool.metrics.plots import check_matplotlib, plot_usage
 
         check_matplotlib()
-        refuse_existing(plot, force=force)
+        refuse_existing(plot, force=force, kind="a PNG image")
     found = count_grids(grids or ["-"], progress=progress)
     description = describe(found, top=top)
     print(dumps(description, indent=2) if json else "\n".join(_lines(description)))

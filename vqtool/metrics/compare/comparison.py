@@ -151,7 +151,7 @@ def _check_files(
     if plot is not None:
         if not ref:
             raise VqtoolError("`plot` draws scores, and without `ref` there are none: name images to score against")
-        refuse_existing(plot, force=force or resume)
+        refuse_existing(plot, force=force or resume, kind="a PNG image")
         check_matplotlib()
 
 

@@ -164,7 +164,7 @@ def check_output(path: Path | None, *, resume: bool, force: bool) -> None:
         if resume:
             raise VqtoolError("`resume` goes on with a file: name it with `output`")
         return
-    refuse_existing(path, force=force or resume)
+    refuse_existing(path, force=force or resume, kind="JSON")
     if resume and not path.exists():
         raise VqtoolError(f"{path}: no earlier comparison is there to go on with: start without `resume`")
 
