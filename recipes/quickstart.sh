@@ -38,7 +38,7 @@ elif ((minutes > 120)); then
     after_training=60 num=1000
 fi
 size=64
-prompts=("a red apple" "green apple" "smiling face" "blue heart, 3D style" "cat, flat style" "flag: Japan" "rocket" "tree")
+prompts=("a red apple" "a green apple" "blue heart, 3d style" "a cat, flat" "the flag of japan" "a rocket" "a butterfly" "a blue rose")
 
 enter "${work:-$root/runs/quickstart-$minutes}" "$minutes minutes"
 

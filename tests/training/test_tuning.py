@@ -304,6 +304,15 @@ def test_the_parent_is_kept_in_the_file(tmp_path):
     assert load_prior(tmp_path / "p.safetensors").parent == "feed" * 4
 
 
+def test_grids_without_captions_are_learned_as_what_a_text_prior_draws_where_none_is_given():
+    old = random_prior(kind="caption")
+    begun = go_on(old)
+    assert begun.notes == ["the grids have no captions: the prior learns to draw such pictures where none is given"]
+    assert begun.prior.conditioner.examples == ()  # so that sampling gives none
+    assert torch.equal(begun.data.conditions, old.conditioner.null(len(begun.data)))
+    assert torch.equal(predict(begun.prior, CAPTIONS[:2]), predict(old, CAPTIONS[:2]))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "grids", "head", "message"),
     [
@@ -311,7 +320,7 @@ def test_the_parent_is_kept_in_the_file(tmp_path):
         ("none", {}, {}, {"codebook_size": 9}, r"\(9 codes\), but old.safetensors models those of"),
         ("class", {"condition": "caption"}, {}, {}, "`condition` caption: old.safetensors is asked for by class: "),
         ("caption", {"condition": "class"}, {}, {}, "`condition` class: old.safetensors is asked for by caption: "),
-        ("caption", {}, {"labels": ["a"] * 8}, {}, "old.safetensors is asked for by captions, but the grids have none"),
+        ("caption", {"condition": "caption"}, {}, {}, "is asked for by captions, but the grids have none"),
         ("class", {}, {"captions": CAPTIONS}, {}, "is asked for by classes, but the grids have no labels"),
         ("caption", {"vocabulary": "bpe"}, {"captions": CAPTIONS}, {}, "`vocabulary` is that of the prior to begin"),
         ("none", {"freeze": "text"}, {}, {}, "`freeze` text: this prior's denoiser has no such part"),

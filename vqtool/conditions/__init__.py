@@ -296,14 +296,16 @@ def extend(conditioner: Conditioner, labels: Sequence[str] | None, captions: Seq
     """The conditioner for more grids: labels that it does not know go after those that it knows.
 
     A vocabulary stays what it is, since both kinds can write any text; captions may become longer, as far as a fresh
-    conditioner's. The examples are those of the new grids.
+    conditioner's. The examples are those of the new grids: none, where these have no captions.
     """
     if isinstance(conditioner, ClassCondition):
         names = NameIndex(conditioner.examples)
         new = {label for label in labels or () if label and names.find(label) is None}
         return ClassCondition([*conditioner.examples, *sorted(new, key=natural_key)])
     texts = [caption for own in captions or () if own for caption in split_captions(own)]
-    if isinstance(conditioner, CaptionCondition) and texts:
+    if isinstance(conditioner, CaptionCondition):
+        if not texts:
+            return CaptionCondition(conditioner.vocabulary, conditioner.max_length, ())
         return _caption_condition(texts, conditioner.vocabulary, at_least=conditioner.max_length)
     return conditioner
 

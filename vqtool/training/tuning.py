@@ -169,9 +169,11 @@ def _choose_condition(
             raise VqtoolError(f"`{name}` is that of the prior to begin with, {start.location}: leave it out")
     made = conditions.extend(old, batch.labels, batch.captions)
     texts = made.select(batch.labels, batch.captions) or []
-    if not any(texts):
+    if not any(texts) and (old.kind == "class" or options.condition == "caption"):
         has = "captions, but the grids have none" if old.kind == "caption" else "classes, but the grids have no labels"
         raise VqtoolError(f"{start.location} is asked for by {has}: encode images that have them, or train anew")
+    if not any(texts):
+        return made, ["the grids have no captions: the prior learns to draw such pictures where none is given"]
     warn_of_texts(made, texts)
     notes = []
     if old.kind == "class" and len(made.examples) > len(old.examples):
