@@ -25,6 +25,7 @@ NETWORKS = [
     ("transformer", "light", {}),
     ("vq-diffusion", "tiny", {}),
     ("vq-diffusion", "tiny", {"head_bias": False}),
+    ("halton-maskgit", "tiny", {}),
     ("unet", "tiny", {}),
     ("unet", "tiny", {"num_inputs": K}),
 ]

@@ -139,8 +139,9 @@ def test_longer_captions_in_other_words_keep_the_vocabulary_and_what_is_known(vo
     torch.testing.assert_close(predict(begun.prior, texts), predict(old, texts), rtol=1e-5, atol=1e-5)
 
 
-def test_on_a_larger_grid_a_transformer_stretches_its_positions_as_sampling_does():
-    old = random_prior("transformer", "class")
+@pytest.mark.parametrize("name", [name for name in denoisers.NAMES if denoisers.module(name).Network.stretches])
+def test_on_a_larger_grid_a_denoiser_stretches_its_positions_as_sampling_does(name):
+    old = random_prior(name, "class")
     begun = go_on(old, batch(LABELS["class"], size=(4, 5)), header((4, 5)))
     assert begun.prior.grid_spec.grid_size == begun.prior.denoiser.config.grid_size == (4, 5)
     found = predict(begun.prior, texts_of("class"), size=(4, 5))

@@ -108,6 +108,7 @@ class Network(Denoiser):
 
     sees_time = False
     stretches = True
+    code_tables = ("tokens.weight", "head_bias")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -138,6 +139,16 @@ class Network(Denoiser):
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make a fresh network predict these shares of the tokens, (K,): see `Denoiser.set_frequencies`."""
         self.head_bias[:-1] = frequencies.log()
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The last row of the classes."""
+        return (("classes.weight", -1),) if self.config.num_classes else ()
+
+    def _fit(self, name: str, theirs: Tensor, mine: Tensor, old: Denoiser) -> Tensor:
+        if name == "positions":
+            return resized_places(theirs, old.config.grid_size, self.config.grid_size)
+        return super()._fit(name, theirs, mine, old)
 
     def encode_condition(self, condition: Tensor) -> EncodedCondition:
         """The scales, shifts and gates of (B,) classes, num_classes for none; or of (B, 0) nothing."""

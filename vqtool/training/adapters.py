@@ -24,11 +24,11 @@ from vqtool.options import Checked, option
 
 # Part -> how the names of its parameters begin.
 PARTS = {
-    "embedding": ("tokens.", "enter.", "rows", "columns", "positions"),
+    "embedding": ("tokens.", "enter.", "rows", "columns", "positions", "registers"),
     "time": ("time.",),
     "text": ("text.",),
     "blocks": ("blocks.", "shared_modulation.", "down.", "middle.", "up."),
-    "head": ("norm.", "modulation.", "last.", "leave.", "head."),
+    "head": ("norm", "modulation.", "last.", "leave.", "head"),
 }
 TARGETS = {"attention": ("attention", "cross"), "mlp": ("mlp",)}  # words of which one is in the names of its modules
 

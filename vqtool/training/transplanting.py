@@ -190,9 +190,10 @@ def transplant_denoiser(denoiser: Denoiser, name: str, links: Links) -> Denoiser
     log_old, log_new = links.log_frequencies()
     for own, tensor in made.state_dict().items():
         rows = theirs.get(own)
-        if own == "head.bias":
+        if own in ("head.bias", "head_bias"):
             bias = torch.zeros(links.num_old) if rows is None else rows.cpu()
-            tensor.copy_(links.mean_rows(bias.double() - log_old) + log_new)
+            tokens = links.mean_rows(bias[: links.num_old].double() - log_old) + log_new
+            tensor.copy_(torch.cat([tokens, bias[links.num_old :]]))
         elif rows is not None and own in denoiser.code_tables:
             tensor.copy_(torch.cat([links.mean_rows(rows[: links.num_old]), rows[links.num_old :]]))
         elif rows is not None:
