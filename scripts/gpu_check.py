@@ -225,8 +225,10 @@ def measure_sampling(bench: Bench) -> Iterator[Row]:
 
 
 def sampling_forms(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and arguments of the ways to compute."""
-    yield "fp32", {}
+    """Names and arguments of the ways to compute: the default first."""
+    yield ("bf16" if bench.on_gpu else "fp32"), {}
+    if bench.on_gpu:
+        yield "fp32, exact", {"exact": True}
 
 
 def measure_codec(bench: Bench) -> Iterator[Row]:

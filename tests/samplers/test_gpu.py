@@ -6,6 +6,8 @@ from support.exact import random_prior
 
 import vqtool
 from vqtool import samplers
+from vqtool.samplers import Walk
+from vqtool.samplers._machine import Machine
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +29,7 @@ def draw(device, kernel="mask-replace", kind="none", *, num=NUM, **chosen):
     chosen = {name: value(prior) if callable(value) else value for name, value in chosen.items()}
     if "steps" in samplers.options(chosen.get("sampler", samplers.DEFAULT)):
         chosen.setdefault("steps", 6)
-    return vqtool.sample(prior, num, seed=3, **chosen)
+    return vqtool.sample(prior, num, seed=3, precision="fp32", **chosen)
 
 
 def assert_same(gpu, *prior, **chosen):
@@ -94,7 +96,25 @@ def test_editing_and_larger_grids_draw_the_tokens_of_the_cpu(gpu, sampler, editi
 
 @pytest.mark.parametrize("sampler", samplers.NAMES)
 def test_samples_on_a_gpu_depend_on_seed_and_number_only(gpu, sampler):
-    prior = (kernel_for(sampler), "class")
-    whole = draw(gpu, *prior, sampler=sampler, num=7, batch_size=7, cfg_scale=2.0)
+    prior, chosen = (kernel_for(sampler), "class"), {"sampler": sampler, "cfg_scale": 2.0, "exact": True}
+    whole = draw(gpu, *prior, **chosen, num=7, batch_size=7)
     for batch_size in (1, 3):
-        assert torch.equal(draw(gpu, *prior, sampler=sampler, num=7, batch_size=batch_size, cfg_scale=2.0), whole)
+        assert torch.equal(draw(gpu, *prior, **chosen, num=7, batch_size=batch_size), whole)
+
+
+def test_predictions_in_bfloat16_are_near_those_in_float32(gpu):
+    if gpu.type == "cpu":
+        pytest.skip("needs a CUDA device")
+    prior, found = random_prior(kind="class").to(gpu), []
+    noise = torch.Generator().manual_seed(0)
+    x_t, t = torch.randint(12, (NUM, *SIZE), generator=noise).to(gpu), torch.arange(1, NUM + 1, device=gpu)
+    for bf16 in (False, True):
+        walk = Walk(
+            prior, range(NUM), torch.arange(NUM) % 3, seed=0, grid_size=SIZE, settings=samplers.Settings(),
+            machine=Machine(exact=False, bf16=bf16),
+        )  # fmt: skip
+        with torch.no_grad():
+            found.append(walk.log_x0(x_t, t))
+    assert found[1].dtype == torch.float32
+    assert not torch.equal(*found)
+    assert float((found[0].exp() - found[1].exp()).abs().mean()) < 0.01

@@ -16,11 +16,13 @@ from vqtool.diffusion import guidance, posterior
 from vqtool.errors import VqtoolError
 from vqtool.options import options_of, read_options
 from vqtool.samplers import Settings, _settings, runs
+from vqtool.samplers._machine import MachineOptions
 from vqtool.samplers._tiles import TileOptions
 from vqtool.samplers.runs import RunOptions
 
 STATED = [(f"samplers/{name.replace('-', '_')}.py", samplers.find(name).Options) for name in samplers.NAMES]
 STATED += [("samplers/_settings.py", Settings), ("samplers/_tiles.py", TileOptions), ("samplers/runs.py", RunOptions)]
+STATED += [("samplers/_machine.py", MachineOptions)]
 
 
 @pytest.mark.parametrize(("file", "kind"), STATED, ids=[file for file, _ in STATED])

@@ -22,7 +22,7 @@ from vqtool.cli.main import app
 from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
-from vqtool.samplers import _walk, halton
+from vqtool.samplers import _machine, halton
 
 UNMASKING = ("fewer", "purity", "confidence", "halton", "entropy", "moment")
 COUNTED = tuple(name for name in UNMASKING if name != "entropy")  # those that are told how many calls
@@ -356,7 +356,7 @@ def test_entropy_unmasks_the_largest_prefix_that_its_budget_allows_sample_by_sam
 
 
 def test_samples_that_are_finished_cost_nothing(monkeypatch):
-    monkeypatch.setattr(_walk, "CPU_CELLS", 10)  # each sample is a microbatch of its own
+    monkeypatch.setattr(_machine, "CPU_CELLS", 10)  # each sample is a microbatch of its own
     prior = dependent()
     seen = watch(prior, 1)
     (batch,) = samplers.sample_batches(prior, 40, sampler="entropy", entropy_budget=0.5)

@@ -34,7 +34,7 @@ def walk(place, kernel, kind, **chosen):
     chosen = {name: value(prior) if callable(value) else value for name, value in chosen.items()}
     if "steps" in samplers.options(chosen.get("sampler", samplers.DEFAULT)):
         chosen.setdefault("steps", 4)
-    grids = vqtool.sample(prior, NUM, seed=3, **chosen)
+    grids = vqtool.sample(prior, NUM, seed=3, precision="fp32", **chosen)
     return grids, place[1][calls[0] : calls[-1]], len(calls)
 
 
@@ -60,6 +60,11 @@ def some_known(prior):
 def test_no_sampler_waits_for_a_gpu_in_its_steps(sampler, kind):
     more = {} if kind == "none" else {"cfg_scale": 2.0, "truncation": 0.9, "temperature": 0.9}
     assert_never_waits(kernel_for(sampler), kind, sampler=sampler, **more)
+
+
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+def test_no_sampler_waits_for_a_gpu_if_it_is_exact(sampler):
+    assert_never_waits(kernel_for(sampler), sampler=sampler, exact=True)
 
 
 @pytest.mark.parametrize("rule", ["mixture", "plug-in"])
@@ -128,7 +133,7 @@ def test_predictions_that_are_no_numbers_are_refused_on_a_gpu_too():
         prior = random_prior().to("cuda:0")
         prior.denoiser.requires_grad_(False).head.weight.fill_(torch.nan)
         with pytest.raises(NotFiniteError, match="a prior is damaged"):
-            vqtool.sample(prior, 2, steps=3)
+            vqtool.sample(prior, 2, steps=3, precision="fp32")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ _SAMPLING = (
         panels=GUIDANCE.panels | {"temperature": advanced(METHOD), "top_k": advanced(METHOD)},
     )
     | FlagGroup.of_file("samplers/_tiles.py", "TileOptions", panel=METHOD)
+    | FlagGroup.of_file("samplers/_machine.py", "MachineOptions", panel=advanced(MACHINE))
     | FlagGroup.of_file(
         "samplers/runs.py", "RunOptions", panel=advanced(MACHINE), panels={"trajectory": advanced(INPUT_OUTPUT)}
     )

@@ -10,8 +10,7 @@ A sampler is a file `vqtool/samplers/NAME.py` with
 and a name in NAMES: that is the registration.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -21,16 +20,17 @@ from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import replaces
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.rng import check_seed
-from vqtool.samplers._edit import Edit
+from vqtool.samplers._edit import Edit, check_tokens, find_start
+from vqtool.samplers._machine import Machine, MachineOptions, build_tiling
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
 from vqtool.samplers._texts import choose_texts, condition
 from vqtool.samplers._tiles import TileOptions, Tiling
-from vqtool.samplers._walk import Observer, Walk, build_tiling
+from vqtool.samplers._walk import Observer, Walk
 
 NAMES = ("ancestral", "first-hitting", "psi", "fewer", "purity", "confidence", "halton", "entropy", "moment")
 DEFAULT = "ancestral"
@@ -128,6 +128,7 @@ class Method:
     options: Any  # the sampler's own
     settings: Settings
     tiling: Tiling
+    machine: Machine
     seed: int
     chosen: Mapping[str, Any]  # what was asked for and has an effect, by the names of the arguments of `sample`
 
@@ -135,7 +136,12 @@ class Method:
     def record(self) -> dict[str, Any]:
         """What stands in a history: what was asked for, and the settings that have a number in any case."""
         numbers = {name: getattr(self.settings, name) for name in ("cfg_scale", "temperature", "truncation")}
-        return {"sampler": self.sampler, **numbers, **describe(self.chosen)}
+        return {"sampler": self.sampler, **numbers, **describe(self.chosen), **self.machine.record}
+
+    @property
+    def measured(self) -> tuple[Prior, Tiling, Machine]:
+        """What the time of a call depends on."""
+        return self.prior, self.tiling, self.machine
 
     @classmethod
     def build(
@@ -163,18 +169,20 @@ class Method:
         chosen.pop("sampler", None)
         given = {each.name: chosen.pop(each.name) for each in options_of(Settings) if each.name in chosen}
         tiles = {each.name: chosen.pop(each.name) for each in options_of(TileOptions) if each.name in chosen}
+        fast = {each.name: chosen.pop(each.name) for each in options_of(MachineOptions) if each.name in chosen}
+        machine = Machine.choose(MachineOptions(**fast), prior.device)
         options = choose_options(prior, sampler, chosen)
         given = load_second(prior, given)
         Settings(**given).check(prior)
         given = leave_out_guidance(prior, given, has_condition=has_condition)
         settings = Settings(**given)
         size = prior.grid_spec.grid_size if grid_size is None else (int(grid_size[0]), int(grid_size[1]))
-        tiling = build_tiling(prior, size, **tiles)
+        tiling = build_tiling(prior, size, **tiles, machine=machine)
         if settings.guide_with is not None:
             build_tiling(settings.guide_with, size, **tiles)
         check_seed(seed)
         own = {} if grid_size is None else {"grid_size": size}
-        return cls(prior, sampler, options, settings, tiling, seed, {**chosen, **given, **own, **tiles})
+        return cls(prior, sampler, options, settings, tiling, machine, seed, {**chosen, **given, **own, **tiles})
 
     def batches(
         self,
@@ -198,18 +206,61 @@ class Method:
         for name, rows in given.items():
             if rows is not None and not callable(rows):
                 self._check_rows(name, rows, num)
-        return (
-            self._draw(range(begin, min(begin + batch_size, start + num)), given, start, first, observe)
-            for begin in range(start, start + num, batch_size)
-        )
+        parts = [range(begin, min(begin + batch_size, start + num)) for begin in range(start, start + num, batch_size)]
+        return self._draw_all(parts, given, start, first, observe)
+
+    def _draw_all(
+        self,
+        parts: Sequence[range],
+        given: Mapping[str, Rows | None],
+        start: int,
+        first: int,
+        observe: Observer | None,
+    ) -> Iterator[SampleBatch]:
+        """Batch by batch; where memory runs out, with half as many samples in the network from then on."""
+        tiling = self.tiling
+        for samples in parts:
+            rows = {name: self._rows(name, each, samples, start) for name, each in given.items()}
+            if first == 0 and rows["source"] is not None:
+                yield SampleBatch(samples, rows["source"].cpu(), 0.0)
+                continue
+            batch = None
+            while batch is None:
+                try:
+                    batch = self._draw(samples, rows, first, observe, tiling)
+                except RuntimeError as error:
+                    from accelerate.utils.memory import should_reduce_batch_size
+
+                    if not should_reduce_batch_size(error):
+                        raise
+                if batch is None:  # what the failed call held is free only here
+                    tiling = self._halve(tiling, len(samples))
+            yield batch
+
+    def _halve(self, tiling: Tiling, num: int) -> Tiling:
+        """For half as many of `num` samples at once.
+
+        Raises:
+            VqtoolError: one alone is too much, or it must be as many as it is.
+        """
+        at_once = min(tiling.at_once, num * len(tiling))
+        if self.machine.exact or at_once == 1:
+            remedy = "turn `exact` off" if self.machine.exact else "make smaller grids"
+            raise VqtoolError(f"out of memory with {at_once} grids or tiles in the network at once: {remedy}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warn(f"out of memory with {at_once} grids or tiles in the network at once: going on with {at_once // 2}")
+        return tiling.limited(at_once // 2)
 
     @torch.no_grad()
     def _draw(
-        self, samples: range, given: Mapping[str, Rows | None], start: int, first: int, observe: Observer | None
+        self,
+        samples: range,
+        rows: Mapping[str, Tensor | None],
+        first: int,
+        observe: Observer | None,
+        tiling: Tiling,
     ) -> SampleBatch:
-        rows = {name: self._rows(name, each, samples, start) for name, each in given.items()}
-        if first == 0 and rows["source"] is not None:
-            return SampleBatch(samples, rows["source"].cpu(), 0.0)
         for is_careful in (False, True):
             walk = Walk(
                 self.prior,
@@ -219,7 +270,8 @@ class Method:
                 grid_size=self.tiling.grid_size,
                 settings=self.settings,
                 edit=Edit(rows["known"], rows["source"], first),
-                tiling=self.tiling,
+                tiling=tiling,
+                machine=self.machine,
                 observe=observe,
                 is_careful=is_careful,
             )
@@ -296,39 +348,6 @@ def sample_batches(prior: Prior, num: int, *, condition: Rows | None = None, **a
     return method.batches(num, condition=condition, **own)
 
 
-def find_start(kernel: Kernel, strength: float) -> int:
-    """The t in [0, T] that a strength stands for.
-
-    Raises:
-        VqtoolError: it does not lie in [0, 1].
-    """
-    if not 0 <= strength <= 1:
-        raise VqtoolError(f"`strength` {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
-    return math.floor(strength * kernel.num_steps + 0.5)
-
-
-def check_tokens(name: str, grids: Tensor, grid_size: tuple[int, int], num_states: int) -> None:
-    """Raise unless a tensor holds token grids.
-
-    Args:
-        name: of the tensor, for messages.
-        grids: to be (B, H, W) int64 in [0, num_states).
-        grid_size: (H, W).
-        num_states: K, or K + 1 where cells may be masked.
-
-    Raises:
-        VqtoolError: another shape or type, or a token out of range.
-    """
-    if grids.dtype != torch.int64 or tuple(grids.shape[1:]) != tuple(grid_size):
-        raise VqtoolError(
-            f"`{name}` has shape {tuple(grids.shape)} and type {grids.dtype}: (B, {grid_size[0]}, {grid_size[1]}) "
-            "int64 tokens are expected"
-        )
-    if grids.numel() and not 0 <= int(grids.min()) <= int(grids.max()) < num_states:
-        low, high = int(grids.min()), int(grids.max())
-        raise VqtoolError(f"`{name}` has tokens from {low} to {high}: 0 to {num_states - 1} are possible")
-
-
 def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
     """Draw token grids from a prior.
 
@@ -362,6 +381,9 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         overlap: how many cells neighbouring tiles share at least; None for half a tile.
         grid_mode: "stretch" spreads the denoiser's positions over the whole grid instead: one large composition with
             less detail, where "tiles" make several; not every denoiser can.
+        exact: the same tokens for every batch size, to the bit; None: on a CPU, where it costs nothing. If it is off,
+            as many samples pass the network together as the memory allows.
+        precision: of the network: "fp32" or "bf16"; "auto" is bf16 on a GPU, unless `exact` is on.
         observe: called with a batch (a `Walk`) and its x_t (B, H, W) before each call of the denoiser and at the end.
 
     Returns:

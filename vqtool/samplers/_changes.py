@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.priors import Prior
-from vqtool.samplers import find_start
+from vqtool.samplers._edit import find_start
 from vqtool.samplers._pictures import Images
 from vqtool.samplers.masks import Mask, paste_back, to_cells
 

@@ -8,12 +8,14 @@ at most). Known tokens that follow the bridge q(x_s | x_t, x_0), as noisy as all
 .17).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
+from vqtool.errors import VqtoolError
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,3 +61,36 @@ def begin(edit: Edit, kernel: Kernel, noise: Tensor, *, mask_lost: bool) -> Tens
 def keep(edit: Edit, kernel: Kernel, x_t: Tensor) -> Tensor:
     """X_t with the known tokens in their cells, (B, H, W) int64."""
     return x_t if edit.known is None else torch.where(edit.known < kernel.mask_id, edit.known, x_t)
+
+
+def find_start(kernel: Kernel, strength: float) -> int:
+    """The t in [0, T] that a strength stands for.
+
+    Raises:
+        VqtoolError: it does not lie in [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise VqtoolError(f"`strength` {strength:g}: must lie in 0 (nothing changes) to 1 (all is made anew)")
+    return math.floor(strength * kernel.num_steps + 0.5)
+
+
+def check_tokens(name: str, grids: Tensor, grid_size: tuple[int, int], num_states: int) -> None:
+    """Raise unless a tensor holds token grids.
+
+    Args:
+        name: of the tensor, for messages.
+        grids: to be (B, H, W) int64 in [0, num_states).
+        grid_size: (H, W).
+        num_states: K, or K + 1 where cells may be masked.
+
+    Raises:
+        VqtoolError: another shape or type, or a token out of range.
+    """
+    if grids.dtype != torch.int64 or tuple(grids.shape[1:]) != tuple(grid_size):
+        raise VqtoolError(
+            f"`{name}` has shape {tuple(grids.shape)} and type {grids.dtype}: (B, {grid_size[0]}, {grid_size[1]}) "
+            "int64 tokens are expected"
+        )
+    if grids.numel() and not 0 <= int(grids.min()) <= int(grids.max()) < num_states:
+        low, high = int(grids.min()), int(grids.max())
+        raise VqtoolError(f"`{name}` has tokens from {low} to {high}: 0 to {num_states - 1} are possible")

@@ -15,6 +15,7 @@ Source: Bond-Taylor et al. 2022 (arXiv:2111.12701), on images larger than those 
 size, any sampler, any overlap, and a product, where the code averages probabilities.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
 
@@ -81,6 +82,13 @@ class Tiling:
         self.at_once = max(1, max_cells // (size[0] * size[1]))
         self.microbatch = max(1, self.at_once // len(self))
         self._weights = self._blend_weights()  # (tiles, H, W)
+
+    def limited(self, at_once: int) -> "Tiling":
+        """The same tiles, of which no more pass the network together."""
+        other = copy(self)
+        other.at_once = at_once
+        other.microbatch = max(1, at_once // len(self))
+        return other
 
     @property
     def num_cells(self) -> int:

@@ -3,7 +3,8 @@
 Sample i is the same in every batch, so everything that happens to it depends on its number alone. Its noise comes from
 `vqtool.rng`. The network is the harder part: matrix products round differently for different batch sizes, and a
 difference of 1e-6 changes a token now and then. So the network, and all that is done to its predictions, always sees
-microbatches of one fixed size, in which sample i has the place i mod size; places without a sample are filled up. A
+microbatches of one fixed size, in which sample i has the place i mod size; places without a sample are filled up
+(unless the machine need not be exact: see `vqtool.samplers._machine`). A
 sampler may ask for some cells only; their number must not depend on the samples either. (The number of CPU threads may
 still matter.)
 
@@ -13,27 +14,24 @@ decides from numbers on the CPU (`Times.known`); what only a GPU can tell is ask
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqtool import rng
-from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.guidance import draw_truncated, guide, temper, truncate
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import DAMAGED
-from vqtool.errors import NotFiniteError, VqtoolError
+from vqtool.errors import NotFiniteError
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
 from vqtool.samplers._cells import pick
 from vqtool.samplers._edit import Edit
-from vqtool.samplers._settings import Settings, encode_null, interpolate
-from vqtool.samplers._tiles import Size, TileOptions, Tiling
-
-CPU_CELLS = 512  # in a microbatch: with more the network is no faster a grid
-GPU_CELLS = 16384
+from vqtool.samplers._machine import EXACT, Machine, build_tiling
+from vqtool.samplers._microbatches import Microbatch, split
+from vqtool.samplers._settings import Settings, interpolate
+from vqtool.samplers._tiles import Tiling
 
 NOISE_STEPS, NOISE_NUMBERS = 32, 1 << 23  # that a GPU draws ahead at most: many take it no longer than few
 
@@ -45,16 +43,6 @@ class Times(NamedTuple):
 
     known: Tensor  # (B,) int64 on the CPU
     there: Tensor  # the same on the device
-
-
-@dataclass(frozen=True)
-class _Microbatch:
-    """Samples that pass the network together."""
-
-    rows: slice  # of the batch
-    places: slice  # where they are in the microbatch
-    condition: EncodedCondition  # a row a place
-    reference: EncodedCondition | None  # what guidance compares with; None without guidance
 
 
 class Walk:
@@ -80,6 +68,7 @@ class Walk:
         settings: Settings,
         edit: Edit | None = None,
         tiling: Tiling | None = None,
+        machine: Machine = EXACT,
         observe: Observer | None = None,
         is_careful: bool = False,
     ) -> None:
@@ -96,7 +85,7 @@ class Walk:
         self._observe = observe
         self.is_careful = is_careful
         self._tiling = tiling or build_tiling(prior, grid_size)
-        self._size = self._tiling.microbatch
+        self._machine = machine
         times = torch.arange(self.kernel.num_steps + 1)
         self._scales_by_time = settings.scales(lambda: self._share(times), len(times)).to(prior.device)
         temperatures = self._temperature(times)
@@ -106,7 +95,9 @@ class Walk:
         self._is_damaged = torch.zeros((), dtype=torch.bool, device=prior.device)
         self._is_incomplete = torch.zeros_like(self._is_damaged)
         self._ahead: tuple[range, Tensor] | None = None  # noise of these steps, (steps, B, count, H, W)
-        self._microbatches = list(self._split(condition))
+        with machine.autocast(prior.device):
+            most = self._tiling.microbatch
+            self._microbatches = list(split(prior, samples, condition, settings, most=most, exact=machine.exact))
 
     @property
     def on_cpu(self) -> bool:
@@ -261,7 +252,9 @@ class Walk:
         """``apply`` before truncation."""
         made: list[Tensor] = []
         for microbatch, log_p in self._ask(x_t, self._find_times(t), cells, active):
-            results = rule(log_p, *(self._fill(each, microbatch, 0) for each in rows))
+            results = rule(log_p, *(microbatch.fill(each, 0) for each in rows))
+            if len(self._microbatches) == 1 and not microbatch.exact:
+                return results
             made = made or [result.new_zeros(len(self.samples), *result.shape[1:]) for result in results]
             for whole, result in zip(made, results, strict=True):
                 whole[microbatch.rows] = result[microbatch.places]
@@ -269,7 +262,7 @@ class Walk:
 
     def _ask(
         self, x_t: Tensor, t: Times, cells: Tensor | None, active: Tensor | None
-    ) -> Iterator[tuple[_Microbatch, Tensor]]:
+    ) -> Iterator[tuple[Microbatch, Tensor]]:
         """Each microbatch with log p(x_0 | x_t) at all its places, after guidance and temperature.
 
         The denoiser is called with the condition, unless the scale is 0, and without it, unless the scale is 1: in two
@@ -286,14 +279,16 @@ class Walk:
             own = scales[microbatch.rows][asking[microbatch.rows]]
             if not len(own):
                 continue
-            inputs = self._fill(x_t, microbatch, 0), self._fill(t.there, microbatch, 1)
-            wanted = None if cells is None else self._fill(cells, microbatch, 0)
+            inputs = microbatch.fill(x_t, 0), microbatch.fill(t.there, 1)
+            wanted = None if cells is None else microbatch.fill(cells, 0)
             log_p = None
             if bool((own != 0).any()):
-                log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted)
+                with self._machine.autocast(x_t.device):
+                    log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted)
             if bool((own != 1).any()):
-                log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted)
-                rows = self._fill(scales, microbatch, 1)
+                with self._machine.autocast(x_t.device):
+                    log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted)
+                rows = microbatch.fill(scales, 1)
                 there = self._send(scales, self._scales_by_time, t, microbatch)
                 log_p = log_u if log_p is None else guide(log_p, log_u, rows, there)
             if log_p is not None:
@@ -318,19 +313,19 @@ class Walk:
             share = (self.kernel.num_steps - t.double()) / max(1, self.kernel.num_steps - 1)
         return interpolate(temperature, share)
 
-    def _temper(self, log_p: Tensor, temperature: float | Tensor, t: Times, microbatch: _Microbatch) -> Tensor:
+    def _temper(self, log_p: Tensor, temperature: float | Tensor, t: Times, microbatch: Microbatch) -> Tensor:
         if isinstance(temperature, float):
             return temper(log_p, temperature)
         there = self._send(temperature, self._temperatures_by_time, t, microbatch)
-        return temper(log_p, self._fill(temperature, microbatch, 1), there)
+        return temper(log_p, microbatch.fill(temperature, 1), there)
 
-    def _send(self, values: Tensor, by_time: Tensor | None, t: Times, microbatch: _Microbatch) -> Tensor | None:
+    def _send(self, values: Tensor, by_time: Tensor | None, t: Times, microbatch: Microbatch) -> Tensor | None:
         """Numbers of the samples (B,) at their places on a GPU, without a copy: they are alike, or a table has them."""
         if self.on_cpu or by_time is None:
             return None
         alike = bool((values == values[0]).all())
         sent = torch.full_like(t.there, float(values[0]), dtype=values.dtype) if alike else by_time[t.there]
-        return self._fill(sent, microbatch, 1)
+        return microbatch.fill(sent, 1)
 
     def _find_times(self, t: int | Times | Tensor) -> Times:
         if isinstance(t, Times):
@@ -339,54 +334,3 @@ class Walk:
             known = torch.full((len(self.samples),), t)
             return Times(known, known if self.on_cpu else self.times(t))
         return Times(t.cpu(), t)
-
-    def _fill(self, values: Tensor, microbatch: _Microbatch, value: int) -> Tensor:
-        """The rows of a microbatch at their places, (size, ...), and a value at those that are empty."""
-        filled = values.new_full((self._size, *values.shape[1:]), value)
-        filled[microbatch.places] = values[microbatch.rows]
-        return filled
-
-    def _split(self, condition: Tensor | None) -> Iterator[_Microbatch]:
-        size, first, stop, settings = self._size, self.samples.start, self.samples.stop, self._settings
-        second = settings.guide_with
-        compare = settings.guided and (second is None or second.conditioner.kind == "none")
-        reference = encode_null(second or self._prior, size, settings.null) if compare else None
-        null = self._prior.conditioner.null(size)
-        for begin in range(first - first % size, stop, size):
-            low, high = max(begin, first), min(begin + size, stop)
-            rows, places = slice(low - first, high - first), slice(low - begin, high - begin)
-            filled = null.clone()
-            if condition is not None:
-                filled[places] = condition[rows]
-            if second is not None and not compare:
-                reference = second.encode_condition(filled, size)
-            yield _Microbatch(rows, places, self._prior.encode_condition(filled, size), reference)
-
-
-def build_tiling(prior: Prior, grid_size: Size, *, overlap: int | None = None, grid_mode: str = "tiles") -> Tiling:
-    """The tiles in which grids pass a prior's denoiser.
-
-    Args:
-        prior: on the device to use.
-        grid_size: (H, W) cells.
-        overlap: how many cells neighbouring tiles share at least; None for half a tile.
-        grid_mode: "tiles" of the training grid, or "stretch": one tile, over which the denoiser spreads its positions.
-
-    Raises:
-        VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
-    """
-    cells = CPU_CELLS if prior.device.type == "cpu" else GPU_CELLS
-    TileOptions(overlap=overlap, grid_mode=grid_mode)
-    if grid_size == prior.grid_spec.grid_size and (overlap is not None or grid_mode != "tiles"):
-        option = "overlap" if overlap is not None else "grid_mode"
-        raise VqtoolError(f"`{option}` is about grids larger than those of training: make larger ones, or leave it out")
-    if grid_mode == "tiles":
-        return Tiling(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
-    if overlap is not None:
-        raise VqtoolError("`overlap` is about tiles, and `grid_mode` stretch has none: leave one out")
-    if not prior.denoiser.stretches:
-        raise VqtoolError(
-            f"`grid_mode` stretch: this prior's denoiser, {prior.denoiser_name}, knows the positions of its training "
-            "grid only: use tiles"
-        )
-    return Tiling(grid_size, grid_size, None, max_cells=cells)

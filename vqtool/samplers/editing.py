@@ -23,8 +23,9 @@ from vqtool.images import to_float
 from vqtool.images.writer import ImageWriter, writer_type
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
-from vqtool.samplers import DEFAULT_BATCH_SIZE, Method, Observer, check_tokens
+from vqtool.samplers import DEFAULT_BATCH_SIZE, Method, Observer
 from vqtool.samplers._changes import Array, Change, Sides, build_change
+from vqtool.samplers._edit import check_tokens
 from vqtool.samplers._pictures import Images, OnError, Pictures, open_pictures
 from vqtool.samplers._texts import check_texts
 from vqtool.samplers.estimates import NUM_REHEARSED

@@ -9,21 +9,23 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.priors import Prior
 from vqtool.samplers import Method, Rows, Settings, Walk
+from vqtool.samplers._machine import EXACT, LOGIT_BYTES, Machine, call_bytes, find_free_memory
 from vqtool.samplers._tiles import Tiling
+
+__all__ = [
+    "count_calls", "estimate_memory", "find_batch_size", "find_free_memory", "rehearse", "time_call",
+]  # fmt: skip
 
 USEFUL_CELLS = 16384  # of a batch: what is done once a step is small beside the rest from here on
 SHARE_OF_MEMORY = 0.5  # of what is free, that a run may take
 NUM_REHEARSED = 4  # samples: some samplers call as often as chance has it
 _CELL_BYTES = 160  # a cell of a sample: noise, tokens, orders of cells
-_LOGIT_BYTES = 24  # a logit of a call: log-probabilities, with guidance, sorted
-_ACTIVATIONS = 24  # floats a cell and unit of width that a layer of a denoiser holds at once
 _SURE = 1e4  # nats
 
 
@@ -92,11 +94,11 @@ def _blank(prior: Prior, nats: float) -> Prior:
 
 
 @torch.no_grad()
-def time_call(prior: Prior, tiling: Tiling) -> float:
+def time_call(prior: Prior, tiling: Tiling, machine: Machine = EXACT) -> float:
     """Seconds of one call of the denoiser for as many samples as pass it together, after one to warm up."""
     samples = range(tiling.microbatch)
     size = tiling.grid_size
-    walk = Walk(prior, samples, None, seed=0, grid_size=size, settings=Settings(), tiling=tiling)
+    walk = Walk(prior, samples, None, seed=0, grid_size=size, settings=Settings(), tiling=tiling, machine=machine)
     x_t, t = walk.begin(), walk.times(prior.kernel.num_steps)
     seconds = 0.0
     for _ in range(2):
@@ -108,21 +110,12 @@ def time_call(prior: Prior, tiling: Tiling) -> float:
     return seconds
 
 
-def find_free_memory(device: torch.device) -> int:
-    """Bytes that are free where a prior is."""
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + kept
-
-
 def estimate_memory(prior: Prior, tiling: Tiling, batch_size: int) -> int:
     """Bytes that drawing so many samples at once takes, beside the prior itself."""
     cells, size = tiling.size[0] * tiling.size[1], prior.kernel.codebook_size
-    width = int(getattr(prior.denoiser.config, "width", 0))
-    call = tiling.at_once * cells * (size * _LOGIT_BYTES + width * 4 * _ACTIVATIONS)
+    call = tiling.at_once * cells * call_bytes(prior)
     if len(tiling) > 1:
-        call += tiling.microbatch * tiling.num_cells * size * _LOGIT_BYTES
+        call += tiling.microbatch * tiling.num_cells * size * LOGIT_BYTES
     return call + batch_size * _sample_bytes(prior, tiling)
 
 
@@ -148,5 +141,5 @@ def _sample_bytes(prior: Prior, tiling: Tiling) -> int:
     """Bytes of what a walk holds of a sample; the plug-in rule makes the whole law of its cells."""
     parts = [part for part in prior.encode_condition(None, 1) if part is not None]
     encoded = sum(part.numel() * part.element_size() for part in parts)
-    law = prior.kernel.codebook_size * _LOGIT_BYTES if prior.rule == "plug-in" else 0
+    law = prior.kernel.codebook_size * LOGIT_BYTES if prior.rule == "plug-in" else 0
     return encoded + tiling.num_cells * (_CELL_BYTES + law)

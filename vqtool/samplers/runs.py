@@ -147,7 +147,7 @@ class Run:
             rows: condition, known, source and strength of these, as for `Method.batches`.
         """
         least, most = estimates.rehearse(self.method, samples, **rows)
-        seconds, size = estimates.time_call(self.method.prior, self.method.tiling), self.method.tiling.microbatch
+        seconds, size = estimates.time_call(*self.method.measured), self.method.tiling.microbatch
         num = size if self.num is None else self.num
         whole = seconds * -(-num // size)
         at_once = min(size, num)

@@ -1,0 +1,135 @@
+"""How a machine draws: the same tokens for every batch size or as fast as it can, in which precision, how much at once.
+
+On a CPU microbatches of one fixed size, filled up, cost nothing and keep every token the same for every batch size. On
+a GPU they would cost much where few grids are drawn, so there a microbatch is as large as the batch and the memory ask,
+unless `exact` is on; the tokens of a seed are then those of another batch size but for rounding.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from vqtool.errors import VqtoolError
+from vqtool.options import Checked, option
+from vqtool.priors import Prior
+from vqtool.samplers._tiles import Size, TileOptions, Tiling
+
+CPU_CELLS = 512  # in a microbatch: with more the network is no faster a grid
+GPU_CELLS = 16384  # in one of fixed size
+MOST_GPU_CELLS = 1 << 17  # in one of any size
+SHARE_OF_MEMORY = 0.25  # of what is free, that a microbatch may take
+LOGIT_BYTES = 24  # a logit of a call: log-probabilities, with guidance, sorted
+ACTIVATIONS = 24  # floats a cell and unit of width that a layer of a denoiser holds at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions(Checked):
+    """How the machine draws."""
+
+    exact: bool | None = option(
+        None, "The same tokens for every batch size, to the bit.", shown="on a CPU", advanced=True
+    )
+    precision: str = option(
+        "auto",
+        "Of the network; auto: bf16 on a GPU, but fp32 if exact.",
+        choices=("auto", "fp32", "bf16"),
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `MachineOptions` come to on a device."""
+
+    exact: bool = True
+    bf16: bool = False
+
+    @classmethod
+    def choose(cls, options: MachineOptions, device: torch.device) -> "Machine":
+        """What options come to.
+
+        Raises:
+            VqtoolError: bfloat16 without a GPU.
+        """
+        on_cpu = device.type == "cpu"
+        if options.precision == "bf16" and on_cpu:
+            raise VqtoolError("`precision` bf16 is for GPUs: on a CPU it gains next to nothing; leave it out")
+        exact = on_cpu if options.exact is None else options.exact
+        return cls(exact, options.precision == "bf16" or (options.precision == "auto" and not on_cpu and not exact))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
+        return (
+            {} if self.exact and not self.bf16 else {"exact": self.exact, "precision": "bf16" if self.bf16 else "fp32"}
+        )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Where the network computes; probabilities are made of its logits in float32 in any case."""
+        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def max_cells(self, prior: Prior) -> int:
+        """Cells in a microbatch."""
+        if prior.device.type == "cpu":
+            return CPU_CELLS
+        if self.exact:
+            return GPU_CELLS
+        room = int(find_free_memory(prior.device) * SHARE_OF_MEMORY) // call_bytes(prior)
+        return min(max(room, 1), MOST_GPU_CELLS)
+
+
+EXACT = Machine()
+
+
+def find_free_memory(device: torch.device) -> int:
+    """Bytes that are free where a prior is."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return int(psutil.virtual_memory().available)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def call_bytes(prior: Prior) -> int:
+    """Bytes that a call of the denoiser takes for a cell: logits, and activations of a layer."""
+    width = int(getattr(prior.denoiser.config, "width", 0))
+    return prior.kernel.codebook_size * LOGIT_BYTES + width * 4 * ACTIVATIONS
+
+
+def build_tiling(
+    prior: Prior,
+    grid_size: Size,
+    *,
+    overlap: int | None = None,
+    grid_mode: str = "tiles",
+    machine: Machine = EXACT,
+) -> Tiling:
+    """The tiles in which grids pass a prior's denoiser.
+
+    Args:
+        prior: on the device to use.
+        grid_size: (H, W) cells.
+        overlap: how many cells neighbouring tiles share at least; None for half a tile.
+        grid_mode: "tiles" of the training grid, or "stretch": one tile, over which the denoiser spreads its positions.
+        machine: says how many pass it together.
+
+    Raises:
+        VqtoolError: an unknown mode, or one that is not for this prior, grid or overlap.
+    """
+    cells = machine.max_cells(prior)
+    TileOptions(overlap=overlap, grid_mode=grid_mode)
+    if grid_size == prior.grid_spec.grid_size and (overlap is not None or grid_mode != "tiles"):
+        option = "overlap" if overlap is not None else "grid_mode"
+        raise VqtoolError(f"`{option}` is about grids larger than those of training: make larger ones, or leave it out")
+    if grid_mode == "tiles":
+        return Tiling(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
+    if overlap is not None:
+        raise VqtoolError("`overlap` is about tiles, and `grid_mode` stretch has none: leave one out")
+    if not prior.denoiser.stretches:
+        raise VqtoolError(
+            f"`grid_mode` stretch: this prior's denoiser, {prior.denoiser_name}, knows the positions of its training "
+            "grid only: use tiles"
+        )
+    return Tiling(grid_size, grid_size, None, max_cells=cells)
