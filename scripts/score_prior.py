@@ -4,7 +4,8 @@ Two sets of captions, an emoji each in one of the five styles: of training pictu
 training picture. Each way to sample draws a picture for each caption. Scores of each set: the text-image score of
 scripts/text_image.py (cosine), the rank of a picture's own caption among all of the set, and with EfficientNet-Lite0's
 features KID, Fréchet distance, precision and recall against real pictures of the set. Rows "real" are the real pictures
-of the same captions: the upper bound; their score with shuffled captions is the chance.
+of the same captions, the upper bound; "tokenizer" the same after the tokenizer, the bound of its prior. The score with
+shuffled captions is the chance.
 
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --only-sample  # on a GPU
@@ -31,17 +32,17 @@ import torch
 import vqtool
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, to_uint8
+from vqtool.images import ImageItem, read_images, to_float, to_uint8
 from vqtool.metrics import frechet, kernel, prdc
 from vqtool.metrics.features import EfficientNetLite0
 from vqtool.priors import Prior
-from vqtool.tokenizers import tokenizer_of
+from vqtool.tokenizers import Tokenizer, tokenizer_of
 
 SIZE = 128
 SETS = ("trained", "held-out")
 STYLES = ("openmoji", "noto", "fluent", "flat", "twemoji")
 DUAL_PICTURES = 6_000  # that the dual encoder is trained on, at most
-BATCH = 64
+BATCH, DECODED = 64, 16  # samples drawn at once, pictures decoded at once
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,21 @@ class Way:
     steps: int
     seed: int = 0
     null: str | None = None  # what guidance compares with; None is the learned null
+    truncation: float = 1.0
 
     @property
     def name(self) -> str:
         """Of its files."""
         null = f"-{self.null}" if self.null else ""
-        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}-seed{self.seed}"
+        top = f"-top{self.truncation:g}" if self.truncation < 1 else ""
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}-seed{self.seed}"
 
     @property
     def said(self) -> str:
         """In tables."""
         null = f", {self.null} null" if self.null else ""
-        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}"
+        top = f", truncation {self.truncation:g}" if self.truncation < 1 else ""
+        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}"
 
 
 def ways(seeds: Sequence[int]) -> list[Way]:
@@ -72,6 +76,7 @@ def ways(seeds: Sequence[int]) -> list[Way]:
     chosen = [Way(scale, "purity", 16) for scale in (3, 1, 2, 5, 0)]  # 1 is without guidance, 0 without the caption
     chosen += [Way(3, "purity", steps) for steps in (8, 25, 50)]
     chosen += [Way(3, "purity", 16, null="zero-shot")]
+    chosen += [Way(3, "purity", 25, truncation=share) for share in (0.9, 0.7)]
     chosen += [Way(3, "fewer", steps) for steps in (16, 8, 25, 50)]
     chosen += [Way(scale, "fewer", 16) for scale in (1, 2, 5)]
     chosen += [Way(3, "ancestral", steps) for steps in (25, 100)]
@@ -101,6 +106,7 @@ def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
             steps=way.steps,
             cfg_scale=float(way.cfg_scale),
             null=way.null,
+            truncation=way.truncation,
             seed=way.seed,
             batch_size=BATCH,
         )
@@ -114,6 +120,13 @@ def save(path: Path, array: np.ndarray) -> np.ndarray:
     np.save(partial, array)
     partial.replace(path)
     return array
+
+
+@torch.inference_mode()
+def decoded_features(tokenizer: Tokenizer, network: EfficientNetLite0, grids: torch.Tensor) -> np.ndarray:
+    """EfficientNet-Lite0's features (N, 1280) of the pictures of grids (N, H, W)."""
+    parts = (to_uint8(tokenizer.decode(part).cpu()) for part in grids.split(DECODED))
+    return np.concatenate([network(images) for images in parts])
 
 
 def score(
@@ -264,7 +277,7 @@ def run(options: argparse.Namespace) -> None:
     if options.only_sample:
         return
     dual = train_dual(options.pictures, cache, 0)
-    tokenizer = tokenizer_of(prior.grid_spec, options.prior, given=options.tokenizer).to(device)
+    tokenizer = tokenizer_of(prior.grid_spec, options.prior, given=options.tokenizer, force=True).to(device)
     network = EfficientNetLite0(device)
     sources = {"trained": known[:: max(1, len(known) // len(kept))][: len(kept)], "held-out": kept}
     references = {}
@@ -277,6 +290,14 @@ def run(options: argparse.Namespace) -> None:
     for name in SETS:
         real = text_image.picture_features(prompts[name], cache, SIZE)
         rows.append({"set": name, "way": "real", "seed": 0, **score(real, references[name], dual, texts[name])})
+        path = work / "features" / f"tokenizer-{tokenizer.fingerprint}-{name}.npy"
+        if not path.exists():
+            originals = torch.from_numpy(read_images(prompts[name], SIZE, words="none").images)
+            grids = torch.cat([tokenizer.encode(to_float(part.to(device))) for part in originals.split(DECODED)])
+            save(path, decoded_features(tokenizer, network, grids))
+        rows.append(
+            {"set": name, "way": "tokenizer", "seed": 0, **score(np.load(path), references[name], dual, texts[name])}
+        )
     counts = {name: len(prompts[name]) for name in SETS}
     header = {"prior": prior.fingerprint, "num": counts, "text-image": text_image.NAME}
     for way in done:
@@ -285,9 +306,7 @@ def run(options: argparse.Namespace) -> None:
             features = np.load(path).astype(np.float32)
         else:
             grids = torch.from_numpy(np.load(work / "tokens" / f"{way.name}.npy").astype(np.int64))
-            with torch.inference_mode():
-                decoded = [to_uint8(tokenizer.decode(part.to(device)).cpu()) for part in grids.split(16)]
-            features = save(path, np.concatenate([network(images) for images in decoded]))
+            features = save(path, decoded_features(tokenizer, network, grids.to(device)))
         first = len(prompts["trained"])
         for name, own in zip(SETS, (features[:first], features[first:]), strict=True):
             scores = score(own, references[name], dual, texts[name], way.seed)

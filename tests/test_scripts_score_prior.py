@@ -165,7 +165,9 @@ def test_a_prior_is_scored_with_real_pictures_beside_it_and_sampled_elsewhere_th
     rows = json.loads((folder / "work" / "scores.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["set"], row["way"], row["seed"]) for row in rows] == [
         ("trained", "real", 0),
+        ("trained", "tokenizer", 0),
         ("held-out", "real", 0),
+        ("held-out", "tokenizer", 0),
         ("trained", "purity, 2 calls, cfg 3", 0),
         ("held-out", "purity, 2 calls, cfg 3", 0),
         ("trained", "purity, 2 calls, cfg 3", 1),
@@ -173,5 +175,5 @@ def test_a_prior_is_scored_with_real_pictures_beside_it_and_sampled_elsewhere_th
     ]
     with Image.open(folder / "work" / "scores.png") as picture:
         assert picture.size == (860, 340)
-    assert rows[0]["score"] > rows[2]["score"]  # trained on these pictures, against noise
-    assert len({row["KID"] for row in rows}) == 6
+    assert rows[0]["score"] > rows[1]["score"] > rows[4]["score"]  # trained on these pictures, against noise
+    assert len({row["KID"] for row in rows}) == 8
