@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from support.commands import build_tokenizer, write_pictures
 from torch import nn
 
-from vqtool import interop
+from vqtool import artifacts, interop
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import to_float, to_uint8
 from vqtool.interop import Options, diffusers_vqmodel, read_source, taming
 from vqtool.interop.pickles import read_pickle
-from vqtool.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from vqtool.tokenizers import Tokenizer, load_tokenizer, magvit2, maskgit, save_tokenizer
 from vqtool.tokenizers.quantizers import nearest
 from vqtool.tokenizers.vqgan import VqganConfig
 
@@ -28,6 +28,10 @@ SOURCES = {  # fixture -> file or folder in it, format, whether its images are i
     "taming-vqgan": ("last.ckpt", "taming", False),
     "taming-gumbel": ("last.ckpt", "taming", False),
     "ibq-tokenizer": ("imagenet256_64.ckpt", "ibq", False),
+    "magvit2-tokenizer": ("imagenet_tiny_L.ckpt", "magvit2", False),
+    "mb-tokenizer": ("maskbit_tokenizer_8bit.bin", "maskbit", True),
+    "mb-vqgan-plus": ("vqgan_plus_tiny.bin", "maskbit", True),
+    "showo-tokenizer": ("pytorch_model.safetensors", "showo", False),
     "ms-ithq-codec": ("ithq_vqvae.pth", "taming", False),
     "ut-vqgan": ("vqgan_ema_1400000.th", "unleashing-vqgan", True),
     "llamagen-vq": ("vq_ds_tiny.pt", "llamagen", False),
@@ -115,6 +119,134 @@ def test_images_smaller_than_the_factor_are_refused(fixture):
     tokenizer = load(fixture).tokenizer
     with pytest.raises(VqtoolError, match=f"factor {tokenizer.factor}: both sides must be multiples"):
         tokenizer.encode(torch.zeros(1, 3, tokenizer.factor - 1, 8))
+
+
+def with_epsilon(value):
+    def change(tokenizer, patch):
+        for module in tokenizer.modules():
+            if isinstance(module, nn.GroupNorm):
+                patch.setattr(module, "eps", value)
+
+    return change
+
+
+def with_groups(tokenizer, patch):
+    for module in tokenizer.modules():
+        if isinstance(module, nn.GroupNorm):
+            patch.setattr(module, "num_groups", 16)
+
+
+def with_true_skips(tokenizer, patch):
+    for module in tokenizer.modules():
+        if isinstance(module, maskgit.ResidualBlock) and module.nin_shortcut is not None:
+            patch.setattr(module, "nin_shortcut", nn.Identity())
+
+
+def with_symmetric_padding(tokenizer, patch):
+    pad = nn.functional.pad
+    patch.setattr(
+        nn.functional, "pad", lambda x, sides, *more: pad(x, (1, 0, 1, 0) if sides == (0, 1, 0, 1) else sides, *more)
+    )
+
+
+MUTATIONS = {
+    "mb-tokenizer": [with_epsilon(1e-5), with_groups, with_true_skips, with_symmetric_padding],
+    "mb-vqgan-plus": [with_epsilon(1e-5), with_groups, with_true_skips, with_symmetric_padding],
+    "showo-tokenizer": [with_epsilon(1e-5), with_groups, with_symmetric_padding],
+    "magvit2-tokenizer": [with_epsilon(1e-5), with_groups],
+    "ibq-tokenizer": [with_epsilon(1e-5), with_groups, with_symmetric_padding],
+}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "change"), [(fixture, change) for fixture, changes in MUTATIONS.items() for change in changes]
+)
+def test_networks_that_differ_a_little_are_told_from_those_of_their_programs(fixture, change, monkeypatch):
+    tokenizer, expected = load(fixture).tokenizer, numbers(fixture)
+    images = expected["image"] * 2 - 1 if SOURCES[fixture][2] else expected["image"]
+    change(tokenizer, monkeypatch)
+    with torch.no_grad():
+        assert (tokenizer.encoder(images) - expected["latents"]).abs().max() > LATENTS
+
+
+@pytest.mark.parametrize(
+    ("fixture", "first_is_highest"), [("mb-tokenizer", False), ("magvit2-tokenizer", False), ("showo-tokenizer", True)]
+)
+def test_bits_are_signs_in_the_order_of_their_program(fixture, first_is_highest):
+    tokenizer, expected = load(fixture).tokenizer, numbers(fixture)
+    bits = expected["bits_codes_any"].permute(0, 2, 3, 1)
+    assert torch.equal(tokenizer.codebook[expected["codes_any"]], bits)
+    powers = 2 ** torch.arange(bits.shape[-1])
+    order = powers.flip(0) if first_is_highest else powers
+    assert torch.equal(((expected["latents"].permute(0, 2, 3, 1) > 0) * order).sum(-1), expected["indices"])
+    assert not torch.equal(((expected["latents"].permute(0, 2, 3, 1) > 0) * order.flip(0)).sum(-1), expected["indices"])
+    assert int(tokenizer.look_up(torch.zeros(1, bits.shape[-1]))) == 0  # a latent of 0 counts as -1
+
+
+ADAPTIVE = {
+    "pixel shuffle": lambda patch: patch.setattr(
+        magvit2.Upsample, "forward", lambda self, x: nn.functional.pixel_shuffle(self.conv1(x), 2)
+    ),
+    "biased variance": lambda patch: patch.setattr(
+        torch.Tensor, "var", lambda x, axis: x.float().std(axis, correction=0) ** 2
+    ),
+    "variance": lambda patch: patch.setattr(torch.Tensor, "sqrt", lambda x: x),
+    "no codes": lambda patch: patch.setattr(magvit2.Adaptive, "forward", lambda self, x, codes: x),
+    "1 + scale": lambda patch: patch.setattr(
+        magvit2.Adaptive,
+        "forward",
+        lambda self, x, codes, own=magvit2.Adaptive.forward: (
+            own(self, x, codes) + nn.functional.group_norm(x, 32, eps=1e-6)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_decoders_that_differ_a_little_are_told_from_that_of_open_magvit2(name, monkeypatch):
+    tokenizer, expected = load("magvit2-tokenizer").tokenizer, numbers("magvit2-tokenizer")
+    assert (tokenizer.decode(expected["codes_any"]) - expected["decoded_codes_any"]).abs().max() < IMAGES
+    ADAPTIVE[name](monkeypatch)
+    assert (tokenizer.decode(expected["codes_any"]) - expected["decoded_codes_any"]).abs().max() > IMAGES
+
+
+def test_raw_weights_of_open_magvit2_are_those_outside_of_its_averages():
+    tokenizer, expected = load("magvit2-tokenizer", weights="raw").tokenizer, numbers("magvit2-tokenizer")
+    with torch.no_grad():
+        assert (tokenizer.encoder(expected["image"]) - expected["raw_latents"]).abs().max() < LATENTS
+    assert (tokenizer.decode(expected["codes_any"]) - expected["raw_decoded_codes_any"]).abs().max() < IMAGES
+
+
+def test_codebooks_of_bits_that_are_none_are_refused(tmp_path):
+    for fixture, name in (("mb-tokenizer", "quantize.codebook"), ("showo-tokenizer", "quantize.embedding")):
+        tensors = dict(source_of(fixture).content)
+        for wrong in (tensors[name].flip(1), tensors[name] * 2):
+            source = written(tmp_path, {**tensors, name: wrong.contiguous()}, name="m.bin")
+            with pytest.raises(FormatError, match=f"{name} is not made of -1 and 1 in the order of their numbers"):
+                interop.load(source, Options(), SOURCES[fixture][1])
+        del tensors[name]
+        with pytest.raises(FormatError, match=f"its codebook is missing: {name}"):
+            interop.load(written(tmp_path, tensors, name="m.bin"), Options(), SOURCES[fixture][1])
+
+
+def test_maskbits_settings_that_contradict_the_weights_are_refused(tmp_path):
+    settings = yaml.safe_load((GOLDEN / "mb-tokenizer" / "maskbit_tokenizer_8bit.yaml").read_text())
+    for name, value in (
+        ("token_size", 10),
+        ("hidden_channels", 64),
+        ("num_res_blocks", 2),
+        ("sample_with_conv", False),
+    ):
+        said = {"model": {"vq_model": {**settings["model"]["vq_model"], name: value}}}
+        source = written(tmp_path, dict(source_of("mb-tokenizer").content), said, name="m.bin")
+        with pytest.raises(FormatError, match=f"{name} is {value} in its settings but"):
+            interop.load(source, Options())
+
+
+def test_fingerprints_of_tokenizers_from_before_uneven_networks_stay(tmp_path):
+    save_tokenizer(tmp_path / "t.safetensors", load("taming-vqgan").tokenizer)
+    config = artifacts.read_header(tmp_path / "t.safetensors").config
+    assert not {"decoder_channels", "strided"} & config.keys()
 
 
 def test_notes_say_what_was_left_out_and_chosen():
@@ -332,7 +464,7 @@ def test_a_block_that_is_missing_from_a_flat_list_is_named(tmp_path):
         interop.load(written(tmp_path, odd, name="m.th"), Options())
 
 
-@pytest.mark.parametrize("fixture", [name for name in SOURCES if name != "df-vqmodel"])
+@pytest.mark.parametrize("fixture", [name for name in SOURCES if name not in ("df-vqmodel", "showo-tokenizer")])
 def test_a_file_that_is_cut_short_is_one_clear_line(tmp_path, fixture):
     data = (GOLDEN / fixture / SOURCES[fixture][0]).read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(data[: len(data) // 2])

@@ -78,6 +78,7 @@ def infer_config(
     codes: Codes,
     source: Source,
     names: Names,
+    uneven: bool = False,
     **untold: Any,
 ) -> VqganConfig:
     """The settings of a network, from its weights.
@@ -87,6 +88,7 @@ def infer_config(
         codes: of its quantiser.
         source: for messages.
         names: for messages.
+        uneven: whether each level may have blocks, and the decoder widths, of its own.
         untold: settings that no shape tells, where they are not the usual ones.
 
     Raises:
@@ -95,6 +97,8 @@ def infer_config(
     levels = count(tensors, r"encoder\.down\.(\d+)\.")
     needed = ["encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight", "decoder.conv_out.weight"]
     needed += [f"encoder.down.{i}.block.0.conv1.weight" for i in range(max(1, levels))]
+    if uneven:
+        needed += [f"decoder.up.{i}.block.0.conv1.weight" for i in range(max(1, levels))]
     missing = [names.theirs(name) for name in needed if name not in tensors]
     if missing:
         raise FormatError(f"{source.path}: {len(missing)} tensors are missing: {listed(missing)}")
@@ -105,14 +109,20 @@ def infer_config(
     def has_attention(part: str, level: int) -> bool:
         return any(name.startswith(f"{part}.{level}.attn.") for name in tensors)
 
+    if uneven:
+        sides = ("encoder.down", "decoder.up")
+        blocks = [tuple(count(tensors, rf"{side}\.{i}\.block\.(\d+)\.") for i in range(levels)) for side in sides]
+        widths = tuple(len(tensors[f"decoder.up.{i}.block.0.conv1.weight"]) for i in range(levels))
+        untold = {"encoder_blocks": blocks[0], "decoder_blocks": blocks[1], "decoder_channels": widths, **untold}
+    else:
+        blocks_of = {"encoder_blocks": r"encoder\.down", "decoder_blocks": r"decoder\.up"}
+        untold = {name: count(tensors, rf"{side}\.\d+\.block\.(\d+)\.") for name, side in blocks_of.items()} | untold
     return VqganConfig(
         codebook_size=num_tokens(codes),
         code_dim=codes.codebook.shape[1],
         latent_channels=len(tensors["encoder.conv_out.weight"]),
         stem_channels=stem,
         channels=tuple(len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(levels)),
-        encoder_blocks=count(tensors, r"encoder\.down\.\d+\.block\.(\d+)\."),
-        decoder_blocks=count(tensors, r"decoder\.up\.\d+\.block\.(\d+)\."),
         encoder_attention=tuple(has_attention("encoder.down", i) for i in range(levels)),
         decoder_attention=tuple(has_attention("decoder.up", i) for i in range(levels)),
         mid_attention=any(name.startswith("encoder.mid.attn_1.") for name in tensors),
@@ -153,6 +163,13 @@ def build_tokenizer(
 
     tokenizer = fill(lambda: Tokenizer(config, lookup=codes.lookup, num_full_codes=full), found, source, names=theirs)
     return tokenizer.eval()
+
+
+def has_signs(codebook: Tensor, *, first_is_highest: bool) -> bool:
+    """Whether a codebook (2^b, b) holds the bits of each row's number as -1 and 1, highest or lowest first."""
+    num, bits = codebook.shape
+    places = torch.arange(bits - 1, -1, -1) if first_is_highest else torch.arange(bits)
+    return num == 1 << bits and torch.equal(codebook, (torch.arange(num)[:, None] >> places & 1) * 2.0 - 1)
 
 
 def codes_of(
@@ -275,7 +292,8 @@ def exportable(tokenizer: Tokenizer, project: str, *, lookups: Iterable[str]) ->
             "a swish stands before the last convolutions": config.swish_out,
             "images are in [-1, 1]": config.pixel_range == (-1.0, 1.0),
             "there are 1x1 convolutions around the quantiser": config.quant_conv,
-            "the decoder has one block more at each resolution": config.decoder_blocks == config.encoder_blocks + 1,
+            "the decoder has one block more at each resolution": isinstance(config.encoder_blocks, int)
+            and config.decoder_blocks == config.encoder_blocks + 1,
         },
         project,
     )

@@ -49,7 +49,7 @@ def load(source: Source, options: Options) -> Imported:
     config: NetworkConfig
     if _is_maskgit(tensors):
         config = _maskgit_config(network, codes, source)
-        blocks = config.num_blocks
+        blocks: Any = config.num_blocks
     else:
         config = _vqgan.infer_config(network, codes, source, names, pixel_range=(0.0, 1.0))
         blocks = config.encoder_blocks

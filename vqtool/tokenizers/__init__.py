@@ -20,7 +20,8 @@ from vqtool.artifacts import BUILTIN, Header
 from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
-from vqtool.tokenizers import maskgit, vqgan, vqvae
+from vqtool.tokenizers import magvit2, maskgit, vqgan, vqvae
+from vqtool.tokenizers.magvit2 import Magvit2Config
 from vqtool.tokenizers.maskgit import MaskgitConfig
 from vqtool.tokenizers.quantizers import highest, nearest
 from vqtool.tokenizers.vqgan import VqganConfig
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 KIND = "tokenizer"
-NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit}
+_LATER = ("decoder_channels", "strided")  # fields that older files lack: left out where off, so that fingerprints stay
+NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit, "magvit2": magvit2}
 LOOKUPS = (
     "nearest",  # the code at the smallest Euclidean distance
     "cosine",  # the same on the unit sphere: latents and codes have length 1
@@ -48,7 +50,7 @@ LOOKUPS = (
     "dot",  # the code of the largest dot product
     "projection",  # the highest value of a learned linear map of the latent
 )
-NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig
+NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig | Magvit2Config
 SIZES: dict[str, NetworkConfig] = {  # that new tokenizers are made in: "vqvae-f8", "vqgan-f16-small", ...
     **{f"vqvae-{size}": config for size, config in vqvae.SIZES.items()},
     **{f"vqgan-{size}": config for size, config in vqgan.SIZES.items()},
@@ -234,7 +236,8 @@ def save_tokenizer(
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in tokenizer.state_dict().items()
     }
-    config = {"network": tokenizer.network, **asdict(tokenizer.config)}
+    fields = {name: value for name, value in asdict(tokenizer.config).items() if name not in _LATER or value}
+    config = {"network": tokenizer.network, **fields}
     if tokenizer.lookup != "nearest":
         config["lookup"] = tokenizer.lookup
     if tokenizer.num_full_codes is not None:

@@ -1,8 +1,8 @@
 """The convolutional autoencoder of MaskGIT's tokenizer, also as open-muse publishes it.
 
-What it does: as `vqgan`, without attention or biases in its blocks; resolutions are halved by averaging 2x2 cells and
-doubled by nearest neighbours and a convolution. Where a residual block changes the width, its shortcut is a 1x1
-convolution of what the block has computed: the block's input does not get past it.
+What it does: as `vqgan`, without attention or biases in its blocks; resolutions are halved by averaging 2x2 cells (in
+MaskBit by strided convolutions) and doubled by nearest neighbours and a convolution. Where a residual block changes the
+width, its shortcut is a 1x1 convolution of what the block has computed: the block's input does not get past it.
 When to use it: for imported tokenizers.
 Cost: about that of `vqgan`.
 Source: Chang et al. 2022 (arXiv:2202.04200) and its published code, which the shortcut is taken from.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqtool.tokenizers.vqgan import NORM_EPSILON, Upsample
+from vqtool.tokenizers.vqgan import NORM_EPSILON, Downsample, Upsample
 
 NUM_GROUPS = 32
 
@@ -27,6 +27,7 @@ class MaskgitConfig:
     stem_channels: int = 128  # after the first convolution of the encoder
     channels: tuple[int, ...] = (128, 128, 256, 256, 512)  # one entry a resolution, finest first
     num_blocks: int = 2  # residual blocks at each resolution, and in the middle
+    strided: bool = False  # whether convolutions of stride 2 halve the encoder's resolutions, not means (MaskBit)
 
     @property
     def factor(self) -> int:
@@ -64,11 +65,14 @@ class Level(nn.Module):
         super().__init__()
         self.block = _blocks(inner, outer, num)
         self.upsample = Upsample(outer) if double else None
+        self.downsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inner, h, w) -> (B, outer, h', w')."""
         for block in self.block:
             x = block(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -82,6 +86,9 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             Level(widths[i], widths[i + 1], config.num_blocks) for i in range(len(config.channels))
         )
+        for level, channels in zip(self.down[:-1] if config.strided else (), config.channels, strict=False):
+            level.downsample = Downsample(channels)
+        self.strided = config.strided
         self.mid = _blocks(widths[-1], widths[-1], config.num_blocks)
         self.norm_out = nn.GroupNorm(NUM_GROUPS, widths[-1], eps=NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.code_dim, 1)
@@ -90,7 +97,7 @@ class Encoder(nn.Module):
         """(B, 3, h, w) -> (B, D, h/f, w/f)."""
         h = self.conv_in((images + 1) / 2)
         for i, level in enumerate(self.down):
-            h = level(functional.avg_pool2d(h, 2) if i else h)
+            h = level(functional.avg_pool2d(h, 2) if i and not self.strided else h)
         for block in self.mid:
             h = block(h)
         latents: Tensor = self.conv_out(functional.silu(self.norm_out(h), inplace=True))

@@ -28,8 +28,8 @@ class VqganConfig:
     latent_channels: int = 256  # between the network and the 1x1 convolutions to and from D
     stem_channels: int = 128  # after the first convolution of the encoder
     channels: tuple[int, ...] = (128, 128, 256, 256, 512)  # one entry a resolution, finest first
-    encoder_blocks: int = 2  # residual blocks at each resolution
-    decoder_blocks: int = 3
+    encoder_blocks: int | tuple[int, ...] = 2  # residual blocks at each resolution, the same or one entry each
+    decoder_blocks: int | tuple[int, ...] = 3
     encoder_attention: tuple[bool, ...] = (False, False, False, False, True)  # after each block, by resolution
     decoder_attention: tuple[bool, ...] = (False, False, False, False, True)
     mid_attention: bool = True  # between the two blocks in the middle
@@ -37,11 +37,17 @@ class VqganConfig:
     num_groups: int = 32  # of all normalisations
     swish_out: bool = True  # between the last normalisation and the last convolution
     pixel_range: tuple[float, float] = (-1.0, 1.0)  # of the images that the network itself knows
+    decoder_channels: tuple[int, ...] | None = None  # where they are not those of the encoder
 
     @property
     def factor(self) -> int:
         """Pixels a side that one token stands for."""
         return int(2 ** (len(self.channels) - 1))
+
+
+def _each(blocks: int | tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+    """How many blocks each resolution has."""
+    return (blocks,) * num_levels if isinstance(blocks, int) else blocks
 
 
 def _norm(channels: int, config: VqganConfig) -> nn.GroupNorm:
@@ -172,8 +178,8 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.stem_channels, 3, padding=1)
         widths = (config.stem_channels, *config.channels)
         self.down = nn.ModuleList(
-            Level(widths[i], widths[i + 1], config.encoder_blocks, config.encoder_attention[i], config)
-            for i in range(len(config.channels))
+            Level(widths[i], widths[i + 1], blocks, config.encoder_attention[i], config)
+            for i, blocks in enumerate(_each(config.encoder_blocks, len(config.channels)))
         )
         for level, channels in zip(self.down[:-1], config.channels, strict=False):
             level.downsample = Downsample(channels)
@@ -202,19 +208,20 @@ class Decoder(nn.Module):
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
         self.config = config
-        coarse = config.channels[-1]
+        widths = config.decoder_channels or config.channels
+        coarse = widths[-1]
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.latent_channels, 1) if config.quant_conv else None
         self.conv_in = nn.Conv2d(config.latent_channels, coarse, 3, padding=1)
         self.mid = Middle(coarse, config)
-        inner = (*config.channels[1:], coarse)
+        inner = (*widths[1:], coarse)
         self.up = nn.ModuleList(
-            Level(inner[i], config.channels[i], config.decoder_blocks, config.decoder_attention[i], config)
-            for i in range(len(config.channels))
+            Level(inner[i], widths[i], blocks, config.decoder_attention[i], config)
+            for i, blocks in enumerate(_each(config.decoder_blocks, len(widths)))
         )  # finest first, as in the encoder; run from the last
-        for level, channels in zip(self.up[1:], config.channels[1:], strict=True):
+        for level, channels in zip(self.up[1:], widths[1:], strict=True):
             level.upsample = Upsample(channels)
-        self.norm_out = _norm(config.channels[0], config)
-        self.conv_out = nn.Conv2d(config.channels[0], 3, 3, padding=1)
+        self.norm_out = _norm(widths[0], config)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, codes: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, 3, f H, f W)."""
