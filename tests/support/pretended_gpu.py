@@ -22,6 +22,7 @@ WAITS = {
     aten.bincount, aten.repeat_interleave,
 }  # fmt: skip
 BY_MASK = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # wait if an index is a mask
+PINS = {aten.pin_memory, aten._pin_memory}
 COPIES = {aten.copy_, aten._to_copy, aten.lift_fresh}
 
 
@@ -123,6 +124,7 @@ class PretendedGpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits = []
+        self._pinned = []  # tensors that a GPU can fetch while the program goes on
 
     def __enter__(self):
         self._patch = patch.object(torch.cuda, "_lazy_init", lambda: None)
@@ -140,13 +142,18 @@ class PretendedGpu(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         packet, values = func.overloadpacket, tree_flatten((args, kwargs))[0]
+        if packet in PINS:
+            self._pinned.append(args[0])
+            return args[0]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         inside = [tensor for tensor in tensors if isinstance(tensor, _OnGpu)]
         outside = [tensor for tensor in tensors if not isinstance(tensor, _OnGpu)]
         wanted = kwargs.get("device")
         goes = bool(inside) if wanted is None else torch.device(wanted).type == "cuda"
         if packet in COPIES:
-            if (goes and outside) or (inside and not goes) or (packet is aten.copy_ and inside and outside):
+            crosses = (goes and outside) or (inside and not goes) or (packet is aten.copy_ and inside and outside)
+            is_fetched = kwargs.get("non_blocking") and any(args[0] is pinned for pinned in self._pinned)
+            if crosses and not is_fetched:
                 self._note(func)
             if packet is aten.copy_:
                 goes = isinstance(args[0], _OnGpu)

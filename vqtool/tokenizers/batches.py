@@ -271,7 +271,8 @@ def encode_images(
 
 def encode_batch(batch: ImageBatch, tokenizer: Tokenizer) -> GridBatch:
     """Token grids of images, with what is known of them."""
-    tokens = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
+    images = torch.from_numpy(np.require(batch.images, requirements="W"))  # torch warns of read-only memory
+    tokens = tokenizer.encode(to_float(images.to(tokenizer.device)))
     return GridBatch(tokens.cpu().numpy().astype(np.uint32), batch.ids, batch.labels, batch.captions)
 
 
