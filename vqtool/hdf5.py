@@ -295,7 +295,8 @@ def read_text(file: h5py.File, name: str, where: str) -> str:
     if not isinstance(value, str | bytes):
         raise FormatError(f"{where}: damaged: its {name} is {str(value)[:40]!r}, not a text")
     with reading(where):
-        return value if isinstance(value, str) else bytes(value).decode()
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
+        return data.decode()  # h5py takes what is no UTF-8 for surrogates
 
 
 def _read_attribute(file: h5py.File, name: str, where: str) -> Any:

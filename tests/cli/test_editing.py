@@ -93,6 +93,22 @@ def test_signals_that_ask_for_the_end_leave_nothing_half_and_say_so(vqtool, file
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("command", ["inpaint", "outpaint", "vary"])
+def test_flags_choose_images_and_are_refused_for_grids(vqtool, files, command):
+    line = [command, "imgs", *LINES[command][1:], "--steps", 1]
+    names = sorted(path.name for path in (files / "imgs").glob("*.png"))
+    result = vqtool(*line, "--include", names[0], "-o", "one")
+    assert result.code == 0, result.err
+    assert "1 picture:" in result.err
+    assert len(list((files / "one").glob("*.png"))) == 1
+    result = vqtool(*line, "--exclude", names[0], "-o", "rest")
+    assert f"{len(names) - 1} picture" in result.err
+    result = vqtool(*line, "--split", "train", "-o", "none")
+    assert result.code == 1
+    result = vqtool(command, *LINES[command], "--include", "*.png", "-o", "x.h5")
+    assert error_lines(result.err) == ["error: --include is for images, but tok.h5 holds token grids"]
+
+
 def test_a_dry_run_of_bad_images_alone_is_an_error(vqtool, files):
     (files / "bad").mkdir()
     (files / "bad" / "0.png").write_bytes(b"no picture")

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,9 @@ def test_a_file_that_contradicts_itself_is_refused(
         ({"digest": "none"}, "its digest"),
         ({"codebook_size": "many"}, "its codebook_size"),
         ({"format_version": [1, 1]}, "its format_version"),
+        ({"format": 7}, "its format"),
+        ({"member": -1}, "its member"),
+        ({"preprocessing": "x" * 5000}, "its preprocessing"),
     ],
 )
 def test_a_forged_header_is_refused_by_the_name_of_its_field(
@@ -327,6 +331,23 @@ def test_a_forged_header_is_refused_by_the_name_of_its_field(
             file.attrs[name] = value
     with pytest.raises(FormatError, match=f"damaged: .*{what}"):
         read_grids(path)
+
+
+def test_every_field_of_a_header_is_there_and_looked_at(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path) as file:
+        names = list(file.attrs)
+    assert len(names) == 12
+    for name in names:
+        for value in (None, h5py.Empty("f4"), np.array(["a", "b"], "S1"), np.zeros((2, 3, 4)), b"\xff\xfe"):
+            forged = Path(shutil.copyfile(path, tmp_path / "forged.h5"))
+            with h5py.File(forged, "r+") as file:
+                if value is None:
+                    del file.attrs[name]
+                else:
+                    file.attrs[name] = value
+            with pytest.raises(FormatError):
+                read_grids(forged)
 
 
 def test_a_million_grids_in_a_few_kilobytes_are_refused_at_once(tmp_path: Path) -> None:

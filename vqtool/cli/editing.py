@@ -10,7 +10,7 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
-from vqtool.cli.options import PRIOR_HELP, Device, RareForce, RareSeed, RareTokenizer, Strict
+from vqtool.cli.options import PRIOR_HELP, SOURCE_OPTIONS, Device, RareForce, RareSeed, RareTokenizer, Strict
 from vqtool.cli.sampling import Purity, load_named_prior, sampling_arguments
 
 Sources = Annotated[
@@ -53,9 +53,11 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         change: what is done to the pictures: arguments of `edit_to_file`.
     """
     from vqtool.distributed import choose_device
+    from vqtool.images import SourceOptions
     from vqtool.samplers.editing import edit_to_file
 
     how = sampling_arguments(how, flags.purity)
+    chosen = {each.name: how.pop(each.name) for each in SOURCE_OPTIONS.options if each.name in how}
     skipped = Skipped(flags.strict, flags.output)
     done = edit_to_file(
         load_named_prior(flags.prior).to(choose_device(flags.device)),
@@ -63,6 +65,7 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         flags.output,
         labels=None if flags.labels is None else [flags.labels],
         captions=None if flags.captions is None else [flags.captions],
+        options=SourceOptions(**chosen),
         on_error=skipped.on_error,
         notify=echo,
         progress=progress,

@@ -8,7 +8,7 @@ from vqtool.cli.editing import EditFlags, Sources, edit
 from vqtool.cli.help import INPUT_OUTPUT, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import names
-from vqtool.cli.sampling import EditSamplingFlags, Feather
+from vqtool.cli.sampling import EditImageFlags, Feather
 
 
 @command
@@ -39,7 +39,7 @@ def inpaint(
         bool,
         typer.Option("--masked", help="Write masked grids, draw nothing.", rich_help_panel=advanced(INPUT_OUTPUT)),
     ] = False,
-    how: EditSamplingFlags,
+    how: EditImageFlags,
 ) -> None:
     """Draw a part of each picture again.
 

@@ -6,7 +6,7 @@ import typer
 
 from vqtool.cli.editing import EditFlags, Sources, edit
 from vqtool.cli.main import command
-from vqtool.cli.sampling import EditSamplingFlags, Feather
+from vqtool.cli.sampling import EditImageFlags, Feather
 
 _HELP = "as in 4 (cells) or 32px."
 
@@ -21,7 +21,7 @@ def outpaint(
     bottom: Annotated[str, typer.Option("--bottom", help=f"Added at the bottom, {_HELP}")] = "0",
     flags: EditFlags,
     feather: Feather = 0,
-    how: EditSamplingFlags,
+    how: EditImageFlags,
 ) -> None:
     """Put each picture on a larger canvas and draw what is around it.
 

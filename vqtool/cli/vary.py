@@ -7,7 +7,7 @@ import typer
 from vqtool.cli.editing import EditFlags, Sources, edit
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
-from vqtool.cli.sampling import EditSamplingFlags
+from vqtool.cli.sampling import EditImageFlags
 
 
 @command
@@ -19,7 +19,7 @@ def vary(
         float,
         typer.Option("--strength", "-s", help="0: the picture itself; 1: nothing of it.", rich_help_panel=METHOD),
     ] = 0.4,
-    how: EditSamplingFlags,
+    how: EditImageFlags,
 ) -> None:
     """Make pictures like those given.
 

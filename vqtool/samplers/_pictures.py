@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError, size_text
 from vqtool.grids import GridBatch, GridHeader, open_grids
-from vqtool.images import ImageItem, find_images, parse_size, read_batches
+from vqtool.images import ImageItem, SourceOptions, find_images, parse_size, read_batches
 from vqtool.images.sources import holds_grids
+from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
 from vqtool.progress import Notify
 from vqtool.tokenizers import Tokenizer, tokenizer_of
@@ -52,6 +53,7 @@ def open_pictures(
     *,
     masked: bool,
     size: str | None,
+    options: SourceOptions,
     tokenizer: str | Path | None,
     on_error: OnError | None,
     notify: Notify,
@@ -63,6 +65,7 @@ def open_pictures(
         prior: that edits them.
         masked: whether they have to be masked grids.
         size: pixels that images are brought to, such as "64" or "48x80"; None for those of the prior's training.
+        options: which images are taken.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
         on_error: told of a bad image, which is left out; None raises.
         notify: is told what was found.
@@ -73,10 +76,11 @@ def open_pictures(
     paths = [Path(source) for source in sources]
     source = paths[0]
     if not masked and not holds_grids(source):
-        yield _open_images(paths, prior, size, tokenizer, on_error, notify)
+        yield _open_images(paths, prior, size, options, tokenizer, on_error, notify)
         return
     if len(paths) > 1:
         raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5` joins several in a pipe")
+    refuse_for_grids(options, source)
     if size is not None:
         raise VqtoolError(f"`size` is for images, but {source} holds token grids")
     with open_grids(source, masked=masked) as reader:
@@ -95,6 +99,7 @@ def _open_images(
     sources: Sequence[Path],
     prior: Prior,
     size: str | None,
+    options: SourceOptions,
     tokenizer: str | Path | None,
     on_error: OnError | None,
     notify: Notify,
@@ -102,7 +107,7 @@ def _open_images(
     model = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
     pixels = prior.grid_spec.image_size if size is None else parse_size(size)
     header = replace(grid_header(model, pixels, {}), history=())
-    items = find_images(sources, on_error=on_error)
+    items = find_images(sources, options=options, on_error=on_error)
     notify(f"{len(items)} images at {size_text(pixels)} -> grids of {size_text(header.grid_size)} tokens")
 
     def read(count: int) -> Iterator[tuple[GridBatch, Images | None]]:

@@ -19,7 +19,8 @@ from vqtool.artifacts import history_record
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridWriter, check_output
-from vqtool.images import to_float
+from vqtool.images import SourceOptions, to_float
+from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import ImageWriter, writer_type
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
@@ -209,6 +210,7 @@ def edit_to_file(
     labels: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
     size: str | None = None,
+    options: SourceOptions = DEFAULTS,
     tokenizer: str | Path | None = None,
     paste: bool = True,
     feather: int = 0,
@@ -229,6 +231,7 @@ def edit_to_file(
             sides they are masked grids.
         output: grid file ("-" is standard output); or a folder, x.png or x.tar for pictures.
         size: pixels that images are brought to; None for those of the prior's training.
+        options: which images of the sources are taken.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
         masked: write the masked grids themselves, and draw nothing.
         force: overwrite what is there.
@@ -241,16 +244,18 @@ def edit_to_file(
         MismatchError: the grids are not of the prior's tokenizer.
         VqtoolError: an argument is not possible, or a file cannot be read or written.
     """
-    options = take_run_options(how)
+    run_options = take_run_options(how)
     if not is_main_process():  # variants of a few pictures are one process's work
         return Summary(0, 0.0, 0.0)
     step = "inpaint" if mask is not None else "outpaint" if sides is not None else "complete"
     step = step if strength is None or mask is not None else "vary"
-    _check_output(output, variants, feather, masked, bool(options.trajectory or options.dry_run))
+    _check_output(output, variants, feather, masked, bool(run_options.trajectory or run_options.dry_run))
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     with ExitStack() as stack:
         image_writer = stack.enter_context(
-            nullcontext() if options.dry_run else _open_image_writer(Path(output), options.trajectory, force=force)
+            nullcontext()
+            if run_options.dry_run
+            else _open_image_writer(Path(output), run_options.trajectory, force=force)
         )
         pictures = stack.enter_context(
             open_pictures(
@@ -258,6 +263,7 @@ def edit_to_file(
                 prior,
                 masked=step == "complete",
                 size=size,
+                options=options,
                 tokenizer=tokenizer,
                 on_error=None if on_error is None else tally,
                 notify=notify,
@@ -284,14 +290,14 @@ def edit_to_file(
         record = _record(step, method, pictures, details)
         editor = _Editor(method, change, variants, strength, texts)
         num = None if pictures.total is None else pictures.total * variants
-        run = Run(method, num, options, notify=notify, progress=progress, output=output)
+        run = Run(method, num, run_options, notify=notify, progress=progress, output=output)
         if not masked:
             run.tell_estimates()
-        if options.dry_run:
+        if run_options.dry_run:
             return editor.rehearse(pictures, run)
         samples, find = range(NUM_SAMPLES), pictures.tokenizer
         observe = stack.enter_context(
-            animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify)
+            animated(run_options.trajectory, samples, find, texts=texts, force=force, notify=notify)
         )
         with _open_output(image_writer, change, Path(output), pictures, record, force=force) as write:
             for _ in run.batches(partial(editor.read_and_make, pictures, write), observe, name=step):
