@@ -12,7 +12,6 @@ No step waits for a GPU, nor copies to or from it: what the program decides, suc
 decides from numbers on the CPU (`Times.known`); what only a GPU can tell is asked after the last step.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -110,8 +109,8 @@ class Walk:
         return self.grid_size[0] * self.grid_size[1]
 
     def usual_steps(self, of_64_cells: int) -> int:
-        """The steps where nobody says: those that are usual for 8x8 cells, and more as the sides of a grid grow."""
-        return max(of_64_cells, round(of_64_cells * math.sqrt(self.num_cells / 64)))
+        """The steps where nobody says: one for ten cells, as 25 for 16x16, but no fewer than are usual for 8x8."""
+        return max(of_64_cells, self.num_cells // 10)
 
     @property
     def num_calls(self) -> float:
