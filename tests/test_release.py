@@ -128,14 +128,13 @@ def test_pictures_lead_to_where_the_files_are_if_that_is_known():
     )
 
 
-def test_the_sdist_holds_every_file_of_the_repository_but_the_candidate_tokenizer(release):
+def test_the_sdist_holds_every_file_of_the_repository(release):
     source = release / "source"
     with tarfile.open(next((release / "dist").glob("*.tar.gz"))) as file:
         names = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
     made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or name.startswith("vqtool.egg-info/")}
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    left_out = (".egg-info/", "scripts/next_tokenizer/")
-    assert names - made == {name for name in expected if not any(part in name for part in left_out)}
+    assert names - made == {name for name in expected if ".egg-info/" not in name}
 
 
 def test_the_sdist_can_be_tested(release, clean):

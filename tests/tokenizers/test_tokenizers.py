@@ -245,7 +245,7 @@ def test_an_unknown_lookup_is_an_error_of_the_caller_or_of_the_file(tmp_path):
         load_tokenizer(tmp_path / "t.safetensors")
 
 
-def test_the_builtin_tokenizer_has_factor_8_and_1024_codes():
+def test_the_builtin_tokenizer_has_factor_8_and_4096_codes():
     tokenizer = vqtool.load_tokenizer()
-    assert (tokenizer.location, tokenizer.factor, tokenizer.codebook.shape[0]) == (BUILTIN, 8, 1024)
+    assert (tokenizer.location, tokenizer.factor, tokenizer.codebook.shape[0]) == (BUILTIN, 8, 4096)
     assert tokenizer.encode(noise(1, 16, 24)).shape == (1, 2, 3)
