@@ -52,9 +52,9 @@ def sample(
 ) -> None:
     """Draw token grids from a prior.
 
-    Sample i is the same for every batch size, number of samples and --start. Without --label, --caption or --captions
-    a prior that takes a condition is given the examples it was trained on, in turn. Grids larger than those of training
-    are drawn in overlapping tiles.
+    Sample i is the same for every batch size, number of samples and --start (on a GPU with --exact). Without
+    --label, --caption or --captions a prior that takes a condition is given the examples it was trained on, in
+    turn. Grids larger than those of training are drawn in overlapping tiles.
 
     Examples:
 

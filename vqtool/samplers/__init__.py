@@ -351,7 +351,8 @@ def sample_batches(prior: Prior, num: int, *, condition: Rows | None = None, **a
 def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
     """Draw token grids from a prior.
 
-    Sample i depends on (seed, i) only: not on the batch size, the number of samples, or `start`.
+    Sample i depends on (seed, i) only: not on the batch size, the number of samples, or `start`; without `exact`, as on
+    a GPU, but for rounding.
 
     Args:
         prior: from `vqtool.load_prior`; its device does the work.

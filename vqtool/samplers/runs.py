@@ -218,7 +218,8 @@ def sample_to_file(
 ) -> Summary:
     """Draw token grids from a prior into a grid file; under `accelerate launch` every process draws a part of them.
 
-    Sample i is the same for every batch size, number of samples and processes. A killed run can be resumed.
+    Sample i is the same for every batch size, number of samples and processes, if it is `exact`. A killed run can be
+    resumed.
 
     Args:
         prior: from `vqtool.load_prior`; its device does the work.
