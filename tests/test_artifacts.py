@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import deserialize, safe_open
 from safetensors.torch import save as to_bytes
 
 from vqtool import artifacts
@@ -295,3 +296,29 @@ def test_a_history_record_holds_the_command_as_one_would_type_it(monkeypatch):
     assert "seed" not in history_record("encode")
     monkeypatch.setattr(sys, "argv", ["/somewhere/vqtool/__main__.py", "info"])
     assert history_record("info")["command"] == "vqtool info"
+
+
+def test_files_are_those_of_safetensors_with_every_type_and_empty_tensors(tmp_path):
+    types = [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    ]
+    types += [torch.int16, torch.int8]
+    tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in types}
+    tensors |= {"empty": torch.zeros(0, 4), "number": torch.tensor(3.5), "turned": torch.arange(6.0).view(2, 3).T}
+    path = tmp_path / "a.safetensors"
+    header = artifacts.save(path, kind="tokenizer", config={"a": 1}, tensors=tensors)
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+            assert file.get_tensor(name).dtype == tensor.dtype
+    content = deserialize(path.read_bytes())
+    assert artifacts.fingerprint("tokenizer", {"a": 1}, content) == header.fingerprint
+    assert artifacts.verify(path) == header

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from importlib.resources import files
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.outputs import atomic_path
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
+_DTYPES = {  # torch's names -> those of safetensors
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the package
 
 
@@ -144,24 +148,45 @@ def save(
     Raises:
         VqtoolError: the file exists and `force` is off, or it cannot be written.
     """
-    from safetensors import deserialize
-    from safetensors.torch import save as to_bytes
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     config = dict(json.loads(json.dumps(config)))
-    content = deserialize(to_bytes(tensors))  # type: ignore[no-untyped-call]
     header = Header(
         kind=kind,
         config=config,
-        fingerprint=fingerprint(kind, config, content),
+        fingerprint=fingerprint(kind, config, ((name, _describe(tensor)) for name, tensor in sorted(tensors.items()))),
         parents=dict(parents or {}),
         history=tuple(dict(record) for record in history),
         summary=dict(summary or {}),
     )
-    # Written by Python and not by safetensors, whose errors do not say that a disk is full.
-    with atomic_path(path, force=force) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata={"vqtool": json.dumps(asdict(header))}))
+    # Written by Python and not by safetensors, whose errors do not say that a disk is full, and tensor by tensor.
+    with atomic_path(path, force=force) as temporary, temporary.open("wb") as file:
+        _write(file, tensors, {"vqtool": json.dumps(asdict(header))})
     return header
+
+
+def _describe(tensor: "Tensor") -> dict[str, Any]:
+    """The type, shape and bytes of a tensor, as `safetensors.deserialize` gives them, but without a copy."""
+    import torch
+
+    name = _DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return {"dtype": name, "shape": list(tensor.shape), "data": data}
+
+
+def _write(file: BinaryIO, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
+    """A safetensors file: the length of a header, the header, then all tensors, those of wide numbers first."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        part = _describe(tensors[name])
+        header[name] = {"dtype": part["dtype"], "shape": part["shape"], "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for name in order:
+        file.write(_describe(tensors[name])["data"])
 
 
 def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, Tensor]]":

@@ -284,6 +284,14 @@ def sketch(build: "Callable[[], nn.Module]", num_tensors: int, where: str) -> "d
         raise FormatError(f"{where}: its config makes no network: {reason[:200]}") from error
 
 
+def bare(build: Callable[[], Network]) -> Network:
+    """A network without the memory of its tensors, which are on "meta" until others are assigned."""
+    import torch
+
+    with torch.device("meta"), _without_values():
+        return build()
+
+
 def _without_values() -> Any:
     """Leave tensors as they are where a network fills them: on "meta" that would import 800 modules."""
     import torch

@@ -47,7 +47,9 @@ def test_the_table_says_of_every_model_what_it_is_and_what_to_type(vqtool):
     text = vqtool("zoo").out
     assert all(row["name"] in text and row["licence"] in text for row in table)
     document = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text()
-    assert all(row["source"].removeprefix("hub:").split("/")[1].split("-")[0] in document for row in table)
+    owners = {row["source"].removeprefix("hub:").split("/")[0] for row in table}
+    assert all(f"{owner}/" in document for owner in owners)
+    assert all(row["format"] in ("", *interop.FORMATS) for row in table)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def models(hub, monkeypatch):
         {
             "fox": zoo.Model("captions, 8 px", "prior", "hub:me/pipeline", "MIT", 1.0, "FID 1", "none"),
             "ibq": zoo.Model(
-                "tokenizer", "tokenizer", "hub:me/ibq/imagenet256_64.ckpt", "Apache-2.0", 2.0, "-", "none"
+                "tokenizer", "tokenizer", "hub:me/ibq/imagenet256_64.ckpt", "Apache-2.0", 2.0, "-", "-", format="ibq"
             ),
         },
     )
@@ -118,7 +120,9 @@ def test_a_model_is_imported_when_it_is_first_used_after_its_licence_has_been_sa
     assert vqtool("decode", tmp_path / "b.h5", "-o", tmp_path / "out").code == 0
 
 
-def test_a_model_can_be_imported_by_its_name(models, tmp_path, vqtool):
+def test_a_model_can_be_imported_by_its_name_without_its_settings_beside_it(models, tmp_path, vqtool):
+    (settings,) = (tmp_path / "hub").rglob("imagenet256_64.yaml")
+    settings.unlink()
     result = vqtool("import", "zoo:ibq", "-o", tmp_path / "t.safetensors")
     assert result.code == 0, result.err
     assert "licence Apache-2.0" in result.err

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from vqtool import interop
+from vqtool import artifacts, interop
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop import Source
 from vqtool.interop._sources import read_yaml
 from vqtool.interop.pickles import Inert, read_pickle
+from vqtool.priors import load_prior
+from vqtool.tokenizers import load_tokenizer
 
 
 class Runs:
@@ -144,3 +146,37 @@ def test_several_files_of_settings_beside_a_checkpoint_have_to_be_chosen_from(tm
     (tmp_path / "m.yaml").write_text("model: {a: 3}\n")
     assert interop.read_source(tmp_path / "m.pt").config == {"model": {"a": 3}}
     assert interop.read_source(tmp_path / "m.pt", tmp_path / "two.yaml").config == {"model": {"a": 2}}
+
+
+def test_a_source_that_is_not_copied_lends_its_tensors_to_the_network(tmp_path):
+    tensors = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
+    lent = interop.fill(lambda: nn.Linear(2, 3), tensors, Source(tmp_path / "m.pt", copies=False))
+    assert lent.weight.data_ptr() == tensors["weight"].data_ptr()
+    assert isinstance(lent.weight, nn.Parameter)
+    copied = interop.fill(lambda: nn.Linear(2, 3), tensors, Source(tmp_path / "m.pt"))
+    assert copied.weight.data_ptr() != tensors["weight"].data_ptr()
+    assert torch.equal(copied(torch.ones(1, 2)), lent(torch.ones(1, 2)))
+    half = {name: tensor.half() for name, tensor in tensors.items()}
+    widened = interop.fill(lambda: nn.Linear(2, 3), half, Source(tmp_path / "m.pt", copies=False))
+    assert widened.weight.dtype == torch.float32
+    assert torch.equal(widened.weight, half["weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("hm-prior/ImageNet_96_tiny.pth", {"num_heads": 3}),
+        ("ms-prior-class/tiny_pretrained.pth", {}),
+        ("taming-vqgan/last.ckpt", {}),
+        ("amused-pipeline", {}),
+    ],
+)
+def test_a_converted_source_is_what_loading_it_gives(tmp_path, source, options):
+    path, out = Path(__file__).parents[1] / "golden" / source, tmp_path / "a.safetensors"
+    list(interop.convert(path, out, **options))
+    loaded = interop.load(interop.read_source(path), interop.Options(**options))
+    kind = artifacts.read_header(out).kind
+    found = load_prior(out).denoiser if kind == "prior" else load_tokenizer(out)
+    expected = loaded.prior.denoiser if kind == "prior" else loaded.tokenizer
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())

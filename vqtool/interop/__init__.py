@@ -110,6 +110,7 @@ def convert(
         return
     chosen = Options.read(options)
     found = read_source(find_source(str(source)), None if config is None else Path(config))
+    found = replace(found, copies=False)  # what is made of it is written before it can change
     format = format or recognise(found)
     yield f"{source}: {format}"
     imported = load(found, chosen, format)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop.pickles import read_pickle
-from vqtool.trust import check_file, check_levels, check_weights, read_json, read_text, sketch
+from vqtool.trust import bare, check_file, check_levels, check_weights, read_json, read_text, sketch
 
 Module = TypeVar("Module", bound=nn.Module)
 MAX_LISTED = 12  # keys in a message
@@ -32,6 +32,7 @@ class Source:
     content: Any = None  # of a file: what it holds; None for a folder
     config: Mapping[str, Any] | None = None  # of the yaml or json file that goes with it
     notes: list[str] = field(default_factory=list)  # on which files were chosen
+    copies: bool = True  # whether networks get copies of its weights, or use the mapped file itself
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder.
@@ -200,8 +201,17 @@ def fill(
         raise FormatError(f"{where}: tensors that are not understood: {listed(left)}")
     found = {name: tensors[name] for name in wanted}
     check_weights(_renamed(wanted, shown), _renamed(found, shown), where)
+    if not (isinstance(module, nn.Module) or source.copies):
+        return _mapped(module, wanted, found)
     made: Module = module if isinstance(module, nn.Module) else module()  # type: ignore[assignment]
     made.load_state_dict(found)
+    return made
+
+
+def _mapped(build: Callable[[], Module], wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Module:
+    """A network that uses tensors as they are: they are written to a file before the source can change."""
+    made = bare(build)
+    made.load_state_dict({name: found[name].to(value.dtype) for name, value in wanted.items()}, assign=True)
     return made
 
 

@@ -30,6 +30,7 @@ class Model:
     score: str  # as its makers state it; "-" where none was found
     protocol: str  # how they measured it
     tokenizer: str = ""  # NAME of the one that its tokens are of, where that is a source of its own
+    format: str = ""  # where names of tensors alone do not tell
 
 
 def _halton(size: int, name: str, parameters: float, fid: str, inception: int, w: float) -> Model:
@@ -55,6 +56,31 @@ def _ibq(codes: int, rfid: str) -> Model:
         106.7 + 256 * codes / 1e6,
         f"rFID {rfid}",
         "ImageNet, 256 px, averaged weights",
+        format="ibq",
+    )
+
+
+def _maskbit(bits: int, rfid: str) -> Model:
+    return Model(
+        f"tokenizer of {bits} bits, factor 16",
+        "tokenizer",
+        f"hub:markweber/maskbit_tokenizer_{bits}bit/maskbit_tokenizer_{bits}bit.bin",
+        "for research only (code Apache-2.0)",
+        54.4,
+        f"rFID {rfid}",
+        "ImageNet, 256 px",
+    )
+
+
+def _magvit2(size: int, factor: int, rfid: str) -> Model:
+    return Model(
+        f"tokenizer of 18 bits, factor {factor}",
+        "tokenizer",
+        f"hub:TencentARC/Open-MAGVIT2-Tokenizer-{size}-resolution/imagenet_{size}_L.ckpt",
+        "Apache-2.0",
+        115.2,
+        f"rFID {rfid}",
+        f"ImageNet, {size} px, averaged weights",
     )
 
 
@@ -87,6 +113,22 @@ MODELS: dict[str, Model] = {
     "ibq-8192": _ibq(8192, "1.87"),
     "ibq-16384": _ibq(16384, "1.37"),
     "ibq-262144": _ibq(262144, "1.00"),
+    "magvit2-f16": _magvit2(256, 16, "1.17"),
+    "magvit2-f8": _magvit2(128, 8, "1.18"),
+    "maskbit-10": _maskbit(10, "1.76"),
+    "maskbit-12": _maskbit(12, "1.52"),
+    "maskbit-14": _maskbit(14, "1.37"),
+    "maskbit-16": _maskbit(16, "1.29"),
+    "maskbit-18": _maskbit(18, "1.16"),
+    "showo-magvit2": Model(
+        "tokenizer of 13 bits, factor 16",
+        "tokenizer",
+        "hub:showlab/magvitv2",
+        "Apache-2.0",
+        95.3,
+        "rFID 3.50",
+        "ImageNet, as measured by SEED-Voken",
+    ),
 }
 
 
@@ -131,6 +173,7 @@ def convert(name: str, output: Path | None, *, force: bool = False, **options: A
         yield f"its tokenizer {model.tokenizer}: licence {tokenizer.licence}; {_size(tokenizer)}"
         yield from interop.convert(tokenizer.source, beside, force=force)
         options["tokenizer"] = beside
+    options["format"] = options.get("format") or model.format or None
     yield from interop.convert(model.source, output, force=force, **options)
 
 
