@@ -4,13 +4,12 @@ A prior is trained on grids in the codes of the built-in tokenizer, the codebook
 are encoded anew. Then as many steps are taken from fresh weights and from the prior that was carried over, by counted
 links and by nearest codes. Shown are bounds on held-out grids, nats a token.
 
-    python scripts/bench_transplant.py imgs/ --work build/transplant --before 2000 --after 400
+    python scripts/bench_transplant.py imgs/ --work build/transplant --before 2000 --anew 400 2000 --after 100 400
 
 What is there in the work folder is not made again.
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ def measure(images: str, work: Path, settings: argparse.Namespace) -> dict[str, 
     old, new = work / "old.h5", work / "new.h5"
     if not old.exists():
         encode([images], old, image_size=(settings.size, settings.size))
-    common = {"condition": "none", "size": "tiny", "batch_size": settings.batch, "preview_every": 0}
-    if not (work / "prior.safetensors").exists():
-        train_prior(old, work / "prior.safetensors", steps=settings.before, resume="auto", **common)
+    common = {"condition": "none", "batch_size": settings.batch, "preview_every": 0, "keep": "last"}
+    train(old, work / "prior.safetensors", {**common, "steps": settings.before, "size": "tiny"})
     tokenizer = work / "refit.safetensors"
     if not new.exists():
         carrier = Carrier.open(work / "prior.safetensors", tokenizer, force=True)
@@ -39,24 +37,26 @@ def measure(images: str, work: Path, settings: argparse.Namespace) -> dict[str, 
         carrier.carry(made.links, made.parent, made.fingerprint, tokenizer)
         transplant(work / "prior.safetensors", work / "nearest.prior.safetensors", tokenizer=tokenizer, force=True)
         encode([images], new, tokenizer, image_size=(settings.size, settings.size))
-    fresh = {"steps": settings.after, **common}
-    found = {"anew": train(new, work / "anew.safetensors", fresh)}
-    del fresh["size"]
+    found = {"before, in the old codes": {0: bound(work / "prior.safetensors", old)}}
+    for steps in settings.anew:
+        output = work / f"anew-{steps}.safetensors"
+        train(new, output, {**common, "steps": steps, "size": "tiny"})
+        found.setdefault("anew", {})[steps] = bound(output, new)
     for name, start in (("counted links", "refit"), ("nearest codes", "nearest")):
         source = work / f"{start}.prior.safetensors"
-        rate = {} if settings.rate is None else {"learning_rate": settings.rate}
         found[name] = {0: bound(source, new)}
-        found[name] |= train(new, work / f"{start}-tuned.safetensors", {**fresh, **rate, "from_": source})
-    return {"before, in the old codes": {0: bound(work / "prior.safetensors", old)}, **found}
+        for steps in settings.after:
+            rate = "" if settings.rate is None else f"-{settings.rate:g}"
+            output = work / f"{start}-{steps}{rate}.safetensors"
+            train(new, output, {**common, "steps": steps, "from_": source, "learning_rate": settings.rate})
+            found[name][steps] = bound(output, new)
+    return found
 
 
-def train(grids: Path, output: Path, options: Mapping[str, Any]) -> dict[int, float]:
-    """Step -> bound on held-out grids, of the averaged weights."""
+def train(grids: Path, output: Path, options: Mapping[str, Any]) -> None:
+    """Train a prior, unless it is there."""
     if not output.exists():
         train_prior(grids, output, resume="auto", **options)
-    log = output.with_name(output.name.replace(".safetensors", ".log.jsonl"))
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line["validation_bound"] for line in lines if "validation_bound" in line}
 
 
 def bound(path: Path, grids: Path) -> float:
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("images")
     parser.add_argument("--work", type=Path, default=Path("build/transplant"))
     parser.add_argument("--before", type=int, default=2000, help="steps of the prior that is carried over")
-    parser.add_argument("--after", type=int, default=400, help="steps in the new codes")
+    parser.add_argument("--anew", type=int, nargs="+", default=[400, 2000], help="steps of new priors in the new codes")
+    parser.add_argument("--after", type=int, nargs="+", default=[100, 400], help="steps of carried ones there")
     parser.add_argument("--codes", type=int, default=512, help="of the refitted codebook")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, help="learning rate in the new codes; default: that of train-prior")
@@ -83,7 +84,7 @@ def main() -> None:
     settings = parser.parse_args()
     found = measure(settings.images, settings.work, settings)
     steps = sorted({step for bounds in found.values() for step in bounds})
-    print(f"| steps | {' | '.join(map(str, steps))} |")
+    print(f"| steps in the new codes | {' | '.join(map(str, steps))} |")
     print("|---" * (len(steps) + 1) + "|")
     for name, bounds in found.items():
         print(f"| {name} | {' | '.join(f'{bounds[step]:.3f}' if step in bounds else '' for step in steps)} |")
