@@ -269,7 +269,7 @@ def run(options: argparse.Namespace) -> None:
         path = work / "tokens" / f"{way.name}.npy"
         if not path.exists():
             if time.monotonic() - start > 60 * options.minutes * (1 if options.only_sample else 0.75):
-                break
+                continue  # others may be there already
             began = time.monotonic()
             save(path, sample(prior, captions, way))
             print(f"{way.name}: {time.monotonic() - began:.1f} s for {len(captions)} samples", file=sys.stderr)
