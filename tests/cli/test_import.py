@@ -1,12 +1,14 @@
 """`vqtool import`: checkpoints of other projects become artifacts; what cannot be read is said in one line."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import TINY, build_tokenizer
+from support.commands import TINY, build_tokenizer, write_pictures
 
+from vqtool.priors import load_prior
 from vqtool.tokenizers import save_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -139,3 +141,33 @@ def test_a_published_prior_is_sampled_as_published_by_the_names_of_its_classes(t
     result = vqtool(*again, "-o", grids, "--force")
     assert result.code == 0, result.err
     assert "as published for this prior: sampler halton\n" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["halton-maskgit", "amused"])
+def test_training_goes_on_with_an_imported_prior_and_lowers_its_bound(tmp_path, monkeypatch, vqtool, kind):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("goldfish", "tench")):
+        pictures = write_pictures(tmp_path / "imgs" / name, 6, size=(48, 48), seed=number)
+        for picture in pictures.glob("*.png"):
+            picture.with_suffix(".txt").write_text(f"a {name}")
+    if kind == "amused":
+        assert vqtool("import", GOLDEN / "amused-pipeline", "-o", "p.safetensors").code == 0
+        tokenizer, size = "p.tokenizer.safetensors", "16"
+    else:
+        save_tokenizer("tok.safetensors", build_tokenizer(config=replace(TINY, codebook_size=48)))
+        source = GOLDEN / "hm-prior" / "ImageNet_96_tiny.pth"
+        result = vqtool("import", source, "-t", "tok.safetensors", "--num-heads", "3", "-o", "p.safetensors")
+        assert result.code == 0, result.err
+        tokenizer, size = "tok.safetensors", "48"
+    assert vqtool("encode", "imgs", "-t", tokenizer, "--size", size, "-o", "tok.h5").code == 0
+    result = vqtool("train-prior", "tok.h5", "--from", "p.safetensors", "--steps", "20", "-o", "tuned.safetensors")
+    assert result.code == 0, result.err
+    bits = []
+    for name in ("p", "tuned"):
+        result = vqtool("eval", "--likelihood", "tok.h5", "--prior", f"{name}.safetensors", "-o", f"{name}.json")
+        assert result.code == 0, result.err
+        scores = json.loads(Path(f"{name}.json").read_text())["scores"]
+        bits.append(scores["bits-per-token"])
+    assert bits[1] < bits[0] - 0.2
+    assert load_prior("tuned.safetensors").sampling == load_prior("p.safetensors").sampling

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from scipy import stats
 from support.exact import exact_prior, random_prior
 from support.matrices import FALSE_ALARM, check_law
@@ -20,9 +21,12 @@ import vqtool
 from vqtool import rng, samplers
 from vqtool.cli.main import app
 from vqtool.diffusion import kernels
+from vqtool.diffusion.guidance import scales
 from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
 from vqtool.samplers import _machine, halton
+from vqtool.samplers._settings import interpolate
+from vqtool.samplers._unmask import PLANS
 
 UNMASKING = ("fewer", "purity", "confidence", "halton", "entropy", "moment")
 COUNTED = tuple(name for name in UNMASKING if name != "entropy")  # those that are told how many calls
@@ -423,3 +427,32 @@ def test_options_that_are_not_possible_are_refused(arguments, message):
 def test_a_prior_without_a_mask_is_refused(name):
     with pytest.raises(VqtoolError, match=f"sampler {name} needs a kernel with a mask"):
         vqtool.sample(random_prior("uniform"), 1, sampler=name)
+
+
+TITOK = Path(__file__).parents[1] / "golden" / "titok-prior" / "io.safetensors"
+
+
+def test_the_plan_arccos_is_that_of_titok():
+    for row in load_file(TITOK)["count_rows"].tolist():
+        cells, steps, *left = row
+        found = [int(table[-1]) for table in PLANS["arccos"](cells, steps)]
+        if steps <= cells:
+            assert found == left[:steps], (cells, steps)
+
+
+def test_schedules_of_guidance_over_calls_are_those_of_titok():
+    for kind, scale, power, steps, *expected in load_file(TITOK)["guidance_rows"].tolist():
+        share = torch.arange(int(steps), dtype=torch.float64) / steps
+        name = ("constant", "linear", "power-cosine")[int(kind)]
+        own = int(kind != 2)  # theirs are one less than ours there
+        found = scales(share, scale + own, name, (0.0, 1.0), power if kind == 2 else 1.0) - own
+        assert (found - torch.tensor(expected[: int(steps)], dtype=torch.float64)).abs().max() <= 2e-4, (name, steps)
+
+
+def test_the_annealed_temperature_of_titok_is_a_list_of_two():
+    rows = [row for row in load_file(TITOK)["temperature_rows"].tolist() if row[2] == 0]
+    assert rows
+    for steps, _, _, *expected in rows:
+        share = torch.arange(int(steps), dtype=torch.float64) / max(1, int(steps) - 1)
+        found = interpolate([1.3 - 0.8 / steps, 0.5], share)
+        assert (found - torch.tensor(expected[: int(steps)], dtype=torch.float64)).abs().max() <= 2e-4
