@@ -99,6 +99,17 @@ def broadcast(value: T) -> T:
     return result[0]
 
 
+def gather_objects(value: T) -> list[T]:
+    """What each process has for `value`, in the order of the processes."""
+    if world_size() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    join_group()
+    result: list[T] = gather_object([value])
+    return result
+
+
 def gather(rows: "Tensor") -> "Tensor":
     """The rows of all processes, in the order of the processes; each has as many."""
     if world_size() == 1:

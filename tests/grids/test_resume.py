@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from support.commands import error_lines, start
+from support.commands import error_lines, start, write_pictures
 from support.exact import random_prior
 from support.two import run_in_two
 
@@ -118,6 +119,36 @@ def test_polite_signals_keep_what_is_done_and_resume_auto_goes_on(folder, vqtool
     assert datasets("x.h5") == datasets("whole.h5")
     again = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
     assert (again.code, "x.h5: exists" in again.err) == (1, True)
+
+
+def test_two_processes_count_and_name_together_what_they_skip(tmp_path, monkeypatch, tokenizer_path):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "imgs", 6)
+    for name in ("00", "04", "05"):
+        (tmp_path / "imgs" / f"{name}.png").write_bytes(b"no picture")
+    done = run_in_two("vqtool", "encode", "imgs", "--size", 32, "-t", tokenizer_path, "-o", "x.h5")
+    errors = done.stderr.decode()
+    assert done.returncode == 1
+    assert "3 pictures: no captions, no labels; 3 files skipped (names above)" in errors
+    assert [line.split(": ")[1] for line in errors.splitlines() if line.startswith("warning: skipped")] == [
+        f"skipped imgs/{name}.png" for name in ("00", "04", "05")
+    ]
+    assert len(read_grids("x.h5")[1]) == 3
+
+
+def test_of_two_runs_at_once_one_succeeds_and_the_other_names_it(tmp_path, monkeypatch, tokenizer_path):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "imgs", 40)
+    line = ["encode", "imgs", "--size", 32, "-t", tokenizer_path, "-o", "x.h5"]
+    runs = [start(*line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)]
+    errors = [run.communicate()[1].decode() for run in runs]
+    codes = [run.returncode for run in runs]
+    assert sorted(codes) == [0, 1], errors
+    (refusal,) = error_lines(errors[codes.index(1)])
+    first = f"error: x.h5: process {runs[codes.index(0)].pid} on {socket.gethostname()} is writing it"
+    assert refusal.startswith(first) or "x.h5: exists" in refusal  # where one was done before the other began
+    assert len(read_grids("x.h5")[1]) == 40
+    assert sorted(os.listdir()) == ["imgs", "x.h5"]
 
 
 def test_a_killed_run_is_not_overwritten_unless_forced(folder, vqtool):

@@ -5,6 +5,7 @@ Memory is flat in the number of images: one batch is in the network while the ne
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,12 @@ def encode(
     header = grid_header(tokenizer, image_size, history_record("encode", inputs=inputs, num=len(items), images=known))
     if on_start is not None:
         on_start(header, len(items))
-    own, bad = distributed.own_share(items), 0
+    own, bad = distributed.own_share(items), list[tuple[ImageItem, str]]()
 
     def skip(item: ImageItem, error: VqtoolError) -> None:
-        nonlocal bad
         if on_error is None:
             raise error
-        bad += 1
+        bad.append((item, str(error)))
         on_error(item, error)
 
     with resumable_writer(output, header, resume=resume, force=force) as writer:
@@ -111,9 +111,19 @@ def encode(
             for batch in encode_images(left, tokenizer, image_size, batch_size=batch_size, on_error=skip):
                 writer.write(batch)
                 advance(len(batch))
-        if bad == len(items):
+        if _tell_main(items, bad, on_error) == len(items):
             raise VqtoolError(f"none of the {len(items)} images could be read")
     return writer.num_grids
+
+
+def _tell_main(items: Sequence[ImageItem], bad: Sequence[tuple[ImageItem, str]], on_error: OnError | None) -> int:
+    """Tell the main process of images that others have left out; returns how many all of them did."""
+    numbers = {id(item): number for number, item in enumerate(items)} if bad else {}
+    of_all = distributed.gather_objects([(numbers[id(item)], text) for item, text in bad])
+    if distributed.is_main_process() and on_error is not None:
+        for number, text in chain.from_iterable(of_all[1:]):
+            on_error(items[number], VqtoolError(text))
+    return sum(map(len, of_all))
 
 
 def _check_texts(items: Sequence[ImageItem]) -> None:
