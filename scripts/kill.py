@@ -134,6 +134,11 @@ class Findings:
         )
     )
 
+    @property
+    def counts(self) -> str:
+        """The numbers of cases so far."""
+        return ", ".join(f"{num} {what}" for what, num in self.cases.items())
+
     def add(self, case: Case, what: str) -> None:
         """Print and keep a finding."""
         line = f"{case.name}: {what}"
@@ -486,8 +491,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(options.twice):
                 start_twice(case, inputs, expected, findings)
             found = len(findings.lines) - so_far
-            print(f"# {case.name}: {found} findings, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    print(", ".join(f"{num} {what}" for what, num in findings.cases.items()) + f": {len(findings.lines)} findings")
+            seconds = time.monotonic() - begun
+            print(f"# {case.name}: {found} findings, {seconds:.0f} s; {findings.counts}", file=sys.stderr, flush=True)
+    print(f"{findings.counts}: {len(findings.lines)} findings")
     return 1 if findings.lines else 0
 
 

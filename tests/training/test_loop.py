@@ -278,6 +278,17 @@ def test_an_interrupted_run_saves_its_state_says_so_and_resumes(tmp_path, whole,
     assert_same(tmp_path, tokenizer, whole)
 
 
+def test_a_run_that_begins_over_another_is_what_a_resume_goes_on_with(tmp_path, whole):
+    def stop(step, metrics):
+        raise RuntimeError("killed")
+
+    train(tmp_path, num_steps=2)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, report=stop)
+    tokenizer, _ = train(tmp_path, resume=True)
+    assert_same(tmp_path, tokenizer, whole)
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_end_of_the_step(tmp_path):
     def report(step, metrics):
         signal.raise_signal(signal.SIGINT)

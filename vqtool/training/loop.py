@@ -277,6 +277,8 @@ def run(
     if resume:
         training.load(state_path, identity)
         identity["minutes"] = read_identity(state_path).minutes
+    elif state_path.exists():  # of an earlier run, which a resume would go on with while the log is of this one
+        training.save(state_path, identity)
     log = RunLog(log_path, training.step)
 
     last_measured: dict[str, float] = {}
