@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.command_lines import commands_in, leaf_commands
 from support.commands import write_pictures
 
@@ -157,11 +159,11 @@ def typed_lines(text):
     return [line.partition("  #")[0].strip() for line in re.findall(r"^    (vqtool .*)$", text, flags=re.MULTILINE)]
 
 
-def type_line(vqtool, line, folder):
+def type_line(vqtool, line, folder, shorter=SHORTER):
     """Run a line in this process, the commands of a pipe one after the other."""
     source = None
     for args in commands_in(line):
-        result = vqtool(*args, *SHORTER.get(args[0], ()), stdin=source)
+        result = vqtool(*args, *shorter.get(args[0], ()), stdin=source)
         assert (result.code, "nothing to guide" in result.err) == (0, False), f"{line}\n{result.err}"
         source = folder / "pipe"
         source.write_bytes(result.data)
@@ -187,7 +189,24 @@ def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(
 
 def test_the_path_of_the_readme_is_that_of_the_help(vqtool):
     text = vqtool("--help").out
-    assert typed_lines(text) == typed_lines(section(README, "Your own pictures"))
+    apple, *path = typed_lines(text)
+    assert [apple] == typed_lines(section(README, "Try it"))
+    assert path == typed_lines(section(README, "Your own pictures"))
+
+
+@pytest.mark.slow
+def test_the_first_line_of_the_readme_draws_what_it_says_in_an_empty_folder(vqtool, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (line,) = typed_lines(section(README, "Try it"))
+    type_line(vqtool, line, tmp_path, shorter={})
+    assert [path.name for path in work.iterdir()] == ["apple.png"]
+    with Image.open("apple.png") as image:
+        assert image.size == (128, 128)
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    red = (pixels[:, 0] > 150) & (pixels[:, 1] < 110) & (pixels[:, 2] < 110)
+    assert red.mean() > 0.1
 
 
 @pytest.mark.slow

@@ -38,6 +38,10 @@ _HELP = """Generate images with vector-quantised discrete diffusion.
 
     images -> tokenizer -> token grids -> prior -> sampler -> token grids -> tokenizer -> images -> metrics
 
+Nothing trained, nothing downloaded, an apple:
+
+    vqtool sample --caption "a red apple" --cfg-scale 3 --purity | vqtool decode -o apple.png
+
 From a folder of pictures to new ones like them, each line as often as you like (-f overwrites what it made before):
 
     vqtool codebook refit imgs/ -f                             # your codes
