@@ -297,10 +297,10 @@ def test_ctrl_c_keeps_whole_pictures_and_leaves_no_half_tar(vqtool, work, monkey
 
     decode = batches.decode_batch
 
-    def interrupted(batch, model):
+    def interrupted(batch, model, **how):
         if batch.ids[0] == "id6":
             raise KeyboardInterrupt
-        return decode(batch, model)
+        return decode(batch, model, **how)
 
     monkeypatch.setattr(batches, "decode_batch", interrupted)
     for output, kept in {

@@ -224,6 +224,17 @@ def test_an_unknown_device_is_refused(encode):
         assert "--device cuda" in error_lines(encode("imgs", "--device", "cuda").err)[0]
 
 
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [("bf16", "--precision bf16 is for GPUs"), ("fp8", "unknown precision 'fp8': known are fp32, bf16")],
+)
+def test_a_precision_that_a_cpu_gains_nothing_from_is_refused(encode, precision, message):
+    result = encode("imgs", "--device", "cpu", "--precision", precision)
+    assert result.code == 1
+    assert message in error_lines(result.err)[0]
+    assert entries(".") == ["imgs"]
+
+
 @pytest.mark.parametrize("device", ["mps", "mps:0"])
 def test_apples_gpus_are_refused_before_any_work(encode, device):
     result = encode("imgs", "--device", device)

@@ -25,6 +25,17 @@ def test_tokens_and_pictures_are_those_of_the_cpu(gpu, build):
     torch.testing.assert_close(tokenizer.decode(expected.to(gpu)).cpu(), build().decode(expected), rtol=0, atol=2e-4)
 
 
+def test_in_bfloat16_most_tokens_are_the_same_and_pictures_near(gpu):
+    tokenizer, images = load_tokenizer().to(gpu), pictures().to(gpu)
+    tokens = tokenizer.encode(images)
+    found = tokenizer.encode(images, bf16=True)
+    assert float((found == tokens).double().mean()) > 0.5
+    exact, near = tokenizer.decode(tokens), tokenizer.decode(tokens, bf16=True)
+    assert near.dtype == torch.float32
+    assert not torch.equal(near, exact)
+    assert float((near - exact).square().mean().sqrt()) < 0.02  # 34 dB and more
+
+
 def test_the_size_of_a_batch_changes_no_picture(gpu):
     tokenizer = load_tokenizer().to(gpu)
     tokens = tokenizer.encode(pictures(6).to(gpu))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, TokenizerOption
+from vqtool.cli.options import BatchSize, Device, Force, Precision, TokenizerOption
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -23,6 +23,7 @@ def decode(
     tokenizer: TokenizerOption = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    precision: Precision = "fp32",
     force: Force = False,
 ) -> None:
     """Turn token grids into images.
@@ -46,7 +47,15 @@ def decode(
         echo(f"grids of {size_text(header.grid_size)}, tokenizer {model.fingerprint} ({model.location})")
 
     done = decode_file(
-        grids, output, tokenizer, batch_size=batch_size, device=device, force=force, on_start=start, progress=progress
+        grids,
+        output,
+        tokenizer,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        force=force,
+        on_start=start,
+        progress=progress,
     )
     for warning in done.warnings:
         warn(warning)

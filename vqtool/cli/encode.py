@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Images, Resume, ResumeAuto, Strict, TokenizerOption
+from vqtool.cli.options import BatchSize, Device, Force, Images, Precision, Resume, ResumeAuto, Strict, TokenizerOption
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -32,6 +32,7 @@ def encode(
     ] = DEFAULT_SIZE,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    precision: Precision = "fp32",
     strict: Strict = False,
     resume: Resume = False,
     resume_auto: ResumeAuto = None,
@@ -73,6 +74,7 @@ def encode(
         image_size=parse_size(size),
         batch_size=batch_size,
         device=device,
+        precision=precision,
         resume=resume_auto or resume,
         force=force,
         on_error=skipped.on_error,

@@ -73,6 +73,16 @@ Device = Annotated[
         rich_help_panel=advanced(MACHINE),
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="[fp32|bf16]",
+        help="Of the network; bf16 is for GPUs.",
+        autocompletion=lambda: ["fp32", "bf16"],
+        rich_help_panel=advanced(MACHINE),
+    ),
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="JSON file; - is stdout. Default: that, if no terminal."),

@@ -7,6 +7,7 @@ A network is a file here with Config, Encoder and Decoder, and a row in NETWORKS
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,11 +176,12 @@ class Tokenizer(nn.Module):
         return found if self.num_full_codes is None else self.code_map[found]
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, *, bf16: bool = False) -> Tensor:
         """Images to tokens.
 
         Args:
             images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
+            bf16: whether the encoder computes in bfloat16; the lookup does not.
 
         Returns:
             (B, H, W) int64 in [0, K).
@@ -187,15 +189,17 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError, VqtoolError: as `latents`.
         """
-        latents = self.latents(images)
-        return self.look_up(latents.reshape(-1, latents.shape[-1])).view(latents.shape[:-1])
+        with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
+            latents = self.latents(images)
+        return self.look_up(latents.float().reshape(-1, latents.shape[-1])).view(latents.shape[:-1])
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
-    def decode(self, grid: Tensor) -> Tensor:
+    def decode(self, grid: Tensor, *, bf16: bool = False) -> Tensor:
         """Tokens to images.
 
         Args:
             grid: (B, H, W) integers in [0, K).
+            bf16: whether the decoder computes in bfloat16.
 
         Returns:
             (B, 3, h, w) float32, about [-1, 1], not clamped.
@@ -204,7 +208,8 @@ class Tokenizer(nn.Module):
             ValueError: of another shape or type, or a token is outside the codebook.
         """
         check_tokens(grid, self.codebook_size, wait=True)  # on a GPU a wrong token ends the process
-        return self.decode_codes(self.codebook[grid.long()])
+        with torch.autocast(grid.device.type, torch.bfloat16) if bf16 else nullcontext():
+            return self.decode_codes(self.codebook[grid.long()]).float()
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """(B, H, W, D) vectors to (B, 3, h, w) images."""

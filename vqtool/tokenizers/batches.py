@@ -36,7 +36,10 @@ from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
 from vqtool.locks import claims
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
+from vqtool.registry import check_known
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
+
+PRECISIONS = ("fp32", "bf16")
 
 OnError = Callable[[ImageItem, VqtoolError], None]
 
@@ -51,6 +54,7 @@ def encode(
     image_size: tuple[int, int] = (64, 64),
     batch_size: int = 32,
     device: str = "auto",
+    precision: str = "fp32",
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
@@ -70,6 +74,7 @@ def encode(
         image_size: (height, width) pixels that images are brought to.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
+        precision: of the encoder: "fp32", or on a GPU "bf16", which the history says: some tokens are others.
         resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
@@ -86,12 +91,15 @@ def encode(
     resume = check_resumable(output, resume=resume, force=force)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
+    bf16 = is_bf16(precision, tokenizer)
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
     items = find_images(sources, options, on_error=on_error)
     _check_texts(items)
     known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
-    header = grid_header(tokenizer, image_size, history_record("encode", inputs=inputs, num=len(items), images=known))
+    how: dict[str, Any] = {"precision": precision} if bf16 else {}
+    record = history_record("encode", inputs=inputs, num=len(items), images=known, **how)
+    header = grid_header(tokenizer, image_size, record)
     if on_start is not None:
         on_start(header, len(items))
     own, bad = distributed.own_share(items), list[tuple[ImageItem, str]]()
@@ -108,7 +116,7 @@ def encode(
             left, passed = _not_done(own, writer)
             _skip_again(passed, image_size, skip)
         with progress("encode", len(left)) as advance:
-            for batch in encode_images(left, tokenizer, image_size, batch_size=batch_size, on_error=skip):
+            for batch in encode_images(left, tokenizer, image_size, batch_size=batch_size, bf16=bf16, on_error=skip):
                 writer.write(batch)
                 advance(len(batch))
         if _tell_main(items, bad, on_error) == len(items):
@@ -192,6 +200,7 @@ def decode(
     *,
     batch_size: int = 32,
     device: str = "auto",
+    precision: str = "fp32",
     force: bool = False,
     on_start: Callable[[GridHeader, Tokenizer], None] | None = None,
     progress: Progress = silent,
@@ -207,6 +216,7 @@ def decode(
         tokenizer: instead of the one that the grids name.
         batch_size: grids in the network at once.
         device: to compute on.
+        precision: of the decoder: "fp32", or on a GPU "bf16".
         force: overwrite; and decode with another tokenizer than that of the grids, if codes and grids fit.
         on_start: told the header of the grids and the tokenizer, before the first is decoded.
         progress: shows how many are done.
@@ -224,6 +234,7 @@ def decode(
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, source, given=tokenizer, force=force).to(distributed.choose_device(device))
+        bf16 = is_bf16(precision, model)
         if on_start is not None:
             on_start(reader.header, model)
         with progress("decode", reader.num_grids) as advance:
@@ -231,7 +242,7 @@ def decode(
                 if is_shared and isinstance(writer, FolderWriter) and number % num != rank:
                     writer.pass_over(batch.ids, batch.labels, batch.captions)
                 else:
-                    writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
+                    writer.write(decode_batch(batch, model, bf16=bf16), batch.ids, batch.labels, batch.captions)
                 advance(len(batch))
     warnings = []
     if isinstance(writer, PreviewWriter) and writer.num_dropped:
@@ -264,6 +275,7 @@ def encode_images(
     image_size: tuple[int, int],
     *,
     batch_size: int,
+    bf16: bool = False,
     on_error: OnError | None = None,
 ) -> Iterator[GridBatch]:
     """Token grids of images, in their order.
@@ -273,20 +285,33 @@ def encode_images(
         tokenizer: on the device to use.
         image_size: (h, w) that images are brought to.
         batch_size: images in the network at once.
+        bf16: whether the encoder computes in bfloat16.
         on_error: told of a bad image, which is left out; None raises.
     """
     for batch in read_batches(items, image_size, batch_size, on_error=on_error):
-        yield encode_batch(batch, tokenizer)
+        yield encode_batch(batch, tokenizer, bf16=bf16)
 
 
-def encode_batch(batch: ImageBatch, tokenizer: Tokenizer) -> GridBatch:
+def encode_batch(batch: ImageBatch, tokenizer: Tokenizer, *, bf16: bool = False) -> GridBatch:
     """Token grids of images, with what is known of them."""
     images = torch.from_numpy(np.require(batch.images, requirements="W"))  # torch warns of read-only memory
-    tokens = tokenizer.encode(to_float(images.to(tokenizer.device)))
+    tokens = tokenizer.encode(to_float(images.to(tokenizer.device)), bf16=bf16)
     return GridBatch(tokens.cpu().numpy().astype(np.uint32), batch.ids, batch.labels, batch.captions)
 
 
-def decode_batch(batch: GridBatch, tokenizer: Tokenizer) -> NDArray[np.uint8]:
+def decode_batch(batch: GridBatch, tokenizer: Tokenizer, *, bf16: bool = False) -> NDArray[np.uint8]:
     """Images (B, 3, h, w) of token grids."""
     tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(tokenizer.device)
-    return to_uint8(tokenizer.decode(tokens))
+    return to_uint8(tokenizer.decode(tokens, bf16=bf16))
+
+
+def is_bf16(precision: str, tokenizer: Tokenizer) -> bool:
+    """Whether a precision means bfloat16.
+
+    Raises:
+        VqtoolError: an unknown one, or bfloat16 on a CPU.
+    """
+    check_known("precision", precision, PRECISIONS)
+    if precision == "bf16" and tokenizer.device.type == "cpu":
+        raise VqtoolError("`precision` bf16 is for GPUs: on a CPU it gains next to nothing; leave it out")
+    return precision == "bf16"
