@@ -73,7 +73,14 @@ def test_a_rebuilt_codebook_brings_the_prior_along(work, vqtool, arguments, outp
     [
         (("transplant", "prior.safetensors", "-t", "old.safetensors"), "is in the codes of old.safetensors already"),
         (("transplant", "gone.safetensors", "-t", "new.safetensors"), "gone.safetensors: no such file"),
-        (("transplant", "prior.safetensors", "-t", "new.safetensors", "-o", "tok.h5"), "tok.h5: exists; use --force"),
+        (
+            ("transplant", "prior.safetensors", "-t", "new.safetensors", "-o", "tok.h5"),
+            "an artifact would be written there",
+        ),
+        (
+            ("transplant", "prior.safetensors", "-t", "new.safetensors", "-o", "old.safetensors"),
+            "old.safetensors: exists; use --force",
+        ),
         (("refit", "imgs", "--prior", "gone.safetensors"), "gone.safetensors: no such file"),
         (("prune", "tok.h5", "--prior", "tok.h5"), "tok.h5: not a safetensors file"),
         (

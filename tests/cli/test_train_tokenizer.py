@@ -382,4 +382,4 @@ def test_the_length_of_a_run_is_announced_with_its_time(steps, minutes, expected
         run, runs.RunFiles(Path("t")), default=lambda _: 20_000, step_seconds=lambda: 0.5, notify=told.append
     )
     assert found == expected
-    assert told == [announced]
+    assert told == ["timing a few steps", announced]

@@ -324,7 +324,7 @@ def test_a_padding_that_transformers_would_read_in_captions_is_said(imported, tm
 def hub(monkeypatch, folder, calls):
     """A hub that holds one repository: the client gives its folder, and remembers what it was asked for."""
 
-    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
         calls.append((name, tuple(allow_patterns)))
         return str(folder)
 
@@ -346,7 +346,7 @@ def test_pickles_are_downloaded_of_the_parts_that_have_nothing_else(monkeypatch,
     calls = []
     hub(monkeypatch, folder, calls)
     (folder / "transformer" / diffusers.WEIGHTS).unlink()
-    assert _hub.download("someone/old") == folder
+    assert _hub.download(_hub.Place("someone/old")) == folder
     assert [patterns for _, patterns in calls[1:]] == [("transformer/*.bin",)]
 
 
