@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder, save
 from vqtool.errors import FormatError
 from vqtool.interop._sources import read_yaml
 from vqtool.interop.pickles import read_pickle
+from vqtool.metrics.compare.scores import read_features
 
 GOLDEN = Path(__file__).parent / "golden"
 OLD = GOLDEN / "v0.2"
@@ -182,6 +184,42 @@ def test_a_file_of_holes_is_not_read(tmp_path):
     os.truncate(path, 8 + len(header) + size)
     for read in (artifacts.read_header, interop.read_source, load_tokenizer):
         assert "where" in refused(read, path)
+
+
+def test_a_map_of_codes_is_read_by_the_same_rules_and_is_whole_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("torch.jit.load was called"))
+    path = tmp_path / "map.pt"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("x/constants.pkl", b"")
+    assert "a TorchScript program, which is not run" in refused(interop.read_code_map, path)
+    torch.save(torch.zeros(1, dtype=torch.long).expand(10**9), path)
+    assert "in a storage of 1" in refused(interop.read_code_map, path)
+    for wrong in (torch.tensor([1j]), torch.tensor([True]), torch.tensor([0.0]), torch.tensor([[0]]), [0]):
+        torch.save(wrong, path)
+        assert "one row of whole numbers is expected" in refused(interop.read_code_map, path)
+    torch.save(torch.tensor([1, 0], dtype=torch.uint8), path)
+    assert interop.read_code_map(path).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("rows", [None, 10**6, 10**12, 10**30])
+def test_features_that_claim_more_rows_than_their_file_has_take_no_memory(tmp_path, rows):
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        if rows is not None:
+            claim = {"descr": "<f4", "fortran_order": False, "shape": (rows, 1280)}
+            np.lib.format.write_array_header_1_0(file, claim)
+            file.write(bytes(4000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "not a .npy file of numbers" in refused(read_features, path, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_file_of_features_may_not_be_of_holes(tmp_path):
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 1280)})
+        file.truncate(file.tell() + 10**7 * 1280 * 4)
+    assert "are stored: that is not taken" in refused(read_features, path, None)
 
 
 def test_json_of_many_levels_or_digits_is_refused():

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, int8, int16, int32, int64, nn, uint8
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop.pickles import read_pickle
@@ -131,7 +131,8 @@ def read_code_map(path: str | Path) -> Tensor:
         FormatError: the file holds something else.
     """
     found = read_file(Path(path))
-    if not (isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point()):
+    kinds = (uint8, int8, int16, int32, int64)
+    if not (isinstance(found, Tensor) and found.ndim == 1 and found.dtype in kinds):
         raise FormatError(f"{path}: not a map of codes: one row of whole numbers is expected")
     return found.long()
 

@@ -16,6 +16,7 @@ from vqtool.metrics.report import READ_BATCH, choose
 from vqtool.metrics.score import Score, measure_features
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
+from vqtool.trust import check_file
 
 MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
 
@@ -87,11 +88,10 @@ def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.float
         FormatError: no such array is in it.
         MismatchError: the features are of another network.
     """
-    try:
-        features = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise VqtoolError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    check_file(Path(path))
+    try:  # mapped first: what the header claims is compared with the file before memory is taken
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises nearly anything on damaged headers
         raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
     if not isinstance(features, np.ndarray) or features.dtype.kind != "f" or features.ndim != 2 or len(features) < 2:
         raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
