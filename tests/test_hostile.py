@@ -17,6 +17,7 @@ from vqtool import artifacts, interop, load_prior, load_tokenizer, trust
 from vqtool.conditions.text_encoders import Config as TextConfig
 from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from vqtool.errors import FormatError
+from vqtool.images.sources.numpy_arrays import find_in_numpy
 from vqtool.interop._sources import read_yaml
 from vqtool.interop.pickles import read_pickle
 from vqtool.metrics.compare.scores import read_features
@@ -214,12 +215,13 @@ def test_features_that_claim_more_rows_than_their_file_has_take_no_memory(tmp_pa
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_a_file_of_features_may_not_be_of_holes(tmp_path):
+def test_an_array_of_numpy_may_not_be_of_holes(tmp_path):
     path = tmp_path / "x.npy"
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 1280)})
         file.truncate(file.tell() + 10**7 * 1280 * 4)
     assert "are stored: that is not taken" in refused(read_features, path, None)
+    assert "are stored: that is not taken" in refused(find_in_numpy, path)
 
 
 def test_json_of_many_levels_or_digits_is_refused():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources.arrays import COLUMNS, as_pixels, as_texts, check_array, make_rows
 from vqtool.images.sources.items import Entry
-from vqtool.trust import check_size
+from vqtool.trust import check_file, check_size
 
 Columns = dict[str, list[tuple[str, ...]] | None]
 
@@ -51,6 +51,7 @@ def find_in_numpy(path: Path, *, words: bool = True, split: str | None = None) -
         FormatError: not an array of images, or its parts do not fit together.
         VqtoolError: it holds no images, or several arrays of them.
     """
+    check_file(path)
     try:
         # A .npy is mapped: only the images that are asked for are read. Pickled objects are refused by NumPy.
         found = np.load(path, mmap_mode="r", allow_pickle=False)
