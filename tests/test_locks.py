@@ -1,5 +1,6 @@
 """One writer per output: what a lock keeps out, who is told what, and that dead processes hold nothing."""
 
+import errno
 import os
 import signal
 import socket
@@ -106,3 +107,16 @@ def test_where_there_are_no_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="no lock can be had here"), ExitStack() as stack:
         stack.enter_context(locked(tmp_path / "x"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_takes_the_name_from_a_lock_but_not_the_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with locked(tmp_path / "out.h5"):
+        monkeypatch.undo()
+        command = [sys.executable, "-c", HOLDER, str(tmp_path / "out.h5")]
+        run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "another process is writing it" in run.stderr

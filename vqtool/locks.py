@@ -8,14 +8,13 @@ what writes a file takes it at least while it writes (`locked`).
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 
 _held: set[Path] = set()  # the lock files of this process
 _claims: ContextVar["_Claims | None"] = ContextVar("claims", default=None)
@@ -125,8 +124,9 @@ def _acquire(lock: Path, output: str) -> int | None:
             _lock(descriptor)
             if _is_there(descriptor, lock):
                 text = f"process {os.getpid()} on {socket.gethostname()}".encode()
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, text)
+                with suppress(OSError):  # a full disk: the lock is held, whatever its file says
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, text)
                 return descriptor
         except BlockingIOError as error:
             holder = _read_holder(descriptor)
@@ -136,8 +136,7 @@ def _acquire(lock: Path, output: str) -> int | None:
             os.close(descriptor)
             with suppress(OSError):
                 lock.unlink()
-            warnings.warn(f"{output}: no lock can be had here ({error}): see to it that nobody else writes it",
-                          stacklevel=2)  # fmt: skip
+            warn(f"{output}: no lock can be had here ({error}): see to it that nobody else writes it")
             return None
         os.close(descriptor)
 

@@ -325,3 +325,16 @@ def test_an_output_that_is_a_link_is_written_through(tmp_path):
         writer.write(batch_of(1, 2))
     assert (tmp_path / "x.h5").is_symlink()
     assert read_grids(tmp_path / "disk" / "real.h5")[1].ids == ["1", "2"]
+
+
+def test_a_journal_that_could_not_be_begun_leaves_nothing_to_go_on_with(tmp_path):
+    path = tmp_path / "x.partial.h5"
+
+    def begin():
+        with Journal(path, HEADER):
+            path.touch()  # what a full disk lets through
+            raise VqtoolError("no room")
+
+    with pytest.raises(VqtoolError, match="no room"):
+        begin()
+    assert not path.exists()

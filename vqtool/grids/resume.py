@@ -127,8 +127,12 @@ class Journal(GridWriter):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._stack, suppress(VqtoolError) if kind else nullcontext():
-            self.flush()
+        try:
+            with self._stack, suppress(VqtoolError) if kind else nullcontext():
+                self.flush()
+        finally:
+            if self.path.is_file() and not self.path.stat().st_size:
+                self.path.unlink()  # nothing could be written, so there is nothing to go on with
 
     @property
     def num_grids(self) -> int:
