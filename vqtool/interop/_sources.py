@@ -42,6 +42,11 @@ class Source:
         """
         return read_json(self.path / name)
 
+    def is_pipeline(self, name: str) -> bool:
+        """Whether it is the folder of a diffusers pipeline of that class."""
+        index = self.path / "model_index.json"
+        return self.content is None and index.is_file() and self.json(index.name).get("_class_name") == name
+
     def tensors(self, subfolder: str = "") -> dict[str, Tensor]:
         """All tensors of the weights in a folder, which may be in several numbered files.
 

@@ -62,8 +62,7 @@ NAMES = (  # pattern of ours -> theirs, in this order
 
 def recognise(source: Source) -> bool:
     """Whether it is the folder of such a pipeline."""
-    index = source.path / "model_index.json"
-    return source.content is None and index.is_file() and source.json(index.name).get("_class_name") == PIPELINE
+    return source.is_pipeline(PIPELINE)
 
 
 def load(source: Source, options: Options) -> Imported:
