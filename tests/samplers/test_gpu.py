@@ -3,8 +3,8 @@
 import pytest
 import torch
 from support.exact import random_prior
+from support.walks import GUIDANCE, SIZE, draw, kernel_for, some_known, some_source
 
-import vqtool
 from vqtool import samplers
 from vqtool.samplers import Walk
 from vqtool.samplers._machine import Machine
@@ -13,28 +13,15 @@ pytestmark = pytest.mark.gpu
 
 NUM = 8
 KERNELS = ("mask-replace", "absorbing", "uniform")
-SIZE = (4, 6)  # of random_prior
 
 
-def kernel_for(sampler):
-    return "absorbing" if getattr(samplers.find(sampler), "NEEDS_ABSORBING", False) else "mask-replace"
-
-
-def draw(device, kernel="mask-replace", kind="none", *, num=NUM, **chosen):
-    """Grids of a random prior; values that are functions are asked with the prior."""
-    prior = random_prior(kernel, kind).to(device)
-    if kind != "none":
-        texts = prior.conditioner.examples
-        chosen["condition"] = prior.conditioner.encode([texts[i % len(texts)] for i in range(num)])
-    chosen = {name: value(prior) if callable(value) else value for name, value in chosen.items()}
-    if "steps" in samplers.options(chosen.get("sampler", samplers.DEFAULT)):
-        chosen.setdefault("steps", 6)
-    return vqtool.sample(prior, num, seed=3, precision="fp32", **chosen)
+def draw_on(device, kernel="mask-replace", kind="none", *, num=NUM, **chosen):
+    return draw(random_prior(kernel, kind).to(device), num, steps=6, **chosen)
 
 
 def assert_same(gpu, *prior, **chosen):
     """All grids but at most one are the same: a token changes where rounding decides, and all that follows with it."""
-    different = (draw(gpu, *prior, **chosen) != draw("cpu", *prior, **chosen)).flatten(1).any(1)
+    different = (draw_on(gpu, *prior, **chosen) != draw_on("cpu", *prior, **chosen)).flatten(1).any(1)
     assert int(different.sum()) <= 1
 
 
@@ -52,38 +39,17 @@ def test_every_kernel_draws_the_tokens_of_the_cpu(gpu, sampler, kernel, rule):
     assert_same(gpu, kernel, sampler=sampler, rule=rule)
 
 
-@pytest.mark.parametrize(
-    "guidance",
-    [
-        {"cfg_scale": 0.0},
-        {"cfg_scale": 3.0, "cfg_schedule": "cosine", "cfg_interval": (0.2, 0.8)},
-        {"cfg_scale": 3.0, "null": "zero-shot"},
-        {"cfg_scale": 2.0, "guide_with": lambda prior: random_prior(kind="class", scale=0.2).to(prior.device)},
-        {"top_k": 3},
-        {"temperature": 0.5, "truncation": 0.7},
-    ],
-    ids=["0", "schedule", "zero-shot", "second", "top-k", "truncation"],
-)
+@pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
 @pytest.mark.parametrize("sampler", ["ancestral", "purity"])
 def test_guidance_of_every_kind_draws_the_tokens_of_the_cpu(gpu, sampler, guidance):
     assert_same(gpu, "mask-replace", "class", sampler=sampler, **guidance)
 
 
-def some_known(prior):
-    noise = torch.Generator().manual_seed(0)
-    tokens = torch.randint(prior.kernel.codebook_size, (NUM, *SIZE), generator=noise)
-    return torch.where(torch.rand(NUM, *SIZE, generator=noise) < 0.4, tokens, prior.kernel.mask_id)
-
-
-def source(prior):
-    return torch.randint(prior.kernel.codebook_size, (NUM, *SIZE), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize(
     "editing",
     [
-        {"known": some_known},
-        {"source": source, "strength": 0.6},
+        {"known": some_known(NUM)},
+        {"source": some_source(NUM), "strength": 0.6},
         {"grid_size": (7, 12)},
         {"grid_size": (7, 12), "grid_mode": "stretch"},
     ],
@@ -97,9 +63,9 @@ def test_editing_and_larger_grids_draw_the_tokens_of_the_cpu(gpu, sampler, editi
 @pytest.mark.parametrize("sampler", samplers.NAMES)
 def test_samples_on_a_gpu_depend_on_seed_and_number_only(gpu, sampler):
     prior, chosen = (kernel_for(sampler), "class"), {"sampler": sampler, "cfg_scale": 2.0, "exact": True}
-    whole = draw(gpu, *prior, **chosen, num=7, batch_size=7)
+    whole = draw_on(gpu, *prior, **chosen, num=7, batch_size=7)
     for batch_size in (1, 3):
-        assert torch.equal(draw(gpu, *prior, **chosen, num=7, batch_size=batch_size), whole)
+        assert torch.equal(draw_on(gpu, *prior, **chosen, num=7, batch_size=batch_size), whole)
 
 
 def test_predictions_in_bfloat16_are_near_those_in_float32(gpu):

@@ -4,18 +4,16 @@ import pytest
 import torch
 from support.exact import random_prior
 from support.pretended_gpu import PretendedGpu
+from support.walks import GUIDANCE, draw, kernel_for, some_known, some_source
 
 import vqtool
 from vqtool import samplers
 from vqtool.errors import NotFiniteError
 from vqtool.samplers import ancestral
 
-NUM, SIZE = 4, (4, 6)  # the size is that of random_prior
+NUM = 4
+FALLING = {"temperature": (1.5, 0.5), "cfg_scale": 2.0, "cfg_schedule": "linear", "known": some_known(NUM)}
 ONE_A_CALL = {"entropy"}  # how many calls it takes, only its predictions tell
-
-
-def kernel_for(sampler):
-    return "absorbing" if getattr(samplers.find(sampler), "NEEDS_ABSORBING", False) else "mask-replace"
 
 
 def walk(place, kernel, kind, **chosen):
@@ -28,13 +26,7 @@ def walk(place, kernel, kind, **chosen):
         return forward(*inputs)
 
     prior.denoiser.forward = watch
-    if kind != "none":
-        texts = prior.conditioner.examples
-        chosen["condition"] = prior.conditioner.encode([texts[i % len(texts)] for i in range(NUM)])
-    chosen = {name: value(prior) if callable(value) else value for name, value in chosen.items()}
-    if "steps" in samplers.options(chosen.get("sampler", samplers.DEFAULT)):
-        chosen.setdefault("steps", 4)
-    grids = vqtool.sample(prior, NUM, seed=3, precision="fp32", **chosen)
+    grids = draw(prior, NUM, steps=4, **chosen)
     return grids, place[1][calls[0] : calls[-1]], len(calls)
 
 
@@ -47,12 +39,6 @@ def assert_never_waits(kernel, kind="none", **chosen):
         assert len(waits) <= 2 * num_calls  # its answer, and the times that follow from it
     else:
         assert waits == []
-
-
-def some_known(prior):
-    noise = torch.Generator().manual_seed(0)
-    tokens = torch.randint(prior.kernel.codebook_size, (NUM, *SIZE), generator=noise)
-    return torch.where(torch.rand(NUM, *SIZE, generator=noise) < 0.4, tokens, prior.kernel.mask_id)
 
 
 @pytest.mark.parametrize("kind", ["none", "class", "caption"])
@@ -74,38 +60,17 @@ def test_no_kernel_makes_a_walk_wait(sampler, kernel, rule):
     assert_never_waits(kernel, sampler=sampler, rule=rule)
 
 
-@pytest.mark.parametrize(
-    "guidance",
-    [
-        {"cfg_scale": 0.0},
-        {"cfg_scale": 3.0, "cfg_schedule": "cosine", "cfg_interval": (0.2, 0.8)},
-        {"cfg_scale": 3.0, "null": "zero-shot"},
-        {"cfg_scale": 2.0, "guide_with": lambda prior: random_prior(kind="class", scale=0.2).to(prior.device)},
-        {"top_k": 3},
-        {"temperature": 0.5, "truncation": 0.7},
-        {
-            "temperature": (1.5, 0.5),
-            "cfg_scale": 2.0,
-            "cfg_schedule": "linear",
-            "known": some_known,
-        },
-    ],
-    ids=["0", "schedule", "zero-shot", "second", "top-k", "truncation", "temperatures"],
-)
+@pytest.mark.parametrize("guidance", [*GUIDANCE.values(), FALLING], ids=[*GUIDANCE, "temperatures"])
 @pytest.mark.parametrize("sampler", ["ancestral", "purity"])
 def test_no_guidance_makes_a_walk_wait(sampler, guidance):
     assert_never_waits("mask-replace", "class", sampler=sampler, **guidance)
 
 
-def source(prior):
-    return torch.randint(prior.kernel.codebook_size, (NUM, *SIZE), generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize(
     "editing",
     [
-        {"known": some_known},
-        {"source": source, "strength": 0.6},
+        {"known": some_known(NUM)},
+        {"source": some_source(NUM), "strength": 0.6},
         {"grid_size": (5, 9)},
         {"grid_size": (5, 9), "grid_mode": "stretch"},
     ],
