@@ -34,24 +34,8 @@ while (($#)); do
     esac
 done
 
-if [[ -z ${PYTHON:-} ]]; then
-    bash "$root/scripts/setup.sh"
-    PYTHON="$root/.venv/bin/python"
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 [[ $tokenizer == builtin ]] || tokenizer=$(realpath "$tokenizer")
-mkdir -p "$work" "$pictures"
-pictures=$(realpath "$pictures")
-cd "$work"
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
-
-if [[ ! -e $pictures/emoji.tar.gz ]]; then
-    run "$PYTHON" "$root/scripts/prepare_pictures.py" --work "$pictures"
-fi
+source "$root/scripts/lib/build.sh"
 gpu=$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))')
 encode_part() { # one of `jobs` parts of the pictures: reading them, not the network, is what takes time on a GPU
     [[ ! -e tok-$1.h5 ]] || return 0

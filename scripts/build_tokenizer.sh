@@ -34,24 +34,8 @@ while (($#)); do
     esac
 done
 
-if [[ -z ${PYTHON:-} ]]; then
-    bash "$root/scripts/setup.sh"
-    PYTHON="$root/.venv/bin/python"
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 [[ $start == builtin ]] || start=$(realpath "$start")
-mkdir -p "$work" "$pictures"
-pictures=$(realpath "$pictures")
-cd "$work"
-
-run() {
-    echo "\$ $*" >&2
-    "$@"
-}
-
-if [[ ! -e $pictures/emoji.tar.gz ]]; then
-    run "$PYTHON" "$root/scripts/prepare_pictures.py" --work "$pictures"
-fi
+source "$root/scripts/lib/build.sh"
 train=("$pictures"/{emoji,clipart,extra}.tar.gz)
 if [[ ! -e refitted.safetensors ]]; then
     run "$PYTHON" -m vqtool codebook refit "${train[@]}" -t "$start" --size 64 --codebook-size "$codes" \
