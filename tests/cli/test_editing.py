@@ -10,6 +10,7 @@ from PIL import Image
 from support.commands import error_lines, shell
 from support.editing_run import entries, make_work, rewrite, save_prior, tokens  # noqa: F401
 
+from vqtool.grids import read_grids
 from vqtool.samplers import editing, trajectories
 
 LINES = {
@@ -107,6 +108,37 @@ def test_flags_choose_images_and_are_refused_for_grids(vqtool, files, command):
     assert result.code == 1
     result = vqtool(command, *LINES[command], "--include", "*.png", "-o", "x.h5")
     assert error_lines(result.err) == ["error: --include is for images, but tok.h5 holds token grids"]
+
+
+@pytest.mark.parametrize("command", ["inpaint", "outpaint", "vary"])
+def test_flags_say_where_the_pictures_own_captions_and_labels_stand(vqtool, files, tokenizer_path, command):
+    save_prior("prior.safetensors", tokenizer_path, kind="caption")
+    names = sorted(path.name for path in (files / "imgs").glob("*.png"))
+    rows = "".join(f"{name},an ant {i},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    (files / "words.csv").write_text(f"file,poem,kind\n{rows}")
+    line = [command, "imgs", *LINES[command][1:], "--steps", 1, "--captions", "words.csv:poem"]
+    result = vqtool(*line, "--labels", "words.csv:kind", "-o", "x.h5")
+    assert f"{len(names)} pictures: captions for {len(names)}, labels for {len(names)} in 2 classes" in result.err
+    batch = read_grids("x.h5")[1]
+    assert batch.captions == [f"an ant {i}" for i in range(len(names))]
+    assert batch.labels == ["ab"[i % 2] for i in range(len(names))]
+    assert error_lines(vqtool(*line, "--label", "ant", "-o", "y.h5").err) == [
+        "error: --label does not go with this prior, which takes captions: use --caption"
+    ]
+    assert error_lines(vqtool(*line, "--label", "ant", "--caption", "bee", "-o", "y.h5").err) == [
+        "error: --label and --caption are given: one of them says what to draw"
+    ]
+    result = vqtool(command, *LINES[command], "--captions", "words.csv", "-o", "y.h5")
+    assert error_lines(result.err) == ["error: --captions is for images, but tok.h5 holds token grids"]
+
+
+def test_a_caption_too_long_for_grids_is_refused_before_a_picture_is_encoded(vqtool, files):
+    name = min((files / "imgs").glob("*.png"))
+    name.with_suffix(".txt").write_text("x" * 70_000)
+    result = vqtool("inpaint", "imgs", "-m", "center", "-o", "x.h5")
+    (line,) = error_lines(result.err)
+    assert line.startswith(f"error: imgs/{name.name}: the captions 'xxx")
+    assert "have 70,000 characters, more than the 65,536 bytes that token grids hold" in line
 
 
 def test_a_dry_run_of_bad_images_alone_is_an_error(vqtool, files):

@@ -157,6 +157,17 @@ def test_words_that_cannot_be_read_are_told_and_leave_the_pictures(vqtool, work,
     assert drawn[1] == [f"{i:02d}" for i in range(6)]
 
 
+def test_a_table_that_is_named_gives_captions_for_the_preview(vqtool, work, drawn):
+    (work / "words.csv").write_text("file,poem\n" + "".join(f"{i:02d}.png,line {i}\n" for i in range(6)))
+    result = vqtool("show", "imgs", "--captions", "words.csv:poem")
+    assert "6 pictures: captions for 6, no labels" in result.err
+    assert drawn[1] == [f"line {i}" for i in range(6)]
+    result = vqtool("show", "imgs", "--captions", "words.csv", "--force")
+    assert error_lines(result.err) == [
+        "error: --captions words.csv: no captions in its columns file, poem; name one: words.csv:COLUMN"
+    ]
+
+
 def test_images_are_chosen_by_patterns_and_grids_are_not(vqtool, work, drawn):
     assert vqtool("show", "imgs", "--include", "*0[1-3]*", "--exclude", "02.png").code == 0
     assert drawn[1] == ["01", "03"]

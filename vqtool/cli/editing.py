@@ -11,7 +11,7 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
 from vqtool.cli.options import PRIOR_HELP, SOURCE_OPTIONS, Device, RareForce, RareSeed, RareTokenizer, Strict
-from vqtool.cli.sampling import Purity, load_named_prior, sampling_arguments
+from vqtool.cli.sampling import Purity, load_named_prior, sampling_arguments, text_arguments
 
 Sources = Annotated[
     list[Path],
@@ -29,8 +29,8 @@ class EditFlags:
         typer.Option("--output", "-o", help="x.h5, - or, for pictures, folder/, x.png, x.tar.", show_default=False),
     ] = Path("-")
     variants: Annotated[int, typer.Option("--num", "-n", help="Variants of each picture.")] = 1
-    labels: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
-    captions: Annotated[str | None, typer.Option("--caption", help="Caption. Default: each picture's own.")] = None
+    label: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
+    caption: Annotated[str | None, typer.Option("--caption", help="Caption. Default: each picture's own.")] = None
     force: RareForce = False
     purity: Purity = False
     seed: RareSeed = 0
@@ -59,12 +59,13 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
     how = sampling_arguments(how, flags.purity)
     chosen = {each.name: how.pop(each.name) for each in SOURCE_OPTIONS.options if each.name in how}
     skipped = Skipped(flags.strict, flags.output)
+    prior = load_named_prior(flags.prior).to(choose_device(flags.device))
+    label, caption = ([text] if text is not None else None for text in (flags.label, flags.caption))
+    how |= text_arguments(prior, label, caption, None)
     done = edit_to_file(
-        load_named_prior(flags.prior).to(choose_device(flags.device)),
+        prior,
         sources,
         flags.output,
-        labels=None if flags.labels is None else [flags.labels],
-        captions=None if flags.captions is None else [flags.captions],
         options=SourceOptions(**chosen),
         on_error=skipped.on_error,
         notify=echo,

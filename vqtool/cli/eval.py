@@ -8,7 +8,7 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
-from vqtool.cli.options import SOURCE_OPTIONS, Device, Force, JsonFile, Seed, Strict
+from vqtool.cli.options import CHOICE_OPTIONS, Device, Force, JsonFile, Seed, Strict
 
 
 @command
@@ -16,7 +16,7 @@ def eval(
     *,
     sources: Annotated[list[Path], typer.Argument(help="Images, or token grids (- is stdin).")],
     ref: Annotated[list[Path] | None, typer.Option("--ref", help="What to compare with. May be repeated.")] = None,
-    source_options: Annotated[dict[str, Any], SOURCE_OPTIONS],
+    source_options: Annotated[dict[str, Any], CHOICE_OPTIONS],
     images: Annotated[dict[str, Any], FlagGroup.of_file("metrics/evaluation.py", "ImageOptions", panel=METHOD)],
     likelihood: Annotated[
         dict[str, Any], FlagGroup.of_file("metrics/evaluation.py", "LikelihoodOptions", panel=METHOD)

@@ -10,8 +10,9 @@ from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
 from vqtool.options import read_names
 
-# Which images are taken, for commands that need no captions and labels.
-SOURCE_OPTIONS = FlagGroup.of_file(
+# Which images are taken, and where their captions and labels come from; or only the first, where no words are needed.
+SOURCE_OPTIONS = FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=advanced(INPUT_OUTPUT))
+CHOICE_OPTIONS = FlagGroup.of_file(
     "images/sources/options.py",
     "SourceOptions",
     panel=advanced(INPUT_OUTPUT),

@@ -76,12 +76,16 @@ def text_arguments(
     """The labels and captions that flags name; those of a file are whichever of the two the prior takes.
 
     Raises:
-        VqtoolError: they are named in two ways, or the file cannot be read.
+        VqtoolError: they are named in two ways, the prior takes others, or the file cannot be read.
     """
+    from vqtool.samplers import check_kind
+
     given = [flag for flag, value in (("--label", labels), ("--caption", captions), ("--captions", file)) if value]
     if len(given) > 1:
         raise VqtoolError(f"{' and '.join(given)} are given: one of them says what to draw")
     if file is None:
+        named = {name for name, texts in (("labels", labels), ("captions", captions)) if texts}
+        check_kind(prior, named, {"class": "--label", "caption": "--caption"})
         return {"labels": labels, "captions": captions}
     return {"labels" if prior.conditioner.kind == "class" else "captions": _read_lines(file)}
 

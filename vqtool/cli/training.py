@@ -6,7 +6,7 @@ import typer
 
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, LENGTH, MACHINE, METHOD, advanced
-from vqtool.cli.options import SOURCE_OPTIONS, check_seed
+from vqtool.cli.options import CHOICE_OPTIONS, check_seed
 
 TOKENIZER_OPTIONS = (
     FlagGroup.of_file("training/_autoencoder.py", "TokenizerLoss", panel=METHOD)
@@ -14,7 +14,7 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/augment.py", "Augmentation", panel=METHOD)
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
     | FlagGroup.of_file("training/runs.py", "MachineOptions", panel=MACHINE)
-    | SOURCE_OPTIONS
+    | CHOICE_OPTIONS
 )
 Seed = Annotated[
     int,

@@ -28,7 +28,7 @@ from vqtool.rng import check_seed
 from vqtool.samplers._edit import Edit, check_tokens, find_start
 from vqtool.samplers._machine import Machine, MachineOptions, build_tiling
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
-from vqtool.samplers._texts import choose_texts, condition
+from vqtool.samplers._texts import check_kind, choose_texts, condition
 from vqtool.samplers._tiles import TileOptions, Tiling
 from vqtool.samplers._walk import Observer, Walk
 
@@ -53,6 +53,7 @@ __all__ = [
     "Tiling",
     "Walk",
     "build_tiling",
+    "check_kind",
     "choose_texts",
     "condition",
     "describe",

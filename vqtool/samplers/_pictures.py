@@ -17,7 +17,7 @@ from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
 from vqtool.progress import Notify
 from vqtool.tokenizers import Tokenizer, tokenizer_of
-from vqtool.tokenizers.batches import encode_batch, grid_header
+from vqtool.tokenizers.batches import check_lengths, encode_batch, grid_header
 
 Images = NDArray[np.uint8]  # (B, 3, height, width)
 OnError = Callable[[ImageItem, VqtoolError], None]
@@ -65,7 +65,7 @@ def open_pictures(
         prior: that edits them.
         masked: whether they have to be masked grids.
         size: pixels that images are brought to, such as "64" or "48x80"; None for those of the prior's training.
-        options: which images are taken.
+        options: which images are taken, and where their captions and labels come from.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
         on_error: told of a bad image, which is left out; None raises.
         notify: is told what was found.
@@ -108,6 +108,7 @@ def _open_images(
     pixels = prior.grid_spec.image_size if size is None else parse_size(size)
     header = replace(grid_header(model, pixels, {}), history=())
     items = find_images(sources, options=options, on_error=on_error)
+    check_lengths(items)
     notify(f"{len(items)} images at {size_text(pixels)} -> grids of {size_text(header.grid_size)} tokens")
 
     def read(count: int) -> Iterator[tuple[GridBatch, Images | None]]:

@@ -1,6 +1,6 @@
 """What samples are to show: labels or captions, as the prior takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -38,22 +38,35 @@ def check_texts(prior: Prior, labels: Texts | None, captions: Texts | None) -> l
     Raises:
         VqtoolError: as for `condition`.
     """
-    kind, named = prior.conditioner.kind, (("labels", labels), ("captions", captions))
+    named = (("labels", labels), ("captions", captions))
     given: dict[str, Texts] = {name: texts for name, texts in named if texts is not None}
     for name, texts in given.items():
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise VqtoolError(f"`{name}` {texts!r}: a list of texts is expected")
     if len(given) > 1:
         raise VqtoolError("`labels` and `captions` are given: one of them says what to draw")
-    for name, texts in given.items():
-        if name == PLURALS.get(kind):
-            prior.conditioner.encode(texts)  # an unknown label is found before any work is done
-            for text in prior.conditioner.find_truncated(texts):
-                warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
-            return list(texts)
-        takes = f"{PLURALS[kind]}: use `{PLURALS[kind]}`" if kind in PLURALS else "no condition"
-        raise VqtoolError(f"`{name}` does not go with this prior, which takes {takes}")
-    return []
+    check_kind(prior, given, {kind: f"`{name}`" for kind, name in PLURALS.items()})
+    texts = list(*given.values())
+    if texts:
+        prior.conditioner.encode(texts)  # an unknown label is found before any work is done
+    for text in prior.conditioner.find_truncated(texts):
+        warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
+    return texts
+
+
+def check_kind(prior: Prior, given: Collection[str], names: Mapping[str, str]) -> None:
+    """Raise VqtoolError unless a prior takes what is given to draw.
+
+    Args:
+        prior: what is sampled.
+        given: "labels", "captions" or nothing.
+        names: what the user calls texts of each kind of condition.
+    """
+    kind = prior.conditioner.kind
+    for other, name in names.items():
+        if PLURALS[other] in given and other != kind:
+            takes = f"{PLURALS[kind]}: use {names[kind]}" if kind in names else "no condition"
+            raise VqtoolError(f"{name} does not go with this prior, which takes {takes}")
 
 
 def in_turn(prior: Prior, texts: Texts) -> Callable[[range], Tensor] | None:

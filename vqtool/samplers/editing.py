@@ -231,7 +231,7 @@ def edit_to_file(
             sides they are masked grids.
         output: grid file ("-" is standard output); or a folder, x.png or x.tar for pictures.
         size: pixels that images are brought to; None for those of the prior's training.
-        options: which images of the sources are taken.
+        options: which images of the sources are taken, and where their own captions and labels come from.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
         masked: write the masked grids themselves, and draw nothing.
         force: overwrite what is there.

@@ -94,7 +94,7 @@ def encode(
     bf16 = is_bf16(precision, tokenizer)
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
     items = find_images(sources, options, on_error=on_error)
-    _check_texts(items)
+    check_lengths(items)
     known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
     how: dict[str, Any] = {"precision": precision} if bf16 else {}
@@ -134,7 +134,7 @@ def _tell_main(items: Sequence[ImageItem], bad: Sequence[tuple[ImageItem, str]],
     return sum(map(len, of_all))
 
 
-def _check_texts(items: Sequence[ImageItem]) -> None:
+def check_lengths(items: Sequence[ImageItem]) -> None:
     """Refuse what grid files cannot hold before the first image is read.
 
     Raises:

@@ -9,7 +9,7 @@ from vqtool.cli.codebook.transplant import CarriedPrior, echo_prior
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import METHOD
 from vqtool.cli.main import command
-from vqtool.cli.options import SOURCE_OPTIONS, Device, Force, Images, Seed, Strict, TokenizerOption
+from vqtool.cli.options import CHOICE_OPTIONS, Device, Force, Images, Seed, Strict, TokenizerOption
 
 
 @command
@@ -22,7 +22,7 @@ def refit(
     output: Annotated[Path, typer.Option("--output", "-o", help="Tokenizer to write.")] = Path("tokenizer.safetensors"),
     tokenizer: TokenizerOption = None,
     prior: CarriedPrior = None,
-    options: Annotated[dict[str, Any], FlagGroup.of_file("codebooks/refitting.py", panel=METHOD) | SOURCE_OPTIONS],
+    options: Annotated[dict[str, Any], FlagGroup.of_file("codebooks/refitting.py", panel=METHOD) | CHOICE_OPTIONS],
     seed: Seed = 0,
     device: Device = "auto",
     strict: Strict = False,
