@@ -156,8 +156,8 @@ def references(file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (external_link, "`x` is a link; links are not followed"),
-        (soft_link, "`x` is a link; links are not followed"),
+        (external_link, "'x' is a link; links are not followed"),
+        (soft_link, "'x' is a link; links are not followed"),
         (virtual, "stored in other files"),
         (external_storage, "stored in other files"),
         (other_filter, "packed by lzf; gzip, shuffle and fletcher32 are read"),

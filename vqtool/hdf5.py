@@ -89,11 +89,11 @@ def find_dataset(file: h5py.File, name: str, where: str, *, sparse: bool = False
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
-            raise FormatError(f"{where}: `{name}` is a link; links are not followed")
+            raise FormatError(f"{where}: {name!r} is a link; links are not followed")
         found = file.get(name)
         if not isinstance(found, h5py.Dataset):
-            raise FormatError(f"{where}: `{name}` is not a dataset")
-        return Dataset(found, where, f"`{name}`", stored_bytes(file), sparse=sparse)
+            raise FormatError(f"{where}: {name!r} is not a dataset")
+        return Dataset(found, where, f"{name!r}", stored_bytes(file), sparse=sparse)
 
 
 class Dataset:

@@ -72,6 +72,33 @@ def test_labels_and_captions_go_with_the_grids(encode, work):
     assert batch.captions == ["", "a cat", "", ""]
 
 
+def test_a_glob_of_a_captioned_folder_is_taken_as_the_folder_is(encode, work):
+    (work / "imgs" / "metadata.csv").write_text("file_name,text\n" + "".join(f"0{i}.png,pic {i}\n" for i in range(4)))
+    (work / "imgs" / "captions").mkdir()
+    (work / "imgs" / "captions" / "04.txt").write_text("pic 4")
+    (work / "imgs" / "README.md").write_text("about")
+    result = encode(*sorted(Path("imgs").iterdir()))
+    assert result.code == 0, result.err
+    assert result.err.splitlines()[-1] == "5 pictures: captions for 5, no labels"
+    assert read_grids("tok.h5")[1].captions == [f"pic {i}" for i in range(5)]
+
+
+def test_a_column_of_another_length_is_not_called_by_the_name_of_a_flag(encode, work):
+    with h5py.File("x.h5", "w") as file:
+        file["images"], file["labels"] = np.zeros((3, 16, 16), np.uint8), ["a", "b"]
+    assert error_lines(encode("x.h5").err) == ["error: x.h5: 'labels' has shape (2,); expected (3,)"]
+    np.savez("x.npz", images=np.zeros((3, 16, 16), np.uint8), captions=np.array(["a", "b"]))
+    assert error_lines(encode("x.npz").err) == ["error: x.npz: 'captions' has shape (2,); expected (3,)"]
+
+
+def test_links_in_a_tar_are_named_and_counted_in_the_last_line(encode, work):
+    assert shell("ln -s 00.png imgs/link.png && tar cf x.tar -C imgs . && rm imgs/link.png", work).code == 0
+    result = encode("x.tar")
+    assert result.code == 1
+    assert "warning: skipped x.tar: link.png: is left out: a symbolic link to 00.png" in result.err
+    assert "5 pictures: no captions, no labels; 1 file skipped (names above)" in result.err.splitlines()
+
+
 def test_tokens_do_not_depend_on_the_batch_size(encode):
     for size in (1, 2, 64):
         assert encode("imgs", "-b", size, "-o", f"{size}.h5").code == 0

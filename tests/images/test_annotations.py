@@ -1,6 +1,7 @@
 """Captions and labels in all their usual places: used, or told in one warning that says what was not used and why."""
 
 import json
+import re
 import unicodedata
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.sources import fill, make_tar, make_zip, png
 
 from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
 from vqtool.images import SourceOptions, find_images, read_image
+from vqtool.images.sources.items import NameIndex
 
 
 def told(*sources: Path, **options: str) -> tuple[dict[str, tuple[str | None, tuple[str, ...]]], list[str]]:
@@ -81,7 +83,8 @@ def test_files_of_a_glob_keep_metadata_and_class_folders(tmp_path: Path) -> None
     text = "file_name,text\ncat/1.png,one\n"
     fill(tmp_path, {"cat/1.png": png(), "dog/2.png": png(), "metadata.csv": text, "dog/2.txt": "two"})
     found, messages = told(*sorted(tmp_path.glob("*/*.png")))
-    assert (found, messages) == ({"1": ("cat", ("one",)), "2": ("dog", ("two",))}, [])
+    assert found == {"1": ("cat", ("one",)), "2": ("dog", ("two",))}
+    assert [message.partition(" in ")[0] for message in messages] == ["1 of 2 images have no row"]
 
 
 def test_folders_of_a_glob_are_told_and_taken_for_classes_if_asked(tmp_path: Path) -> None:
@@ -122,7 +125,10 @@ def test_labels_that_differ_in_case_are_told_and_those_in_composition_are_one(tm
     fill(tmp_path, {f"{nfc}/1.png": png(), f"{nfd}/2.png": png(), "tea/3.png": png(), "Tea/4.png": png()})
     found, messages = told(tmp_path)
     assert {words[0] for words in found.values()} == {nfc, "tea", "Tea"}
-    assert messages == ["labels that differ in case only are different classes: Tea and tea"]
+    assert messages == [
+        "labels that differ in Unicode composition only (NFC, NFD) are one class: Café ('Cafe\\u0301' and 'Caf\\xe9')",
+        "labels that differ in case only are different classes: Tea and tea",
+    ]
 
 
 def test_a_text_in_another_case_belongs_to_no_image_if_two_could_be_meant(tmp_path: Path) -> None:
@@ -140,6 +146,147 @@ def test_rows_of_no_image_and_images_of_no_row_are_counted_and_named(tmp_path: P
     assert first.startswith(f"{tmp_path}/metadata.jsonl: 4 of its 6 rows name no image: 'imgs5.png' (nearest: 'img")
     assert first.endswith("and 1 more")
     assert second == f"1 of 3 images have no row in {tmp_path}/metadata.jsonl: img3.png"
+
+
+@pytest.mark.parametrize(
+    ("row", "images", "nearest"),
+    [
+        ("P03.png", ["p05.jpg", "p03.jpg", "p01.jpg"], "p03.jpg"),
+        ("P03", ["p05.jpg", "p03.jpg", "p01.jpg"], "p03.jpg"),
+        ("imgs/P03.PNG", ["p05.png", "p03.png", "p01.png"], "p03.png"),
+        ("CAFE\u0301.png", ["cave.jpg", "caf\u00e9.jpg"], "caf\u00e9.jpg"),
+        ("img12345.png", [f"img{i}.png" for i in range(12300, 12350, 3)], "img12345.png"),
+        ("pic99990.png", [*(f"a{i}.png" for i in range(3000)), "pic99991.png"], "pic99991.png"),
+    ],
+)
+def test_the_nearest_name_is_the_same_in_another_place_case_or_ending_else_one_spelled_alike(
+    tmp_path: Path, row: str, images: list[str], nearest: str
+) -> None:
+    tree = {name: png() if name == nearest else b"" for name in images}
+    fill(tmp_path, {**tree, "sub/known.png": png(), "t.csv": f"file,text\n{row},x\nsub/known.png,y\n"})
+    fill(tmp_path, {"metadata.csv": f"file_name,text\nother/{row},x\nsub/known.png,y\n"})
+    message = next(each for each in told(tmp_path)[1] if "name no image" in each)
+    assert message.endswith(f"(nearest: {nearest!r})")
+    fill(tmp_path, {"metadata.csv": f"file_name,text\nother/{row},x\n"})
+    with pytest.raises(VqtoolError, match=re.escape(f"(nearest: {nearest!r})")):
+        find_images([tmp_path])
+
+
+def test_a_long_caption_of_one_line_is_told_with_the_longest_named(tmp_path: Path) -> None:
+    texts = {"1.txt": "x" * 1000, "2.txt": "y" * 1001, "3.txt": "z" * 3331}
+    fill(tmp_path, {f"{i}.png": png() for i in (1, 2, 3)} | texts)
+    found, messages = told(tmp_path)
+    assert found["3"][1] == ("z" * 3331,)
+    assert messages == [
+        f"2 captions of more than 1,000 characters, taken whole: the longest, of {tmp_path}/3.png, has 3,331"
+    ]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"], file["caption"] = np.zeros((2, 4, 4), np.uint8), ["a", "b" * 2000]
+    assert told(tmp_path / "x.h5")[1] == [
+        f"1 caption of more than 1,000 characters, taken whole: the longest, of {tmp_path}/x.h5, row 1, has 2,000"
+    ]
+
+
+def test_labels_of_a_folder_without_class_folders_are_its_name_and_that_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"cats/1.png": png(), "cats/2.png": png()})
+    files = sorted((tmp_path / "cats").iterdir())
+    for sources in ([tmp_path / "cats"], files, [make_zip(tmp_path / "cats.zip", {"1.png": png(), "2.png": png()})]):
+        found, messages = told(*sources, labels="folder")
+        assert found == {"1": ("cats", ()), "2": ("cats", ())}
+        assert messages == ["no class folders: all 2 images are one class, cats"]
+
+
+def test_typed_names_match_in_either_composition_before_case(tmp_path: Path) -> None:
+    nfc, nfd = "Caf\u00e9", "Cafe\u0301"
+    assert NameIndex([nfc, "caf\u00e9"]).find(nfd) == nfc
+    assert NameIndex([nfd, "cafe\u0301"]).find(nfc) == nfd
+    assert NameIndex([nfd]).find("CAF\u00c9") == nfd
+    assert NameIndex([nfc, nfd]).find("caf\u00e9") is None
+    assert NameIndex([nfc, nfd]).find(nfd) == nfd
+
+
+def test_captions_in_a_folder_beside_the_folder_of_images_are_found(tmp_path: Path) -> None:
+    fill(tmp_path, {"images/1.png": png(), "images/x/2.png": png(), "captions/1.txt": "one", "captions/x/2.txt": "two"})
+    assert captions(tmp_path / "images", labels="none") == {"1": ("one",), "x/2": ("two",)}
+    assert captions(tmp_path / "images" / "1.png") == {"1": ("one",)}
+
+
+def test_texts_named_like_images_in_a_folder_of_another_name_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": png(), "descriptions/1.txt": "one", "other/notes.txt": "x"})
+    assert told(tmp_path)[1] == [
+        f"{tmp_path}: 1 file of words beside no image of that name, not used: descriptions/1.txt; "
+        "`captions` FILE and `labels` FILE take a table"
+    ]
+
+
+def test_metadata_in_the_parent_folder_that_names_no_image_of_the_folder_is_told(tmp_path: Path) -> None:
+    rows = "imgs/1.png,one\nimgs/2b.png,seven\nothers/8.png,eight\n"
+    fill(tmp_path, {"imgs/1.png": png(), "imgs/2.png": png(), "metadata.csv": f"file_name,text\n{rows}"})
+    found, messages = told(tmp_path / "imgs")
+    assert found == {"1": (None, ("one",)), "2": (None, ())}
+    assert messages == [
+        f"{tmp_path}/metadata.csv: 1 of its 3 rows name no image: 'imgs/2b.png' (nearest: '2.png')",
+        f"1 of 2 images have no row in {tmp_path}/metadata.csv: 2.png",
+    ]
+    fill(tmp_path, {"metadata.csv": "file_name,text\nothers/1.png,one\n"})
+    assert told(tmp_path / "imgs")[1] == []
+
+
+# Globs, as the shell writes imgs/* out
+
+
+def test_a_glob_of_a_captioned_folder_uses_what_lies_beside_the_images(tmp_path: Path) -> None:
+    words = {"metadata.csv": "file_name,text\n1.png,one\n", "2.txt": "two", "3.cls": "dog", "captions/4.txt": "four"}
+    fill(tmp_path, {f"{i}.png": png() for i in (1, 2, 3, 4)} | words | {"README.md": "x", "Thumbs.db": "x"})
+    found, messages = told(*sorted(tmp_path.iterdir()))
+    assert found == {"1": (None, ("one",)), "2": (None, ("two",)), "3": ("dog", ()), "4": (None, ("four",))}
+    assert [message.partition(" in ")[0] for message in messages] == ["3 of 4 images have no row"]
+    assert sorted(each.id for each in find_images(sorted(tmp_path.iterdir()), words="none")) == ["1", "2", "3", "4"]
+
+
+def test_words_in_a_glob_that_belong_to_no_image_are_told_in_one_line(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": png(), "gone.txt": "x", "list.csv": "file,text\n1.png,one\n", "notes/a.txt": "x"})
+    sources = sorted(tmp_path.iterdir())
+    found, (message,) = told(*sources)
+    assert found == {"1": (None, ())}
+    listed = ", ".join(str(tmp_path / name) for name in ("gone.txt", "list.csv", "notes"))
+    said = f"3 sources of words, not images, and not used for any: {listed}"
+    assert message == f"{said}; `captions` FILE and `labels` FILE take a table"
+    found, (message,) = told(*sources, captions=f"{tmp_path}/list.csv")
+    assert found == {"1": (None, ("one",))}
+    assert message.startswith(f"2 sources of words, not images, and not used for any: {tmp_path}/gone.txt")
+
+
+def test_a_glob_of_class_folders_with_their_metadata_and_a_stray_image(tmp_path: Path) -> None:
+    text = "file_name,text\ncat/1.png,one\ndog/2.png,two\n"
+    fill(tmp_path, {"cat/1.png": png(), "dog/2.png": png(), "3.png": png(), "metadata.csv": text})
+    sources = sorted(tmp_path.iterdir())
+    found, messages = told(*sources)
+    assert found == {"1": (None, ("one",)), "2": (None, ("two",)), "3": (None, ())}
+    assert [message.partition(":")[0].partition(" in ")[0] for message in messages] == [
+        "1 of 1 images have no row",
+        "no labels",
+    ]
+    found, messages = told(*sources, labels="folder")
+    assert {id: words[0] for id, words in found.items()} == {"1": "cat", "2": "dog", "3": None}
+    assert messages[-1] == f"1 image beside the folders have no label: {tmp_path}/3.png"
+
+
+def test_rows_of_a_table_beside_a_glob_name_images_that_are_there_or_are_told(tmp_path: Path) -> None:
+    text = "file_name,text\n1.png,one\n2.png,two\n9.png,nine\n"
+    fill(tmp_path, {"1.png": png(), "2.png": png(), "metadata.csv": text})
+    found, messages = told(tmp_path / "1.png")
+    assert found == {"1": (None, ("one",))}
+    assert [message.partition(": ")[2] for message in messages] == [
+        "1 of its 3 rows name no image: '9.png' (nearest: '1.png')"
+    ]
+
+
+def test_sources_that_hold_words_alone_are_an_error(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.txt": "x", "captions/1.txt": "x"})
+    for source in (tmp_path / "a.txt", tmp_path / "captions"):
+        with pytest.raises(VqtoolError, match=f"{source.name}: no images here, but words; looked for files that end"):
+            find_images([source])
 
 
 def test_metadata_without_a_known_column_is_told(tmp_path: Path) -> None:

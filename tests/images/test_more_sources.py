@@ -112,10 +112,10 @@ def test_a_npz_has_words_beside_its_images(tmp_path: Path, names: tuple[str, ...
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((2, 4, 4))}, r"`images` is float64"),
+        ({"images": np.zeros((2, 4, 4))}, "'images' is float64"),
         ({"images": np.zeros((0, 4, 4), np.uint8)}, "it has no images"),
-        ({"a": np.zeros(3), "b": np.zeros(3)}, "call its array of images `images`"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, r"`labels` has shape \(3,\)"),
+        ({"a": np.zeros(3), "b": np.zeros(3)}, "call its array of images 'images'"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, r"'labels' has shape \(3,\)"),
         ({"images": np.array([{}, {}], object)}, "not a whole array of images"),
     ],
 )
@@ -247,7 +247,7 @@ def test_arrays_of_too_many_pixels_are_refused_before_they_are_read(tmp_path: Pa
     header = (tmp_path / "x.npy").read_bytes().replace(b"(1, 10, 10), }" + b" " * 14, b"(1, 30000, 30000, 3), }     ")
     (tmp_path / "x.npy").write_bytes(header)
     for name, shape in (("x.h5", r"4, 30000, 30000, 3"), ("y.h5", "4000, 1000, 1000")):
-        with pytest.raises(FormatError, match=rf"`images`: \({shape}\) cannot be in a file of \d+ bytes"):
+        with pytest.raises(FormatError, match=rf"'images': \({shape}\) cannot be in a file of \d+ bytes"):
             find_images([tmp_path / name])
     with pytest.raises(FormatError, match=r"x\.npy"):
         find_images([tmp_path / "x.npy"])

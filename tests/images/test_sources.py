@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import os
+import stat
 import sys
 import tarfile
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from posixpath import splitext
@@ -14,10 +16,10 @@ from posixpath import splitext
 import h5py
 import numpy as np
 import pytest
-from support.sources import fill, make_tar, png
+from support.sources import fill, make_tar, make_zip, png
 
 from vqtool.errors import FormatError, VqtoolError, VqtoolWarning
-from vqtool.images import find_images, read_image
+from vqtool.images import Tally, find_images, read_image
 from vqtool.images.sources import SourceOptions
 from vqtool.images.sources.tars import TarShard
 
@@ -340,6 +342,64 @@ def test_a_hard_link_in_a_tar_is_its_target(tmp_path: Path) -> None:
     assert [read_image(item, None)[0, 0, 0] for item in find_images([tmp_path / "s.tar"])] == [6, 6]
 
 
+def add_link(tar: tarfile.TarFile, name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> None:
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = kind, target
+    tar.addfile(link)
+
+
+def test_links_in_a_tar_are_skipped_and_counted_by_name(tmp_path: Path) -> None:
+    with tarfile.open(make_tar(tmp_path / "s.tar", {"a.png": png(1)}), "a") as tar:
+        add_link(tar, "b.png", "a.png")
+        add_link(tar, "c.png", "gone.png", tarfile.LNKTYPE)
+        add_link(tar, "cats", "../../elsewhere")
+        add_link(tar, "a.txt", "b.txt")
+    with pytest.raises(FormatError, match=r"s\.tar: b\.png: is left out: a symbolic link to a\.png, and links in"):
+        find_images([tmp_path / "s.tar"])
+    tally = Tally()
+    with pytest.warns(VqtoolWarning, match=r"s\.tar: 1 file of words left out: a\.txt \(a symbolic link to b\.txt"):
+        items = find_images([tmp_path / "s.tar"], on_error=tally)
+    assert [item.id for item in items] == ["a"]
+    assert tally.line == "1 picture: no captions, no labels; 3 files skipped"
+    assert [text.split(": ", 1)[1][:50] for text in tally.skipped] == [
+        "b.png: is left out: a symbolic link to a.png, and ",
+        "c.png: is left out: a hard link to gone.png, which",
+        "cats: is left out: a symbolic link to ../../elsewh",
+    ]
+    tally = Tally()
+    find_images([tmp_path / "s.tar"], SourceOptions(include="a.png"), words="none", on_error=tally)
+    assert tally.line == "1 picture"
+
+
+def test_links_in_a_zip_are_skipped_and_counted_by_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(make_zip(tmp_path / "x.zip", {"a.png": png()}), "a") as archive:
+        link = zipfile.ZipInfo("b.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "a.png")
+    tally = Tally()
+    assert [item.id for item in find_images([tmp_path / "x.zip"], on_error=tally)] == ["a"]
+    assert tally.skipped == [
+        f"{tmp_path}/x.zip: b.png: is left out: a symbolic link, and links in archives are not followed"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_of_members_of_one_name_the_last_counts_and_that_is_told(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Duplicate name", UserWarning)  # of zipfile
+        if kind == "tar":
+            make_tar(path, {"a.png": png(1), "b.png": png(2)})
+            make_tar(path, {"./a.png": png(3)}, "a")
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, value in (("a.png", 1), ("b.png", 2), ("a.png", 3)):
+                    archive.writestr(name, png(value))
+    with pytest.warns(VqtoolWarning, match=rf"x\.{kind}: 1 name given to several members, of which the last counts: a"):
+        items = find_images([path])
+    assert [read_image(item, None)[0, 0, 0] for item in items] == [3, 2]
+
+
 @pytest.mark.parametrize("name", ["0002.json", "0001.txt"])
 def test_a_malformed_sidecar_in_a_shard_is_named(tmp_path: Path, name: str) -> None:
     tar = make_tar(tmp_path / "s.tar", {**SHARD, name: b"\xff{"})
@@ -443,14 +503,14 @@ def test_an_hdf5_is_known_by_its_content_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ({}, "has no dataset `images`"),
+        ({}, "has no dataset 'images'"),
         ({"tokens": np.zeros((1, 2, 2))}, "it holds token grids: decode them first"),
-        ({"images": np.zeros((2, 3, 4, 4))}, r"`images` is float64 \(2, 3, 4, 4\); expected uint8"),
+        ({"images": np.zeros((2, 3, 4, 4))}, r"'images' is float64 \(2, 3, 4, 4\); expected uint8"),
         ({"images": np.zeros((2, 5, 4, 4), np.uint8)}, r"expected uint8"),
         ({"images": np.zeros(7, np.uint8)}, r"expected uint8"),
         ({"images": np.zeros((0, 3, 4, 4), np.uint8)}, "has no rows"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "id": ["a"]}, r"`id` has shape \(1,\); expected \(2,\)"),
-        ({"images": np.zeros((2, 4, 4), np.uint8), "label": [0.5, 1.5]}, "`label` is float64"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "id": ["a"]}, r"'id' has shape \(1,\); expected \(2,\)"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "label": [0.5, 1.5]}, "'label' is float64"),
     ],
 )
 def test_an_hdf5_of_something_else_says_what_it_holds(tmp_path: Path, datasets: dict, message: str) -> None:

@@ -6,19 +6,19 @@ Folders, tars and zips are trees of files; `annotations` decides their captions 
 
 import os
 import sys
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any, Literal
 
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources import annotations
 from vqtool.images.sources.arrays import HDF5_ENDINGS, HDF5_SIGNATURE, find_in_hdf5
+from vqtool.images.sources.class_folders import SPLITS, choose_split
 from vqtool.images.sources.folder import FileTree, FolderTree
+from vqtool.images.sources.ids import make_items
 from vqtool.images.sources.items import (
     LOOKED_FOR,
     NO_WORDS,
@@ -27,7 +27,7 @@ from vqtool.images.sources.items import (
     ImageItem,
     Tree,
     Words,
-    fold,
+    counted,
     has_image_suffix,
     is_hidden,
     natural_key,
@@ -96,24 +96,13 @@ def find_images(
     if not sources:
         raise VqtoolError("no images given; give a folder, image files, tar shards or an HDF5 of images")
     finder = _Finder(options, words, tuple(map(Path, leave_out)), on_error)
-    groups: dict[str, list[Entry]] = {_FILES: []}
-    files: list[Path] = []
-    for path in map(Path, sources):
-        try:
-            found = finder.find(path)
-        except OSError as error:
-            raise VqtoolError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
-        if found is None:
-            files.append(path)
-        else:
-            groups[_unused(_source_name(path), groups)] = found
-    if files:
-        groups[_FILES] = finder.find_files(files)
+    groups = finder.find_groups(list(map(Path, sources)))
     if words != "none":
-        groups = finder.finish(groups, list(map(Path, sources)))
-    items = _make_items(groups)
+        groups = finder.finish(groups)
+    items = make_items(groups)
     if words == "all":
-        _tell_alike({item.label for item in items if item.label})
+        annotations.tell_alike({entry.words.label for group in groups.values() for entry in group if entry.words.label})
+        annotations.tell_long(items)
     if isinstance(on_error, Tally):
         on_error.found(items, with_words=words != "none")
     return items
@@ -149,28 +138,56 @@ class _Finder:
     words: WordsNeeded
     leave_out: tuple[Path, ...]
     on_error: OnError | None
+    folders: list[Path] = field(default_factory=list)  # sources that are folders of images
+    texts: list[Path] = field(default_factory=list)  # sources that hold words, as a glob gives them
+    used: set[str] = field(default_factory=set)  # paths of all files that words were taken from
 
-    def find(self, path: Path) -> list[Entry] | None:
-        """The images of one source; None if it is one image file."""
-        kind = _kind_of(path)
-        if kind == "image":
-            return None
+    def find_groups(self, sources: Sequence[Path]) -> dict[str, list[Entry]]:
+        """The images of all sources, by the name of the source."""
+        groups: dict[str, list[Entry]] = {_FILES: []}
+        files: list[Path] = []
+        for path in sources:
+            try:
+                kind = _kind_of(path)
+                found = None if kind in ("image", "text") else self._find(path, kind)
+            except OSError as error:
+                raise VqtoolError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+            if kind == "image":
+                files.append(path)
+            elif found is None:
+                self.texts.append(path)
+            else:
+                groups[_unused(_source_name(path), groups)] = found
+        if files:
+            groups[_FILES] = self._find_files(files)
+        elif len(groups) == 1:
+            raise VqtoolError(f"{self.texts[0]}: no images here, but words; looked for {LOOKED_FOR}")
+        return groups
+
+    def _find(self, path: Path, kind: str) -> list[Entry] | None:
+        """The images of one source; None if it is a folder that holds words alone."""
         if kind == "folder":
             skip = None if self.on_error is None else self._skip
             folder = FolderTree(path, leave_out=self.leave_out, on_unreadable=skip)
+            if folder.names and all(map(annotations.is_text, folder.names)):
+                return None
+            self.folders.append(path)
             return self._find_in(folder, f"{path}: no images here; looked for {LOOKED_FOR}{folder.hint}", path)
         if kind == "tar":
             shard = TarShard(path, allow_truncated=self.options.allow_truncated)
+            self._tell_left_out(shard)
             found = self._find_in(shard, f"{shard}: no images in this tar; looked for {LOOKED_FOR}")
             return [_with_id(entry, shard.ids.get(entry.names[-1])) for entry in found]
         if kind == "zip":
-            return self._find_in(ZipArchive(path), f"{path}: no images in this zip; looked for {LOOKED_FOR}")
+            archive = ZipArchive(path)
+            self._tell_left_out(archive)
+            return self._find_in(archive, f"{path}: no images in this zip; looked for {LOOKED_FOR}")
         needed = self.words != "none"
         if kind == "numpy":
             return find_in_numpy(path, words=needed, split=self.options.split)
         return (find_in_hdf5 if kind == "hdf5" else find_in_parquet)(path, words=needed)
 
-    def find_files(self, files: Sequence[Path]) -> list[Entry]:
+    def _find_files(self, files: Sequence[Path]) -> list[Entry]:
         """Images that are named one by one, with the words beside them."""
         tree = FileTree(files)
         words = self._words(tree, tree.images, tree.folder, whole=False)
@@ -181,12 +198,13 @@ class _Finder:
             if self._is_wanted(path.as_posix())
         ]
 
-    def finish(self, groups: dict[str, list[Entry]], sources: Sequence[Path]) -> dict[str, list[Entry]]:
+    def finish(self, groups: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
         """Entries with what the user said of their captions and labels."""
         if self.options.labels == "folder":
-            groups = {name: _label_by_source(name, entries) for name, entries in groups.items()}
+            groups = _label_by_source(groups)
         elif self.options.labels is None:
-            _tell_cut_folders(groups, sources)
+            _tell_cut_folders(groups, self.folders)
+        self._tell_texts()
         entries = [entry for group in groups.values() for entry in group]
         for kind, said in (("captions", self.options.captions), ("labels", self.options.labels)):
             if said == "none" or (said is not None and (kind == "captions" or said != "folder")):
@@ -203,7 +221,7 @@ class _Finder:
             raise VqtoolError(f"{tree}: `include` and `exclude` leave no image")
         images.sort(key=natural_key)
         among = images
-        images = annotations.choose_split(images, self.options.split, str(tree), told=self.words == "all")
+        images = choose_split(images, self.options.split, str(tree), told=self.words == "all")
         words = self._words(tree, images, outer, among=among)
         return [
             _with_id(Entry((splitext(name)[0], name), tree.origin(name), each), each.id)
@@ -214,7 +232,7 @@ class _Finder:
         if self.words == "none":
             return annotations.read_ids(tree, images)
         try:
-            return annotations.annotate(tree, images, self.options, outer=outer, **how)
+            return annotations.annotate(tree, images, self.options, outer=outer, used=self.used, **how)
         except (VqtoolError, OSError) as error:
             if self.words == "all":
                 raise
@@ -227,9 +245,36 @@ class _Finder:
             return False
         return options.include is None or _matches(name, options.include)
 
-    def _skip(self, folder: Path, error: VqtoolError) -> None:
-        if self.on_error is not None:
-            self.on_error(ImageItem(str(folder), None, None, FileOrigin(folder)), error)
+    def _skip(self, path: Path, error: VqtoolError) -> None:
+        if self.on_error is None:
+            raise error
+        self.on_error(ImageItem(str(path), None, None, FileOrigin(path)), error)
+
+    def _tell_left_out(self, archive: TarShard | ZipArchive) -> None:
+        """Name the members of an archive that cannot be read, such as links; images are counted as skipped."""
+        words = {name: why for name, why in archive.left_out.items() if annotations.is_text(name)}
+        for name, why in archive.left_out.items():
+            if name not in words and not is_hidden(name) and self._is_wanted(name):
+                self._skip(archive.path, FormatError(f"{archive.where(name)}: is left out: {why}"))
+        if words and self.words != "none":
+            listed = shown_names((f"{name} ({why})" for name, why in words.items()), len(words))
+            warn(f"{archive}: {counted(len(words), 'file')} of words left out: {listed}")
+
+    def _tell_texts(self) -> None:
+        """Tell of files and folders of words that were given as sources and lie where no image has use for them."""
+        said = (self.options.captions, self.options.labels)
+        named = {os.path.abspath(text) for each in said if each for text in (each, each.rpartition(":")[0])}
+        unused = []
+        for path in self.texts:
+            place = os.path.abspath(path)
+            used = any(each == place or each.startswith(place + os.sep) for each in self.used | named)
+            if not used and (path.is_dir() or annotations.holds_words(path.name)):
+                unused.append(str(path))
+        if unused:
+            warn(
+                f"{counted(len(unused), 'source')} of words, not images, and not used for any: "
+                f"{shown_names(unused, len(unused))}; `captions` FILE and `labels` FILE take a table"
+            )
 
 
 def _matches(name: str, patterns: str) -> bool:
@@ -241,35 +286,35 @@ def _with_id(entry: Entry, id: str | None) -> Entry:
     return entry if id is None else replace(entry, names=(id, *entry.names[1:]))
 
 
-def _label_by_source(name: str, entries: list[Entry]) -> list[Entry]:
-    """Entries of a source without class folders get its own name."""
-    if name == _FILES or any(entry.words.label for entry in entries):
-        return entries
-    return [replace(entry, words=replace(entry.words, label=name)) for entry in entries]
+def _label_by_source(groups: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
+    """Images of sources without class folders get the name of their source, which is told if it makes one class."""
+    labelled, filled = dict(groups), [name for name, entries in groups.items() if entries]
+    for name in filled:
+        entries = groups[name]
+        if any(entry.words.label for entry in entries):
+            continue
+        if name == _FILES and len(filled) > 1:
+            stray = shown_names((str(entry.origin) for entry in entries), len(entries))
+            warn(f"{counted(len(entries), 'image')} beside the folders have no label: {stray}")
+            continue
+        label = name or Path(os.path.abspath(str(entries[0].origin))).parent.name
+        labelled[name] = [replace(entry, words=replace(entry.words, label=label)) for entry in entries]
+        if len(filled) == 1:
+            warn(f"no class folders: all {counted(len(entries), 'image')} are one class, {label}")
+    return labelled
 
 
-def _tell_cut_folders(groups: dict[str, list[Entry]], sources: Sequence[Path]) -> None:
+def _tell_cut_folders(groups: dict[str, list[Entry]], folders: Sequence[Path]) -> None:
     """Tell of folders side by side that were given instead of the folder that holds them, as imgs/* does."""
     if any(entry.words.label for group in groups.values() for entry in group):
         return
-    folders = [path for path in sources if path.is_dir()]
+    folders = [path for path in folders if path.name.casefold() not in SPLITS]
     parents = {path.absolute().parent for path in folders}
-    if len(folders) > 1 and len(parents) == 1 and len(folders) == len(sources):
+    if len(folders) > 1 and len(parents) == 1:
         warn(
             f"no labels: {folders[0]}, {folders[1]}, ... are sources of their own: give the folder that holds them to "
             "take them for classes, or `labels` folder"
         )
-
-
-def _tell_alike(labels: Collection[str]) -> None:
-    """Tell of labels that differ in case only."""
-    by_fold: dict[str, list[str]] = {}
-    for label in sorted(labels):
-        by_fold.setdefault(fold(label), []).append(label)
-    alike = [same for same in by_fold.values() if len(same) > 1]
-    if alike:
-        listed = shown_names(map(" and ".join, alike), len(alike))
-        warn(f"labels that differ in case only are different classes: {listed}")
 
 
 def _with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
@@ -314,6 +359,8 @@ def _kind_of(path: Path) -> str:
         return by_name
     if has_image_suffix(name) or not path.is_file():
         return "image"
+    if annotations.is_text(name):
+        return "text"
     with path.open("rb") as file:
         head = file.read(512)
     by_content = next((kind for signature, kind in _SIGNATURES.items() if head.startswith(signature)), None)
@@ -330,53 +377,3 @@ def _source_name(path: Path) -> str:
 
 def _unused(name: str, groups: dict[str, list[Entry]]) -> str:
     return name if name not in groups else next(f"{name}-{n}" for n in range(2, 10**9) if f"{name}-{n}" not in groups)
-
-
-def _make_items(groups: dict[str, list[Entry]]) -> list[ImageItem]:
-    """Entries by source name -> items with unique ids."""
-    ids = {name: _ids_within(entries) for name, entries in groups.items()}
-    seen = Counter(one for own in ids.values() for one in set(own))
-    for name, own in ids.items():
-        if name != _FILES and any(seen[one] > 1 for one in own):
-            ids[name] = [f"{name}/{one}" for one in own]
-    entries = [entry for group in groups.values() for entry in group]
-    unique = _number_repeats([_printable(one) for own in ids.values() for one in own])
-    return [_make_item(one, entry) for one, entry in zip(unique, entries, strict=True)]
-
-
-def _make_item(id: str, entry: Entry) -> ImageItem:
-    captions, label = entry.words.captions, entry.words.label
-    return ImageItem(
-        id, None if label is None else _printable(label), captions[0] if captions else None, entry.origin, captions[1:]
-    )
-
-
-def _ids_within(entries: list[Entry]) -> list[str]:
-    """Each entry's first name; its next one as long as another entry is called the same."""
-    level = [0] * len(entries)
-    for _ in range(max((len(entry.names) for entry in entries), default=1) - 1):
-        names = [entry.names[i] for entry, i in zip(entries, level, strict=True)]
-        counts = Counter(names)
-        level = [
-            min(i + (counts[name] > 1), len(entry.names) - 1)
-            for entry, i, name in zip(entries, level, names, strict=True)
-        ]
-    return [entry.names[i] for entry, i in zip(entries, level, strict=True)]
-
-
-def _number_repeats(ids: list[str]) -> list[str]:
-    """Append -2, -3, ... to ids that are still the same: an image given twice."""
-    taken: set[str] = set()
-    numbers: Counter[str] = Counter()
-    given = set(ids)
-    for i, one in enumerate(ids):
-        while ids[i] in taken or (ids[i] != one and ids[i] in given):
-            numbers[one] += 1
-            ids[i] = f"{one}-{numbers[one] + 1}"
-        taken.add(ids[i])
-    return ids
-
-
-def _printable(text: str) -> str:
-    """Text in Unicode's composed form. File names need not be UTF-8; ids must be, to stand in HDF5 and JSON."""
-    return unicodedata.normalize("NFC", text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

@@ -10,93 +10,39 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
+from os.path import abspath, exists
 from pathlib import Path
-from posixpath import basename, dirname, normpath, splitext
+from posixpath import basename, commonprefix, dirname, normpath, splitext
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.items import NO_WORDS, NameIndex, Tree, Words, counted, shown_names
+from vqtool.images.sources.class_folders import class_labels
+from vqtool.images.sources.folder import captions_beside
+from vqtool.images.sources.ids import printable_name
+from vqtool.images.sources.items import (
+    CAPTION_FOLDERS,
+    NO_WORDS,
+    ImageItem,
+    NameIndex,
+    Tree,
+    Words,
+    counted,
+    fold,
+    shown_names,
+)
 from vqtool.images.sources.options import SourceOptions
 from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, clean, decode_text, read_sidecar, read_table
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 _CAPTION_ENDINGS = (".txt", ".caption")
 _SIDECAR_ENDINGS = (*_CAPTION_ENDINGS, ".cls", ".json")
-_CAPTION_FOLDERS = ("captions", "text")
 _TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")  # that might hold words and are named if they were not used
-_NO_WORDS = re.compile(r"(readme|license|licence|notice|requirements|changelog|\.)", re.IGNORECASE)
+_NO_WORDS = re.compile(
+    r"(readme|license|licence|notice|requirements|changelog|thumbs\.db|desktop\.ini|\.)", re.IGNORECASE
+)
+_LONG = 1000  # characters of a caption, beyond which it is told
 _NUM_COMPARED = 2000  # names that the nearest one is looked for among
-
-
-@dataclass(frozen=True)
-class Folders:
-    """What the folders of images say: the class of each, and its split."""
-
-    classes: list[str | None]
-    splits: list[str | None]  # as the folder is called
-
-    @property
-    def num_outside(self) -> int:
-        """How many images lie in no class folder."""
-        return self.classes.count(None)
-
-
-def read_folders(images: Sequence[str]) -> Folders:
-    """Find class folders, below folders that all images share and below train/, val/, test/.
-
-    Args:
-        images: relative posix paths.
-    """
-    parts = [image.split("/")[:-1] for image in images]
-    depth = 0
-    while _share_one(parts, depth) and sum(len(part) > depth + 1 for part in parts) * 2 > len(parts):
-        depth += 1
-    names = {part[depth] for part in parts if len(part) > depth}
-    splits: list[str | None] = [None] * len(parts)
-    if names and all(name.casefold() in SPLITS for name in names):
-        splits = [part[depth] if len(part) > depth else None for part in parts]
-        depth += 1
-    return Folders([part[depth] if len(part) > depth else None for part in parts], splits)
-
-
-def _share_one(parts: Sequence[Sequence[str]], depth: int) -> bool:
-    """Whether all images lie in one folder, which is no split."""
-    names = {part[depth] if len(part) > depth else "" for part in parts}
-    return len(names) == 1 and "" not in names and not names & SPLITS.keys()
-
-
-def choose_split(images: Sequence[str], split: str | None, place: str, *, told: bool = True) -> list[str]:
-    """The images of a split, or all; tells of splits that nobody chose.
-
-    Raises:
-        VqtoolError: there is no such split.
-    """
-    splits = read_folders(images).splits
-    known = sorted({name for name in splits if name is not None})
-    if split is None:
-        if len(known) > 1 and told:
-            listed = ", ".join(f"{name}/" for name in known)
-            warn(f"{place}: {listed} are splits, not classes: all are taken; `split` {known[-1]} takes one of them")
-        return list(images)
-    wanted = SPLITS.get(split.casefold(), split)
-    chosen = [image for image, name in zip(images, splits, strict=True) if name and SPLITS[name.casefold()] == wanted]
-    if not chosen:
-        there = (
-            f"there are {', '.join(known)}" if known else "there are no folders train, val or test above its classes"
-        )
-        raise VqtoolError(f"{place}: `split` {split}: {there}")
-    return chosen
 
 
 def annotate(
@@ -107,6 +53,7 @@ def annotate(
     among: Sequence[str] | None = None,
     outer: Path | None = None,
     whole: bool = True,
+    used: set[str] | None = None,
 ) -> list[Words]:
     """The words of images.
 
@@ -117,16 +64,21 @@ def annotate(
         among: all images of the source, of which they may be a split; class folders are those of all.
         outer: a folder whose parent may hold metadata of it.
         whole: whether the tree holds the source alone, so that words that belong to no image are told.
+        used: the paths of files that words are taken from are added to it.
 
     Raises:
         FormatError: metadata or a text that cannot be read; names it.
     """
-    rows, used = _read_metadata(tree, images, outer, told=whole)
-    sidecars = _Sidecars(tree, images, options.caption_lines)
+    rows, read = _read_metadata(tree, images, outer, whole=whole)
+    beside = [] if outer is None else captions_beside(outer)
+    sidecars = _Sidecars(tree, images, options.caption_lines, beside)
     words = [sidecars.complete(image, rows.get(image, NO_WORDS)) for image in images]
     sidecars.tell()
+    read |= {tree.where(name) for name in sidecars.used}
+    if used is not None:
+        used |= set(map(abspath, read))
     if whole and options.captions is None and options.labels is None:
-        _tell_unused(tree, images, used | sidecars.used)
+        _tell_unused(tree, images, read)
     if options.labels == "folder":
         words = [replace(each, label=None) for each in words]
     if options.labels == "folder" or (options.labels is None and not any(each.label for each in words)):
@@ -136,6 +88,16 @@ def annotate(
     return words
 
 
+def is_text(path: str) -> bool:
+    """Whether a file is no image by its name, but words or such as lies about in folders of images."""
+    return bool(_NO_WORDS.match(basename(path))) or path.lower().endswith((*_SIDECAR_ENDINGS, *_TABLE_ENDINGS, ".md"))
+
+
+def holds_words(path: str) -> bool:
+    """Whether a file might say something of images, by its name."""
+    return is_text(path) and not _NO_WORDS.match(basename(path)) and not path.endswith((".log.jsonl", ".md"))
+
+
 def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
     """The ids alone that vqtool wrote beside images; metadata that cannot be read has none."""
     try:
@@ -143,36 +105,6 @@ def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
     except VqtoolError:
         return [NO_WORDS] * len(images)
     return [Words(id=rows.get(image, NO_WORDS).id) for image in images]
-
-
-def class_labels(images: Sequence[str], place: str, *, forced: bool = False) -> list[str | None]:
-    """Labels from class folders; what keeps folders from being classes is told.
-
-    Args:
-        images: relative posix paths.
-        place: the source, for messages.
-        forced: take them whatever they look like.
-    """
-    folders = read_folders(images)
-    classes = sorted({name for name in folders.classes if name is not None})
-    none: list[str | None] = [None] * len(images)
-    if not classes:
-        return none
-    outside = folders.num_outside
-    listed = shown_names((f"{name}/" for name in classes), len(classes))
-    beside = f"{outside:,} of {len(images):,} images lie beside {listed}"
-    if not forced and len(classes) == 1 and outside * 2 >= len(images):
-        return none
-    if not forced and len(classes) == 1:
-        warn(f"{place}: no labels: {classes[0]}/ is the only folder, which makes no classes; `labels` folder takes it")
-        return none
-    if not forced and outside * 2 >= len(images):
-        warn(f"{place}: no labels: {beside}, which are not taken for class folders; `labels` folder takes them")
-        return none
-    if outside:
-        stray = (image for image, name in zip(images, folders.classes, strict=True) if name is None)
-        warn(f"{place}: {beside} and have no label: {shown_names(stray, outside)}")
-    return folders.classes
 
 
 def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> list[Words]:
@@ -206,6 +138,7 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
             words[place[found]] = each
     if not names or len(missing) == len(table.words):
         example = f" (the first: {missing[0]!r})" if missing else ""
+        example += _nearest(missing[0], [own[-1] for own in names]) if missing else ""
         raise VqtoolError(f"{where}: none of its {len(table.words)} file names is one of the images{example}")
     _tell_missing(where, missing, len(table.words), [own[-1] for own in names])
     without = [own[-1] for own, each in zip(names, words, strict=True) if each is NO_WORDS]
@@ -213,39 +146,77 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
     return words
 
 
+def tell_alike(spelled: Collection[str]) -> None:
+    """Tell of labels that differ in case or Unicode composition only."""
+    by_form: dict[str, list[str]] = {}
+    for label in sorted(spelled):
+        by_form.setdefault(printable_name(label), []).append(ascii(label))
+    merged = [f"{label} ({' and '.join(forms)})" for label, forms in by_form.items() if len(forms) > 1]
+    if merged:
+        listed = shown_names(merged, len(merged))
+        warn(f"labels that differ in Unicode composition only (NFC, NFD) are one class: {listed}")
+    by_fold: dict[str, list[str]] = {}
+    for label in by_form:
+        by_fold.setdefault(fold(label), []).append(label)
+    alike = [same for same in by_fold.values() if len(same) > 1]
+    if alike:
+        listed = shown_names(map(" and ".join, alike), len(alike))
+        warn(f"labels that differ in case only are different classes: {listed}")
+
+
+def tell_long(items: Sequence[ImageItem]) -> None:
+    """Tell of captions that are longer than people write them, as a page or a list of tags that was taken for one."""
+    lengths = [(len(caption), item.location) for item in items for caption in item.captions]
+    longer = [(length, place) for length, place in lengths if length > _LONG]
+    if longer:
+        length, place = max(longer, key=lambda pair: pair[0])
+        warn(
+            f"{counted(len(longer), 'caption')} of more than {_LONG:,} characters, taken whole: the longest, of "
+            f"{place}, has {length:,}"
+        )
+
+
 def _read_metadata(
-    tree: Tree, images: Sequence[str], outer: Path | None, *, told: bool = True
+    tree: Tree, images: Sequence[str], outer: Path | None, *, told: bool = True, whole: bool = True
 ) -> tuple[dict[str, Words], set[str]]:
-    """Words by image, and the files that were used; of two files that speak of one image the nearer one counts."""
+    """Words by image, and where the files are that were read; of two that speak of one image the nearer one counts."""
     files = sorted(
         (name for name in tree.names if basename(name).casefold() in METADATA_NAMES), key=lambda name: name.count("/")
     )
     for i, name in enumerate(files):
         if any(dirname(other) == dirname(name) for other in files[:i]):
             raise VqtoolError(f"{tree.where(dirname(name))}: has both {' and '.join(METADATA_NAMES)}; keep one of them")
-    index = NameIndex(images)
-    found = _read_outer(outer, index) if outer is not None and not any("/" not in name for name in files) else {}
+    index, everything = NameIndex(images), NameIndex(tree.names)
+    read = set(map(tree.where, files))
+    found: dict[str, Words] = {}
+    if outer is not None and not any("/" not in name for name in files):
+        found, file = _read_outer(outer, images, index)
+        read |= {file} - {""}
     for name in files:
         where, folder = tree.where(name), dirname(name)
         table = read_table(tree.read(name), where)
         rows = {normpath(f"{folder}/{key}".lstrip("/")): words for key, words in table.words.items()}
         matched = {image: words for path, words in rows.items() if (image := index.find(path)) is not None}
-        if rows and not matched and told:
+        if rows and not matched and told and whole:
             raise VqtoolError(
                 f"{where}: none of its {len(rows)} file names is an image of this folder "
-                f"(the first: {next(iter(rows))!r}); file_name is relative to the metadata file"
+                f"(the first: {next(iter(rows))!r}){_nearest(next(iter(rows)), images)}; file_name is relative to the "
+                "metadata file"
             )
         found.update(matched)
         if told:
-            _tell_missing(where, [path for path in rows if index.find(path) is None], len(rows), images)
+            missing = [path for path in rows if index.find(path) is None]
+            if not whole:  # other rows may name images that are not taken
+                missing = [path for path in missing if everything.find(path) is None and not exists(tree.where(path))]
+            _tell_missing(where, missing, len(rows), images)
             _tell_columns(where, table)
             within = [image for image in images if not folder or image.startswith(f"{folder}/")]
             _tell_without_row(where, [image for image in within if image not in found], len(within))
-    return found, set(files)
+    return found, read
 
 
-def _read_outer(folder: Path, index: NameIndex) -> dict[str, Words]:
-    """Words from metadata in the parent of a folder, which may speak of other folders too."""
+def _read_outer(folder: Path, images: Sequence[str], index: NameIndex) -> tuple[dict[str, Words], str]:
+    """Words from metadata in the parent of a folder, which may speak of other folders too; and the file, or ""."""
     path = folder.resolve()
     for name in METADATA_NAMES:
         file = path.parent / name
@@ -255,22 +226,28 @@ def _read_outer(folder: Path, index: NameIndex) -> dict[str, Words]:
             warn(f"metadata beside {folder} is not used: {error}")
             continue
         rows = {} if table is None else table.words
-        found = {}
+        found, missing = dict[str, Words](), list[str]()
         for key, words in rows.items():
             below = normpath(key).removeprefix(f"{path.name}/")
             if (image := index.find(below)) is not None:
                 found[image] = words
+            elif dirname(normpath(key)) in ("", path.name):  # others are of other folders
+                missing.append(key)
         if found:
-            return found
-    return {}
+            _tell_missing(str(file), missing, len(rows), images)
+            _tell_without_row(str(file), [image for image in images if image not in found], len(images))
+            return found, str(file)
+        _tell_missing(str(file), missing, len(rows), images)
+    return {}, ""
 
 
 class _Sidecars:
     """The files beside images, looked up by the names of the images."""
 
-    def __init__(self, tree: Tree, images: Sequence[str], lines: str) -> None:
+    def __init__(self, tree: Tree, images: Sequence[str], lines: str, beside: Sequence[str]) -> None:
         self._tree, self._lines = tree, lines
-        self._index = NameIndex(name for name in tree.names if name.lower().endswith(_SIDECAR_ENDINGS))
+        names = (*tree.names, *beside)
+        self._index = NameIndex(name for name in names if name.lower().endswith(_SIDECAR_ENDINGS))
         self._stems = Counter(splitext(image)[0].casefold() for image in images)
         self._long: list[tuple[int, str]] = []  # (characters, name) of captions of several lines
         self.used: set[str] = set()
@@ -331,15 +308,16 @@ def _stems(image: str) -> Iterator[str]:
 
 
 def _apart(image: str) -> Iterator[str]:
-    """Where captions in a folder of their own may lie: captions/ in the image's folder, beside it, or at the top."""
+    """Where captions in a folder of their own may lie: in the image's folder, beside it, at the top, or beside that."""
     folder, stem = dirname(image), splitext(basename(image))[0]
     below = splitext(image)[0].partition("/")[2]
-    for name in _CAPTION_FOLDERS:
+    for name in CAPTION_FOLDERS:
         for place in dict.fromkeys((f"{folder}/{name}", f"{dirname(folder)}/{name}")):
             yield f"{place}/{stem}.txt".lstrip("/")
         yield f"{name}/{splitext(image)[0]}.txt"
         if below:
             yield f"{name}/{below}.txt"
+        yield f"../{name}/{splitext(image)[0]}.txt"
 
 
 def _tell_missing(where: str, missing: Sequence[str], num_rows: int, images: Sequence[str]) -> None:
@@ -348,10 +326,22 @@ def _tell_missing(where: str, missing: Sequence[str], num_rows: int, images: Seq
         warn(f"{where}: {len(missing):,} of its {num_rows:,} rows name no image: {shown_names(first, len(missing))}")
 
 
+def _stem(path: str) -> str:
+    return splitext(basename(path))[0]
+
+
 def _nearest(name: str, images: Sequence[str]) -> str:
-    alike = [image for image in images if basename(image).casefold() == basename(name).casefold()]
-    close = alike or get_close_matches(name, images[:_NUM_COMPARED], n=1)
-    return f" (nearest: {close[0]!r})" if close else ""
+    """The image that a row may mean: of the same name in another place, with another ending, or spelled alike."""
+    spelled = [(fold(image), image) for image in images]
+    own = fold(name)
+    alike = [image for other, image in spelled if basename(other) == basename(own)]
+    alike += [image for other, image in spelled if _stem(other) == _stem(own)]
+    for shorten in (str, basename):
+        if not alike:
+            spelled.sort(key=lambda pair: -len(commonprefix((shorten(own), shorten(pair[0])))))
+            compared = {shorten(other): image for other, image in reversed(spelled[:_NUM_COMPARED])}
+            alike = [compared[other] for other in get_close_matches(shorten(own), compared, n=1)]
+    return f" (nearest: {alike[0]!r})" if alike else ""
 
 
 def _tell_without_row(where: str, without: Sequence[str], num: int) -> None:
@@ -371,17 +361,17 @@ def _tell_columns(where: str, table: Table) -> None:
 
 
 def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
-    """Name files that look like words of images and were not used."""
+    """Name files that look like words of images, by their place or name, and were not used."""
     folders = {dirname(image) for image in images} | {""}
-    folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in _CAPTION_FOLDERS}
+    folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in CAPTION_FOLDERS}
+    stems = {_stem(image) for image in images}
     unused = [
         name
         for name in tree.names
-        if name.lower().endswith((*_CAPTION_ENDINGS, ".cls", *_TABLE_ENDINGS))
-        and name not in used
-        and dirname(name) in folders
-        and not _NO_WORDS.match(basename(name))
-        and not name.endswith(".log.jsonl")
+        if holds_words(name)
+        and not name.lower().endswith(".json")
+        and tree.where(name) not in used
+        and (dirname(name) in folders or _stem(name) in stems)
     ]
     if unused:
         warn(

@@ -87,7 +87,7 @@ def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
         if words:
             _tell_unused(file, path, count, {"images", *names.values()})
     if count == 0:
-        raise VqtoolError(f"{path}: its dataset `images` has no rows")
+        raise VqtoolError(f"{path}: its dataset 'images' has no rows")
     source = ArrayFile(path)
     return make_rows(lambda row: ArrayRow(source, row), count, columns)
 
@@ -168,8 +168,8 @@ def _find_images(file: Any, path: Path) -> Dataset:
     images = find_dataset(file, "images", str(path))
     if images is None:
         hint = "; it holds token grids: decode them first" if "tokens" in file else ""
-        raise FormatError(f"{path}: has no dataset `images`{hint}")
-    check_array(images.shape, images.dtype, f"{path}: `images`")
+        raise FormatError(f"{path}: has no dataset 'images'{hint}")
+    check_array(images.shape, images.dtype, f"{path}: 'images'")
     return images
 
 
@@ -177,7 +177,7 @@ def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[st
     """A column of strings or integers; None where it is absent."""
     from vqtool.hdf5 import find_dataset
 
-    where = f"{path}: `{name}`"
+    where = f"{path}: {name!r}"
     column = find_dataset(file, name, str(path))
     if column is None:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.items import FileOrigin
+from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin
 
 _SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".h5", ".hdf5", ".parquet", ".npz", ".npy")
 
@@ -101,7 +101,7 @@ class FileTree:
         self.folder = Path(os.path.commonpath([place.parent for place in places]))
         self.images = [place.relative_to(self.folder).as_posix() for place in places]
         folders = {place.parent for place in places} | {self.folder}
-        folders |= {folder / name for folder in list(folders) for name in ("captions", "text")}
+        folders |= {folder / name for folder in list(folders) for name in CAPTION_FOLDERS}
         self.names = [
             path.relative_to(self.folder).as_posix() for folder in sorted(folders) for path in _files_in(folder)
         ]
@@ -120,6 +120,17 @@ class FileTree:
 
     def __str__(self) -> str:
         return f"{len(self.images):,} files of {os.path.relpath(self.folder)}"
+
+
+def captions_beside(folder: Path) -> list[str]:
+    """Files in folders of captions beside a folder of images, as paths that are relative to that: ../captions/x.txt."""
+    found = []
+    for name in CAPTION_FOLDERS:
+        place = folder / ".." / name
+        if place.is_dir():
+            files = FolderTree(place, on_unreadable=lambda path, error: warn(str(error)))
+            found += [f"../{name}/{file}" for file in files.names]
+    return found
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ _READ_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".
 _NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
 _OTHER_SUFFIXES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga")
 IMAGE_SUFFIXES = frozenset(_READ_SUFFIXES + _NETPBM_SUFFIXES + _OTHER_SUFFIXES)
+CAPTION_FOLDERS = ("captions", "text")  # where captions may lie apart from their images
 LOOKED_FOR = "files that end in .jpg, .png, .webp, .gif, .bmp, .tif and the like, at any depth"
 
 
@@ -105,7 +106,7 @@ class Tree(Protocol):
 
 
 class NameIndex:
-    """Finds names: an equal one, or else the one that differs in case or Unicode composition (NFC, NFD) only."""
+    """Finds names: an equal one, else one of another Unicode composition (NFC, NFD), else of another case too."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
@@ -120,13 +121,19 @@ class NameIndex:
         """The name that is meant; None where there is none, or more than one."""
         if name in self._names:
             return name
-        found = self._folded.get(fold(name), ())
-        return found[0] if len(found) == 1 else None
+        found = self._folded.get(fold(name), [])
+        same = [other for other in found if composed(other) == composed(name)]
+        return (same or found)[0] if len(same or found) == 1 else None
 
 
 def fold(name: str) -> str:
     """The same for names that differ in case or Unicode composition only."""
-    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+    return name.lower() if name.isascii() else composed(name).casefold()
+
+
+def composed(text: str) -> str:
+    """Text in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def has_image_suffix(name: str) -> bool:

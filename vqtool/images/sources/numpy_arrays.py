@@ -78,10 +78,10 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
         name = large[0] if len(large) == 1 else None
     if name is None:
         raise VqtoolError(
-            f"{path}: call its array of images `images` (it holds {', '.join(archive.files)}), or give `split`"
+            f"{path}: call its array of images 'images' (it holds {', '.join(archive.files)}), or give `split`"
         )
     images = _read_member(archive, path, name)
-    count = check_array(images.shape, images.dtype, f"{path}: `{name}`")
+    count = check_array(images.shape, images.dtype, f"{path}: {name!r}")
     columns: Columns = {}
     if not words:
         return images, columns
@@ -93,7 +93,7 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
             values = _read_member(archive, path, place)
             if kind == "label" and values.ndim == 2 and values.shape[1] == 1:
                 values = values[:, 0]
-            columns[kind] = as_texts(values, count, f"{path}: `{place}`")
+            columns[kind] = as_texts(values, count, f"{path}: {place!r}")
     others = [each for each in archive.files if each not in used]
     if others:
         warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")
@@ -106,7 +106,7 @@ def _read_member(archive: Any, path: Path, name: str) -> NDArray[Any]:
     Raises:
         FormatError: it claims more than there is.
     """
-    where, member = f"{path}: `{name}`", next(each for each in (f"{name}.npy", name) if each in archive.zip.namelist())
+    where, member = f"{path}: {name!r}", next(each for each in (f"{name}.npy", name) if each in archive.zip.namelist())
     info = archive.zip.getinfo(member)
     if info.file_size > MOST_ANYWAY:
         check_size(info.file_size, info.compress_size, where)

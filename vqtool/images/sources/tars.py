@@ -15,6 +15,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import IO, Any, BinaryIO
 
 from vqtool import trust
 from vqtool.errors import FormatError, warn
+from vqtool.images.sources.items import counted, shown_names
 from vqtool.inputs import describe_bytes
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -51,7 +53,8 @@ class TarShard:
 
     def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
         self.path, self._allow_truncated = path, allow_truncated
-        self.ids: dict[str, str] = {}  # ids that vqtool wrote, by member; after `index`
+        self.ids: dict[str, str] = {}  # ids that vqtool wrote, by member; after `spans`
+        self._left_out: dict[str, str] = {}
         self._lock = threading.Lock()
         self._file = _open_unpacked(path)
         weakref.finalize(self, self._file.close)
@@ -76,16 +79,21 @@ class TarShard:
             FormatError: not a tar, damaged or cut short.
         """
         spans: dict[str, Span] = {}
+        repeated: list[str] = []
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 for member in tar:
                     name = _normalise(member.name)
+                    if name in spans and not member.isdir():
+                        repeated.append(name)
                     if member.islnk() and _normalise(member.linkname) in spans:
                         spans[name] = spans[_normalise(member.linkname)]
                     elif member.isreg() and not member.issparse():
                         spans[name] = Span(member.offset_data, member.size)
                         if member.pax_headers.get(PAX_ID):
                             self.ids[name] = member.pax_headers[PAX_ID]
+                    elif not member.isdir():
+                        self._left_out[name] = _describe_member(member)
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             if not (self._allow_truncated and spans):
@@ -94,7 +102,13 @@ class TarShard:
                 found = "" if start[257:262] == b"ustar" or not start else f"; it begins as {describe_bytes(start)}"
                 raise FormatError(f"{self}: not a whole tar archive ({error}){found}") from error
             end = None
+        tell_repeated(str(self), repeated)
         return self._check_end(end, spans)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Members that are not read, such as links, and why."""
+        return self._left_out if self.spans else {}
 
     @property
     def names(self) -> list[str]:
@@ -150,6 +164,22 @@ class TarMember:
 
     def __str__(self) -> str:
         return self.shard.where(self.name)
+
+
+def tell_repeated(place: str, names: Sequence[str]) -> None:
+    """Tell of members of an archive that another one of the same name stands before."""
+    if names:
+        listed = shown_names(names, len(names))
+        warn(f"{place}: {counted(len(names), 'name')} given to several members, of which the last counts: {listed}")
+
+
+def _describe_member(member: tarfile.TarInfo) -> str:
+    """Why a member that is no folder is not read."""
+    if member.issym():
+        return f"a symbolic link to {member.linkname}, and links in archives are not followed"
+    if member.islnk():
+        return f"a hard link to {member.linkname}, which the archive does not have before it"
+    return "a sparse file" if member.issparse() else "no regular file"
 
 
 def _normalise(name: str) -> str:

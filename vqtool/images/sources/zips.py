@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import threading
 import weakref
 import zipfile
@@ -14,6 +15,7 @@ from posixpath import normpath
 from typing import BinaryIO
 
 from vqtool.errors import FormatError
+from vqtool.images.sources.tars import tell_repeated
 from vqtool.trust import check_size
 
 ZIP_ENDINGS = (".zip",)
@@ -40,14 +42,28 @@ class ZipArchive:
 
     @cached_property
     def _members(self) -> dict[str, zipfile.ZipInfo]:
-        members = (member for member in self._zip.infolist() if not member.is_dir())
-        found = {normpath(member.filename).lstrip("/"): member for member in members}
-        return {name: member for name, member in found.items() if not name.startswith("__MACOSX/")}
+        found: dict[str, zipfile.ZipInfo] = {}
+        repeated = []
+        for member in self._zip.infolist():
+            name = normpath(member.filename).lstrip("/")
+            if member.is_dir() or name.startswith("__MACOSX/"):
+                continue
+            if name in found:
+                repeated.append(name)
+            found[name] = member
+        tell_repeated(str(self), repeated)
+        return found
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Members that are not read, and why."""
+        links = (name for name, member in self._members.items() if stat.S_ISLNK(member.external_attr >> 16))
+        return dict.fromkeys(links, "a symbolic link, and links in archives are not followed")
 
     @property
     def names(self) -> list[str]:
         """The members' paths."""
-        return list(self._members)
+        return [name for name in self._members if name not in self.left_out]
 
     def read(self, name: str) -> bytes:
         """The content of a member.
