@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.exact import random_prior
 from support.two import free_port, run_in_two
@@ -269,6 +270,36 @@ def test_conditions_that_cannot_be_used_are_refused(class_folder, arguments, mes
     (class_folder / "empty.txt").write_text(" \n\n")
     (class_folder / "latin.txt").write_bytes("h\xe9ron\n".encode("latin-1"))
     assert message in run(*arguments, "-o", "x.h5", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("", "an empty caption asks for nothing: the prior draws anything that it knows"),
+        ("  \t", "an empty caption asks for nothing"),
+        ("\U0001f34e\u2764\ufe0f", "in letters that the prior has never seen, so that it draws anything: '\U0001f34e"),
+        ("\u05ea\u05e4\u05d5\u05d7 \u200f", "in letters that the prior has never seen"),  # from right to left
+        ("apple " * 1667, "longer than the prior can read, its end is left out: 'apple apple"),  # 10,000 characters
+    ],
+)
+def test_a_caption_that_cannot_be_read_is_told_in_one_line_and_drawn_anyway(folder, caption, said):
+    prior = random_prior(kind="caption").save("prior.safetensors", force=True)
+    result = run("--caption", caption, "--steps", 2, "-o", "x.h5")
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert said in warnings[0]
+    with pytest.warns(VqtoolWarning):
+        condition = vqtool.condition(prior, captions=[caption])
+    assert torch.equal(condition, prior.conditioner.null(1)) == (not caption.strip())  # as in training
+    assert read_grids("x.h5")[1].captions == [caption]
+
+
+def test_a_class_of_a_text_prior_is_refused_and_names_what_it_takes(folder):
+    random_prior(kind="caption").save("prior.safetensors", force=True)
+    result = run("--label", "ant", "-o", "x.h5", code=1)
+    assert result.stderr.splitlines() == [
+        "error: --label does not go with this prior, which takes captions: use --caption"
+    ]
 
 
 def test_purity_on_a_uniform_prior_names_the_samplers_that_work(folder):

@@ -91,6 +91,10 @@ class Conditioner(ABC):
         """The texts whose end is cut off, because they are longer than the denoiser's input."""
         return []
 
+    def find_unread(self, texts: Sequence[str | None]) -> list[str]:
+        """The texts in letters of which nothing can have been learned: no two bytes of them were ever seen together."""
+        return []
+
 
 class NoCondition(Conditioner):
     """Unconditional: samples follow the distribution of the training data."""
@@ -204,6 +208,11 @@ class CaptionCondition(Conditioner):
         """The captions of more than max_length - 1 tokens."""
         limit = self.max_length - 1
         return [text for text in texts if text is not None and len(self.vocabulary.encode(text)) > limit]
+
+    def find_unread(self, texts: Sequence[str | None]) -> list[str]:
+        """The captions of other letters than ASCII's that the vocabulary spells byte by byte."""
+        foreign = [text for text in texts if text is not None and not text.isascii()]
+        return [text for text in foreign if len(self.vocabulary.encode(text)) >= len("".join(text.split()).encode())]
 
     def config(self) -> dict[str, Any]:
         """The kind, the vocabulary's name, the caption length and the example captions."""

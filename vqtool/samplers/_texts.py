@@ -18,7 +18,7 @@ def condition(prior: Prior, *, labels: Texts | None = None, captions: Texts | No
     Args:
         prior: what is sampled.
         labels: one a sample, if the prior takes labels.
-        captions: one a sample, if it takes captions.
+        captions: one a sample, if it takes captions; an empty one asks for nothing, as the null condition.
 
     Returns:
         (num, ...) int64; what the numbers mean is the prior's own.
@@ -29,11 +29,17 @@ def condition(prior: Prior, *, labels: Texts | None = None, captions: Texts | No
     texts = check_texts(prior, labels, captions)
     if not texts:
         raise VqtoolError("`labels` or `captions` have to say what to draw: at least one")
-    return prior.conditioner.encode(texts)
+    return _encode(prior, texts)
+
+
+def _encode(prior: Prior, texts: Texts) -> Tensor:
+    """Conditions (num, ...) of texts; an empty caption is none, as in training."""
+    is_caption = prior.conditioner.kind == "caption"
+    return prior.conditioner.encode([None if is_caption and not text.strip() else text for text in texts])
 
 
 def check_texts(prior: Prior, labels: Texts | None, captions: Texts | None) -> list[str]:
-    """The labels or captions that are given, empty if there are none; a warning names those that are too long.
+    """The labels or captions that are given, empty if there are none; a warning names what the prior cannot read.
 
     Raises:
         VqtoolError: as for `condition`.
@@ -48,9 +54,8 @@ def check_texts(prior: Prior, labels: Texts | None, captions: Texts | None) -> l
     check_kind(prior, given, {kind: f"`{name}`" for kind, name in PLURALS.items()})
     texts = list(*given.values())
     if texts:
-        prior.conditioner.encode(texts)  # an unknown label is found before any work is done
-    for text in prior.conditioner.find_truncated(texts):
-        warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
+        _encode(prior, texts)  # an unknown label is found before any work is done
+        _warn_of(prior, texts)
     return texts
 
 
@@ -69,11 +74,23 @@ def check_kind(prior: Prior, given: Collection[str], names: Mapping[str, str]) -
             raise VqtoolError(f"{name} does not go with this prior, which takes {takes}")
 
 
+def _warn_of(prior: Prior, texts: Texts) -> None:
+    """Warn of captions that are empty, too long, or in letters that the prior has never seen."""
+    if prior.conditioner.kind != "caption":
+        return
+    if not all(text.strip() for text in texts):
+        warn("an empty caption asks for nothing: the prior draws anything that it knows")
+    for text in prior.conditioner.find_truncated(texts):
+        warn(f"longer than the prior can read, its end is left out: {text[:60]!r}...")
+    for text in prior.conditioner.find_unread(texts):
+        warn(f"in letters that the prior has never seen, so that it draws anything: {text[:60]!r}")
+
+
 def in_turn(prior: Prior, texts: Texts) -> Callable[[range], Tensor] | None:
     """The conditions of samples by their numbers: the texts in turn; None if there are none."""
 
     def encode(samples: range) -> Tensor:
-        return prior.conditioner.encode([texts[number % len(texts)] for number in samples])
+        return _encode(prior, [texts[number % len(texts)] for number in samples])
 
     return encode if texts else None
 
