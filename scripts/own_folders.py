@@ -35,6 +35,7 @@ NOT_STAMPS = ("symbols/",)  # letters
 SMALLEST_STAMP = 48  # pixels of the shorter side
 COUNT, HELD_OUT = 240, 60  # of each folder, where there are as many
 HELD_OUT_SHARE = HELD_OUT / (COUNT + HELD_OUT)
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LONGEST = 256  # pixels of the longer side
 SHAPES = ((3, 2), (2, 3), (4, 3), (1, 1), (16, 9))  # of pieces of photographs, width to height
 
@@ -121,7 +122,8 @@ def digits(path: Path) -> Iterator[Piece]:
     for label in range(10):
         own = images[labels == label][: (COUNT + HELD_OUT) // 10]
         for number, image in enumerate(own):
-            yield Piece(f"{label}/{number:03d}", Image.fromarray(image), secret=number >= COUNT // 10)
+            captions = (f"a handwritten {DIGITS[label]}", f"the digit {label}")
+            yield Piece(f"{label}/{number:03d}", Image.fromarray(image), captions, secret=number >= COUNT // 10)
 
 
 def write_folder(work: Path, name: str, pieces: Iterator[Piece]) -> dict[str, int]:

@@ -38,7 +38,6 @@ from vqtool.metrics.features import EfficientNetLite0
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
-SIZE = 128
 SETS = ("trained", "held-out")
 STYLES = ("openmoji", "noto", "fluent", "flat", "twemoji")
 DUAL_PICTURES = 6_000  # that the dual encoder is trained on, at most
@@ -55,26 +54,30 @@ class Way:
     seed: int = 0
     null: str | None = None  # what guidance compares with; None is the learned null
     truncation: float = 1.0
+    temperature: float = 1.0
 
     @property
     def name(self) -> str:
         """Of its files."""
         null = f"-{self.null}" if self.null else ""
         top = f"-top{self.truncation:g}" if self.truncation < 1 else ""
-        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}-seed{self.seed}"
+        warm = f"-t{self.temperature:g}" if self.temperature != 1 else ""
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}{warm}-seed{self.seed}"
 
     @property
     def said(self) -> str:
         """In tables."""
         null = f", {self.null} null" if self.null else ""
         top = f", truncation {self.truncation:g}" if self.truncation < 1 else ""
-        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}"
+        warm = f", temperature {self.temperature:g}" if self.temperature != 1 else ""
+        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}{warm}"
 
 
 def ways(seeds: Sequence[int]) -> list[Way]:
     """What is measured, the most telling first."""
     chosen = [Way(scale, "purity", 16) for scale in (3, 1, 2, 5, 0)]  # 1 is without guidance, 0 without the caption
     chosen += [Way(3, "purity", steps) for steps in (8, 25, 50)]
+    chosen += [Way(3, "purity", 16, temperature=warmth) for warmth in (0.8, 0.6)]
     chosen += [Way(3, "purity", 16, null="zero-shot")]
     chosen += [Way(3, "purity", 25, truncation=share) for share in (0.9, 0.7)]
     chosen += [Way(3, "fewer", steps) for steps in (16, 8, 25, 50)]
@@ -107,6 +110,7 @@ def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
             cfg_scale=float(way.cfg_scale),
             null=way.null,
             truncation=way.truncation,
+            temperature=way.temperature,
             seed=way.seed,
             batch_size=BATCH,
         )
@@ -159,9 +163,9 @@ def score(
     }
 
 
-def train_dual(pictures: Path, cache: Path, seed: int) -> text_image.DualEncoder:
-    """The dual encoder of the training pictures, read from the cache where it was trained before."""
-    path = cache / f"dual-{DUAL_PICTURES}-{seed}.pt"
+def train_dual(pictures: Path, cache: Path, size: int, seed: int) -> text_image.DualEncoder:
+    """The dual encoder of the training pictures at a size, read from the cache where it was trained before."""
+    path = cache / f"dual-{size}-{DUAL_PICTURES}-{seed}.pt"
     if path.exists():
         model = text_image.DualEncoder(1280, 384)
         model.load_state_dict(torch.load(path, weights_only=True))
@@ -171,7 +175,7 @@ def train_dual(pictures: Path, cache: Path, seed: int) -> text_image.DualEncoder
     items = [items[row] for row in rows]
     texts = text_image.text_features([caption for item in items for caption in item.captions], cache)
     owners = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
-    model = text_image.train(text_image.picture_features(items, cache, SIZE), texts, owners, seed=seed)
+    model = text_image.train(text_image.picture_features(items, cache, size), texts, owners, seed=seed)
     torch.save(model.state_dict(), path)
     return model
 
@@ -238,7 +242,7 @@ def draw_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("prior", help="a text prior of 128 pixels, or 'builtin'")
+    parser.add_argument("prior", help="a text prior of square pictures, or 'builtin'")
     parser.add_argument("--pictures", type=Path, required=True, help="what scripts/prepare_pictures.py wrote")
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens, features and scores")
     parser.add_argument(
@@ -259,6 +263,7 @@ def run(options: argparse.Namespace) -> None:
     work, cache = options.work, options.cache or options.work
     device = choose_device(options.device)
     prior = vqtool.load_prior(options.prior).to(device)
+    size = prior.grid_spec.image_size[0]  # pixels
     kept = text_image.find_captioned([options.pictures / "heldout-emoji.tar.gz"])
     known = text_image.find_captioned([options.pictures / "emoji.tar.gz"])
     prompts = {"trained": choose_prompts(known, options.num, 0), "held-out": choose_prompts(kept, options.num, 0)}
@@ -276,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
         done.append(way)
     if options.only_sample:
         return
-    dual = train_dual(options.pictures, cache, 0)
+    dual = train_dual(options.pictures, cache, size, 0)
     tokenizer = tokenizer_of(prior.grid_spec, options.prior, given=options.tokenizer, force=True).to(device)
     network = EfficientNetLite0(device)
     sources = {"trained": known[:: max(1, len(known) // len(kept))][: len(kept)], "held-out": kept}
@@ -284,15 +289,15 @@ def run(options: argparse.Namespace) -> None:
     for name, items in sources.items():
         asked = {item.id for item in prompts[name]}  # the pictures of the captions are no reference for themselves
         others = [item.id not in asked for item in items]
-        references[name] = text_image.picture_features(items, cache, SIZE)[others]
+        references[name] = text_image.picture_features(items, cache, size)[others]
     texts = {name: text_image.text_features([item.captions[0] for item in prompts[name]], cache) for name in SETS}
     rows = []
     for name in SETS:
-        real = text_image.picture_features(prompts[name], cache, SIZE)
+        real = text_image.picture_features(prompts[name], cache, size)
         rows.append({"set": name, "way": "real", "seed": 0, **score(real, references[name], dual, texts[name])})
         path = work / "features" / f"tokenizer-{tokenizer.fingerprint}-{name}.npy"
         if not path.exists():
-            originals = torch.from_numpy(read_images(prompts[name], SIZE, words="none").images)
+            originals = torch.from_numpy(read_images(prompts[name], size, words="none").images)
             grids = torch.cat([tokenizer.encode(to_float(part.to(device))) for part in originals.split(DECODED)])
             save(path, decoded_features(tokenizer, network, grids))
         rows.append(
