@@ -10,9 +10,10 @@ from support.matrices import build_kernel
 import vqtool
 from vqtool import artifacts
 from vqtool.diffusion import kernels
+from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridHeader
-from vqtool.priors import find_prior, log_probabilities
+from vqtool.priors import find_prior
 
 
 @pytest.mark.parametrize("name", ["mask-replace", "absorbing", "uniform"])

@@ -15,7 +15,8 @@ from vqtool.conditions import Conditioner
 from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion.kernels import KERNELS, Kernel
-from vqtool.diffusion.posterior import RULES, add_at_tokens, log_evidence
+from vqtool.diffusion.parameterisations import PARAMETERISATIONS, log_probabilities
+from vqtool.diffusion.posterior import RULES
 from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
 from vqtool.progress import Notify, ignore
@@ -24,8 +25,6 @@ from vqtool.trust import build_network, parse_record
 
 KIND = "prior"
 DEFAULT = "prior.safetensors"  # what `train-prior` writes
-PARAMETERISATIONS = ("evidence", "direct", "residual")
-MAX_EVIDENCE = 30.0  # nats: practically certain; keeps log-probabilities finite
 
 
 @dataclass(frozen=True)
@@ -42,34 +41,6 @@ class GridSpec:
     def of(cls, header: GridHeader) -> "GridSpec":
         """Those under a header of a grid file."""
         return cls(**{field.name: getattr(header, field.name) for field in fields(cls)})
-
-
-def log_probabilities(logits: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, parameterisation: str) -> Tensor:
-    """Log p(x_0 | x_t) from a denoiser's logits.
-
-    Parameterisations:
-
-    - "evidence": the logits predict a cell from the other cells. The evidence of its own unmasked token x_t is added by
-      Bayes' rule, in closed form: log q(x_t | x_0 = x_t) - log q(x_t | x_0 = k) for any other k, on the logit of x_t.
-      The network need not learn to copy tokens, nor how reliable they are at each t.
-    - "direct": the logits are used as they are (networks of other projects).
-    - "residual": the logit of an unmasked x_t is raised by 1, as in VQ-DDM's x_0 = mu(x_t, t) + x_t.
-
-    Args:
-        logits: (B, H, W, K).
-        x_t: (B, H, W) int64 tokens or mask_id.
-        t: (B,) int64 in [0, T].
-        kernel: the forward process that made x_t.
-        parameterisation: one of PARAMETERISATIONS.
-
-    Returns:
-        (B, H, W, K) float32, nats; exp sums to 1 over the last axis.
-    """
-    logits = logits.float()
-    if parameterisation == "direct":
-        return logits.log_softmax(-1)
-    raised = torch.ones_like(t) if parameterisation == "residual" else log_evidence(t, kernel).clamp(max=MAX_EVIDENCE)
-    return add_at_tokens(logits, x_t, raised, kernel.mask_id).log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +122,13 @@ class Prior:
         return features[places.to(self.device)]
 
     def log_x0(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        *,
+        raw: bool = False,
     ) -> Tensor:
         """Log p(x_0 | x_t, condition).
 
@@ -160,6 +137,7 @@ class Prior:
             t: (B,) int64 in [0, T].
             condition: as for `encode_condition`, or its result.
             cells: (B, n) int64 in [0, H * W): the cells to predict; None for all.
+            raw: return the logits, whose exp sums to anything.
 
         Returns:
             (B, H, W, K) float32 log-probabilities, nats, or (B, n, K) with `cells`; exp sums to 1 over the last axis.
@@ -174,9 +152,9 @@ class Prior:
             condition = self.encode_condition(condition, len(x_t))
         logits = self.denoiser(x_t, t, condition, cells)
         if cells is None:
-            return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation)
+            return log_probabilities(logits, x_t, t, self.kernel, self.parameterisation, raw=raw)
         seen = x_t.flatten(1).gather(1, cells)[:, None]  # (B, 1, n): a grid of one row
-        return log_probabilities(logits[:, None], seen, t, self.kernel, self.parameterisation)[:, 0]
+        return log_probabilities(logits[:, None], seen, t, self.kernel, self.parameterisation, raw=raw)[:, 0]
 
     def check_grids(self, header: GridHeader, name: str) -> None:
         """Raise unless these grids are of the kind that the prior was trained on; an unnamed tokenizer fits any.

@@ -10,7 +10,7 @@ from benchmarks import Row, race
 from benchmarks.dense import DenseDiffusion
 from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import auxiliary, variational_bound
-from vqtool.priors import log_probabilities
+from vqtool.diffusion.parameterisations import log_probabilities
 
 NAME = "noise, loss and gradient of a training step"
 BATCH, SIZE, TOKENS, STEPS = 8, (16, 16), 1024, 100

@@ -10,7 +10,7 @@ from support.matrices import build_kernel
 from vqtool import denoisers
 from vqtool.denoisers import guided_unet, unet
 from vqtool.diffusion.losses import variational_bound
-from vqtool.priors import log_probabilities
+from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.registry import count_parameters
 
 K = 13

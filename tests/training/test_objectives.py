@@ -14,9 +14,10 @@ from vqtool import conditions
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion import kernels, losses
 from vqtool.diffusion.losses import LOSSES
+from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.diffusion.posterior import average_posterior, posterior
 from vqtool.errors import VqtoolError
-from vqtool.priors import Prior, log_probabilities
+from vqtool.priors import Prior
 from vqtool.training import objectives
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig

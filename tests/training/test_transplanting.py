@@ -26,6 +26,7 @@ NETWORKS = [
     ("vq-diffusion", "tiny", {}),
     ("vq-diffusion", "tiny", {"head_bias": False}),
     ("halton-maskgit", "tiny", {}),
+    ("titok", "tiny", {}),
     ("unet", "tiny", {}),
     ("unet", "tiny", {"num_inputs": K}),
 ]

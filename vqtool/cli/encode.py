@@ -13,8 +13,6 @@ from vqtool.cli.options import BatchSize, Device, Force, Images, Precision, Resu
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
 
-DEFAULT_SIZE = "64"
-
 
 @command
 def encode(
@@ -27,9 +25,13 @@ def encode(
     ] = Path("tok.h5"),
     tokenizer: TokenizerOption = None,
     size: Annotated[
-        str,
-        typer.Option("--size", help="Pixels that images are brought to: 64, or 48x80 (height x width)."),
-    ] = DEFAULT_SIZE,
+        str | None,
+        typer.Option(
+            "--size",
+            help="Pixels that images are brought to: 64, or 48x80 (height x width).",
+            show_default="64, or the tokenizer's only size",
+        ),
+    ] = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -71,7 +73,7 @@ def encode(
         output,
         tokenizer or BUILTIN,
         options=SourceOptions(**source_options),
-        image_size=parse_size(size),
+        image_size=None if size is None else parse_size(size),
         batch_size=batch_size,
         device=device,
         precision=precision,

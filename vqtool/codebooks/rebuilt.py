@@ -63,13 +63,14 @@ def with_codes(tokenizer: Tokenizer, kept: NDArray[np.int64]) -> Tokenizer:
 
 def same_latents(a: Tokenizer, b: Tokenizer) -> bool:
     """Whether the encoders of two tokenizers put images in the same places, found by encoding noise with both."""
-    if (a.factor, a.codebook.shape[1], a.lookup) != (b.factor, b.codebook.shape[1], b.lookup):
+    mine, theirs = ((each.factor, each.only_size, each.codebook.shape[1], each.lookup) for each in (a, b))
+    if mine != theirs:
         return False
     noise = torch.Generator().manual_seed(0)
-    images = 2 * torch.rand(1, 3, 4 * a.factor, 4 * a.factor, generator=noise) - 1
+    images = 2 * torch.rand(1, 3, *(a.only_size or a.image_size((4, 4))), generator=noise) - 1
     with torch.no_grad():
-        mine, theirs = a.latents(images.to(a.device)).cpu(), b.latents(images.to(b.device)).cpu()
-    return bool((mine - theirs).abs().max() <= LATENT_TOLERANCE * mine.std())
+        latents, others = (each.latents(images.to(each.device)).cpu() for each in (a, b))
+    return bool((latents - others).abs().max() <= LATENT_TOLERANCE * latents.std())
 
 
 def _first_full_codes(code_map: Tensor, tokens: Tensor) -> Tensor:

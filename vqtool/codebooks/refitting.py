@@ -26,7 +26,6 @@ from vqtool.progress import Progress, silent
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.quantizers import nearest
 
-DEFAULT_SIZE = "64"
 GIB = 1 << 30
 
 
@@ -161,7 +160,7 @@ def _find_source(
     if grids is None:
         model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
         check_refittable(model)
-        return model, find(), parse_size(str(size or DEFAULT_SIZE))
+        return model, find(), parse_size(size) if size else model.usual_size
     if size is not None:
         raise VqtoolError("`size` is that of the images that `grids` was made of: give one of them")
     header, first, ids = read_beginning(Path(grids))

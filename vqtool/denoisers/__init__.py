@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vqtool.registry import find_module
 from vqtool.trust import parse_record
 
-NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "amused")
+NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "titok", "amused")
 
 
 class EncodedCondition(NamedTuple):

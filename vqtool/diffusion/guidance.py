@@ -50,7 +50,9 @@ def scales(share: Tensor, cfg_scale: float, schedule: str, interval: tuple[float
     return torch.where((share >= low) & (share <= high), 1 + (cfg_scale - 1) * weight[schedule], 1.0)
 
 
-def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor, weight: Tensor | None = None) -> Tensor:
+def guide(
+    log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor, weight: Tensor | None = None, *, raw: bool = False
+) -> Tensor:
     """Log p with guidance: log_u + cfg_scale * (log_c - log_u), renormalised.
 
     A token of probability 0 under the condition keeps probability 0. Where only log_u is -inf, the ratio is infinite:
@@ -61,6 +63,7 @@ def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor, weight: Tenso
         log_u: (..., K) log-probabilities without it.
         cfg_scale: 1.0 is off, 0.0 ignores the condition; or (B,), one a row. Papers that write s mean 1 + s here.
         weight: the same scales on the device of the others, if they are there already: a copy would wait for a GPU.
+        raw: whether both are logits, which are finite; the result is not renormalised.
 
     Returns:
         (..., K) log-probabilities; exp sums to 1.
@@ -79,7 +82,10 @@ def guide(log_c: Tensor, log_u: Tensor, cfg_scale: float | Tensor, weight: Tenso
         return log_u
     weight = scale.to(log_c.device) if weight is None else weight.to(log_c.dtype)
     weight = weight.view(*scale.shape, *[1] * (log_c.ndim - scale.ndim))
-    guided = torch.lerp(log_u, log_c, weight).log_softmax(-1)
+    guided = torch.lerp(log_u, log_c, weight)
+    if raw:
+        return guided
+    guided = guided.log_softmax(-1)
     spoiled = guided[..., :1].isnan()  # inf - inf somewhere in the row makes the whole row NaN
     if spoiled.device.type != "cpu" or bool(spoiled.any()):  # to wait for a GPU would take longer
         guided = torch.where(spoiled, _guide_exactly(log_c, log_u, weight), guided)

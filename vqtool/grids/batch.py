@@ -48,6 +48,12 @@ class GridHeader:
         """The smallest unsigned type that holds K."""
         return np.min_scalar_type(self.codebook_size)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether a cell is a square of the image; the tokens of some tokenizers each stand for all of it."""
+        (rows, columns), (height, width) = self.grid_size, self.image_size
+        return height * columns == width * rows
+
     def with_step(self, record: dict[str, Any]) -> "GridHeader":
         """The same header with one more record at the end of its history."""
         return replace(self, history=(*self.history, record))

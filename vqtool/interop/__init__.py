@@ -37,6 +37,7 @@ FORMATS = (
     "microsoft",
     "unleashing",
     "halton-maskgit",
+    "titok",
     "vq-ddm",
     "taming",
     "ibq",

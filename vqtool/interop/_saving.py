@@ -70,11 +70,10 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
 
 
 def _decoded_by(prior: Prior, tokenizer: Tokenizer) -> Prior:
-    height, width = (side * tokenizer.factor for side in prior.grid_spec.grid_size)
     grid_spec = replace(
         prior.grid_spec,
         tokenizer_fingerprint=tokenizer.fingerprint,
         tokenizer_location=tokenizer.location,
-        image_size=(height, width),
+        image_size=tokenizer.image_size(prior.grid_spec.grid_size),
     )
     return replace(prior, grid_spec=grid_spec)

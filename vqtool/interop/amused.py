@@ -4,7 +4,6 @@ The vocabulary of the network is larger than its codes: row `mask_token_id` of t
 beyond the codes are never used. Sampling as published: 12 steps, guidance 10, a choice temperature from 2 to 0.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +14,12 @@ from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import amused
 from vqtool.denoisers.amused import Config
-from vqtool.diffusion import kernels
 from vqtool.errors import FormatError, MismatchError
 from vqtool.interop import diffusers_vqmodel, transformers
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._sources import Source, fill, listed
-from vqtool.priors import GridSpec, Prior
+from vqtool.interop._masked import build_prior
+from vqtool.interop._renaming import fill_renamed
+from vqtool.interop._sources import Source, listed
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE, NETWORK = "AmusedPipeline", "UVit2DModel"
@@ -85,7 +84,7 @@ def load(source: Source, options: Options) -> Imported:
     notes.append("null condition: the empty caption")
     return Imported(
         tokenizer=tokenizer,
-        prior=build_prior(denoiser, "amused", conditioner, encoder, settled),
+        prior=build_prior(denoiser, "amused", conditioner, settled, text_encoder=encoder),
         text_encoder=encoder,
         notes=[*notes, f"micro-conditions: {listed(f'{number:g}' for number in config.micro_conditions)}"],
     )
@@ -134,46 +133,6 @@ def take_tokens(tensors: Mapping[str, Tensor], mask_id: int, config: Any, source
     return {**tensors, name: torch.cat([tensors[name][:codes], tensors[name][mask_id : mask_id + 1]])}
 
 
-def fill_renamed(build: Any, patterns: tuple[tuple[str, str], ...], tensors: dict[str, Tensor], source: Source) -> Any:
-    """A network filled by names that patterns make of its own; convolutions of one cell become linear maps."""
-    from vqtool.trust import sketch
-
-    names, found = {}, dict(tensors)
-    for ours, wanted in sketch(build, len(tensors), str(source.path)).items():
-        theirs = ours
-        for pattern, replacement in patterns:
-            theirs = re.sub(pattern, replacement, theirs)
-        names[ours] = theirs
-        if theirs in tensors:
-            value = found.pop(theirs)
-            found[ours] = value.reshape(wanted.shape) if _is_squeezed(value, wanted) else value
-    return fill(build, found, source, names=names).eval().requires_grad_(False)
-
-
-def _is_squeezed(value: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor is another one but for axes of one entry."""
-    return [side for side in value.shape if side > 1] == [side for side in wanted.shape if side > 1]
-
-
-def build_prior(
-    denoiser: Any, name: str, conditioner: ClipCondition, encoder: TextEncoder, settings: dict[str, Any]
-) -> Prior:
-    """A prior of masked grids whose network is told no time of a kernel."""
-    config = denoiser.config
-    return Prior(
-        kernel=kernels.build(
-            "absorbing", schedule="linear", codebook_size=config.codebook_size, num_steps=config.num_steps
-        ),
-        denoiser=denoiser,
-        denoiser_name=name,
-        conditioner=conditioner,
-        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
-        parameterisation="direct",
-        text_encoder=encoder,
-        sampling=settings,
-    )
-
-
 def sampling(steps: int, scale: float, temperature: float, grid_size: tuple[int, int]) -> dict[str, Any]:
     """The published settings: theirs falls by i / (S - 1), ours by (i + 1) / S, which is the same but for a factor."""
     steps = min(steps, grid_size[0] * grid_size[1])
@@ -198,7 +157,7 @@ def _config(
         raise FormatError(f"{where}: downsample and upsample differ: both or none is understood")
     try:
         side = settings["sample_size"]
-        pixels = float(side * tokenizer.factor)
+        height, width = map(float, tokenizer.image_size((side, side)))
         if settings["micro_cond_embed_dim"] != NUM_MICRO * settings["micro_cond_encode_dim"]:
             raise FormatError(
                 f"{where}: micro_cond_embed_dim {settings['micro_cond_embed_dim']} is not {NUM_MICRO} times "
@@ -219,7 +178,7 @@ def _config(
             text_width=settings["encoder_hidden_size"],
             pooled_width=settings["cond_embed_dim"],
             micro_width=settings["micro_cond_encode_dim"],
-            micro_conditions=(pixels, pixels, 0.0, 0.0, SCORE),
+            micro_conditions=(width, height, 0.0, 0.0, SCORE),
             epsilon=settings["layer_norm_eps"],
             halves=settings.get("downsample", False),
         )

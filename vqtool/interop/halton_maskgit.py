@@ -16,12 +16,11 @@ from torch import Tensor
 from vqtool.conditions import numbered_classes
 from vqtool.denoisers import halton_maskgit
 from vqtool.denoisers.halton_maskgit import Config
-from vqtool.diffusion import kernels
 from vqtool.errors import FormatError
 from vqtool.interop._contract import Imported, Options
+from vqtool.interop._masked import build_prior
 from vqtool.interop._sources import Source, count_numbers, fill, listed, tensors_in
 from vqtool.interop._vqgan import compare
-from vqtool.priors import GridSpec, Prior
 
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}  # width -> heads
 PUBLISHED_SCALES = {  # (width, cells a side) -> w of the published scores
@@ -93,18 +92,7 @@ def load(source: Source, options: Options) -> Imported:
     conditioner, note = numbered_classes(config.num_classes)
     settings = _sampling(config)
     notes += [note, "sampling as published: " + ", ".join(f"{name} {value}" for name, value in settings.items())]
-    prior = Prior(
-        kernel=kernels.build(
-            "absorbing", schedule="linear", codebook_size=config.codebook_size, num_steps=config.num_steps
-        ),
-        denoiser=denoiser.eval().requires_grad_(False),
-        denoiser_name="halton-maskgit",
-        conditioner=conditioner,
-        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
-        parameterisation="direct",
-        sampling=settings,
-    )
-    return Imported(prior=prior, notes=notes)
+    return Imported(prior=build_prior(denoiser, "halton-maskgit", conditioner, settings), notes=notes)
 
 
 def _blocks(config: Config) -> list[tuple[int, str, str]]:

@@ -84,6 +84,31 @@ def _magvit2(size: int, factor: int, rfid: str) -> Model:
     )
 
 
+def _titok(name: str, tokens: int, parameters: float, rfid: str, *, old: bool) -> Model:
+    return Model(
+        f"tokenizer of K = {4096 if old else 8192}, {tokens} tokens an image of 256 px",
+        "tokenizer",
+        f"hub:yucornetto/tokenizer_titok_{name}",
+        "for research only (Apache-2.0)",
+        parameters,
+        f"rFID {rfid}",
+        "ImageNet, 256 px",
+    )
+
+
+def _titok_generator(name: str, tokens: int, parameters: float, fid: str, how: str) -> Model:
+    return Model(
+        f"classes of ImageNet, 256 px, {tokens} tokens",
+        "prior",
+        f"hub:yucornetto/generator_titok_{name}_imagenet",
+        "for research only (Apache-2.0)",
+        parameters,
+        f"FID {fid}",
+        f"50,000 samples, {how}",
+        f"titok-{name}-tokenizer",
+    )
+
+
 def _amused(size: int, parameters: float) -> Model:
     what = f"captions, {size} px; with tokenizer and text encoder"
     return Model(
@@ -100,6 +125,15 @@ MODELS: dict[str, Model] = {
     "halton-large-384": _halton(384, "large", 480.0, "2.59", 281, 0.5),
     "amused-256": _amused(256, 803),
     "amused-512": _amused(512, 808),
+    "titok-l32": _titok_generator("l32", 32, 177, "2.77", "8 steps, linear guidance 4.5"),
+    "titok-b64": _titok_generator("b64", 64, 177, "2.48", "8 steps, linear guidance 3"),
+    "titok-s128": _titok_generator("s128", 128, 295, "1.97", "64 steps, power-cosine guidance 6.9"),
+    "titok-l32-tokenizer": _titok("l32_imagenet", 32, 641, "2.21", old=True),
+    "titok-b64-tokenizer": _titok("b64_imagenet", 64, 205, "1.70", old=True),
+    "titok-s128-tokenizer": _titok("s128_imagenet", 128, 84, "1.71", old=True),
+    "titok-bl64": _titok("bl64_vq8k_imagenet", 64, 390, "2.06", old=False),
+    "titok-bl128": _titok("bl128_vq8k_imagenet", 128, 390, "1.49", old=False),
+    "titok-sl256": _titok("sl256_vq8k_imagenet", 256, 330, "1.03", old=False),
     "llamagen-f16": Model(
         "tokenizer of K = 16384, factor 16",
         "tokenizer",

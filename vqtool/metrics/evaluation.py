@@ -33,8 +33,6 @@ from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.tokenizers import Tokenizer, load_tokenizer
 from vqtool.version import __version__
 
-RECONSTRUCTION_SIZE = "64"
-
 Paths = str | Path | Sequence[str | Path]
 
 
@@ -177,7 +175,8 @@ def _measure_images(
         tokenizer = options.tokenizer
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = load_tokenizer(tokenizer)
-        size, tokenizer = size or parse_size(RECONSTRUCTION_SIZE), tokenizer.to(device)
+        size = size or tokenizer.usual_size
+        tokenizer = tokenizer.to(device)
         return measure_reconstruction(
             find_images(sources, **how), tokenizer, size=size, max_images=options.max_images, **common
         )

@@ -144,6 +144,9 @@ def build_change(
         raise VqtoolError("`feather` softens the edge of what is pasted back, and `paste` is off")
     if not 0 <= feather <= 256:
         raise VqtoolError(f"`feather` {feather}: 0 to 256 pixels are expected")
+    if not header.has_places:
+        _check_placeless(header, name, mask, sides, feather)
+        paste = False
     change = Change(replace(header, masked=masked), paste=paste, feather=feather)
     if sides is not None:
         change = _enlarge(change, sides)
@@ -153,6 +156,21 @@ def build_change(
         change = replace(change, mask=ArrayMask(mask, header))
     _check_fits(prior, change.header, name)
     return change
+
+
+def _check_placeless(
+    header: GridHeader, name: str, mask: str | Array | None, sides: Sides | None, feather: int
+) -> None:
+    """Raise VqtoolError if something is asked for that needs the place of a token in the image."""
+    if isinstance(mask, str):
+        by_place = not mask.startswith("random:")
+    else:
+        by_place = mask is not None and mask.shape[-2:] == header.image_size
+    if sides is not None or by_place or feather:
+        raise VqtoolError(
+            f"{name}: each of its {header.grid_size[1]} tokens stands for the whole image, so no part of it can be "
+            "made anew and none added: `vqtool vary` and a `mask` random:SHARE of the tokens make images like it"
+        )
 
 
 def _enlarge(change: Change, sides: Sides) -> Change:

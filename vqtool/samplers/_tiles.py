@@ -107,7 +107,14 @@ class Tiling:
         return (weights / weights.sum(0)).float()
 
     def log_x0(
-        self, prior: Prior, x_t: Tensor, t: Tensor, condition: EncodedCondition | None, cells: Tensor | None = None
+        self,
+        prior: Prior,
+        x_t: Tensor,
+        t: Tensor,
+        condition: EncodedCondition | None,
+        cells: Tensor | None = None,
+        *,
+        raw: bool = False,
     ) -> Tensor:
         """Log p(x_0 | x_t, condition) of the whole grid.
 
@@ -117,12 +124,13 @@ class Tiling:
             t: (B,) in [1, T].
             condition: a row a sample; None for the null condition.
             cells: (B, n) int64 in [0, H * W): the only cells that are wanted; None for all.
+            raw: return the logits, if there is one tile alone.
 
         Returns:
             (B, H, W, K) float32 log-probabilities, nats, or (B, n, K) with `cells`.
         """
         if len(self) == 1:
-            return prior.log_x0(x_t, t, condition, cells)
+            return prior.log_x0(x_t, t, condition, cells, raw=raw)
         self._weights = self._weights.to(x_t.device)
         calls = ceil(len(self) * len(x_t) / max(self.at_once, len(x_t)))
         count = ceil(len(self) / calls)  # tiles at once, of all samples each

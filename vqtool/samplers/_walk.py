@@ -53,6 +53,7 @@ class Walk:
         grid_size: (H, W) of the samples.
         samples: their numbers.
         call: (which, from 0 on; of how many), if the sampler counts its calls.
+        raw: whether a sampler asks for logits in place of log-probabilities: guided and divided by the temperature.
         is_careful: whether a step looks at all cells, where it need not: see ``is_complete``.
     """
 
@@ -76,6 +77,7 @@ class Walk:
         self.grid_size = grid_size
         self._calls = torch.zeros(len(samples), dtype=torch.int64)  # of the denoiser, each sample
         self.call: tuple[int, int] | None = None
+        self.raw = False
         self._prior = prior
         self.samples = samples
         self._seed = seed
@@ -236,8 +238,15 @@ class Walk:
         Returns:
             The rule's tensors, (B, ...) each; the rows of inactive samples must not be used.
         """
+        return self._apply(lambda log_p, *own: rule(self._truncate(log_p), *own), x_t, t, cells, *rows, active=active)
+
+    def _truncate(self, log_p: Tensor) -> Tensor:
         cut = self._settings.truncation, self._settings.top_k
-        return self._apply(lambda log_p, *own: rule(truncate(log_p, *cut), *own), x_t, t, cells, *rows, active=active)
+        if not self.raw:
+            return truncate(log_p, *cut)
+        if cut == (1.0, None):
+            return log_p
+        return log_p.masked_fill(truncate(log_p.log_softmax(-1), *cut) == -torch.inf, -torch.inf)
 
     def _apply(
         self,
@@ -283,13 +292,13 @@ class Walk:
             log_p = None
             if bool((own != 0).any()):
                 with self._machine.autocast(x_t.device):
-                    log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted)
+                    log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted, raw=self.raw)
             if bool((own != 1).any()):
                 with self._machine.autocast(x_t.device):
-                    log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted)
+                    log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted, raw=self.raw)
                 rows = microbatch.fill(scales, 1)
                 there = self._send(scales, self._scales_by_time, t, microbatch)
-                log_p = log_u if log_p is None else guide(log_p, log_u, rows, there)
+                log_p = log_u if log_p is None else guide(log_p, log_u, rows, there, raw=self.raw)
             if log_p is not None:
                 if not self.on_cpu:
                     self._is_damaged |= ~log_p.amax(-1).isfinite().all()
@@ -314,9 +323,12 @@ class Walk:
 
     def _temper(self, log_p: Tensor, temperature: float | Tensor, t: Times, microbatch: Microbatch) -> Tensor:
         if isinstance(temperature, float):
-            return temper(log_p, temperature)
+            return log_p / temperature if self.raw else temper(log_p, temperature)
         there = self._send(temperature, self._temperatures_by_time, t, microbatch)
-        return temper(log_p, microbatch.fill(temperature, 1), there)
+        rows = microbatch.fill(temperature, 1)
+        if self.raw:
+            return log_p / (rows if there is None else there).to(log_p).view(-1, *[1] * (log_p.ndim - 1))
+        return temper(log_p, rows, there)
 
     def _send(self, values: Tensor, by_time: Tensor | None, t: Times, microbatch: Microbatch) -> Tensor | None:
         """Numbers of the samples (B,) at their places on a GPU, without a copy: they are alike, or a table has them."""

@@ -96,7 +96,7 @@ def draw_frames(grids: Tensor, tokenizer: Tokenizer, captions: Sequence[str] | N
 
 @torch.no_grad()
 def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
-    """Images of grids with masked cells. A masked cell is grey; its neighbours see the codebook's mean in its place.
+    """Images of grids with masked cells: grey where they have a place, and for the others the codebook's mean.
 
     Args:
         grid: (B, H, W) int64 tokens, or codebook_size where masked.
@@ -109,5 +109,7 @@ def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
     codes = tokenizer.codebook[torch.where(masked, 0, grid).to(tokenizer.device)]
     codes[masked.to(tokenizer.device)] = tokenizer.codebook.mean(0)
     images = to_uint8(tokenizer.decode_codes(codes))
+    if not tokenizer.factor:
+        return images
     grey = masked.numpy().repeat(tokenizer.factor, axis=1).repeat(tokenizer.factor, axis=2)
     return np.where(grey[:, None], np.uint8(GREY), images)

@@ -21,12 +21,11 @@ from vqtool.artifacts import BUILTIN, Header
 from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
-from vqtool.tokenizers import magvit2, maskgit, vqgan, vqvae
-from vqtool.tokenizers.magvit2 import Magvit2Config
-from vqtool.tokenizers.maskgit import MaskgitConfig
+from vqtool.tokenizers import magvit2, maskgit, titok, vqgan, vqvae
+from vqtool.tokenizers._sizes import NetworkConfig, find_grid_size, find_image_size
 from vqtool.tokenizers.quantizers import highest, nearest
-from vqtool.tokenizers.vqgan import VqganConfig
-from vqtool.tokenizers.vqvae import VqVaeConfig, channels_last
+from vqtool.tokenizers.titok import TitokConfig
+from vqtool.tokenizers.vqvae import channels_last
 from vqtool.trust import build_network, parse_record
 
 __all__ = [
@@ -42,8 +41,9 @@ __all__ = [
 ]
 
 KIND = "tokenizer"
+DEFAULT_SIZE = (64, 64)  # pixels
 _LATER = ("decoder_channels", "strided")  # fields that older files lack: left out where off, so that fingerprints stay
-NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit, "magvit2": magvit2}
+NETWORKS = {"vqvae": vqvae, "vqgan": vqgan, "maskgit": maskgit, "magvit2": magvit2, "titok": titok}
 LOOKUPS = (
     "nearest",  # the code at the smallest Euclidean distance
     "cosine",  # the same on the unit sphere: latents and codes have length 1
@@ -51,7 +51,6 @@ LOOKUPS = (
     "dot",  # the code of the largest dot product
     "projection",  # the highest value of a learned linear map of the latent
 )
-NetworkConfig = VqVaeConfig | VqganConfig | MaskgitConfig | Magvit2Config
 SIZES: dict[str, NetworkConfig] = {  # that new tokenizers are made in: "vqvae-f8", "vqgan-f16-small", ...
     **{f"vqvae-{size}": config for size, config in vqvae.SIZES.items()},
     **{f"vqgan-{size}": config for size, config in vqgan.SIZES.items()},
@@ -122,34 +121,45 @@ class Tokenizer(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels a side that one token stands for."""
+        """Pixels a side that one token stands for; 0 where tokens have no place in the image."""
         return self.config.factor
+
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """(h, w) pixels of all images, where there is only one size."""
+        return self.config.only_size if isinstance(self.config, TitokConfig) else None
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return self.codebook.device
 
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """(h, w) pixels that images are brought to where nobody says."""
+        return self.only_size or DEFAULT_SIZE
+
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the grid for images of (h, w) pixels.
 
         Raises:
-            VqtoolError: a side is no multiple of the factor.
+            VqtoolError: a side is no multiple of the factor, or there is only one size, and it is another one.
         """
-        height, width = image_size
-        if height % self.factor or width % self.factor or not height or not width:
-            near = [max(1, round(side / self.factor)) * self.factor for side in image_size]
-            raise VqtoolError(
-                f"images of {height}x{width} do not fit a tokenizer with factor {self.factor}: "
-                f"both sides must be multiples of {self.factor}, e.g. {near[0]}x{near[1]}"
-            )
-        return height // self.factor, width // self.factor
+        return find_grid_size(self.config, image_size)
+
+    def image_size(self, grid_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) pixels of the images of grids of (H, W) cells.
+
+        Raises:
+            MismatchError: there is only one size of grids, and it is another one.
+        """
+        return find_image_size(self.config, grid_size)
 
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder makes of images, before the lookup.
 
         Args:
-            images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
+            images: (B, 3, h, w) float in [-1, 1], of a size that `grid_size` takes.
 
         Returns:
             (B, H, W, D) float32; of length 1 with the lookup "cosine", in (-1, 1) with "bounded".
@@ -180,7 +190,7 @@ class Tokenizer(nn.Module):
         """Images to tokens.
 
         Args:
-            images: (B, 3, h, w) float in [-1, 1], sides multiples of `factor`.
+            images: (B, 3, h, w) float in [-1, 1], of a size that `grid_size` takes.
             bf16: whether the encoder computes in bfloat16; the lookup does not.
 
         Returns:

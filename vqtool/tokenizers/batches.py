@@ -51,7 +51,7 @@ def encode(
     tokenizer: Tokenizer | str | Path = BUILTIN,
     *,
     options: SourceOptions = DEFAULTS,
-    image_size: tuple[int, int] = (64, 64),
+    image_size: tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "fp32",
@@ -71,7 +71,7 @@ def encode(
         output: a path, or "-" for standard output.
         tokenizer: one on the device to use, or the name of one.
         options: which images are taken, and where their captions and labels come from.
-        image_size: (height, width) pixels that images are brought to.
+        image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
         precision: of the encoder: "fp32", or on a GPU "bf16", which the history says: some tokens are others.
@@ -92,6 +92,7 @@ def encode(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
     bf16 = is_bf16(precision, tokenizer)
+    image_size = image_size or tokenizer.usual_size
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
     items = find_images(sources, options, on_error=on_error)
     check_lengths(items)

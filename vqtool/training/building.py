@@ -12,10 +12,11 @@ from vqtool import conditions, denoisers
 from vqtool.conditions import Conditioner
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
+from vqtool.diffusion.parameterisations import PARAMETERISATIONS
 from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
-from vqtool.priors import PARAMETERISATIONS, GridSpec, Prior
+from vqtool.priors import GridSpec, Prior
 from vqtool.training.data import GridData, build_data
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
@@ -111,7 +112,7 @@ class DenoiserOptions(Checked):
         None,
         "What logits stand for: evidence of the other cells, all (direct), or VQ-DDM's x_0 = mu + x_t (residual).",
         shown="suits denoiser and rule",
-        choices="priors.py:PARAMETERISATIONS",
+        choices="diffusion/parameterisations.py:PARAMETERISATIONS",
         advanced=True,
     )
 
@@ -238,7 +239,7 @@ def build_prior(
         tokens: (N, H, W), for the frequencies.
         denoiser: one of denoisers.NAMES.
         rule: one of posterior.RULES, the average that the bound is of.
-        parameterisation: one of priors.PARAMETERISATIONS; None for one that suits denoiser and rule.
+        parameterisation: one of PARAMETERISATIONS; None for one that suits denoiser and rule.
         dropout: of the denoiser, in training.
 
     Raises:

@@ -28,10 +28,11 @@ from vqtool.diffusion.losses import (
     stationary_term,
     variational_bound,
 )
+from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
-from vqtool.priors import Prior, log_probabilities
+from vqtool.priors import Prior
 from vqtool.training.data import GridData, PlacedGrids, upload
 from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times

@@ -17,7 +17,8 @@ from vqtool.training.fitting import Lesson, OnError, Report, learn, sides, split
 from vqtool.training.runs import RunFiles
 
 DEFAULT_NETWORK = "vqvae-f8"
-DEFAULT_RATES = {"vqvae": 1e-3, "vqgan": 2e-4}
+DEFAULT_RATES = {"vqvae": 1e-3}  # by network; of others the published one
+PUBLISHED_RATE = 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,9 @@ def train_tokenizer(
         f"{name}: {num_parameters(model.tokenizer) / 1e6:.2f} M parameters, factor {config.factor}; "
         f"{quantizer}: {config.codebook_size} codes of {config.code_dim} numbers"
     )
-    lesson = Lesson(**parts, size=sides(size), rate=DEFAULT_RATES[model.tokenizer.network], seed=seed)
+    lesson = Lesson(
+        **parts, size=sides(size), rate=DEFAULT_RATES.get(model.tokenizer.network, PUBLISHED_RATE), seed=seed
+    )
     return learn(
         model, images, files, lesson, step="train-tokenizer", parent=start, half=half,
         on_error=on_error, notify=notify, progress=progress, report=report,

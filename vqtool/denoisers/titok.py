@@ -1,0 +1,127 @@
+"""TiTok's generators, as published: masked rows of tokens of one class, and no time.
+
+When to use it: for its checkpoints, and to go on training them; and for any grid that has no places in the image.
+A class is a row before the tokens; each has an embedding of its place. Layers are those of BERT, norms behind the sums
+and one before the first; or with `skips` those of U-ViT, where a layer of the second half begins with a linear map of
+what it is given and of what its counterpart in the first half made, and a norm stands behind the last.
+Cost: 24 * num_layers * width^2 * (H * W + 1) floating-point operations a call, and attention.
+Source: Yu et al. 2024 (arXiv:2406.07550) and its code, github.com/bytedance/1d-tokenizer, which is golden.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers._blocks import pick
+from vqtool.tokenizers.titok import Block
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"num_layers": 4, "width": 128, "num_heads": 4, "mlp_width": 512, "skips": True},
+    "base": {"num_layers": 24, "width": 768, "num_heads": 16, "mlp_width": 3072},
+    "large": {"num_layers": 20, "width": 1024, "num_heads": 16, "mlp_width": 4096, "skips": True},
+}
+LEARNING_RATES = {"tiny": 1e-3, "base": 2e-4, "large": 2e-4}
+CONDITIONS = ("none", "class")
+PARAMETERISATION = "direct"
+INITIAL_SCALE = 0.02  # std of fresh weights
+EPSILON = 1e-12  # of BERT's norms; those of U-ViT have 1e-5
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a network is built from."""
+
+    codebook_size: int
+    grid_size: tuple[int, int]  # (H, W) cells of the training grids
+    num_steps: int  # T of the kernel; the network is not told t
+    num_layers: int  # with skips: of both halves, between which stands one more
+    width: int
+    num_heads: int
+    mlp_width: int
+    num_classes: int = 0  # 0: no class condition
+    skips: bool = False  # whether it is a U-ViT, not a BERT
+
+    def __post_init__(self) -> None:
+        if not self.num_heads or self.width % self.num_heads:
+            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+        if self.skips and self.num_layers % 2:
+            raise ValueError(f"{self.num_layers} layers have no two halves")
+
+    @property
+    def num_blocks(self) -> int:
+        """All layers."""
+        return self.num_layers + self.skips
+
+
+class Network(Denoiser):
+    """The network."""
+
+    sees_time = False
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width, skips = config.width, config.skips
+        self.classes = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
+        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
+        self.positions = nn.Parameter(torch.zeros(1 + config.grid_size[0] * config.grid_size[1], width))
+        self.norm_in = None if skips else nn.LayerNorm(width, EPSILON)
+        epsilon = 1e-5 if skips else EPSILON
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.mlp_width, epsilon=epsilon, qkv_bias=not skips, norm_last=not skips)
+            for _ in range(config.num_blocks)
+        )
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.num_layers // 2 if skips else 0))
+        self.norm_out = nn.LayerNorm(width) if skips else None
+        self.head = nn.Linear(width, config.codebook_size)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for part in self.modules():
+            if isinstance(part, nn.Embedding | nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=INITIAL_SCALE)
+            if isinstance(part, nn.Linear) and part.bias is not None:
+                nn.init.zeros_(part.bias)
+        nn.init.trunc_normal_(self.positions, std=INITIAL_SCALE)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
+        """The last row of the classes."""
+        return (("classes.weight", -1),) if self.config.num_classes else ()
+
+    def encode_condition(self, condition: Tensor) -> EncodedCondition:
+        """The rows of (B,) classes, num_classes for none; or of (B, 0) nothing."""
+        if condition.ndim == 2:
+            condition = condition.new_zeros(len(condition))
+        return EncodedCondition(self.classes(condition))
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
+        if condition is None:
+            condition = x_t.new_full((len(x_t),), self.config.num_classes)
+        if isinstance(condition, Tensor):
+            condition = self.encode_condition(condition)
+        if condition.embedding is None:
+            raise ValueError("this network was made for a class, and none is given")
+        x = torch.cat([condition.embedding[:, None], self.tokens(x_t.flatten(1))], dim=1) + self.positions
+        x = self._layers(x if self.norm_in is None else self.norm_in(x))[:, 1:]
+        x = x if cells is None else pick(x, cells)
+        logits: Tensor = self.head(x if self.norm_out is None else self.norm_out(x))
+        return logits if cells is not None else logits.view(*x_t.shape, -1)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        made: list[Tensor] = []
+        half = len(self.skips)
+        for number, block in enumerate(self.blocks):
+            if number > half and self.skips:
+                x = self.skips[number - half - 1](torch.cat([x, made.pop()], dim=-1))
+            x = block(x)
+            if number < half:
+                made.append(x)
+        return x
