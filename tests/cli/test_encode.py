@@ -173,11 +173,17 @@ def test_images_of_which_none_can_be_read_leave_no_file(encode, work):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("empty", "empty: no images here"), ("gone", "gone: no such file or folder"), ("words.txt", "none of the 1")],
+    [
+        ("empty", "empty: no images here"),
+        ("gone", "gone: no such file or folder"),
+        ("words.txt", "words.txt: no images here, but words"),
+        ("photo", "none of the 1"),
+    ],
 )
 def test_sources_without_images_are_named(encode, work, source, message):
     (work / "empty").mkdir()
-    (work / "words.txt").write_text("words")
+    for name in ("words.txt", "photo"):
+        (work / name).write_text("words")
     result = encode(source)
     assert (result.code, result.data) == (1, b"")
     assert message in error_lines(result.err)[0]
