@@ -1,8 +1,10 @@
 """Put a trained text prior into the package: its weights as 16-bit numbers, its scores in its header.
 
-    python scripts/finish_prior.py build/prior/prior.safetensors --scores build/prior/scores.json
+    python scripts/finish_prior.py build/prior/prior.safetensors --scores build/prior/scores.json \\
+        --sampling '{"sampler": "purity", "temperature": 0.8}'
 
-The scores are those of scripts/score_prior.py. The prior has to be of the built-in tokenizer.
+The scores are those of scripts/score_prior.py; the settings of sampling are used where nobody asks for others. The
+prior has to be of the built-in tokenizer.
 """
 
 import argparse
@@ -15,17 +17,30 @@ import torch
 
 from vqtool import artifacts
 from vqtool.errors import VqtoolError
+from vqtool.priors import load_prior
+from vqtool.samplers import Method
 from vqtool.tokenizers import load_tokenizer
 
 MAX_BYTES = 16_000_000
 
 
-def finish(source: Path, output: Path, scores: dict[str, Any]) -> artifacts.Header:
+def finish(
+    source: Path, output: Path, scores: dict[str, Any], sampling: dict[str, Any] | None = None
+) -> artifacts.Header:
     """Write a prior with 16-bit weights that names the built-in tokenizer.
 
+    Args:
+        source: the prior as it was trained.
+        output: where it goes; an earlier one is overwritten.
+        scores: what its summary gets.
+        sampling: arguments of `vqtool.sample` that suit it best; None for those that it has, if any.
+
     Raises:
-        VqtoolError: it is of another tokenizer, or larger than MAX_BYTES; then nothing is written.
+        VqtoolError: it is of another tokenizer, or larger than MAX_BYTES, or there are no such arguments; then nothing
+            is written.
     """
+    if sampling is not None:
+        Method.build(load_prior(source), has_condition=True, **sampling)
     header, tensors = artifacts.load(source, "prior")
     origin = header.config["origin"]
     builtin = load_tokenizer("builtin").fingerprint
@@ -43,7 +58,9 @@ def finish(source: Path, output: Path, scores: dict[str, Any]) -> artifacts.Head
     return artifacts.save(
         output,
         kind="prior",
-        config=header.config | {"origin": origin | {"tokenizer_location": "builtin"}},
+        config=header.config
+        | {"origin": origin | {"tokenizer_location": "builtin"}}
+        | ({} if sampling is None else {"sampling": sampling}),
         tensors=halved,
         parents=header.parents,
         history=header.history,
@@ -62,10 +79,11 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=artifacts.builtin_path("prior"), help="default: inside the package"
     )
+    parser.add_argument("--sampling", type=json.loads, help="JSON: arguments of vqtool.sample that suit it best")
     options = parser.parse_args()
     try:
         scores = json.loads(options.scores.read_text(encoding="utf-8"))["summary"] if options.scores else {}
-        saved = finish(options.prior, options.output, scores)
+        saved = finish(options.prior, options.output, scores, options.sampling)
     except (VqtoolError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from support.exact import random_prior
 
 from vqtool import artifacts
 from vqtool.priors import load_prior
+from vqtool.samplers import sample
 from vqtool.tokenizers import load_tokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -46,6 +47,20 @@ def test_a_finished_prior_is_half_as_large_and_the_same_within_its_rounding(trai
     for name, own in after.denoiser.named_parameters():
         assert own.dtype == torch.float32
         assert torch.equal(own, weights[name].half().float())
+
+
+def test_settings_of_sampling_are_used_where_nobody_asks_for_others(trained, tmp_path, monkeypatch, capsys):
+    output, settings = tmp_path / "small.safetensors", {"sampler": "purity", "steps": 2, "temperature": 0.8}
+    assert run(monkeypatch, trained, "--sampling", json.dumps(settings), "--output", output) == 0
+    prior = load_prior(output)
+    assert dict(prior.sampling) == settings
+    asked = sample(prior, 3, sampler="purity", steps=2, temperature=0.8)
+    assert torch.equal(sample(prior, 3), asked)
+    assert not torch.equal(sample(prior, 3, temperature=5.0), asked)
+    output.unlink()
+    assert run(monkeypatch, trained, "--sampling", '{"temperature": 0}', "--output", output) == 1
+    assert "`temperature` 0" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_a_prior_of_another_tokenizer_is_refused(tmp_path, monkeypatch, capsys):

@@ -291,6 +291,9 @@ def test_another_kernel_is_taken_where_it_is_named_and_said():
     old = random_prior()
     assert go_on(old).prior.kernel is old.kernel
     assert go_on(old, kernel="mask-replace").prior.kernel is old.kernel
+    old = replace(old, sampling={"sampler": "purity"})  # settings of sampling suit the kernel that they were found for
+    assert go_on(old).prior.sampling == old.sampling
+    assert go_on(old, kernel="uniform").prior.sampling == {}
 
 
 def test_dropout_may_be_another_where_the_denoiser_has_any():

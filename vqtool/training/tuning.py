@@ -88,7 +88,7 @@ def go_on(
     notes += tuning.begin(denoiser, grown, seed=seed)
     prior = replace(
         old, kernel=kernel, denoiser=denoiser, conditioner=conditioner, grid_spec=GridSpec.of(header), fingerprint="",
-        location="", parent=old.fingerprint, summary={},
+        location="", parent=old.fingerprint, summary={}, sampling=old.sampling if kernel is old.kernel else {},
     )  # fmt: skip
     data, held_out = build_data(batch, conditioner, prior.grid_spec).split(seed)
     rate = choose_tuning_rate(old.denoiser_name, denoiser, small=tuning.is_small)
