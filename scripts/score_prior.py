@@ -87,15 +87,15 @@ def ways(seeds: Sequence[int]) -> list[Way]:
     return [Way(**asdict(way) | {"seed": seed}) for seed in seeds for way in chosen]
 
 
-def choose_prompts(items: Sequence[ImageItem], num: int, seed: int) -> list[ImageItem]:
+def choose_prompts(items: Sequence[ImageItem], num: int, seed: int, styles: Sequence[str] = STYLES) -> list[ImageItem]:
     """So many emoji of different concepts, the styles in turn, each in its style."""
     by_name: dict[str, dict[str, ImageItem]] = {}
     for item in items:
         style, name = item.id.split("/")
         by_name.setdefault(name, {})[style] = item
-    names = sorted(name for name, own in by_name.items() if all(style in own for style in STYLES))
+    names = sorted(name for name, own in by_name.items() if all(style in own for style in styles))
     order = np.random.default_rng([seed, 5]).permutation(len(names))[:num]
-    return [by_name[names[row]][STYLES[i % len(STYLES)]] for i, row in enumerate(order)]
+    return [by_name[names[row]][styles[i % len(styles)]] for i, row in enumerate(order)]
 
 
 def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
@@ -197,6 +197,22 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"| {kind} | {way} | {len(own)} | " + " | ".join(cells) + " |"
 
 
+def paired_table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The same as docs/text-to-image.md has it: a line a way, "trained / held out" in each cell."""
+    names = ("score", "R@1", "R@5", "KID", "FD", "precision", "recall")
+    yield "| way | seeds | " + " | ".join(names) + " |"
+    yield "|---" * (2 + len(names)) + "|"
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = {kind: [row for row in rows if (row["way"], row["set"]) == (way, kind)] for kind in SETS}
+        cells = [" / ".join(_short(name, [row[name] for row in own[kind]]) for kind in SETS) for name in names]
+        yield f"| {way} | {len(own[SETS[0]])} | " + " | ".join(cells) + " |"
+
+
+def _short(name: str, values: Sequence[float]) -> str:
+    digits = {"FD": 0, "score": 3, "KID": 3}.get(name, 2)
+    return f"{np.mean(values):.{digits}f}".replace("0.", ".", 1) if len(values) else ""
+
+
 def write_report(work: Path, header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Write scores.json, with a short summary for the prior's header, and scores.md."""
     best = [row for row in rows if row["way"] == "purity, 16 calls, cfg 3" and row["seed"] == 0]
@@ -204,7 +220,8 @@ def write_report(work: Path, header: dict[str, Any], rows: Sequence[dict[str, An
     summary = {f"{row['set']}.{key}": round(row[key], 4) for row in best for key in keys}
     report = {**header, "summary": summary, "rows": list(rows)}
     (work / "scores.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    (work / "scores.md").write_text("\n".join(table(rows)) + "\n", encoding="utf-8")
+    text = "\n".join([*paired_table(rows), "", *table(rows)])
+    (work / "scores.md").write_text(text + "\n", encoding="utf-8")
 
 
 def draw_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -250,6 +267,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer", help="default: the one that the prior names")
     parser.add_argument("--num", type=int, default=64, help="captions of each set (default: 64)")
+    parser.add_argument(
+        "--styles", type=lambda text: tuple(text.split(",")), default=STYLES, help="of emoji (default: all five)"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="of the samples (default: 0,1,2)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no other way is begun after these")
     parser.add_argument("--device", default="auto")
@@ -264,9 +284,14 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     prior = vqtool.load_prior(options.prior).to(device)
     size = prior.grid_spec.image_size[0]  # pixels
-    kept = text_image.find_captioned([options.pictures / "heldout-emoji.tar.gz"])
-    known = text_image.find_captioned([options.pictures / "emoji.tar.gz"])
-    prompts = {"trained": choose_prompts(known, options.num, 0), "held-out": choose_prompts(kept, options.num, 0)}
+    known, kept = (
+        [item for item in text_image.find_captioned([options.pictures / name]) if item.id.startswith(options.styles)]
+        for name in ("emoji.tar.gz", "heldout-emoji.tar.gz")
+    )
+    prompts = {
+        name: choose_prompts(items, options.num, 0, options.styles)
+        for name, items in zip(SETS, (known, kept), strict=True)
+    }
     captions = [item.captions[0] for name in SETS for item in prompts[name]]
     chosen = ways([int(seed) for seed in options.seeds.split(",")])
     done: list[Way] = []

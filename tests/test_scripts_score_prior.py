@@ -84,6 +84,17 @@ def test_the_table_has_means_and_standard_errors_over_seeds():
     assert lines[3] == "| trained | a | 3 | 0.3 ± 0.15 |"  # deviation .2646, over the root of 3
 
 
+def test_the_table_of_the_document_has_both_sets_in_each_cell():
+    scores = {"score": 0.1234, "R@1": 0.5, "R@5": 1.0, "KID": 0.0496, "FD": 90.4, "precision": 0.25, "recall": 0.125}
+    rows = [
+        {"set": "trained", "way": "a", "seed": 0, **scores},
+        {"set": "trained", "way": "a", "seed": 1, **scores | {"FD": 91.4}},
+        {"set": "held-out", "way": "a", "seed": 0, **scores | {"score": -0.0114}},
+    ]
+    expected = "| a | 2 | .123 / -.011 | .50 / .50 | 1.00 / 1.00 | .050 / .050 | 91 / 90 | .25 / .25 | .12 / .12 |"
+    assert list(score_prior.paired_table(rows))[2] == expected
+
+
 class FakeNetwork:
     """Pictures of 8 x 8 blocks as features."""
 
