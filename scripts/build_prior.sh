@@ -8,6 +8,7 @@
 #   bash scripts/build_prior.sh --pictures DIR        # where emoji.tar.gz and clipart.tar.gz lie already: no network
 #   bash scripts/build_prior.sh --tokenizer FILE      # another tokenizer; then nothing is put into the package
 #   bash scripts/build_prior.sh --variants 8          # of each picture: smaller, shifted, mirrored
+#   bash scripts/build_prior.sh --styles "openmoji noto fluent flat" --no-genders   # fewer pictures, learned better
 #   bash scripts/build_prior.sh --jobs 8              # processes that encode; default: half of the cores beside a GPU
 #
 # What stands after -- goes to train-prior. Run again after an interruption, it goes on where it stopped; what is finished
@@ -22,6 +23,7 @@ tokenizer=builtin
 minutes=240
 size=128
 variants=6
+which=()
 jobs=
 while (($#)); do
     case $1 in
@@ -30,6 +32,8 @@ while (($#)); do
         --tokenizer) tokenizer=${2:?--tokenizer needs a file} && shift 2 ;;
         --minutes) minutes=${2:?--minutes needs a number} && shift 2 ;;
         --size) size=${2:?--size needs pixels} && shift 2 ;;
+        --styles) read -ra styles <<<"${2:?--styles needs names}" && which+=(--styles "${styles[@]}") && shift 2 ;;
+        --no-genders) which+=(--no-genders) && shift ;;
         --jobs) jobs=${2:?--jobs needs a number} && shift 2 ;;
         --variants) variants=${2:?--variants needs a number} && shift 2 ;;
         --) shift && break ;;
@@ -43,7 +47,7 @@ gpu=$("$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))')
 encode_part() { # one of `jobs` parts of the pictures: reading them, not the network, is what takes time on a GPU
     [[ ! -e tok-$1.h5 ]] || return 0
     run "$PYTHON" "$root/scripts/vary_pictures.py" "$pictures/emoji.tar.gz" "$pictures/clipart.tar.gz" \
-        --variants "$variants" --part "$1/$jobs" -o "varied-$1.h5"
+        --variants "$variants" --part "$1/$jobs" "${which[@]}" -o "varied-$1.h5"
     run "$PYTHON" -m vqtool encode "varied-$1.h5" -t "$tokenizer" --size "$size" --batch-size 256 --resume auto \
         -o "tok-$1.h5"
     rm "varied-$1.h5" # gigabytes

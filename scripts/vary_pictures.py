@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -31,6 +31,7 @@ MIRRORED_GROUPS = tuple(group for group in GROUPS if group != "flags")
 MIRRORED_FOLDERS = ("animals", "food", "plants")  # of clip art; people and tools may hold writing
 CODE_POINTS = re.compile("[0-9a-f]{4,6}(-[0-9a-f]{4,6})*")  # an emoji's file name
 ONE_SIDED = ("left", "right")
+JOINER, GENDERS = "200d", {"2640", "2642", "1f468", "1f469"}  # signs of gender, man, woman
 
 
 def can_mirror(id: str, caption: str) -> bool:
@@ -44,6 +45,12 @@ def can_mirror(id: str, caption: str) -> bool:
         return False  # nothing is known of it
     sequence = "".join(chr(int(point, 16)) for point in name.split("-"))
     return any(in_group(sequence, group) for group in MIRRORED_GROUPS)
+
+
+def is_wanted(id: str, styles: Sequence[str], *, genders: bool) -> bool:
+    """Whether a picture is of one of the styles (all, if none is named), and not one of many that differ in gender."""
+    style, *points = re.split("[-/]", id)
+    return (not styles or style in styles) and (genders or JOINER not in points or not GENDERS & {*points})
 
 
 def drawn_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
@@ -96,6 +103,10 @@ def main() -> int:
     parser.add_argument("images", type=Path, nargs="+", help="what vqtool encode takes, on white, with captions")
     parser.add_argument("--variants", type=int, default=4, help="of each picture, itself among them (default: 4)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default: 128)")
+    parser.add_argument("--styles", nargs="+", default=[], help="first folders of ids to take (default: all)")
+    parser.add_argument(
+        "--no-genders", action="store_true", help="leave out emoji that are joined with a man, a woman or a gender"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--part", default="0/1", help="I/N: of N parts only the one of number I, from 0 on (default: 0/1)"
@@ -106,7 +117,8 @@ def main() -> int:
         parser.error("--variants must be at least 1")
     part, parts = (int(number) for number in options.part.split("/"))
     try:
-        items = find_images(options.images, SourceOptions(labels="none"))
+        found = find_images(options.images, SourceOptions(labels="none"))
+        items = [item for item in found if is_wanted(item.id, options.styles, genders=not options.no_genders)]
         batch = read_images(items[part::parts], options.size)
     except VqtoolError as error:
         print(f"error: {error}", file=sys.stderr)

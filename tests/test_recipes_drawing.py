@@ -306,6 +306,22 @@ def test_what_can_be_read_or_points_somewhere_is_not_mirrored(id, caption, expec
     assert vary_pictures.can_mirror(id, caption) == expected
 
 
+@pytest.mark.parametrize(
+    ("id", "styles", "genders", "wanted"),
+    [
+        ("noto/1f34e", [], True, True),
+        ("noto/1f34e", ["flat", "noto"], False, True),
+        ("noto/1f34e", ["flat"], True, False),
+        ("noto/1f469-200d-1f680", [], True, True),  # woman, rocket
+        ("noto/1f469-200d-1f680", [], False, False),
+        ("noto/1f469", [], False, True),  # alone
+        ("noto/1f3f3-fe0f-200d-1f308", [], False, True),  # a flag and a rainbow
+    ],
+)
+def test_pictures_can_be_left_out_by_style_and_gender(id, styles, genders, wanted):
+    assert vary_pictures.is_wanted(id, styles, genders=genders) == wanted
+
+
 def test_the_variants_of_captioned_pictures_are_written_with_their_captions(tmp_path, monkeypatch, capsys):
     pictures = prepare_pictures.Pictures()
     for i in range(3):
