@@ -294,6 +294,7 @@ def test_the_config_of_a_denoiser_is_compared_with_its_tensors_before_it_is_buil
         ("kernel", {"name": "gauss"}, "unknown kernel 'gauss'"),
         ("origin", {"grid_size": [0, 3]}, "cells are (2, 3) and (0, 3)"),
         ("origin", {"tokenizer_location": 3}, "tokenizer_location: a text is expected, not 3"),
+        ("origin", {"image_size": [16384, 16384]}, "image_size 16384x16384 does not fit grids of 2x3 cells"),
     ],
 )
 def test_the_other_parts_of_a_prior_are_checked_as_they_are_read(tmp_path, part, change, message):
@@ -371,6 +372,22 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
     source = interop.read_source(tmp_path / "x.th")
     with pytest.raises(FormatError, match=r"x\.th: _denoise_fn\.head\.weight holds numbers that are not finite"):
         interop.load(source, interop.Options(num_heads=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_of_any_artifact_are_finite(tmp_path, dtype, value):
+    path, numbers = tmp_path / "x.safetensors", torch.zeros(3, dtype=dtype)
+    numbers[1] = torch.finfo(dtype).max
+    for kind in ("tokenizer", "prior", "training-state", "adapter", "text-encoder", "code-map"):
+        numbers[2] = -torch.finfo(dtype).tiny
+        tensors = {"whole": numbers, "tokens": torch.tensor([-1, 2**62]), "none": torch.empty(0)}
+        header = artifacts.save(path, kind=kind, config={}, tensors=tensors, force=True)
+        assert artifacts.verify(path) == header
+        numbers[2] = value
+        artifacts.save(path, kind=kind, config={}, tensors={"weight": numbers}, force=True)
+        for read in (artifacts.verify, artifacts.load):
+            assert "weight holds numbers that are not finite: the weights are damaged" in refused(read, path)
 
 
 # 6. No unforeseen error for any bytes.

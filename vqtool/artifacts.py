@@ -18,6 +18,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
@@ -30,6 +32,9 @@ FORMAT_VERSION = 1
 _DTYPES = {  # torch's names -> those of safetensors
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+_EXPONENTS = {  # of the types above that have one: bytes of a number, and which bits
+    "F64": (8, 0x7FF << 52), "F32": (4, 0xFF << 23), "F16": (2, 0x1F << 10), "BF16": (2, 0xFF << 7),
 }  # fmt: skip
 BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the package
 
@@ -115,7 +120,7 @@ def verify(path: str | Path) -> Header:
     """Read an artifact whole and compare its tensors with the fingerprint in its header, without torch.
 
     Raises:
-        FormatError: the content is not what was written.
+        FormatError: the content is not what was written, or numbers in it are not finite.
     """
     return _read_whole(Path(path))[0]
 
@@ -126,10 +131,26 @@ def _read_whole(path: Path) -> tuple[Header, bytes]:
 
     header = read_header(path)
     encoded = path.read_bytes()
-    found = fingerprint(header.kind, header.config, deserialize(encoded))  # type: ignore[no-untyped-call]
+    tensors = deserialize(encoded)  # type: ignore[no-untyped-call]
+    found = fingerprint(header.kind, header.config, tensors)
     if found != header.fingerprint:
         raise FormatError(f"{path}: damaged: its content has fingerprint {found}, its header says {header.fingerprint}")
+    for name, tensor in tensors:
+        if not _is_finite(tensor["dtype"], tensor["data"]):
+            raise FormatError(f"{path}: {name} holds numbers that are not finite: the weights are damaged")
     return header, encoded
+
+
+def _is_finite(dtype: str, data: bytes) -> bool:
+    """Whether no number is NaN or infinite: those have all bits of their exponent set."""
+    width, exponent = _EXPONENTS.get(dtype, (0, 0))
+    if not width:
+        return True
+    numbers = np.frombuffer(data, f"<u{width}")
+    step = 1 << 20
+    return not any(
+        ((numbers[start : start + step] & exponent) == exponent).any() for start in range(0, len(numbers), step)
+    )
 
 
 def save(

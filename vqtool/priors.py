@@ -19,6 +19,7 @@ from vqtool.diffusion.parameterisations import PARAMETERISATIONS, log_probabilit
 from vqtool.diffusion.posterior import RULES
 from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
+from vqtool.grids.batch import check_sizes
 from vqtool.progress import Notify, ignore
 from vqtool.registry import check_known
 from vqtool.trust import build_network, parse_record
@@ -358,6 +359,7 @@ def _check_parts(prior: Prior) -> None:
             raise FormatError(f"its parts do not fit together: {what} are {own} and {other}")
     if min(*prior.grid_spec.grid_size, *prior.grid_spec.image_size) < 1:
         raise FormatError("its grids have no cells")
+    check_sizes(prior.grid_spec.grid_size, prior.grid_spec.image_size)
     if _reads_text(prior) != bool(getattr(config, "text_width", 0)):
         raise FormatError("its denoiser and its captions do not fit together")
 

@@ -6,6 +6,8 @@ import h5py
 from support.commands import shell
 from support.grids import make_batch, write_file, write_stream
 
+from vqtool import artifacts
+
 
 def flip(path, offset):
     data = bytearray(path.read_bytes())
@@ -74,6 +76,16 @@ def test_a_header_that_does_not_describe_its_tensors_is_bad_and_not_a_crash(tmp_
         assert result.code == 1, old
         assert result.out.startswith(f"bad {path}: ")
         assert result.err == ""
+
+
+def test_weights_that_are_not_finite_are_bad(tmp_path, vqtool, tokenizer_path):
+    header, tensors = artifacts.load(tokenizer_path)
+    tensors["codebook"][1, 2] = float("nan")
+    path = tmp_path / "x.safetensors"
+    artifacts.save(path, kind=header.kind, config=header.config, tensors=tensors)
+    result = vqtool("check", path)
+    assert result.code == 1
+    assert result.out == f"bad {path}: codebook holds numbers that are not finite: the weights are damaged\n"
 
 
 def test_no_file_is_a_usage_error(vqtool):

@@ -53,7 +53,8 @@ def write_noise(folder, num, size=16):
 
 
 def write_grids(path, tokens, *, codebook_size=8, tokenizer="0123456789abcdef"):
-    header = GridHeader(codebook_size, tokens.shape[1:], (16, 16), tokenizer, "builtin", "test")
+    height, width = tokens.shape[1:]
+    header = GridHeader(codebook_size, (height, width), (8 * height, 8 * width), tokenizer, "builtin", "test")
     with GridWriter(path, header) as writer:
         writer.write(GridBatch(tokens.astype(np.uint8), [str(i) for i in range(len(tokens))]))
 

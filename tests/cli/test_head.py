@@ -1,9 +1,14 @@
 """`vqtool head`: the first grids, as a file or a stream."""
 
-from support.commands import shell
+from dataclasses import replace
+
+import h5py
+import pytest
+from support.commands import error_lines, shell
 from support.grids import HEADER, assert_same, make_batch, write_file, write_stream
 
 from vqtool.grids import open_grids, read_grids
+from vqtool.tokenizers import load_tokenizer
 
 
 def test_the_first_grids_are_those_of_the_input_with_one_more_step_of_history(tmp_path, vqtool):
@@ -36,6 +41,22 @@ def test_the_start_of_a_broken_stream_can_be_had(tmp_path, vqtool):
     assert result.code == 1
     assert "the producer stopped early: 8 grids arrived" in result.err
     assert not (tmp_path / "b.h5").exists()
+
+
+@pytest.mark.parametrize("line", ["head -n 2 tok.h5", "head - -n 2", "cat tok.h5", "show tok.h5 -n 2"])
+def test_grids_that_were_changed_are_not_copied(tmp_path, vqtool, line, monkeypatch, tokenizer_path):
+    monkeypatch.chdir(tmp_path)
+    own = load_tokenizer(tokenizer_path)
+    header = replace(HEADER, codebook_size=16, tokenizer_fingerprint=own.fingerprint, tokenizer_location=own.location)
+    write_file(tmp_path / "tok.h5", make_batch(6, header=header), header=header)
+    with h5py.File(tmp_path / "tok.h5", "r+") as file:
+        file["label"][5] = "dog"
+    output = "x.png" if "show" in line else "x.h5"
+    result = vqtool(*line.split(), "-o", output, stdin="tok.h5")
+    assert result.code == 1
+    name = "standard input" if " - " in line else "tok.h5"
+    assert error_lines(result.err)[0].startswith(f"error: {name}: damaged: its content does not match its digest")
+    assert [path.name for path in tmp_path.iterdir()] == ["tok.h5"]
 
 
 def test_an_existing_file_needs_force_and_may_be_the_input(tmp_path, vqtool):

@@ -258,6 +258,7 @@ def test_files_of_the_oldest_hdf5_layout_are_read_too(tmp_path: Path) -> None:
     write_file(tmp_path / "new.h5", batch)
     with h5py.File(tmp_path / "new.h5") as new, h5py.File(tmp_path / "old.h5", "w", libver="earliest") as old:
         old.attrs.update(dict(new.attrs) | {"preprocessing": "rewritten as text of variable length"})
+        del old.attrs["header_digest"]  # as in files of earlier versions
         for name in new:
             old[name] = new[name].asstr()[:] if name == "id" else new[name][:]
     assert (tmp_path / "old.h5").read_bytes()[8] == 0
@@ -337,7 +338,7 @@ def test_every_field_of_a_header_is_there_and_looked_at(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.h5", make_batch(6))
     with h5py.File(path) as file:
         names = list(file.attrs)
-    assert len(names) == 12
+    assert len(names) == 13
     for name in names:
         for value in (None, h5py.Empty("f4"), np.array(["a", "b"], "S1"), np.zeros((2, 3, 4)), b"\xff\xfe"):
             forged = Path(shutil.copyfile(path, tmp_path / "forged.h5"))
@@ -346,8 +347,61 @@ def test_every_field_of_a_header_is_there_and_looked_at(tmp_path: Path) -> None:
                     del file.attrs[name]
                 else:
                     file.attrs[name] = value
+            if value is None and name == "header_digest":  # files of earlier versions have none
+                assert_same(read_grids(forged)[1], make_batch(6))
+                continue
             with pytest.raises(FormatError):
                 read_grids(forged)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_size", (48, 80)),
+        ("codebook_size", 1025),
+        ("tokenizer_fingerprint", "0123456789abcdee"),
+        ("tokenizer_location", "builtim"),
+        ("preprocessing", "centre crap"),
+        ("history", "[]"),
+    ],
+)
+def test_what_a_header_could_also_say_is_found_to_be_changed(tmp_path: Path, name: str, value: object) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    with pytest.raises(FormatError, match=r"a\.h5: damaged: what it says of its grids does not match"):
+        read_grids(path)
+
+
+@pytest.mark.parametrize("size", [(16384, 16384), (25, 40), (3, 4), (3 * 4096, 5 * 4096)])
+def test_the_size_of_the_images_fits_that_of_the_grids(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["header_digest"]
+        file.attrs["image_size"] = size
+    with pytest.raises(FormatError, match=rf"image_size {size[0]}x{size[1]} does not fit grids of 3x5 cells"):
+        read_grids(path)
+
+
+@pytest.mark.parametrize("make", [write_file, write_stream])
+def test_some_of_the_first_grids_are_given_after_their_chunk_is_compared_with_its_digest(
+    tmp_path: Path, make: Callable[..., object]
+) -> None:
+    make(tmp_path / "a.h5", make_batch(6), make_batch(6, first=6))
+    with open_grids(tmp_path / "a.h5") as reader:
+        batches = list(reader.batches(4, most=5))
+    assert [len(batch) for batch in batches] == [4, 1]
+    assert_same(join_batches(HEADER, batches), make_batch(5))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_some_grids_of_a_forged_file_are_not_taken_for_whole_ones(tmp_path: Path, copies: int) -> None:
+    path = write_file(tmp_path / "a.h5", make_batch(6))
+    with h5py.File(path, "r+") as file:
+        file["caption"][5] = "forged"
+    path.write_bytes(path.read_bytes() * copies)  # two of them are a stream
+    with open_grids(path) as reader, pytest.raises(FormatError, match="does not match its digest"):
+        list(reader.batches(most=2))
 
 
 def test_a_million_grids_in_a_few_kilobytes_are_refused_at_once(tmp_path: Path) -> None:

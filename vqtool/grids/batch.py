@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vqtool.errors import MismatchError, VqtoolError, size_text
 FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
 MAX_SIDE = 1 << 20  # pixels of an image
+MAX_FACTOR = 64  # pixels a side that one token may stand for, on average: tokenizers have 4 to 32
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
 
@@ -35,8 +37,7 @@ class GridHeader:
             raise ValueError(f"codebook_size {self.codebook_size} is not in [1, 2**32]")
         if not (min(self.grid_size) >= 1 and self.grid_size[0] * self.grid_size[1] <= MAX_CELLS):
             raise ValueError(f"grid_size {self.grid_size} is not at least 1 x 1 and at most {MAX_CELLS} cells")
-        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size} is not from 1 to {MAX_SIDE} pixels a side")
+        check_sizes(self.grid_size, self.image_size)
 
     @property
     def num_states(self) -> int:
@@ -76,6 +77,18 @@ class GridHeader:
                     f"{other_name} has {what} {theirs}, but {name} has {what} {mine}: grids in one file or stream "
                     "share one tokenizer and one size; encode again, or use them one by one"
                 )
+
+
+def check_sizes(grid_size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    """Raise ValueError unless grids of (H, W) cells can stand for images of (height, width) pixels."""
+    if not all(1 <= side <= MAX_SIDE for side in image_size):
+        raise ValueError(f"image_size {image_size} is not from 1 to {MAX_SIDE} pixels a side")
+    is_multiple = all(side % cells == 0 for side, cells in zip(image_size, grid_size, strict=True))
+    if not is_multiple or prod(image_size) > MAX_FACTOR**2 * prod(grid_size):
+        raise ValueError(
+            f"image_size {size_text(image_size)} does not fit grids of {size_text(grid_size)} cells: its sides are "
+            f"multiples of theirs, with {MAX_FACTOR}x{MAX_FACTOR} pixels a cell at most"
+        )
 
 
 def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:

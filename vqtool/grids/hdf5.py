@@ -1,5 +1,6 @@
 """HDF5 files of token grids, whole ones and chunks of a stream: what stands where in them."""
 
+import hashlib
 import io
 import json
 import math
@@ -22,6 +23,7 @@ CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
 MAX_COUNT = (1 << 63) - 1
 MAX_BATCH_BYTES = 32 << 20  # of one batch that is read
+DIGEST = r"sha256:[0-9a-f]{64}"
 FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 1, "fletcher32": True}
 
 
@@ -79,16 +81,15 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
 
 def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version: int) -> None:
     """Write what describes the file and its place in a stream."""
-    texts = {
-        "format": FORMAT,
+    described = {
         "tokenizer_fingerprint": header.tokenizer_fingerprint,
-        "tokenizer_location": header.tokenizer_location,
-        "preprocessing": header.preprocessing,
+        "tokenizer_location": clean_text(header.tokenizer_location),
+        "preprocessing": clean_text(header.preprocessing),
         "history": json.dumps(header.history),
-        "digest": place.digest,
     }
-    for name, text in texts.items():
-        data = clean_text(text).encode()
+    own = _header_digest(header.codebook_size, header.image_size, **described)
+    for name, text in {"format": FORMAT, **described, "digest": place.digest, "header_digest": own}.items():
+        data = text.encode()
         file.attrs[name] = np.array(data, h5py.string_dtype("utf-8", len(data) or 1))
     file.attrs.update(
         {
@@ -101,6 +102,12 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version
             **({"holes": 1} if header.masked else {}),
         }
     )
+
+
+def _header_digest(codebook_size: int, image_size: tuple[int, int], **texts: str) -> str:
+    """What tells that a header was changed: a SHA-256 over the fields that `digest` does not cover, and K."""
+    fields = {"codebook_size": codebook_size, "image_size": image_size, **texts}
+    return f"sha256:{hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}"
 
 
 class GridFileReader:
@@ -130,7 +137,7 @@ class GridFileReader:
             index=read_number(file, "member", name, 0, MAX_COUNT),
             last=bool(read_number(file, "last", name, 0, 1)),
             total=read_number(file, "total", name, 0, MAX_COUNT),
-            digest=_read_pattern(file, "digest", name, r"sha256:[0-9a-f]{64}"),
+            digest=_read_pattern(file, "digest", name, DIGEST),
         )
         texts = {text: find_dataset(file, text, name, sparse=True) for text in TEXTS}
         self._texts = {text: column for text, column in texts.items() if column is not None}
@@ -204,20 +211,22 @@ def _check_format(file: h5py.File, name: str) -> None:
 def _read_header(file: h5py.File, name: str, grid_size: tuple[int, int]) -> GridHeader:
     """The header of grids; every field is checked as narrowly as it is written."""
     height, width = read_numbers(file, "image_size", name, 2, 1, MAX_SIDE)
+    size = read_number(file, "codebook_size", name, 1, 1 << 32)
+    patterns = {"tokenizer_fingerprint": r"[0-9A-Za-z]{0,64}", "tokenizer_location": r".{0,4096}"}
+    patterns |= {"preprocessing": r".{0,4096}"}
+    texts = {field: _read_pattern(file, field, name, pattern) for field, pattern in patterns.items()}
+    history_text = read_text(file, "history", name)
     with reading(name):
-        history = parse_json(read_text(file, "history", name), f"{name}: damaged: its history")
+        history = parse_json(history_text, f"{name}: damaged: its history")
         if not isinstance(history, list) or not all(map(_is_record, history)):
             raise FormatError(f"{name}: damaged: its history is not a list of records")
-        return GridHeader(
-            codebook_size=read_number(file, "codebook_size", name, 1, 1 << 32),
-            grid_size=grid_size,
-            image_size=(height, width),
-            tokenizer_fingerprint=_read_pattern(file, "tokenizer_fingerprint", name, r"[0-9A-Za-z]{0,64}"),
-            tokenizer_location=_read_pattern(file, "tokenizer_location", name, r".{0,4096}"),
-            preprocessing=_read_pattern(file, "preprocessing", name, r".{0,4096}"),
-            history=tuple(history),
-            masked="holes" in file.attrs and bool(read_number(file, "holes", name, 0, 1)),
-        )
+        masked = "holes" in file.attrs and bool(read_number(file, "holes", name, 0, 1))
+        header = GridHeader(size, grid_size, (height, width), **texts, history=tuple(history), masked=masked)
+        if "header_digest" in file.attrs:  # files of earlier versions have none
+            said = _read_pattern(file, "header_digest", name, DIGEST)
+            if said != _header_digest(size, (height, width), **texts, history=history_text):
+                raise FormatError(f"{name}: damaged: what it says of its grids does not match its header_digest")
+    return header
 
 
 def _is_record(value: Any) -> bool:

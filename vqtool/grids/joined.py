@@ -98,7 +98,7 @@ def head(source: str | Path, output: str | Path, *, num: int = 10, force: bool =
     with open_grids(source, masked=True) as reader:
         inputs = {str(source): reader.digest} if reader.digest else {}
         header = reader.header.with_step(history_record("head", inputs=inputs))
-        return _copy(reader.first(num), output, header, force=force)
+        return _copy(reader.batches(most=num), output, header, force=force)
 
 
 def _copy(batches: Iterator[GridBatch], output: str | Path, header: GridHeader, *, force: bool) -> int:

@@ -64,11 +64,13 @@ class GridReader:
         """The records of all sequences met so far, each once."""
         return merge_histories(self.headers)
 
-    def batches(self, batch_size: int = 256) -> Iterator[GridBatch]:
+    def batches(self, batch_size: int = 256, *, most: int | None = None) -> Iterator[GridBatch]:
         """The grids in order. A stream can be read once, an ordinary file again and again.
 
         Args:
             batch_size: at most so many at once; the chunks of a stream are split, never joined, so nothing waits.
+            most: give so many of the first. The chunk that the last of them is in (an ordinary file is one) is read to
+                its end all the same, so that its digest is compared; nothing after it is.
 
         Raises:
             FormatError: damaged, or the stream ends early; raised after all that arrived has been yielded.
@@ -88,9 +90,12 @@ class GridReader:
                 for start in range(0, chunk.num_grids, rows):
                     batch = chunk.read(start, start + rows)
                     check.update(batch)
-                    yield batch
+                    if most is None or arrived < most:
+                        yield batch if most is None else batch[: most - arrived]
                     arrived += len(batch)
                 check.end(chunk)
+                if most is not None and arrived >= most:
+                    return
                 if chunk.place.last:
                     check = SequenceCheck(self.header, self.name)
                 chunk = self._next_chunk()
@@ -100,16 +105,6 @@ class GridReader:
             raise FormatError(f"{error}; {arrived} grids arrived before that") from error
         if check.begun:
             raise FormatError(f"{self.name}: the producer stopped early: {arrived} grids arrived")
-
-    def first(self, num: int) -> Iterator[GridBatch]:
-        """The first grids in order, as many as there are but `num` at most; nothing more is read."""
-        if num == 0:
-            return
-        for batch in self.batches():
-            yield batch[:num]
-            num -= len(batch)
-            if num <= 0:
-                return
 
     def _next_chunk(self) -> GridFileReader | None:
         file = next(self._files, None)

@@ -1,7 +1,6 @@
 """A preview of images, or of token grids decoded: the work of `show`."""
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from vqtool.errors import VqtoolError
@@ -63,7 +62,7 @@ def draw_preview(
         if is_grids:
             with open_grids(sources[0]) as reader:
                 model = tokenizer_of(reader.header, sources[0], given=tokenizer)
-                for batch in islice(reader.batches(1), num):
+                for batch in reader.batches(_READ_BATCH, most=num):
                     writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
         else:
             items = find_images(sources, options, words="some", on_error=on_error)[:num]
