@@ -1,7 +1,7 @@
 """Standard input, output and error closed or full: no message in the data, no traceback, and finished work counts."""
 
 import pytest
-from support.commands import shell, write_pictures
+from support.commands import error_lines, shell, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def work(tmp_path_factory, tokenizer_path):
         ("$vqtool info tok.h5 >&-", 1),
         ("$vqtool info tok.h5 2>&-", 0),
         ("$vqtool cat tok.h5 -o - >&-", 1),
+        ("$vqtool info tok.h5 >/dev/full", 1),
+        ("$vqtool --version >&-", 1),
         ("$vqtool --help >&-", 1),
         ("$vqtool --help >/dev/full", 1),
         ("$vqtool sample --help >/dev/full", 1),
@@ -38,6 +40,9 @@ def test_a_closed_or_full_descriptor_fails_what_needs_it_and_nothing_else(work, 
     assert result.code == code, result.err
     assert "Traceback" not in result.err
     assert "Exception ignored" not in result.err
+    if code and "2>" not in line:
+        (error,) = error_lines(result.err)
+        assert error.startswith("error: standard output: cannot be written: ")
     assert not ("$o" in line and code == 0) or output.read_bytes()[:8] == b"\x89HDF\r\n\x1a\n"
 
 

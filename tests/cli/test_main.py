@@ -230,7 +230,7 @@ def test_a_full_disk_behind_stdout_is_one_error(imgs, tokenizer_path):
     assert result.out.split() == ["1", "1"]
     assert error_lines(result.err) == [
         "error: standard output: cannot be written: No space left on device",
-        "error: No space left on device",
+        "error: standard output: cannot be written: No space left on device",
     ]
     assert "Traceback" not in result.err
     assert "Exception ignored" not in result.err

@@ -168,7 +168,7 @@ def _report(error: BaseException, flags: dict[str, str]) -> int:
     print(f"error: {printable(name_flags(_one_line(error), flags))}", file=sys.stderr)
     try:
         sys.stdout.flush()
-    except OSError:
+    except (OSError, VqtoolError):
         _give_up_stdout()
     return EXIT_ERROR
 
@@ -250,7 +250,10 @@ def main() -> None:
     try:
         arguments = _arguments(sys.argv[1:])
         _refuse_folders(arguments)
-        app(args=arguments, prog_name="vqtool")
+        try:
+            app(args=arguments, prog_name="vqtool")
+        finally:
+            sys.stdout.flush()  # also of what Typer prints itself, such as the version
     except (OSError, VqtoolError, KeyboardInterrupt) as error:  # in help texts and usage errors, outside of any command
         sys.exit(_report(error, {}))
 

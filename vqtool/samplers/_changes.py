@@ -206,7 +206,7 @@ def _pad(rows: Array, border: tuple[int, int, int, int], value: Any) -> Array:
 def _check_fits(prior: Prior, header: GridHeader, name: str) -> None:
     """Raise unless a prior can make grids under this header."""
     size, least = header.grid_size, prior.grid_spec.grid_size
-    prior.check_grids(replace(header, grid_size=least), name)
+    prior.check_grids(replace(header, grid_size=least, image_size=prior.grid_spec.image_size), name)
     if size[0] < least[0] or size[1] < least[1]:
         raise VqtoolError(
             f"{name} makes grids of {size[0]}x{size[1]}, but the prior knows those of {least[0]}x{least[1]} and no "
