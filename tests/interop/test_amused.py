@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.replayed import features, replay
 from torch.nn import functional as F
 
 from vqtool import interop
@@ -16,8 +17,8 @@ from vqtool.diffusion.guidance import guide
 from vqtool.errors import FormatError, MismatchError
 from vqtool.interop import Options
 from vqtool.priors import load_prior
-from vqtool.samplers import Settings, Walk, confidence, sample
-from vqtool.samplers._unmask import cosine, find_largest
+from vqtool.samplers import sample
+from vqtool.samplers._unmask import cosine
 
 FOLDER = Path(__file__).parents[1] / "golden" / "amused-pipeline"
 CAPTIONS = ["a red cat on the mat", "Two dogs!"]
@@ -37,13 +38,6 @@ def close(found, expected, tolerance):
     assert float((found - expected).abs().max()) <= tolerance
 
 
-def features(io, kind=""):
-    """The states and the pooled text of the original, in one tensor."""
-    prefix = "null" if kind == "null" else "text"
-    pooled = F.pad(io[f"{prefix}_pooled"], (0, 8))[:, None]
-    return torch.cat([io[f"{prefix}_hidden"], pooled], dim=1)
-
-
 def test_captions_become_the_states_and_pooled_texts_of_the_original(imported, io):
     assert interop.recognise(interop.read_source(FOLDER)) == "amused"
     prior = imported.prior
@@ -51,19 +45,19 @@ def test_captions_become_the_states_and_pooled_texts_of_the_original(imported, i
     assert torch.equal(ids[:2], io["input_ids"])
     assert torch.equal(ids[2:], io["null_ids"])
     found = prior.text_encoder(ids)
-    close(found[:2], features(io), 2e-5)
-    close(found[2:], features(io, "null"), 2e-5)
+    close(found[:2], features(io, "text", 8), 2e-5)
+    close(found[2:], features(io, "null", 8), 2e-5)
 
 
 def test_the_network_gives_the_numbers_of_the_original(imported, io):
     network = imported.prior.denoiser
     close(micro_embedding(io["micro_conds"], 16), io["micro_embedding"], 1e-4)
-    condition = network.encode_condition(features(io), io["micro_conds"])
+    condition = network.encode_condition(features(io, "text", 8), io["micro_conds"])
     close(condition.embedding, io["cond_vector"], 2e-5)
     t = torch.tensor([3, 16])
     logits = network(io["x_t"].clamp(max=40), t, condition).permute(0, 3, 1, 2)
     close(logits, io["logits"], 1e-4)
-    null = network.encode_condition(features(io, "null").expand(2, -1, -1), io["micro_conds"])
+    null = network.encode_condition(features(io, "null", 8).expand(2, -1, -1), io["micro_conds"])
     unguided = network(io["x_t"].clamp(max=40), t, null).permute(0, 3, 1, 2)
     close(unguided, io["logits_null"], 5e-5)
     guided = guide(logits.log_softmax(1).movedim(1, -1), unguided.log_softmax(1).movedim(1, -1), 3.0)
@@ -108,7 +102,7 @@ MUTATIONS = {
 def test_networks_that_differ_a_little_are_told_from_the_original(io, name, monkeypatch):
     network = interop.load(interop.read_source(FOLDER), Options()).prior.denoiser
     MUTATIONS[name](network, monkeypatch)
-    condition = network.encode_condition(features(io), io["micro_conds"])
+    condition = network.encode_condition(features(io, "text", 8), io["micro_conds"])
     logits = network(io["x_t"].clamp(max=40), torch.tensor([3, 16]), condition).permute(0, 3, 1, 2)
     assert float((logits - io["logits"]).abs().max()) > 1e-4
 
@@ -117,34 +111,6 @@ def test_as_many_cells_stay_masked_as_in_the_original(io):
     for row in io["counts_cosine"].tolist():
         cells, steps, *left = row
         assert [int(table[-1]) for table in cosine(cells, steps)] == left[:steps]
-
-
-class Replayed(Walk):
-    """A batch that is drawn with the random numbers of a golden walk."""
-
-    def apply(self, rule, x_t, t, cells, *rows, active=None):
-        step = len(self.seen)
-        self.seen.append(x_t)
-        log_p = next(self._ask(x_t, t, None, active))[1].flatten(1, 2)[: len(x_t)]
-        exponentials, uniforms = self.numbers
-        self.drawn = (log_p.exp() / exponentials[step]).argmax(-1)
-        count = rule.args[1]  # how many places are wanted
-        log_drawn = log_p.gather(-1, self.drawn[..., None])[..., 0]
-        noise = torch.zeros_like(log_drawn)
-        if step < len(uniforms):
-            gumbel = -(-uniforms[step].clamp(min=1e-20).log()).clamp(min=1e-20).log()
-            noise = self.temperatures[step] * gumbel
-        keys = (log_drawn + noise).gather(1, cells)
-        places = find_largest(keys, x_t.flatten(1).gather(1, cells) == 40, count)
-        return places, self.drawn.gather(1, cells).gather(1, places)
-
-
-def replay(prior, size, condition, exponentials, uniforms, steps, scale):
-    walk = Replayed(prior, range(2), condition, seed=0, grid_size=size, settings=Settings(cfg_scale=scale), tiling=None)
-    walk.seen, walk.numbers = [], (exponentials, uniforms)
-    walk.temperatures = torch.linspace(2, 0, steps)
-    final = confidence.sample(walk, confidence.Options(steps=steps))
-    return final, walk
 
 
 def test_a_whole_walk_is_that_of_the_original_token_for_token(imported, io, monkeypatch):
@@ -156,10 +122,8 @@ def test_a_whole_walk_is_that_of_the_original_token_for_token(imported, io, monk
     monkeypatch.setattr(prior.denoiser, "config", config)
     wide = type(prior)(**{**prior.__dict__, "grid_spec": type(prior.grid_spec)("", "", (4, 6), (4, 6), "")})
     condition = prior.conditioner.encode(CAPTIONS)
-    final, walk = replay(wide, (4, 6), condition, io["walk_exponentials"], io["walk_uniforms"], 4, 3.0)
-    for step in range(3):
-        assert torch.equal(walk.seen[step + 1], expected[step])
-    assert torch.equal(final, expected[3])
+    found = replay(wide, (4, 6), condition, io["walk_exponentials"], io["walk_uniforms"], 3.0)
+    assert torch.equal(found, expected)
 
 
 def test_the_published_way_of_sampling_travels_with_the_prior(imported, tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vqtool.registry import find_module
 from vqtool.trust import parse_record
 
-NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "titok", "amused")
+NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "titok", "amused", "meissonic")
 
 
 class EncodedCondition(NamedTuple):
@@ -32,6 +32,7 @@ class Denoiser(nn.Module, ABC):
 
     config: Any  # the frozen dataclass that it was built from
     sees_time: bool = True  # whether t makes a difference; without, schedules of guidance go by the calls
+    counts_calls: bool = False  # whether t tells how many calls are to come, with this one, and not the share of noise
     stretches: bool = False  # whether it takes grids of other sizes, with its position embeddings interpolated
     code_tables: tuple[str, ...] = ("tokens.weight", "head.weight", "head.bias")  # a row a code; then that of the mask
 

@@ -88,6 +88,18 @@ def micro_embedding(numbers: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
 
 
+def split_features(condition: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+    """States (B, L, text_width) and pooled texts (B, pooled_width) in features (B, L + 1, the larger of both).
+
+    Raises:
+        ValueError: they are of another shape.
+    """
+    least = max(config.text_width, config.pooled_width)
+    if condition.ndim != 3 or condition.shape[-1] != least:
+        raise ValueError(f"features (B, L + 1, {least}) are needed, not {tuple(condition.shape)}")
+    return condition[:, :-1, : config.text_width], condition[:, -1, : config.pooled_width]
+
+
 class _Attention(nn.Module):
     """Attention without biases; keys and values may have been made before."""
 
@@ -195,16 +207,17 @@ class _Layer(nn.Module):
         return x + self.second(value * F.gelu(gate))  # type: ignore[no-any-return]
 
 
-class _Resample(nn.Module):
+class Resample(nn.Module):
     """A norm and a convolution that halves or doubles the sides."""
 
-    def __init__(self, config: Config, *, doubles: bool) -> None:
+    def __init__(self, width: int, epsilon: float, *, doubles: bool) -> None:
         super().__init__()
-        width, kind = config.outer_width, nn.ConvTranspose2d if doubles else nn.Conv2d
-        self.norm = RmsNorm(width, config.epsilon)
+        kind = nn.ConvTranspose2d if doubles else nn.Conv2d
+        self.norm = RmsNorm(width, epsilon)
         self.conv = kind(width, width, 2, stride=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, H', W', D)."""
         return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
@@ -226,7 +239,7 @@ class Network(Denoiser):
         numbers = config.micro_width * len(config.micro_conditions)
         self.condition_in = nn.Linear(config.pooled_width + numbers, width, bias=False)
         self.condition_out = nn.Linear(width, width, bias=False)
-        self.halving = _Resample(config, doubles=False) if config.halves else None
+        self.halving = Resample(outer, epsilon, doubles=False) if config.halves else None
         self.down = nn.ModuleList(_Outer(config) for _ in range(config.num_outer_blocks))
         self.into_norm = RmsNorm(outer, epsilon)
         self.into = nn.Linear(outer, width, bias=False)
@@ -234,7 +247,7 @@ class Network(Denoiser):
         self.back_norm = RmsNorm(width, epsilon)
         self.back = nn.Linear(width, outer, bias=False)
         self.up = nn.ModuleList(_Outer(config) for _ in range(config.num_outer_blocks))
-        self.doubling = _Resample(config, doubles=True) if config.halves else None
+        self.doubling = Resample(outer, epsilon, doubles=True) if config.halves else None
         self.head_in = nn.Linear(outer, config.token_width, bias=False)
         self.head_norm = RmsNorm(config.token_width, epsilon)
         self.head_out = nn.Linear(config.token_width, config.codebook_size, bias=False)
@@ -252,14 +265,10 @@ class Network(Denoiser):
         Raises:
             ValueError: the condition is of another shape.
         """
-        config, least = self.config, max(self.config.text_width, self.config.pooled_width)
-        if condition.ndim != 3 or condition.shape[-1] != least:
-            raise ValueError(f"features (B, L + 1, {least}) are needed, not {tuple(condition.shape)}")
-        condition = condition.to(self.text.weight.dtype)
-        states, pooled = condition[:, :-1, : config.text_width], condition[:, -1, : config.pooled_width]
+        states, pooled = split_features(condition.to(self.text.weight.dtype), self.config)
         if micro is None:
-            micro = torch.tensor(config.micro_conditions, device=condition.device).expand(len(condition), -1)
-        numbers = micro_embedding(micro, config.micro_width).to(condition.dtype)
+            micro = torch.tensor(self.config.micro_conditions, device=states.device).expand(len(states), -1)
+        numbers = micro_embedding(micro, self.config.micro_width).to(states.dtype)
         conditioning = self.condition_out(F.silu(self.condition_in(torch.cat([pooled, numbers], dim=1))))
         text = self.text_norm(self.text(states))
         parts = [part for outer in self._outer() for part in outer.keys_values(text)]

@@ -49,6 +49,7 @@ FORMATS = (
     "open-muse",
     "diffusers",
     "amused",
+    "meissonic",
     "diffusers-vqmodel",
 )
 

@@ -134,7 +134,7 @@ def take_tokens(tensors: Mapping[str, Tensor], mask_id: int, config: Any, source
 
 
 def sampling(steps: int, scale: float, temperature: float, grid_size: tuple[int, int]) -> dict[str, Any]:
-    """The published settings: theirs falls by i / (S - 1), ours by (i + 1) / S, which is the same but for a factor."""
+    """The published settings; their temperature falls by i / (S - 1), ours by (i + 1) / S, times a factor."""
     steps = min(steps, grid_size[0] * grid_size[1])
     return {
         "sampler": "confidence",

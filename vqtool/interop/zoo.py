@@ -116,6 +116,11 @@ def _amused(size: int, parameters: float) -> Model:
     )
 
 
+def _meissonic(repository: str, size: int, how: str) -> Model:
+    what = f"captions, {size} px; with tokenizer and text encoder"
+    return Model(what, "prior", f"hub:{repository}", "Apache-2.0", 1440, "-", f"arXiv:2410.08261; {how}")
+
+
 MODELS: dict[str, Model] = {
     "halton-tiny": _halton(256, "tiny", 23.0, "10.2", 185, 1.5),
     "halton-small": _halton(256, "small", 69.3, "6.40", 255, 1.0),
@@ -125,6 +130,8 @@ MODELS: dict[str, Model] = {
     "halton-large-384": _halton(384, "large", 480.0, "2.59", 281, 0.5),
     "amused-256": _amused(256, 803),
     "amused-512": _amused(512, 808),
+    "meissonic": _meissonic("MeissonFlow/Meissonic", 1024, "64 steps, guidance 9"),
+    "monetico": _meissonic("Collov-Labs/Monetico", 512, "48 steps, guidance 9"),
     "titok-l32": _titok_generator("l32", 32, 177, "2.77", "8 steps, linear guidance 4.5"),
     "titok-b64": _titok_generator("b64", 64, 177, "2.48", "8 steps, linear guidance 3"),
     "titok-s128": _titok_generator("s128", 128, 295, "1.97", "64 steps, power-cosine guidance 6.9"),

@@ -366,6 +366,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
             `guidance.scales`.
         cfg_interval: the least and the largest share of time with guidance.
         null: what guidance compares with, "learned" or "zero-shot"; None for learned where the prior has it.
+        negative: a caption or label to guide away from instead.
         guide_with: a second prior, or its file, to compare with instead, under the same condition or without any.
         temperature: of the tokens; 1.0 is off; or a list from the first call to the last.
         truncation: draw from the smallest set of tokens with this mass (top-p); 1.0 is off.

@@ -57,7 +57,7 @@ def split(
         reference = None
         if compare:
             if size not in references:
-                references[size] = encode_null(second or prior, size, settings.null)
+                references[size] = encode_null(second or prior, size, settings.null, settings.negative)
             reference = references[size]
         elif second is not None:
             reference = second.encode_condition(filled, size)

@@ -44,12 +44,14 @@ class Guidance(Checked):
     null: str | None = option(
         None, "Condition to guide away from.", shown="learned if there is one", choices="samplers/_settings.py:NULLS"
     )
+    negative: str | None = option(None, "Caption or label to guide away from instead.")
     guide_with: Prior | None = option(None, "Weaker prior to guide away from instead.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.null is not None and self.guide_with is not None:
-            raise VqtoolError("`null` and `guide_with` both say what guidance compares with: leave one out")
+        given = [name for name in ("null", "negative", "guide_with") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise VqtoolError(f"`{given[0]}` and `{given[1]}` both say what guidance compares with: leave one out")
         if self.cfg_scale == 1.0:
             for each in fields(Guidance):
                 if getattr(self, each.name) != each.default:
@@ -81,6 +83,10 @@ class Guidance(Checked):
         """
         if self.guide_with is not None:
             _check_second(prior, self.guide_with)
+        if self.negative is not None and prior.conditioner.kind == "none":
+            raise VqtoolError("`negative` is a caption or label to guide away from, and this prior takes none")
+        if self.negative is not None:
+            prior.conditioner.encode([self.negative])  # an unknown label is found before any work is done
         if self.null is not None and self.null not in nulls(prior):
             others = ", ".join(nulls(prior)) or "none: it takes no condition"
             raise VqtoolError(f"`null` {self.null}: this prior's null conditions are {others}")
@@ -141,9 +147,11 @@ def nulls(prior: Prior) -> tuple[str, ...]:
     return NULLS if learned else NULLS[1:]
 
 
-def encode_null(prior: Prior, num: int, null: str | None) -> EncodedCondition:
-    """A prior's null condition `num` times; None for the first of ``nulls``."""
+def encode_null(prior: Prior, num: int, null: str | None, negative: str | None = None) -> EncodedCondition:
+    """A prior's null condition `num` times; None for the first of ``nulls``. Or a text in its place."""
     conditioner = prior.conditioner
+    if negative is not None:
+        return prior.encode_condition(conditioner.encode([negative] * num), num)
     if null != "zero-shot" or nulls(prior) == NULLS[1:]:
         return prior.encode_condition(None, num)
     if conditioner.needs_text_encoder and prior.text_encoder is not None:

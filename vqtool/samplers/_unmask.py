@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import VqtoolError
 from vqtool.options import usual
 from vqtool.samplers._cells import pick, place_first, put
@@ -86,10 +85,15 @@ def _floors(num_cells: int, steps: int, share_of: Callable[[float], float]) -> I
     yield torch.zeros_like(start)
 
 
-def find_times(num_masked: Tensor, num_cells: int, kernel: Kernel) -> Tensor:
-    """(B,) int64 in [1, T]: the t at which about so many cells of a grid, (B,), are masked."""
-    share = num_masked.double()[:, None] / num_cells
-    return 1 + (kernel.gamma_bar[1:] - share).abs().argmin(1)
+def find_times(num_masked: Tensor, walk: Walk, calls_to_come: int | None = None) -> Tensor:
+    """(B,) int64 in [1, T]: the t at which about so many cells of a grid, (B,), are masked.
+
+    It is the number of calls to come, with this one, if that is known and is what the denoiser is told.
+    """
+    if walk.counts_calls and calls_to_come is not None:
+        return torch.full_like(num_masked, min(calls_to_come, walk.kernel.num_steps))
+    share = num_masked.double()[:, None] / walk.num_cells
+    return 1 + (walk.kernel.gamma_bar[1:] - share).abs().argmin(1)
 
 
 def gumbel(noise: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def _plan_steps(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[_Step]:
     for call, after in enumerate(plan, start=1):
         unmasked = before - after
         if bool((count := unmasked[start]).any()):
-            t = find_times(before[start], walk.num_cells, walk.kernel)
+            t = find_times(before[start], walk, len(plan) + 1 - call)
             calls.append((call, int(before.max()), int(unmasked.max()), t, count))
         before = after
     uploaded = walk.upload([torch.stack([t, count]) for *_, t, count in calls])

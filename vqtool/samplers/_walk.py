@@ -115,6 +115,11 @@ class Walk:
         return max(of_64_cells, self.num_cells // 10)
 
     @property
+    def counts_calls(self) -> bool:
+        """Whether t tells the denoiser how many calls are to come."""
+        return self._prior.denoiser.counts_calls
+
+    @property
     def num_calls(self) -> float:
         """Calls of the denoiser until now, the mean of the samples; with guidance a step takes two."""
         return float(self._calls.double().mean())
@@ -306,7 +311,7 @@ class Walk:
 
     def _share(self, t: Tensor) -> Tensor:
         """(B,) float64, the share of the way at times t (B,); of the calls, for a denoiser that sees no time."""
-        if self.call is not None and not self._prior.denoiser.sees_time:
+        if self.call is not None and (self.counts_calls or not self._prior.denoiser.sees_time):
             return torch.full((len(t),), self.call[0] / self.call[1], dtype=torch.float64)
         return (self.kernel.num_steps - t.double()) / self.kernel.num_steps
 

@@ -53,7 +53,7 @@ def sample(walk: Walk, options: Options) -> Tensor:
         masked = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # a GPU has to say whether it is done
         if not bool(masked.any()):
             break
-        known = find_times(masked, walk.num_cells, walk.kernel)
+        known = find_times(masked, walk)
         times = Times(known, walk.upload([known])[0])
         places, tokens, count, cells = ask(walk, x_t, call, walk.num_cells - call + 1, choose, times, masked > 0)
         x_t = unmask(x_t, cells.gather(1, places), tokens, count)

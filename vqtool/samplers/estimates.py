@@ -37,6 +37,7 @@ class _Blank(Denoiser):
     def __init__(self, denoiser: Denoiser, codebook_size: int, nats: float) -> None:
         super().__init__()
         self.config, self.sees_time = denoiser.config, denoiser.sees_time
+        self.counts_calls = denoiser.counts_calls
         self.logits = nn.Parameter(torch.zeros(codebook_size), requires_grad=False)
         self.logits[0] = nats
 
