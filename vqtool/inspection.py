@@ -117,9 +117,13 @@ def _describe_grids(reader: GridReader) -> dict[str, Any]:
 
 
 def _num_skipped(history: Sequence[Mapping[str, Any]], num_grids: int) -> int:
-    """How many images `encode` found but could not read, if nothing was done to its grids since."""
-    given = history[0].get("num") if len(history) == 1 and history[0].get("step") == "encode" else None
-    return max(0, given - num_grids) if isinstance(given, int) else 0
+    """How many images the command that made grids of them could not read, if nothing was done to these since."""
+    record = history[0] if len(history) == 1 else {}
+    given = record.get("num" if record.get("step") == "encode" else "num_images")
+    variants = 1 if record.get("step") == "encode" else record.get("num")
+    if not isinstance(given, int) or not isinstance(variants, int) or variants < 1:
+        return 0
+    return max(0, given - num_grids // variants)
 
 
 def _known(batch: GridBatch) -> set[str]:

@@ -181,6 +181,9 @@ def test_a_bad_image_is_named_skipped_and_counted_or_stops_it(refit, work):
     assert "warning: skipped imgs/02.png" in result.err
     assert error_lines(result.err) == ["error: 1 bad input skipped; the rest is done"]
     assert load_tokenizer("tokenizer.safetensors").codebook_size == 16
+    summary = artifacts.read_header("tokenizer.safetensors").summary
+    assert f"{summary['num_images']} pictures; {summary['num_skipped']} file skipped (names above)" in result.err
+    assert f" vectors from {summary['num_images']} images " in result.err
 
 
 @pytest.mark.parametrize(

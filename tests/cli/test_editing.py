@@ -132,6 +132,15 @@ def test_flags_say_where_the_pictures_own_captions_and_labels_stand(vqtool, file
     assert error_lines(result.err) == ["error: --captions is for images, but tok.h5 holds token grids"]
 
 
+def test_info_has_the_numbers_of_the_last_line(vqtool, files):
+    (files / "imgs" / "zz.png").write_bytes(b"no picture")
+    result = vqtool("inpaint", "imgs", "-m", "center", "--steps", 1, "-n", 2, "-o", "x.h5")
+    assert "3 pictures: captions for 1, no labels; 1 file skipped (names above)" in result.err
+    assert "captions for 2, no labels; 1 file skipped" in vqtool("info", "x.h5").out  # 2 variants
+    assert vqtool("vary", "tok.h5", "--steps", 1, "-n", 2, "-o", "y.h5").code == 0
+    assert "skipped" not in vqtool("info", "y.h5").out
+
+
 def test_a_caption_too_long_for_grids_is_refused_before_a_picture_is_encoded(vqtool, files):
     name = min((files / "imgs").glob("*.png"))
     name.with_suffix(".txt").write_text("x" * 70_000)

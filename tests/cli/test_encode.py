@@ -91,12 +91,13 @@ def test_a_column_of_another_length_is_not_called_by_the_name_of_a_flag(encode, 
     assert error_lines(encode("x.npz").err) == ["error: x.npz: 'captions' has shape (2,); expected (3,)"]
 
 
-def test_links_in_a_tar_are_named_and_counted_in_the_last_line(encode, work):
+def test_links_in_a_tar_are_named_and_counted_in_the_last_line_and_in_info(vqtool, encode, work):
     assert shell("ln -s 00.png imgs/link.png && tar cf x.tar -C imgs . && rm imgs/link.png", work).code == 0
     result = encode("x.tar")
     assert result.code == 1
     assert "warning: skipped x.tar: link.png: is left out: a symbolic link to 00.png" in result.err
     assert "5 pictures: no captions, no labels; 1 file skipped (names above)" in result.err.splitlines()
+    assert "words         no captions, no labels; 1 file skipped" in vqtool("info", "tok.h5").out
 
 
 def test_tokens_do_not_depend_on_the_batch_size(encode):

@@ -252,9 +252,7 @@ def test_words_in_a_glob_that_belong_to_no_image_are_told_in_one_line(tmp_path: 
     listed = ", ".join(str(tmp_path / name) for name in ("gone.txt", "list.csv", "notes"))
     said = f"3 sources of words, not images, and not used for any: {listed}"
     assert message == f"{said}; `captions` FILE and `labels` FILE take a table"
-    found, (message,) = told(*sources, captions=f"{tmp_path}/list.csv")
-    assert found == {"1": (None, ("one",))}
-    assert message.startswith(f"2 sources of words, not images, and not used for any: {tmp_path}/gone.txt")
+    assert told(*sources, captions=f"{tmp_path}/list.csv") == ({"1": (None, ("one",))}, [])
 
 
 def test_a_glob_of_class_folders_with_their_metadata_and_a_stray_image(tmp_path: Path) -> None:
@@ -279,6 +277,40 @@ def test_rows_of_a_table_beside_a_glob_name_images_that_are_there_or_are_told(tm
     assert found == {"1": (None, ("one",))}
     assert [message.partition(": ")[2] for message in messages] == [
         "1 of its 3 rows name no image: '9.png' (nearest: '1.png')"
+    ]
+
+
+def test_texts_that_are_not_needed_are_neither_read_nor_told(tmp_path: Path) -> None:
+    files = {"cat/1.png": png(), "dog/2.png": png(), "cat/1.txt": b"\xff", "list.csv": "file,text\ncat/1.png,one\n"}
+    fill(tmp_path, files)
+    assert labels(tmp_path, captions="none") == {"cat/1": "cat", "dog/2": "dog"}
+    fill(tmp_path, {"cat/1.txt": "one\ntwo\n", "dog/2.cls": b"\xff"})
+    assert captions(tmp_path, captions="none", labels="none") == {"cat/1": (), "dog/2": ()}
+    fill(tmp_path, {"metadata.jsonl": "{"})
+    assert labels(tmp_path, captions="none", labels="folder") == {"cat/1": "cat", "dog/2": "dog"}
+    with pytest.raises(FormatError, match="not JSON"):
+        find_images([tmp_path], SourceOptions(captions="none"))
+
+
+@pytest.mark.parametrize("place", ["captions.txt", "captions.json", "annotations/captions_Images.json"])
+def test_a_list_of_captions_beside_the_folder_is_told_where_there_are_none(tmp_path: Path, place: str) -> None:
+    fill(tmp_path, {"Images/1.jpg": png(), "Images/2.jpg": png(), place: "{}"})
+    for sources in ([tmp_path / "Images"], sorted((tmp_path / "Images").iterdir())):
+        _, messages = told(*sources)
+        assert messages == [
+            f"{tmp_path}/Images: no captions; `captions` {tmp_path}/{place} takes the list that lies beside it"
+        ]
+    assert captions(tmp_path / "Images", captions="none") == {"1": (), "2": ()}
+    fill(tmp_path, {"Images/1.txt": "one"})
+    assert captions(tmp_path / "Images") == {"1": ("one",), "2": ()}
+
+
+def test_a_split_is_taken_of_files_named_one_by_one(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{split}/{kind}/1.png": png() for split in ("train", "val") for kind in ("cat", "dog")})
+    files = sorted(tmp_path.glob("*/*/*"))
+    assert labels(*files, split="val") == {f"{tmp_path}/val/{kind}/1": kind for kind in ("cat", "dog")}
+    assert [message.partition(": ")[2] for message in told(*files)[1]] == [
+        "train/, val/ are splits, not classes: all are taken; `split` val takes one of them"
     ]
 
 

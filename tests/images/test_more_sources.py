@@ -125,6 +125,21 @@ def test_an_array_of_something_else_says_what_it_holds(tmp_path: Path, arrays: d
         find_images([tmp_path / "x.npz"])
 
 
+def test_patterns_choose_rows_of_arrays_by_their_ids_and_splits_are_refused(tmp_path: Path) -> None:
+    images, names = np.zeros((3, 4, 4), np.uint8), ["cat/1", "cat/2", "dog/1"]
+    np.savez(tmp_path / "x.npz", images=images, ids=np.array(names))
+    np.save(tmp_path / "x.npy", images)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["images"], file["ids"] = images, names
+    for source in ("x.npz", "x.h5"):
+        assert [item.id for item in find_images([tmp_path / source], SourceOptions(include="cat/*"))] == names[:2]
+        with pytest.raises(VqtoolError, match=rf"{source}: `include` and `exclude` leave no image"):
+            find_images([tmp_path / source], SourceOptions(include="*.png"))
+    for source in ("x.npy", "x.h5"):
+        with pytest.raises(VqtoolError, match=rf"{source}: `split` train: it has no splits"):
+            find_images([tmp_path / source], SourceOptions(split="train"))
+
+
 # Parquet
 
 
@@ -188,8 +203,9 @@ def test_what_is_whole_of_a_cut_tar_can_be_taken(tmp_path: Path, cut: int) -> No
     path = make_tar(tmp_path / "x.tar")
     num = sum(span.offset + span.size <= cut for span in tars.TarShard(path).spans.values())
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(FormatError, match=r"cut short|not a whole tar"):
+    with pytest.raises(FormatError, match=r"cut short|not a whole tar") as caught:
         find_images([path])
+    assert not num or "; `allow_truncated` takes what is there" in str(caught.value)
     fails = nullcontext() if num else pytest.raises(VqtoolError, match="no images in this tar")
     found: list[bytes] = []
     with pytest.warns(VqtoolWarning), fails:

@@ -23,6 +23,7 @@ from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_
 from vqtool.options import Checked, distribute, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Progress, silent
+from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.quantizers import nearest
 
@@ -103,7 +104,10 @@ def refit(
         raise VqtoolError(f"`chain_length` is for `seeding` afk-mc2, not for {options.seeding}")
     refuse_existing(output, force=force, kind="an artifact")
     sources = [images] if isinstance(images, str | Path) else images
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    on_error, first = None if on_error is None else tally, len(tally.skipped)
     old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, source_options, on_error)
+    found = len(tally.skipped)
     noise = rng.generator(seed, 0, stream=rng.SELECTION)
     with _room(options.vectors * old.codebook.shape[1] * 4, options) as file:
         vectors = sample_latents(
@@ -124,7 +128,7 @@ def refit(
         )
         new = with_codebook(old.cpu(), codebook)
         before, after = measure_fit(vectors, old.codebook), measure_fit(vectors, new.codebook)
-        num_vectors = len(vectors)
+        num_vectors, num_images = len(vectors), len(items) - (len(tally.skipped) - found)
         links = _link(vectors, old, new)
     record = history_record("codebook refit", inputs={"tokenizer": old.fingerprint}, seed=seed, vectors=num_vectors)
     header = save_tokenizer(
@@ -132,10 +136,15 @@ def refit(
         new,
         parents={"tokenizer": old.fingerprint},
         history=[*old.history, record],
-        summary={"before": vars(before), "after": vars(after)},
+        summary={
+            "before": vars(before),
+            "after": vars(after),
+            "num_images": num_images,
+            "num_skipped": len(tally.skipped) - first,
+        },
         force=force,
     )
-    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, len(items), image_size, links)
+    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, num_images, image_size, links)
 
 
 def _link(vectors: Tensor, old: Tokenizer, new: Tokenizer) -> Links:

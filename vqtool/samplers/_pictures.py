@@ -16,6 +16,7 @@ from vqtool.images.sources import holds_grids
 from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
 from vqtool.progress import Notify
+from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.tokenizers.batches import check_lengths, encode_batch, grid_header
 
@@ -32,6 +33,7 @@ class Pictures:
         header: of the grids.
         columns: of "class" and "caption" those that some picture has.
         total: how many there are; None if unknown.
+        num_images: how many images were given, with those that could not be found out about; None of grids.
         digests: what stands in the history of what is made of them.
         read: read(count) yields so many at a time: grids, and the images they were encoded from if they were.
         tokenizer: finds what the grids decode with, on the prior's device.
@@ -41,6 +43,7 @@ class Pictures:
     header: GridHeader
     columns: frozenset[str]
     total: int | None
+    num_images: int | None
     digests: dict[str, str]
     read: Callable[[int], Iterator[tuple[GridBatch, Images | None]]]
     tokenizer: Callable[[], Tokenizer]
@@ -89,6 +92,7 @@ def open_pictures(
             header=reader.header,
             columns=frozenset({"label": "class"}.get(column, column) for column in reader.columns),
             total=reader.num_grids,
+            num_images=None,
             digests={reader.name: reader.digest} if reader.digest else {},
             read=lambda count: ((batch, None) for batch in reader.batches(count)),
             tokenizer=cache(lambda: tokenizer_of(reader.header, source, given=tokenizer).to(prior.device)),
@@ -107,7 +111,9 @@ def _open_images(
     model = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
     pixels = prior.grid_spec.image_size if size is None else parse_size(size)
     header = replace(grid_header(model, pixels, {}), history=())
+    skipped = len(on_error.skipped) if isinstance(on_error, Tally) else 0
     items = find_images(sources, options=options, on_error=on_error)
+    skipped = len(on_error.skipped) - skipped if isinstance(on_error, Tally) else 0
     check_lengths(items)
     notify(f"{len(items)} images at {size_text(pixels)} -> grids of {size_text(header.grid_size)} tokens")
 
@@ -121,6 +127,7 @@ def _open_images(
         header=header,
         columns=frozenset(kind for kind, is_known in known.items() if is_known),
         total=len(items),
+        num_images=len(items) + skipped,
         digests={"tokenizer": model.fingerprint},
         read=read,
         tokenizer=lambda: model,

@@ -286,7 +286,14 @@ def edit_to_file(
         new_size = change.header.grid_size
         method = Method.build(prior, has_condition=has_condition, seed=seed, grid_size=new_size, **how)
         notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
-        details = {"num": variants, "mask": mask, "feather": feather or None, "strength": strength, **(sides or {})}
+        details = {
+            "num": variants,
+            "num_images": pictures.num_images,
+            "mask": mask,
+            "feather": feather or None,
+            "strength": strength,
+            **(sides or {}),
+        }
         record = _record(step, method, pictures, details)
         editor = _Editor(method, change, variants, strength, texts)
         num = None if pictures.total is None else pictures.total * variants

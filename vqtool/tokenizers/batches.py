@@ -37,6 +37,7 @@ from vqtool.locks import claims
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
 from vqtool.registry import check_known
+from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
 
 PRECISIONS = ("fp32", "bf16")
@@ -94,12 +95,15 @@ def encode(
     bf16 = is_bf16(precision, tokenizer)
     image_size = image_size or tokenizer.usual_size
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
-    items = find_images(sources, options, on_error=on_error)
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    before = len(tally.skipped)
+    items = find_images(sources, options, on_error=None if on_error is None else tally)
+    num = len(items) + len(tally.skipped) - before
     check_lengths(items)
     known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
     how: dict[str, Any] = {"precision": precision} if bf16 else {}
-    record = history_record("encode", inputs=inputs, num=len(items), images=known, **how)
+    record = history_record("encode", inputs=inputs, num=num, images=known, **how)
     header = grid_header(tokenizer, image_size, record)
     if on_start is not None:
         on_start(header, len(items))

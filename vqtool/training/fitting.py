@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
 from vqtool.errors import VqtoolError, size_text
-from vqtool.images import ImageItem, SourceOptions, parse_size, read_images, to_float, to_uint8
+from vqtool.images import ImageItem, SourceOptions, Tally, parse_size, read_images, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.options import distribute, option
 from vqtool.progress import Notify, Progress, silent
@@ -202,9 +202,12 @@ def learn(
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    on_error, first = None if on_error is None else tally, len(tally.skipped)
     pixels = read_images(
         images, larger, options=lesson.source, words="none", on_error=on_error, progress=progress
     ).images
+    num_skipped = len(tally.skipped) - first
     notify(f"{len(pixels)} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels")
 
     def build(run: LoopConfig) -> TokenizerObjective:
@@ -224,6 +227,7 @@ def learn(
     )  # fmt: skip
     if not distributed.is_main_process():
         return made
+    summary["num_skipped"] = num_skipped
     record = history_record(step, inputs=digests, seed=lesson.seed)
     made.history = (*(() if parent is None else parent.history), record)
     made.half_precision = half

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from posixpath import basename, splitext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources import annotations
@@ -44,6 +44,7 @@ from vqtool.tally import Tally
 __all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids"]
 
 WordsNeeded = Literal["all", "some", "none"]
+_T = TypeVar("_T")
 OnError = Callable[[ImageItem, VqtoolError], None]
 
 _FILES = ""  # the group of files named one by one; any other group is one source, under its name
@@ -182,20 +183,25 @@ class _Finder:
             archive = ZipArchive(path)
             self._tell_left_out(archive)
             return self._find_in(archive, f"{path}: no images in this zip; looked for {LOOKED_FOR}")
-        needed = self.words != "none"
+        needed, split = self.words != "none", self.options.split
+        if split and not path.name.lower().endswith(".npz"):
+            raise VqtoolError(f"{path}: `split` {split}: it has no splits")
         if kind == "numpy":
-            return find_in_numpy(path, words=needed, split=self.options.split)
-        return (find_in_hdf5 if kind == "hdf5" else find_in_parquet)(path, words=needed)
+            rows = find_in_numpy(path, words=needed, split=split)
+        else:
+            rows = (find_in_hdf5 if kind == "hdf5" else find_in_parquet)(path, words=needed)
+        return self._wanted(path, rows, [row.names[0] for row in rows])
 
     def _find_files(self, files: Sequence[Path]) -> list[Entry]:
         """Images that are named one by one, with the words beside them."""
         tree = FileTree(files)
-        words = self._words(tree, tree.images, tree.folder, whole=False)
-        own = dict(zip(tree.images, words, strict=True))
+        named = dict(zip(tree.images, files, strict=True))
+        images = self._wanted(tree, tree.images, [path.as_posix() for path in files])
+        images = choose_split(images, self.options.split, str(tree), told=self.words == "all")
+        words = self._words(tree, images, tree.folder, among=tree.images, whole=False)
         return [
-            Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(path), own[name])
-            for path, name in zip(files, tree.images, strict=True)
-            if self._is_wanted(path.as_posix())
+            Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(path), each)
+            for path, each in zip(map(named.__getitem__, images), words, strict=True)
         ]
 
     def finish(self, groups: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
@@ -216,9 +222,7 @@ class _Finder:
         images = [name for name in tree.names if has_image_suffix(name) and not is_hidden(name)]
         if not images:
             raise VqtoolError(nothing)
-        images = [name for name in images if self._is_wanted(name)]
-        if not images:
-            raise VqtoolError(f"{tree}: `include` and `exclude` leave no image")
+        images = self._wanted(tree, images, images)
         images.sort(key=natural_key)
         among = images
         images = choose_split(images, self.options.split, str(tree), told=self.words == "all")
@@ -238,6 +242,13 @@ class _Finder:
                 raise
             warn(f"no captions and labels are taken: {error}")
             return [NO_WORDS] * len(images)
+
+    def _wanted(self, source: object, images: Sequence[_T], names: Sequence[str]) -> list[_T]:
+        """Those of some images whose names the user wants."""
+        wanted = [image for image, name in zip(images, names, strict=True) if self._is_wanted(name)]
+        if not wanted:
+            raise VqtoolError(f"{source}: `include` and `exclude` leave no image")
+        return wanted
 
     def _is_wanted(self, name: str) -> bool:
         options = self.options
@@ -262,12 +273,12 @@ class _Finder:
 
     def _tell_texts(self) -> None:
         """Tell of files and folders of words that were given as sources and lie where no image has use for them."""
-        said = (self.options.captions, self.options.labels)
-        named = {os.path.abspath(text) for each in said if each for text in (each, each.rpartition(":")[0])}
+        if self.options.captions is not None or self.options.labels is not None:
+            return
         unused = []
         for path in self.texts:
             place = os.path.abspath(path)
-            used = any(each == place or each.startswith(place + os.sep) for each in self.used | named)
+            used = any(each == place or each.startswith(place + os.sep) for each in self.used)
             if not used and (path.is_dir() or annotations.holds_words(path.name)):
                 unused.append(str(path))
         if unused:

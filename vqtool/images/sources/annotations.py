@@ -38,6 +38,7 @@ from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, clean
 _CAPTION_ENDINGS = (".txt", ".caption")
 _SIDECAR_ENDINGS = (*_CAPTION_ENDINGS, ".cls", ".json")
 _TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")  # that might hold words and are named if they were not used
+_OTHERS = (".md", ".log.jsonl", ".skipped.txt")  # texts that say nothing of images; the last two vqtool writes
 _NO_WORDS = re.compile(
     r"(readme|license|licence|notice|requirements|changelog|thumbs\.db|desktop\.ini|\.)", re.IGNORECASE
 )
@@ -69,16 +70,21 @@ def annotate(
     Raises:
         FormatError: metadata or a text that cannot be read; names it.
     """
-    rows, read = _read_metadata(tree, images, outer, whole=whole)
-    beside = [] if outer is None else captions_beside(outer)
-    sidecars = _Sidecars(tree, images, options.caption_lines, beside)
-    words = [sidecars.complete(image, rows.get(image, NO_WORDS)) for image in images]
-    sidecars.tell()
-    read |= {tree.where(name) for name in sidecars.used}
-    if used is not None:
-        used |= set(map(abspath, read))
-    if whole and options.captions is None and options.labels is None:
-        _tell_unused(tree, images, read)
+    needs_captions, needs_labels = options.captions is None, options.labels is None
+    if needs_captions or needs_labels:
+        rows, read = _read_metadata(tree, images, outer, told=needs_captions, whole=whole)
+        sidecars = _Sidecars(tree, images, options, [] if outer is None else captions_beside(outer))
+        words = [sidecars.complete(image, rows.get(image, NO_WORDS)) for image in images]
+        sidecars.tell()
+        read |= {tree.where(name) for name in sidecars.used}
+        if used is not None:
+            used |= set(map(abspath, read))
+        if whole and needs_captions and needs_labels:
+            _tell_unused(tree, images, read)
+        if needs_captions and outer is not None and not any(each.captions for each in words):
+            _tell_lists(outer)
+    else:
+        words = read_ids(tree, images)
     if options.labels == "folder":
         words = [replace(each, label=None) for each in words]
     if options.labels == "folder" or (options.labels is None and not any(each.label for each in words)):
@@ -95,7 +101,7 @@ def is_text(path: str) -> bool:
 
 def holds_words(path: str) -> bool:
     """Whether a file might say something of images, by its name."""
-    return is_text(path) and not _NO_WORDS.match(basename(path)) and not path.endswith((".log.jsonl", ".md"))
+    return is_text(path) and not _NO_WORDS.match(basename(path)) and not path.endswith(_OTHERS)
 
 
 def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
@@ -244,8 +250,9 @@ def _read_outer(folder: Path, images: Sequence[str], index: NameIndex) -> tuple[
 class _Sidecars:
     """The files beside images, looked up by the names of the images."""
 
-    def __init__(self, tree: Tree, images: Sequence[str], lines: str, beside: Sequence[str]) -> None:
-        self._tree, self._lines = tree, lines
+    def __init__(self, tree: Tree, images: Sequence[str], options: SourceOptions, beside: Sequence[str]) -> None:
+        self._tree, self._lines = tree, options.caption_lines
+        self._captions, self._labels = options.captions is None, options.labels is None  # what is needed
         names = (*tree.names, *beside)
         self._index = NameIndex(name for name in names if name.lower().endswith(_SIDECAR_ENDINGS))
         self._stems = Counter(splitext(image)[0].casefold() for image in images)
@@ -261,11 +268,12 @@ class _Sidecars:
         for stem in stems:
             json = self._find(image, f"{stem}.json")
             both = NO_WORDS if json is None else read_sidecar(self._read(json), self._tree.where(json))
-            cls = self._find(image, f"{stem}.cls")
+            cls = self._find(image, f"{stem}.cls") if self._labels else None
             label = label or (clean(self._read(cls)) if cls else None) or both.label
-            text = next(filter(None, (self._find(image, stem + ending) for ending in _CAPTION_ENDINGS)), None)
+            names = [stem + ending for ending in _CAPTION_ENDINGS] if self._captions else []
+            text = next(filter(None, (self._find(image, name) for name in names)), None)
             captions = captions or (self._caption(text) if text else ()) or both.captions
-        if not captions:
+        if self._captions and not captions:
             place = next(filter(None, (self._find(image, name) for name in _apart(image))), None)
             captions = self._caption(place) if place else ()
         return replace(words, label=label, captions=captions)
@@ -360,6 +368,15 @@ def _tell_columns(where: str, table: Table) -> None:
             )
 
 
+def _tell_lists(folder: Path) -> None:
+    """Tell of a list of captions beside a folder of images that have none, as Flickr8k and COCO come."""
+    names = [f"captions{ending}" for ending in (".txt", ".json", *_TABLE_ENDINGS)]
+    names.append(f"annotations/captions_{folder.name}.json")
+    found = next((path for path in (folder.parent / name for name in names) if path.is_file()), None)
+    if found is not None:
+        warn(f"{folder}: no captions; `captions` {found} takes the list that lies beside it")
+
+
 def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
     """Name files that look like words of images, by their place or name, and were not used."""
     folders = {dirname(image) for image in images} | {""}
@@ -369,7 +386,7 @@ def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
         name
         for name in tree.names
         if holds_words(name)
-        and not name.lower().endswith(".json")
+        and (not name.lower().endswith(".json") or "caption" in name.lower())
         and tree.where(name) not in used
         and (dirname(name) in folders or _stem(name) in stems)
     ]

@@ -100,6 +100,8 @@ class TarShard:
                 self._file.seek(0)
                 start = self._file.read(_BLOCK)
                 found = "" if start[257:262] == b"ustar" or not start else f"; it begins as {describe_bytes(start)}"
+                if spans:
+                    found = f" after {counted(len(spans), 'file')}; `allow_truncated` takes what is there"
                 raise FormatError(f"{self}: not a whole tar archive ({error}){found}") from error
             end = None
         tell_repeated(str(self), repeated)
