@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,15 @@ from vqtool import interop
 from vqtool.denoisers import amused
 from vqtool.denoisers.amused import micro_embedding
 from vqtool.diffusion.guidance import guide
-from vqtool.errors import FormatError, MismatchError
+from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import Options
-from vqtool.priors import load_prior
-from vqtool.samplers import sample
-from vqtool.samplers._unmask import cosine
+from vqtool.interop import amused as amused_pipeline
+from vqtool.interop.exporting import export
+from vqtool.priors import GridSpec, load_prior
+from vqtool.samplers import Method, sample
+from vqtool.samplers._unmask import PLANS
+from vqtool.samplers.editing import edit
+from vqtool.samplers.masks import to_cells
 
 FOLDER = Path(__file__).parents[1] / "golden" / "amused-pipeline"
 CAPTIONS = ["a red cat on the mat", "Two dogs!"]
@@ -107,28 +112,100 @@ def test_networks_that_differ_a_little_are_told_from_the_original(io, name, monk
     assert float((logits - io["logits"]).abs().max()) > 1e-4
 
 
-def test_as_many_cells_stay_masked_as_in_the_original(io):
-    for row in io["counts_cosine"].tolist():
+@pytest.mark.parametrize("plan", ["cosine", "linear"])
+def test_as_many_cells_stay_masked_as_in_the_original(io, plan):
+    for row in io[f"counts_{plan}"].tolist():
         cells, steps, *left = row
-        assert [int(table[-1]) for table in cosine(cells, steps)] == left[:steps]
+        assert [int(table[-1]) for table in PLANS[plan](cells, steps)] == left[:steps]
+
+
+def of_size(prior, size, monkeypatch):
+    """The prior for grids of another size, whose pictures are told as so large."""
+    height, width = (float(4 * side) for side in size)
+    config = replace(prior.denoiser.config, micro_conditions=(width, height, 0.0, 0.0, 6.0), grid_size=size)
+    monkeypatch.setattr(prior.denoiser, "config", config)
+    return replace(prior, grid_spec=GridSpec("", "", size, size, ""))
 
 
 def test_a_whole_walk_is_that_of_the_original_token_for_token(imported, io, monkeypatch):
-    prior, expected = imported.prior, io["walk_tokens"].clamp(max=40)
-    micro = (24.0, 16.0, 0.0, 0.0, 6.0)
-    config = type(prior.denoiser.config)(
-        **{**prior.denoiser.config.__dict__, "micro_conditions": micro, "grid_size": (4, 6)}
-    )
-    monkeypatch.setattr(prior.denoiser, "config", config)
-    wide = type(prior)(**{**prior.__dict__, "grid_spec": type(prior.grid_spec)("", "", (4, 6), (4, 6), "")})
-    condition = prior.conditioner.encode(CAPTIONS)
-    found = replay(wide, (4, 6), condition, io["walk_exponentials"], io["walk_uniforms"], 3.0)
+    prior, condition = of_size(imported.prior, (4, 6), monkeypatch), imported.prior.conditioner.encode(CAPTIONS)
+    found = replay(prior, (4, 6), condition, io["walk_exponentials"], io["walk_uniforms"], 3.0)
+    assert torch.equal(found, io["walk_tokens"].clamp(max=40))
+
+
+def test_a_whole_walk_of_inpainting_is_that_of_the_original_token_for_token(imported, io, monkeypatch):
+    prior, condition = of_size(imported.prior, (4, 8), monkeypatch), imported.prior.conditioner.encode(CAPTIONS)
+    known = imported.tokenizer.encode(io["inpaint_image"] * 2 - 1)
+    cells = to_cells(io["inpaint_mask"][0, 0].numpy() > 0.5, (4, 8))
+    known[:, torch.from_numpy(cells)] = 40
+    given = io["inpaint_exponentials"], io["inpaint_uniforms"]
+    found = replay(prior, (4, 8), condition, *given, 3.0, known=known, plan=prior.sampling["completing"]["plan"])
+    expected = io["inpaint_tokens"].clamp(max=40)
     assert torch.equal(found, expected)
+    assert not torch.equal(replay(prior, (4, 8), condition, *given, 3.0, known=known), expected)
+    images = (imported.tokenizer.decode(found[-1]).permute(0, 2, 3, 1) / 2 + 0.5).clamp(0, 1)
+    close(images, io["inpaint_images"], 2e-5)
+
+
+def test_pictures_are_completed_by_the_linear_plan_and_new_ones_made_by_the_cosine(imported):
+    prior = imported.prior
+    built = {
+        completes: Method.build(prior, has_condition=True, completes=completes).options.plan
+        for completes in (False, True)
+    }
+    assert built == {False: "cosine", True: "linear"}
+    chosen = Method.build(prior, has_condition=True, completes=True, plan="arccos")
+    assert chosen.options.plan == "arccos"
+    assert Method.build(prior, has_condition=True, completes=True, sampler="halton").sampler == "halton"
+    grids = torch.zeros(1, 4, 4).long()
+    cells = torch.arange(16).view(4, 4) < 8
+    made = edit(prior, grids, cells.numpy(), captions=CAPTIONS[:1], seed=2, steps=3)
+    known = torch.where(cells, 40, grids)
+    how = {"condition": prior.conditioner.encode(CAPTIONS[:1]), "seed": 2, "steps": 3}
+    assert torch.equal(made, sample(prior, 1, known=known, plan="linear", **how))
+    assert not torch.equal(made, sample(prior, 1, known=known, **how))
+
+
+def test_a_pipeline_goes_in_and_out_and_into_diffusers(tmp_path, vqtool, io):
+    pytest.importorskip("diffusers")
+    list(interop.convert(FOLDER, tmp_path / "a.safetensors"))
+    assert vqtool("export", tmp_path / "a.safetensors", "-o", tmp_path / "pipeline").code == 0
+    again = interop.load(interop.read_source(tmp_path / "pipeline"), Options())
+    prior = load_prior(tmp_path / "a.safetensors")
+    for mine, theirs in (
+        (again.prior.denoiser, prior.denoiser),
+        (again.text_encoder, prior.text_encoder),
+    ):
+        expected = theirs.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in mine.state_dict().items())
+    assert torch.equal(again.prior.conditioner.encode(CAPTIONS), io["input_ids"])
+    assert again.prior.denoiser.config == prior.denoiser.config
+    assert torch.equal(again.tokenizer.encode(io["image"] * 2 - 1), io["indices"])
+
+
+@pytest.mark.slow
+def test_diffusers_runs_an_exported_pipeline_and_gives_its_own_numbers(tmp_path, io):
+    diffusers = pytest.importorskip("diffusers")
+    list(interop.convert(FOLDER, tmp_path / "a.safetensors"))
+    export(tmp_path / "a.safetensors", tmp_path / "pipeline", "diffusers")
+    theirs = diffusers.AmusedPipeline.from_pretrained(tmp_path / "pipeline")
+    with torch.no_grad():
+        states = io["text_hidden"], io["text_pooled"], io["micro_conds"]
+        logits = theirs.transformer(io["x_t"].clamp(max=40), states[0], states[1], states[2])
+    close(logits, io["logits"], 1e-4)
+    assert theirs.scheduler.config.mask_token_id == 40
+
+
+def test_a_pipeline_holds_square_grids_and_its_own_network_alone(imported, tmp_path, monkeypatch):
+    with pytest.raises(VqtoolError, match="an AmusedPipeline holds square grids, not 4x6"):
+        amused_pipeline.export(of_size(imported.prior, (4, 6), monkeypatch), imported.tokenizer, tmp_path / "p")
+    with pytest.raises(VqtoolError, match="comes without its encoder"):
+        amused_pipeline.export(replace(imported.prior, text_encoder=None), imported.tokenizer, tmp_path / "p")
 
 
 def test_the_published_way_of_sampling_travels_with_the_prior(imported, tmp_path):
     names = {name: value for name, value in imported.prior.sampling.items() if name != "choice_temperature"}
-    assert names == {"sampler": "confidence", "steps": 12, "cfg_scale": 10.0}
+    assert names == {"sampler": "confidence", "steps": 12, "cfg_scale": 10.0, "completing": {"plan": "linear"}}
     assert imported.prior.sampling["choice_temperature"] == pytest.approx(2 * 12 / 11)
     paths = [tmp_path / f"{name}.safetensors" for name in ("a", "a.tokenizer", "a.text-encoder")]
     list(interop.convert(FOLDER, paths[0]))

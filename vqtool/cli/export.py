@@ -27,8 +27,9 @@ def export(
 ) -> None:
     """Convert an artifact into the files of another project.
 
-    diffusers: a text prior with its tokenizer and text encoder becomes the folder of a VQDiffusionPipeline, a VQGAN
-    that of a VQModel. taming: a VQGAN becomes model.ckpt and model.yaml. What a format cannot hold is refused.
+    diffusers: a text prior with its tokenizer and text encoder becomes the folder of a VQDiffusionPipeline or, if it is
+    one of aMUSEd's, of an AmusedPipeline; a VQGAN that of a VQModel. taming: a VQGAN becomes model.ckpt and model.yaml.
+    What a format cannot hold is refused.
 
     Examples:
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtool.interop._sources import Module, Source, fill
 from vqtool.trust import sketch
@@ -36,6 +36,15 @@ def fill_renamed(
             value = torch.cat(values) if len(values) > 1 else values[0]
             found[ours] = value.reshape(wanted.shape) if _is_squeezed(value, wanted) else value
     return fill(build, found, source, names=names).eval().requires_grad_(False)
+
+
+def renamed(module: nn.Module, patterns: Patterns) -> dict[str, Tensor]:
+    """The tensors of a module by the names that `fill_renamed` reads them from."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        parts = _expand(rename(name, patterns))
+        found |= dict(zip(parts, tensor.chunk(len(parts)), strict=True))
+    return found
 
 
 def rename(name: str, patterns: Patterns) -> str:

@@ -276,7 +276,13 @@ def drop(tensors: Mapping[str, Tensor], patterns: Mapping[str, str], notes: list
     return kept
 
 
-def exportable(tokenizer: Tokenizer, project: str, *, lookups: Iterable[str]) -> VqganConfig:
+def exportable(
+    tokenizer: Tokenizer,
+    project: str,
+    *,
+    lookups: Iterable[str],
+    pixel_ranges: tuple[tuple[float, float], ...] = ((-1.0, 1.0),),
+) -> VqganConfig:
     """The settings of a tokenizer that other projects of the family can hold.
 
     Raises:
@@ -285,12 +291,13 @@ def exportable(tokenizer: Tokenizer, project: str, *, lookups: Iterable[str]) ->
     config = tokenizer.config
     if not isinstance(config, VqganConfig):
         raise VqtoolError(f"{project} has no network {tokenizer.network!r}: only tokenizers of VQGANs can be exported")
+    shown = " or ".join(f"[{low:g}, {high:g}]" for low, high in pixel_ranges)
     refuse_unless(
         {
             f"the lookup is {' or '.join(lookups)}": tokenizer.lookup in lookups,
             "there is no code map": tokenizer.num_full_codes is None,
             "a swish stands before the last convolutions": config.swish_out,
-            "images are in [-1, 1]": config.pixel_range == (-1.0, 1.0),
+            f"images are in {shown}": config.pixel_range in pixel_ranges,
             "there are 1x1 convolutions around the quantiser": config.quant_conv,
             "the decoder has one block more at each resolution": isinstance(config.encoder_blocks, int)
             and config.decoder_blocks == config.encoder_blocks + 1,

@@ -4,7 +4,9 @@ The vocabulary of the network is larger than its codes: row `mask_token_id` of t
 beyond the codes are never used. Sampling as published: 12 steps, guidance 10, a choice temperature from 2 to 0.
 """
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +16,35 @@ from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
 from vqtool.denoisers import amused
 from vqtool.denoisers.amused import Config
-from vqtool.errors import FormatError, MismatchError
-from vqtool.interop import diffusers_vqmodel, transformers
+from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
+from vqtool.interop import diffusers, diffusers_vqmodel, transformers
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._masked import build_prior
-from vqtool.interop._renaming import fill_renamed
+from vqtool.interop._renaming import fill_renamed, renamed
 from vqtool.interop._sources import Source, listed
+from vqtool.priors import Prior
+from vqtool.samplers._published import COMPLETING
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE, NETWORK = "AmusedPipeline", "UVit2DModel"
 STEPS, SCALE, TEMPERATURE, SCORE = 12, 10.0, 2.0, 6.0  # of the published pipeline
 NUM_MICRO = 5
 EXPECTED = {"use_bias": False, "ln_elementwise_affine": True}
+SETTINGS = {  # a field of Config -> its name in config.json
+    "codebook_size": "codebook_size",
+    "num_layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "token_width": "in_channels",
+    "outer_width": "block_out_channels",
+    "num_outer_blocks": "num_res_blocks",
+    "num_outer_heads": "block_num_heads",
+    "text_width": "encoder_hidden_size",
+    "pooled_width": "cond_embed_dim",
+    "micro_width": "micro_cond_encode_dim",
+    "epsilon": "layer_norm_eps",
+}
 NAMES = (  # pattern of ours -> theirs, in this order
     (r"^tokens\.", "embed.embeddings."),
     (r"^token_norm\.", "embed.layer_norm."),
@@ -90,6 +109,66 @@ def load(source: Source, options: Options) -> Imported:
     )
 
 
+def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
+    """Write the folder of a pipeline, which diffusers' `AmusedPipeline.from_pretrained` reads.
+
+    Args:
+        prior: with this network.
+        tokenizer: what its tokens decode with.
+        folder: made if it is not there; files of these names are replaced.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        VqtoolError: a pipeline cannot hold this prior or tokenizer; says why.
+        MismatchError: they do not fit together.
+    """
+    config, conditioner, encoder = prior.denoiser.config, prior.conditioner, prior.text_encoder
+    if not isinstance(config, Config) or not isinstance(conditioner, ClipCondition) or encoder is None:
+        raise VqtoolError("an AmusedPipeline holds captions that CLIP reads, and this prior comes without its encoder")
+    if len(set(config.grid_size)) > 1:
+        raise VqtoolError(f"an AmusedPipeline holds square grids, not {size_text(config.grid_size)}")
+    diffusers.export_around(prior, tokenizer, conditioner, encoder, folder)
+    tensors = {name: _as_published(name, tensor) for name, tensor in renamed(prior.denoiser, NAMES).items()}
+    diffusers.write_part(folder / "transformer", _settings(config), diffusers.WEIGHTS, tensors)
+    scheduler = {"_class_name": "AmusedScheduler", "mask_token_id": config.codebook_size, "masking_schedule": "cosine"}
+    diffusers.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    diffusers.write_json(folder / "model_index.json", _INDEX)
+    return diffusers.export_notes(conditioner)
+
+
+_INDEX = {
+    "_class_name": PIPELINE,
+    "scheduler": ["diffusers", "AmusedScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "transformer": ["diffusers", NETWORK],
+    "vqvae": ["diffusers", "VQModel"],
+}
+
+
+def _as_published(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in the shape that it has there: linear maps of cells are convolutions, and grn's weights have 4 axes."""
+    if re.fullmatch(r"embed\.conv\.weight|mlm_layer\.conv\d\.weight", name):
+        return tensor[..., None, None]
+    return tensor[None, None, None] if name.endswith(("gamma", "beta")) else tensor
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    named = {theirs: getattr(config, ours) for ours, theirs in SETTINGS.items()}
+    return {
+        "_class_name": NETWORK,
+        **EXPECTED,
+        **named,
+        "downsample": config.halves,
+        "upsample": config.halves,
+        "sample_size": config.grid_size[0],
+        "micro_cond_embed_dim": NUM_MICRO * config.micro_width,
+        "vocab_size": config.codebook_size + 1,
+    }
+
+
 def read_text(source: Source, options: Options) -> tuple[TextEncoder, ClipCondition]:
     """The text encoder of a pipeline, and its vocabulary."""
     folder = Source(source.path / "text_encoder")
@@ -141,6 +220,7 @@ def sampling(steps: int, scale: float, temperature: float, grid_size: tuple[int,
         "steps": steps,
         "choice_temperature": temperature * steps / max(1, steps - 1),
         "cfg_scale": scale,
+        COMPLETING: {"plan": "linear"},
     }
 
 
@@ -164,22 +244,10 @@ def _config(
                 f"micro_cond_encode_dim {settings['micro_cond_encode_dim']}: the network could not run"
             )
         return Config(
-            codebook_size=settings["codebook_size"],
             grid_size=(side, side),
             num_steps=side * side,
-            num_layers=settings["num_hidden_layers"],
-            width=settings["hidden_size"],
-            num_heads=settings["num_attention_heads"],
-            mlp_width=settings["intermediate_size"],
-            token_width=settings["in_channels"],
-            outer_width=settings["block_out_channels"],
-            num_outer_blocks=settings["num_res_blocks"],
-            num_outer_heads=settings["block_num_heads"],
-            text_width=settings["encoder_hidden_size"],
-            pooled_width=settings["cond_embed_dim"],
-            micro_width=settings["micro_cond_encode_dim"],
+            **{ours: settings[theirs] for ours, theirs in SETTINGS.items()},
             micro_conditions=(width, height, 0.0, 0.0, SCORE),
-            epsilon=settings["layer_norm_eps"],
             halves=settings.get("downsample", False),
         )
     except KeyError as error:

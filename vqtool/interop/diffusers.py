@@ -204,32 +204,44 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
         MismatchError: they do not fit together.
     """
     config, conditioner, encoder = _exportable(prior)
-    if prior.grid_spec.tokenizer_fingerprint:
-        prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
-    if tokenizer.codebook_size != config.codebook_size:
-        raise MismatchError(
-            f"the prior has {config.codebook_size} tokens, the tokenizer {tokenizer.codebook_size} codes"
-        )
-    diffusers_vqmodel.export(tokenizer, folder / "vqvae")
+    export_around(prior, tokenizer, conditioner, encoder, folder)
     tensors: dict[str, Tensor] = {}
     for name, tensor in prior.denoiser.state_dict().items():
         theirs = names_of(config)[name]
         tensors |= dict(zip(theirs, tensor.chunk(len(theirs)), strict=True))
     null_text = tensors.pop(f"{NULL_TEXT}.embeddings", None)
-    _write(folder / "transformer", _transformer_settings(config), WEIGHTS, tensors)
+    write_part(folder / "transformer", _transformer_settings(config), WEIGHTS, tensors)
     learned = {"learnable": config.learned_null, "hidden_size": config.text_width, "length": conditioner.max_length}
-    _write(
+    write_part(
         folder / NULL_TEXT,
         {"_class_name": "LearnedClassifierFreeSamplingEmbeddings", **learned},
         WEIGHTS,
         {} if null_text is None else {"embeddings": null_text},
     )
-    text_tensors, text_settings = transformers.export_text_encoder(encoder)
-    _write(folder / "text_encoder", text_settings, "model.safetensors", text_tensors)
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_settings(prior.kernel))
+    write_json(folder / "model_index.json", _INDEX)
+    return export_notes(conditioner)
+
+
+def export_around(
+    prior: Prior, tokenizer: Tokenizer, conditioner: ClipCondition, encoder: TextEncoder, folder: Path
+) -> None:
+    """Write what stands around the transformer in the folder of a pipeline: tokenizer, text encoder and vocabulary.
+
+    Raises:
+        VqtoolError: VQModel has no such network.
+        MismatchError: prior and tokenizer do not fit together.
+    """
+    if prior.grid_spec.tokenizer_fingerprint:
+        prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
+    if tokenizer.codebook_size != prior.kernel.codebook_size:
+        raise MismatchError(
+            f"the prior has {prior.kernel.codebook_size} tokens, the tokenizer {tokenizer.codebook_size} codes"
+        )
+    diffusers_vqmodel.export(tokenizer, folder / "vqvae")
+    tensors, settings = transformers.export_text_encoder(encoder)
+    write_part(folder / "text_encoder", settings, "model.safetensors", tensors)
     transformers.write_vocabulary(conditioner, folder / "tokenizer")
-    _write_json(folder / "scheduler" / "scheduler_config.json", _scheduler_settings(prior.kernel))
-    _write_json(folder / "model_index.json", _INDEX)
-    return _export_notes(conditioner)
 
 
 _INDEX = {
@@ -301,7 +313,8 @@ def _transformer_settings(config: vq_diffusion.Config) -> dict[str, Any]:
     }
 
 
-def _export_notes(conditioner: ClipCondition) -> list[str]:
+def export_notes(conditioner: ClipCondition) -> list[str]:
+    """What the user should know of a vocabulary that transformers reads."""
     tokens = conditioner.vocabulary.tokens
     pad = next(word for word, number in tokens.items() if number == conditioner.pad)
     if pad in conditioner.vocabulary.special:
@@ -309,14 +322,16 @@ def _export_notes(conditioner: ClipCondition) -> list[str]:
     return [f"transformers will take {pad!r} in a caption for padding; here it is a word"]
 
 
-def _write(folder: Path, settings: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
-    _write_json(folder / "config.json", settings)
+def write_part(folder: Path, settings: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a folder of `config.json` and weights."""
+    write_json(folder / "config.json", settings)
     with atomic_path(folder / name, force=True) as temporary:
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         temporary.write_bytes(save(whole, {"format": "pt"}))  # by Python, whose errors say that a disk is full
 
 
-def _write_json(path: Path, settings: Mapping[str, Any]) -> None:
+def write_json(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings to a file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, force=True) as temporary:
         temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

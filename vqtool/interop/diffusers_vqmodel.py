@@ -21,6 +21,7 @@ from vqtool.outputs import atomic_path
 from vqtool.tokenizers import Tokenizer
 from vqtool.tokenizers.vqgan import VqganConfig
 
+PIXEL_RANGES = (-1.0, 1.0), (0.0, 1.0)  # the other one is that of aMUSEd's models
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ATTENTION = (  # theirs, ours; the first of ours is written
     ("group_norm.", "norm."),
@@ -155,7 +156,7 @@ def export(tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         VqtoolError: VQModel has no such network; says why.
     """
-    config = _vqgan.exportable(tokenizer, "diffusers' VQModel", lookups=("nearest",))
+    config = _vqgan.exportable(tokenizer, "diffusers' VQModel", lookups=("nearest",), pixel_ranges=PIXEL_RANGES)
     same = config.stem_channels == config.channels[0]
     _vqgan.refuse_unless({"the first resolution is as wide as the first convolution": same}, "diffusers' VQModel")
     names = _names(len(config.channels))
@@ -190,4 +191,5 @@ def _as_json(config: VqganConfig) -> dict[str, Any]:
         "sample_size": 16 * config.factor,  # pixels; any size works
         "up_block_types": up,
         "vq_embed_dim": config.code_dim,
+        **({"lookup_from_codebook": True, "force_upcast": True} if config.pixel_range == PIXEL_RANGES[1] else {}),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
-from vqtool.interop import diffusers, diffusers_vqmodel, taming
+from vqtool.interop import amused, diffusers, diffusers_vqmodel, taming
 from vqtool.locks import claim, locked, unshared
 from vqtool.outputs import explained, remove_stale
 from vqtool.priors import load_prior
@@ -49,7 +49,8 @@ def export(
     with _staged(folder) as staged:
         if kind == "prior":
             prior = load_prior(path)
-            return diffusers.export(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), staged)
+            write = amused.export if prior.denoiser_name == "amused" else diffusers.export
+            return write(prior, tokenizer_of(prior.grid_spec, path, given=tokenizer), staged)
         module = {"diffusers": diffusers_vqmodel, "taming": taming}[format]
         module.export(load_tokenizer(path), staged)
         return []

@@ -86,16 +86,20 @@ def read_text_encoder(
 
 
 def export_text_encoder(encoder: TextEncoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and settings of a CLIPTextModel: what `read_text_encoder` reads."""
+    """The tensors and settings of a CLIPTextModel, with any projection: what `read_text_encoder` reads."""
     names, tensors = _names(encoder.config), {}
     for name, tensor in encoder.state_dict().items():
         for theirs, part in zip(names[name], tensor.chunk(len(names[name])), strict=True):
-            tensors[PREFIX + theirs] = part.contiguous()
+            prefix = "" if theirs.startswith("text_projection.") else PREFIX
+            tensors[prefix + theirs] = part.contiguous()
+    config, pooled = encoder.config, encoder.config.pooled_width
     settings = {
-        "architectures": ["CLIPTextModel"],
+        "architectures": ["CLIPTextModelWithProjection" if pooled else "CLIPTextModel"],
         "model_type": "clip_text_model",
-        "hidden_act": ACTIVATION,
+        "hidden_act": ACTIVATION if config.activation == "gelu2" else config.activation,
         "layer_norm_eps": EPSILON,
+        **({"projection_dim": pooled} if pooled else {}),
+        **({"eos_token_id": OLD_END if config.end_token is None else config.end_token} if pooled else {}),
         **{theirs: getattr(encoder.config, ours) for ours, theirs in SETTINGS.items()},
     }
     return tensors, settings

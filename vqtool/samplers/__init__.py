@@ -27,6 +27,7 @@ from vqtool.registry import find_module
 from vqtool.rng import check_seed
 from vqtool.samplers._edit import Edit, check_tokens, find_start
 from vqtool.samplers._machine import Machine, MachineOptions, build_tiling
+from vqtool.samplers._published import published
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
 from vqtool.samplers._texts import check_kind, choose_texts, condition
 from vqtool.samplers._tiles import TileOptions, Tiling
@@ -150,6 +151,7 @@ class Method:
         prior: Prior,
         *,
         has_condition: bool,
+        completes: bool = False,
         sampler: str | None = None,
         seed: int = 0,
         grid_size: tuple[int, int] | None = None,
@@ -160,12 +162,14 @@ class Method:
         Args:
             prior: what is sampled.
             has_condition: whether the samples are given a condition.
+            completes: whether they are given pictures whose masked cells they fill.
             sampler: and all further arguments: see `sample`.
 
         Raises:
             VqtoolError: a value is not possible, or not with this prior or sampler.
         """
-        chosen = {**published(prior, sampler, chosen, has_condition=has_condition), **chosen}
+        theirs = published(prior, sampler, chosen, has_condition=has_condition, completes=completes)
+        chosen = {**theirs, **chosen}
         sampler = sampler or chosen.pop("sampler", DEFAULT)
         chosen.pop("sampler", None)
         given = {each.name: chosen.pop(each.name) for each in options_of(Settings) if each.name in chosen}
@@ -307,31 +311,6 @@ class Method:
                 f"`condition` has shape {tuple(rows.shape)}, but this prior takes ({', '.join(map(str, wanted))}): "
                 "make it with `vqtool.condition`"
             )
-
-
-def published(prior: Prior, sampler: str | None, chosen: Mapping[str, Any], *, has_condition: bool) -> dict[str, Any]:
-    """What a prior's makers sample it with, as far as nothing else is asked for.
-
-    Options of their sampler go with that one alone, and guidance by a condition with a condition; whoever asks for one
-    part of guidance or for the number of steps goes without those of theirs that belong to it.
-
-    Args:
-        prior: what is sampled.
-        sampler: that is asked for; None for none.
-        chosen: further arguments of `sample` that are asked for.
-        has_condition: whether the samples are given a condition.
-    """
-    if not prior.sampling:
-        return {}
-    theirs = dict(prior.sampling)
-    own = theirs.pop("sampler", DEFAULT)
-    guidance, settings = ({each.name for each in options_of(kind)} for kind in (Guidance, Settings))
-    if sampler not in (None, own):
-        theirs = {name: value for name, value in theirs.items() if name in settings}
-    if not has_condition or guidance & chosen.keys():
-        theirs = {name: value for name, value in theirs.items() if name not in guidance}
-    left = {name: value for name, value in theirs.items() if name not in chosen}
-    return left if sampler is not None else {"sampler": own, **left}
 
 
 def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:

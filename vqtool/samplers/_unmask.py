@@ -58,6 +58,11 @@ def cosine(num_cells: int, steps: int) -> Iterator[Tensor]:
     return _floors(num_cells, steps, lambda share: float((torch.tensor(share) * math.pi * 0.5).cos()))
 
 
+def linear(num_cells: int, steps: int) -> Iterator[Tensor]:
+    """As ``cosine``, with 1 - call / steps of the cells, in float32: how aMUSEd fills the masked cells of pictures."""
+    return _floors(num_cells, steps, lambda share: float(1 - torch.tensor(share)), torch.float32)
+
+
 def arccos(num_cells: int, steps: int) -> Iterator[Tensor]:
     """As ``cosine``, with arccos(call / steps) / (pi / 2) of the cells: fewer at first, very many in the last call."""
     return _floors(num_cells, steps, lambda share: math.acos(share) / (math.pi / 2))
@@ -72,15 +77,17 @@ def one_first(num_cells: int, steps: int) -> Iterator[Tensor]:
         yield (start - known.clamp(min=call + 1)).clamp(min=0)
 
 
-PLANS = {"cosine": cosine, "arccos": arccos, "one-first": one_first}
+PLANS = {"cosine": cosine, "arccos": arccos, "linear": linear, "one-first": one_first}
 
 
-def _floors(num_cells: int, steps: int, share_of: Callable[[float], float]) -> Iterator[Tensor]:
+def _floors(
+    num_cells: int, steps: int, share_of: Callable[[float], float], dtype: torch.dtype = torch.float64
+) -> Iterator[Tensor]:
     start = torch.arange(num_cells + 1)
     masked = start
     for call in range(1, steps):
-        share = torch.tensor(share_of(call / steps), dtype=torch.float64)
-        masked = torch.minimum(masked - 1, (start * share).floor().long()).clamp(min=1).minimum(start)
+        share = torch.tensor(share_of(call / steps), dtype=dtype)
+        masked = torch.minimum(masked - 1, (start.to(dtype) * share).floor().long()).clamp(min=1).minimum(start)
         yield masked
     yield torch.zeros_like(start)
 

@@ -3,9 +3,9 @@
 When to use it: for kernels with a mask, in few calls (8 to 16); less variety than samplers that choose at random.
 Equation: x_0 ~ p(x_0 | x_t) in every masked cell; its confidence is log p(x_0 | x_t) + a * Gumbel noise with
 a = choice_temperature * (1 - i / S) in call i of S; the cells of greatest confidence are unmasked, so that
-max(1, min(masked - 1, floor(cells * cos(pi / 2 * i / S)))) stay masked, and none after the last call. Other plans are
-TiTok's and MaskBit's, arccos(i / S) / (pi / 2) in place of the cosine, and that of Halton-MaskGIT's confidence sampler,
-which begins with a single cell.
+max(1, min(masked - 1, floor(cells * cos(pi / 2 * i / S)))) stay masked, and none after the last call. Other plans have
+in place of the cosine arccos(i / S) / (pi / 2), TiTok's and MaskBit's, or 1 - i / S, aMUSEd's for parts of pictures;
+Halton-MaskGIT's confidence sampler begins with a single cell.
 With `score` logit cells are chosen by the logit of their token plus a * Gumbel noise, and tokens are drawn at
 temperature a, so that the last call takes the likeliest: TiTok's way, whose published scores need it.
 Cost: `steps` denoiser calls, whose head computes the masked cells only.

@@ -178,7 +178,8 @@ def edit(
         prior, header, "pictures", mask=mask, sides=sides, strength=strength, paste=paste, feather=feather, seed=seed
     )
     texts = check_texts(prior, labels, captions)
-    method = Method.build(prior, has_condition=bool(texts), seed=seed, grid_size=change.header.grid_size, **how)
+    how |= {"has_condition": bool(texts), "completes": strength is None}
+    method = Method.build(prior, seed=seed, grid_size=change.header.grid_size, **how)
     batch = GridBatch(grids.numpy().astype(np.uint64), [""] * len(grids))
     made = _Editor(method, change, variants, strength, texts).make(batch, 0, batch_size=batch_size, observe=observe)
     if decoder is None:
@@ -284,7 +285,8 @@ def edit_to_file(
         texts = check_texts(prior, labels, captions)
         has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
         new_size = change.header.grid_size
-        method = Method.build(prior, has_condition=has_condition, seed=seed, grid_size=new_size, **how)
+        how |= {"has_condition": has_condition, "completes": strength is None}
+        method = Method.build(prior, seed=seed, grid_size=new_size, **how)
         notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
         details = {
             "num": variants,

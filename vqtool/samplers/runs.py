@@ -33,9 +33,9 @@ from vqtool.samplers import (
     choose_texts,
     describe,
     estimates,
-    published,
     trajectories,
 )
+from vqtool.samplers._published import published
 from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
 
