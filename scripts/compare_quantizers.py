@@ -33,7 +33,7 @@ from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, quantizers
 from vqtool.training._autoencoder import TokenizerLoss, build_model
 from vqtool.training.fitting import TokenizerObjective, fit
-from vqtool.training.loop import LoopConfig, measure_step_seconds
+from vqtool.training.loop import LoopConfig
 
 Pictures = NDArray[np.uint8]
 HELD_OUT_EVERY = 10  # pictures, where none are given
@@ -91,18 +91,15 @@ def train(
     """A tokenizer after so many seconds, or the run's steps where they are None; how many steps and seconds it took."""
     model = build_model(network, run.seed, quantizer=variant.quantizer, options=variant.options)
 
-    def objective(config: LoopConfig) -> TokenizerObjective:
-        return TokenizerObjective(pictures, model, TokenizerLoss(), config)
-
     if seconds is not None:
-        step = measure_step_seconds(model, objective(run), num_items=len(pictures), config=run, clock=clock)
-        run = replace(run, num_steps=max(1, int(seconds / step)))
+        run = replace(run, num_steps=None, minutes=seconds / 60)
     with tempfile.TemporaryDirectory() as folder:
         places = {"state_path": Path(folder) / "state.safetensors", "log_path": Path(folder) / "log.jsonl"}
         start = clock()
-        tokenizer, _ = fit(model, objective(run), data={}, **places)
+        objective = TokenizerObjective(pictures, model, TokenizerLoss(), run)
+        tokenizer, summary = fit(model, objective, data={}, clock=clock, **places)
         taken = clock() - start
-    return tokenizer, run.num_steps, taken
+    return tokenizer, summary["steps"], taken
 
 
 def read(sources: Sequence[Path], size: tuple[int, int], largest: int | None) -> Pictures:

@@ -33,8 +33,8 @@ from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer, vqgan
 from vqtool.training import prior as training
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
-from vqtool.training.objectives import PriorLoss
+from vqtool.training.loop import LoopConfig, measure_step_seconds
+from vqtool.training.objectives import PriorLoss, PriorObjective
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = tuple[str, dict[str, Any]]
@@ -195,7 +195,9 @@ def measure_training(bench: Bench) -> Iterator[Row]:
         data = GridData(grids, torch.zeros(len(grids), 0, dtype=torch.int64), build("6x256").grid_spec)
         run = LoopConfig(1000, size, bf16=bench.on_gpu, compile=compiled)
         bench.peak()
-        seconds = training.measure_step_seconds(build(name), data, PriorLoss(), run)
+        prior = build(name)
+        objective = PriorObjective(prior, data, PriorLoss(), run)
+        seconds = measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=run)
         rate = size * 256 / seconds
         figures = {"grids a step": size, "ms a step": round(1000 * seconds, 1), "tokens/s": round(rate)}
         figures["TFLOP/s"] = round(3 * rate * operations(name) / 1e12, 2)

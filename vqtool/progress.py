@@ -9,8 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int], None]
 Notify = Callable[[str], None]  # is told, line by line, what is done
+
+
+class Advance(Protocol):
+    """Says that units are done."""
+
+    def __call__(self, n: int, /, *, total: int | None = None) -> None:
+        """N more are done; `total`: there are so many in all, where that has become another number."""
 
 
 class Progress(Protocol):
@@ -42,12 +48,12 @@ def call(report: Callable[[int, int | None], None]) -> Progress:
         done: int = 0,
         detail: Callable[[], str] = str,
     ) -> Iterator[Advance]:
-        reached = done
+        reached, in_all = done, total
 
-        def advance(n: int) -> None:
-            nonlocal reached
-            reached += n
-            report(reached, total)
+        def advance(n: int, /, *, total: int | None = None) -> None:
+            nonlocal reached, in_all
+            reached, in_all = reached + n, in_all if total is None else total
+            report(reached, in_all)
 
         yield advance
 

@@ -74,7 +74,7 @@ def test_tok_h5_becomes_prior_safetensors_with_log_state_and_preview(folder, vqt
     assert {"loss", "bound", "cross_entropy"} <= set(lines[0])
     with Image.open("prior.preview.png") as preview:
         assert preview.size[0] > 100
-    for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule release, T = 100", "3 steps of"):
+    for words in ("8 grids of 2x3; no condition", "kernel mask-replace, schedule release, T = 100", "a run of 3 steps"):
         assert words in result.err
 
 
@@ -185,8 +185,7 @@ def test_resume_auto_begins_a_run_and_goes_on_with_one(folder, vqtool):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--steps", 4), "--steps was 3 when the run began, now it is 4"),
-        (("--minutes", 1), "--minutes 1: it was 3 steps when the run began"),
+        (("--steps", 2), "--steps 2: the run has taken 3 steps in"),
         (("--seed", 1), "--seed was 0 when the run began, now it is 1"),
         (("-b", 2), "--batch-size was 4 when the run began, now it is 2"),
         (("--size", "small"), "--size is not what the run began with"),
@@ -205,11 +204,50 @@ def test_a_flag_that_a_run_did_not_begin_with_is_refused_by_its_name(folder, vqt
     assert message in error_lines(result.err)[0]
 
 
-def test_minutes_become_steps(folder, vqtool):
+def test_a_run_is_lengthened_by_steps_or_minutes_and_shorter_than_it_is_it_cannot_be(folder, vqtool):
+    run = ("train-prior", *SHORT[2:], "--preview-every", 0)
+    assert vqtool(*run, "--steps", 3).code == 0
+    longer = vqtool(*run, "--steps", 5, "--resume")
+    assert longer.code == 0, longer.err
+    assert re.search(r"resuming a run of 3 steps after 3 steps in [0-9.]+ s; it is one of 5 steps now", longer.err)
+    assert load_prior("prior.safetensors").summary["steps"] == 5
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shorter = vqtool(*run, "--steps", 4, "--resume")
+    (line,) = error_lines(shorter.err)
+    assert "--steps 4: the run has taken 5 steps in" in line
+    assert "give more, or leave it out for the 5 steps that it began with" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("num", [8, 240])  # of 240 some are held out
+def test_the_prior_of_an_interrupted_run_is_there_to_sample_from(folder, vqtool, tokenizer_path, num):
+    write_grids("many.h5", tokenizer_path, num=num)
+
+    def stop(step, metrics):
+        if step == 5:
+            raise RuntimeError
+
+    told, run = [], {"steps": 16, "batch_size": 4, "size": "tiny"}
+    with pytest.raises(RuntimeError):
+        api.train_prior("many.h5", "p.safetensors", report=stop, notify=told.append, **run)
+    assert told[-1] == "p.safetensors is written on the way, eight times or more: it can be sampled meanwhile"
+    prior = load_prior("p.safetensors")
+    assert (prior.summary["steps"], prior.summary["share"]) == (4, 0.25)
+    assert prior.summary["num_grids"] == (8 if num == 8 else 233)
+    assert vqtool("sample", "p.safetensors", "-n", 2, "-o", "s.h5").code == 0
+    refused = vqtool("train-prior", "many.h5", "-o", "p.safetensors")
+    assert "--resume goes on with it, --force starts anew" in error_lines(refused.err)[0]
+    whole = api.train_prior("many.h5", "p.safetensors", resume=True, **run)
+    assert load_prior("p.safetensors").fingerprint == whole.fingerprint != prior.fingerprint
+    assert "share" not in whole.summary
+
+
+def test_minutes_are_kept_to(folder, vqtool):
     run = ("train-prior", "--batch-size", 4, "--size", "tiny", "--minutes", 0.01, "--preview-every", 0)
     result = vqtool(*run)
     assert result.code == 0, result.err
-    assert "steps of" in result.err
+    assert "a run of 0.01 minutes" in result.err
+    assert load_prior("prior.safetensors").summary["seconds"] >= 0.6
     again = vqtool(*run, "--resume")  # the same command goes on, although a step may take another time
     assert again.code == 0, again.err
 
@@ -328,7 +366,7 @@ def test_of_two_runs_of_one_output_exactly_one_succeeds(folder, vqtool):
     (refused,) = [text for text, process in zip(errors, processes, strict=True) if process.returncode]
     assert len(error_lines(refused)) == 1
     assert re.search(r"is writing it|exists; use --force|an earlier run is there", refused)
-    assert "steps of" not in refused
+    assert "a run of" not in refused
     assert load_prior("prior.safetensors").summary["steps"] == 3
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
 
@@ -521,6 +559,6 @@ def test_a_training_from_nothing_says_that_the_built_in_prior_would_be_quicker_w
     result = vqtool("train-prior", "tok.h5" if is_its_tokenizer else "other.h5", *SHORT)
     assert result.code == 0, result.err
     assert ("--from builtin` would be quicker" in result.err) == is_its_tokenizer
-    assert result.err.index("reading") < result.err.index("timing") < result.err.index("wrote")
+    assert result.err.index("reading") < result.err.index("a run of") < result.err.index("wrote")
     tuned = vqtool("train-prior", "--from", "builtin", "tok.h5", "--steps", 2, "-o", "tuned.safetensors")
     assert (tuned.code, "would be quicker" in tuned.err) == (0, False), tuned.err

@@ -14,7 +14,6 @@ from support.commands import error_lines, start, write_pictures
 from vqtool import artifacts
 from vqtool.options import read_options
 from vqtool.tokenizers import SIZES, load_tokenizer
-from vqtool.training import runs
 
 SETTINGS = ("--size", "16", "-b", "4", "-K", "32")
 
@@ -66,7 +65,7 @@ def test_a_run_leaves_a_tokenizer_a_log_a_preview_and_its_state(train):
     with Image.open("tokenizer.preview.png") as preview:
         assert preview.format == "PNG"
     assert "6 images of 16 pixels" in result.err
-    assert "5 steps of" in result.err
+    assert "a run of 5 steps" in result.err
     assert f"wrote tokenizer.safetensors: tokenizer {tokenizer.fingerprint}" in result.err
 
 
@@ -366,21 +365,3 @@ def test_steps_and_minutes_exclude_each_other(train):
 def test_the_networks_of_the_flag_are_those_that_there_are():
     (network,) = [each for each in read_options("training/tokenizer.py", "NetworkOptions") if each.name == "network"]
     assert network.known == tuple(SIZES)
-
-
-@pytest.mark.parametrize(
-    ("steps", "minutes", "expected", "announced"),
-    [
-        (7, None, 7, "7 steps of 0.5 s: about 4 s"),
-        (None, 2.0, 240, "240 steps of 0.5 s: about 2 min"),
-        (None, 0.01, 1, "1 steps of 0.5 s: about 0 s"),
-        (None, None, 20_000, "20000 steps of 0.5 s: about 2.8 h"),
-    ],
-)
-def test_the_length_of_a_run_is_announced_with_its_time(steps, minutes, expected, announced):
-    run, told = runs.RunOptions(steps=steps, minutes=minutes), []
-    found = runs.choose_steps(
-        run, runs.RunFiles(Path("t")), default=lambda _: 20_000, step_seconds=lambda: 0.5, notify=told.append
-    )
-    assert found == expected
-    assert told == ["timing a few steps", announced]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,18 @@ from vqtool.training.loop import LoopConfig, learning_rate, step_items
 
 def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine():
     config = LoopConfig(num_steps=100, batch_size=1, learning_rate=2.0, warmup_steps=4)
+
+    def rate(step, config):
+        return learning_rate(config.length.moment(step, 0.0), config)
+
     cosine = [0.5 * (1 + math.cos(math.pi * step / 100)) for step in range(100)]
     warm = [0.25, 0.5, 0.75, *[1.0] * 97]
-    assert [learning_rate(step, config) for step in range(100)] == pytest.approx(
+    assert [rate(step, config) for step in range(100)] == pytest.approx(
         [2.0 * w * c for w, c in zip(warm, cosine, strict=True)]
     )
-    assert learning_rate(50, config) == pytest.approx(1.0)
-    assert learning_rate(100, config) == 0
-    assert learning_rate(0, LoopConfig(num_steps=1, batch_size=1, learning_rate=2.0, warmup_steps=0)) == 2.0
+    assert rate(50, config) == pytest.approx(1.0)
+    assert rate(100, config) == 0
+    assert rate(0, LoopConfig(num_steps=1, batch_size=1, learning_rate=2.0, warmup_steps=0)) == 2.0
 
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(10, 4), (10, 10), (3, 8), (1, 2), (7, 1)])
@@ -68,8 +73,27 @@ class Line(nn.Module):
         return self.weight * x + self.bias
 
 
-def run(model, objective, folder, *, resume=False, num_items=5, data=None, **settings):
+class Clock:
+    """Seconds that pass while a step is taken, and at no other time."""
+
+    def __init__(self, seconds=lambda step: 1.0):
+        self.now, self.seconds = 1000.0, seconds
+
+    def __call__(self):
+        return self.now
+
+    def timed(self, objective):
+        def slow(model, indices, samples, moment):
+            self.now += self.seconds(moment.step)
+            return objective(model, indices, samples, moment)
+
+        return slow
+
+
+def run(model, objective, folder, *, resume=False, num_items=5, data=None, clock=None, more=None, **settings):
     config = LoopConfig(**{"num_steps": 6, "batch_size": 2, "warmup_steps": 0, **settings})
+    if clock is not None:
+        objective, more = clock.timed(objective), {"clock": clock, **(more or {})}
     return loop.run(
         model,
         objective,
@@ -80,6 +104,7 @@ def run(model, objective, folder, *, resume=False, num_items=5, data=None, **set
         data=data or {},
         settings={},
         resume=resume,
+        **(more or {}),
     )
 
 
@@ -107,7 +132,7 @@ def test_ema_weights_are_averages_as_worked_out_by_hand(tmp_path):
     assert average != pytest.approx(weights[-1], rel=1e-3)  # the test could not tell otherwise
     assert result.model.calls.item() == 6  # buffers are copied, not averaged
     assert not result.model.training
-    rates = [learning_rate(step, LoopConfig(6, 2, 0.1, warmup_steps=0)) for step in range(6)]
+    rates = [0.1 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     assert np.diff(weights) == pytest.approx(rates, rel=1e-4)
 
 
@@ -145,8 +170,8 @@ def test_the_log_has_a_line_every_so_many_steps_and_one_for_the_last(tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(tmp_path, bad):
-    def objective(model, indices, samples, step):
-        return model(torch.ones(1, 1)).sum() * (bad if step == 3 else 1.0), {}
+    def objective(model, indices, samples, moment):
+        return model(torch.ones(1, 1)).sum() * (bad if moment.step == 3 else 1.0), {}
 
     with pytest.raises(VqtoolError, match=rf"became {bad} at step 4: .*smaller `learning_rate`; .*state\.safetensors"):
         run(Line(), objective, tmp_path, save_seconds=0.0, log_steps=100)
@@ -314,7 +339,7 @@ def test_settings_that_change_no_number_may_differ_on_resume(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_steps": 4}, "`steps` was 3 when the run began, now it is 4"),
+        ({"batch_size": 2}, "`batch_size` was 4 when the run began, now it is 2"),
         ({"learning_rate": 0.5}, "`learning_rate` was 0.001 when the run began, now it is 0.5"),
         ({"seed": 1}, "`seed` was 0 when the run began, now it is 1"),
     ],
@@ -325,6 +350,95 @@ def test_a_resume_with_other_settings_is_refused_naming_both(tmp_path, changes, 
     with pytest.raises(MismatchError, match=f"{message}: resume with the settings and data of the start"):
         train(tmp_path, resume=True, **{"num_steps": 3, **changes})
     assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+BY_CLOCK = {"num_steps": None, "minutes": 1.0}  # of a clock that says a second a step: 60 steps
+
+
+def test_a_run_by_minutes_ends_on_time_whatever_its_steps_take_and_its_rate_follows_the_clock(tmp_path):
+    def seconds(step):  # other work comes, and goes
+        return 5.0 if 10 <= step < 15 else 1.0
+
+    rates, shares, model = [], [], Line()
+
+    def objective(model, indices, samples, moment):
+        shares.append(moment.share)
+        rates.append(model.weight.item())
+        return pull_up(model, indices, samples, moment)
+
+    told = []
+
+    @contextmanager
+    def progress(description, total, unit, *, done, detail):
+        told.append(total)
+        yield lambda n, total: told.append(total)
+
+    clock = Clock(seconds)
+    settings = {**BY_CLOCK, "learning_rate": 0.1, "weight_decay": 0.0}
+    summary = run(model, objective, tmp_path, clock=clock, more={"progress": progress}, **settings).summary
+    used = np.cumsum([seconds(step) for step in range(40)])
+    assert (summary["steps"], summary["seconds"], clock.now) == (40, 60.0, 1060.0)
+    assert shares == pytest.approx([0.0, *used[:-1] / 60])
+    expected = [0.1 * 0.5 * (1 + math.cos(math.pi * share)) for share in shares]
+    assert np.diff([*rates, model.weight.item()]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert told[:3] == [None, 60, 60]
+    assert (told[15], told[-1]) == (26, 40)  # 15 steps in 35 s
+
+
+def test_a_run_by_minutes_that_is_resumed_uses_the_minutes_that_are_left(tmp_path):
+    def stop(step, metrics):
+        if step == 23:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = {**BY_CLOCK, "warmup_steps": 100, "warmup_share": 0.1, "ema_decay": 0.9995, "ema_share": 0.1}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    expected = run(Line(), pull_up, whole, clock=Clock(), **settings).model.state_dict()
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2[34] of about 60; the state is in"):
+        run(Line(), pull_up, stopped, clock=Clock(), more={"report": stop}, **settings)
+    resumed = run(Line(), pull_up, stopped, clock=Clock(), resume=True, **settings)
+    assert (resumed.summary["steps"], resumed.summary["seconds"]) == (60, 60.0)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    assert read_log(stopped) == read_log(whole)
+
+
+def test_averages_and_warm_up_go_by_the_steps_that_a_run_comes_to():
+    config = LoopConfig(None, 1, 1.0, minutes=1.0, warmup_share=0.1, ema_decay=0.9995, ema_share=0.1, ema_rises=False)
+    assert config.length.moment(0, 0.0) == (0, 0.0, math.inf)
+    for step, seconds, warm, decay in (
+        (0, 0.0, 0.01, 0.9995), (4, 3.0, 5 / 8, 0.9), (4, 0.3, 5 / 80, 1 - 1 / 80), (50, 30.0, 1.0, 0.9)
+    ):  # fmt: skip
+        moment = config.length.moment(step, seconds)
+        cosine = 0.5 * (1 + math.cos(math.pi * seconds / 60))
+        assert learning_rate(moment, config) == pytest.approx(warm * cosine)
+        assert loop.ema_decay(moment, config) == pytest.approx(decay)
+    assert LoopConfig(8, 1, minutes=1.0).length.moment(4, 45.0) == (4, 0.75, pytest.approx(16 / 3))
+    assert LoopConfig(8, 1, minutes=1.0).length.moment(4, 15.0) == (4, 0.5, 8)
+
+
+@pytest.mark.parametrize("num_steps", [30, 90])
+def test_a_run_that_is_resumed_with_other_steps_goes_on_as_one_of_that_length(tmp_path, num_steps):
+    """The steps after the interruption are those of a run of the new length: their rates say so."""
+
+    def stop(step, metrics):
+        if step == 20:
+            raise RuntimeError
+
+    settings = {"learning_rate": 0.1, "weight_decay": 0.0, "save_seconds": 0.0, "num_items": 3}
+    with pytest.raises(RuntimeError):
+        run(Line(), pull_up, tmp_path, num_steps=60, more={"report": stop}, **settings)
+    weights, model = [], Line()
+
+    def objective(model, *given):
+        weights.append(model.weight.item())
+        return pull_up(model, *given)
+
+    first = loop.artifacts.read_header(tmp_path / "state.safetensors").summary["step"]
+    assert run(model, objective, tmp_path, num_steps=num_steps, resume=True, **settings).summary["steps"] == num_steps
+    rates = [0.1 * 0.5 * (1 + math.cos(math.pi * step / num_steps)) for step in range(first, num_steps)]
+    assert np.diff([*weights, model.weight.item()]) == pytest.approx(rates, rel=1e-3, abs=1e-6)
+    assert [line["step"] for line in read_log(tmp_path)] == [*range(1, num_steps + 1)]
 
 
 def test_a_resume_with_other_data_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.training import building
 from vqtool.training import prior as training
+from vqtool.training._clock import Length
 from vqtool.training._weights import checkpoint_blocks
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
@@ -348,18 +349,18 @@ def test_sizes_and_lengths_follow_data_and_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert building.choose_size("transformer", 300, 64) == "tiny"
     assert building.choose_size("transformer", 5000, 64) == "small"
-    assert training.choose_num_steps(100, 50, 0.1) == 600
-    assert training.choose_num_steps(1_000_000, 50, 0.1) == 6000
+    assert training.choose_default(100, 50) == Length(600, 10.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert building.choose_size("transformer", 100_000, 256) == "large"
     assert building.choose_size("vq-diffusion", 100_000, 256) == "small"  # the largest of these names
-    assert training.choose_num_steps(10, 1000, 1e-3) == 3
+    assert training.choose_default(10, 1000) == Length(3, 30.0)
+    assert training.choose_default(1, 1000).steps == 1
 
 
 def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):
     def plan(**machine):
         run, rest = training.PriorRunOptions(batch_size=4), {"learning_rate": 1e-3, "seed": 0}
-        config = training.choose_run(50, run=run, machine=MachineOptions(**machine), **rest)
+        config = training.choose_run(Length(50), run=run, machine=MachineOptions(**machine), **rest)
         return config.bf16, config.compile
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

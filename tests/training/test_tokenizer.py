@@ -130,7 +130,7 @@ def test_a_discriminator_sees_patches_of_70_pixels_and_says_where_pictures_are_t
 
 
 def step(model, run, loss, images, number):
-    return TokenizerObjective(images, model, loss, run).phase(number)
+    return TokenizerObjective(images, model, loss, run).phase(run.length.moment(number, 0.0))
 
 
 def test_codes_wait_for_data_only_where_they_start_on_it():
@@ -331,10 +331,10 @@ def test_steps_of_a_run_wait_for_nothing():
         change = Augmentation(crop=2, zoom=True, jitter=0.1)
         objective = TokenizerObjective(pictures(8, 32), model, loss, run, size=(16, 16), augmentation=change)
         for step in range(2):  # codes are placed on data, and it is seen that they are
-            objective(model, np.arange(4), np.arange(4), step)
+            objective(model, np.arange(4), np.arange(4), run.length.moment(step, 0.0))
         with pytest.MonkeyPatch.context() as patch, Counter():
             patch.setattr(tokenizers, "check_images", lambda images: None)
-            objective(model, np.arange(4), np.arange(4), 2)[0].backward()
+            objective(model, np.arange(4), np.arange(4), run.length.moment(2, 0.0))[0].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         assert waits == [], quantizer
 

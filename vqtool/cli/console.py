@@ -11,6 +11,7 @@ from typing import Any
 
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolWarning, printable
+from vqtool.progress import Advance
 
 TABLE_WIDTH = 200  # characters, where there is no terminal
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
@@ -65,7 +66,7 @@ def progress(
     *,
     done: int = 0,
     detail: Callable[[], str] = str,
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Advance]:
     """Show how far a loop is, with its rate and the time left: a bar on a terminal, plain lines elsewhere.
 
     Args:
@@ -76,10 +77,10 @@ def progress(
         detail: what else there is to say, each time.
 
     Yields:
-        advance(n): say that n more units are done.
+        advance(n, total=None): say that n more units are done, and how many there are, where that is another number.
     """
     if not is_main_process():
-        yield lambda n: None
+        yield lambda n, /, *, total=None: None
     elif sys.stderr.isatty():
         with _bar(description, total, unit, done, detail) as advance:
             yield advance
@@ -89,9 +90,7 @@ def progress(
 
 
 @contextmanager
-def _bar(
-    description: str, total: int | None, unit: str, done: int, detail: Callable[[], str]
-) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int | None, unit: str, done: int, detail: Callable[[], str]) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -114,20 +113,19 @@ def _bar(
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, completed=done, rate="")
 
-        def advance(n: int) -> None:
+        def advance(n: int, /, *, total: int | None = None) -> None:
             bar.advance(task, n)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=" ".join([f"{speed:.1f} {unit}/s" if speed else "", detail()]).strip())
+            rate = " ".join([f"{speed:.1f} {unit}/s" if speed else "", detail()]).strip()
+            bar.update(task, rate=rate, total=total)
 
         yield advance
 
 
 @contextmanager
-def _lines(
-    description: str, total: int | None, unit: str, before: int, detail: Callable[[], str]
-) -> Iterator[Callable[[int], None]]:
+def _lines(description: str, total: int | None, unit: str, before: int, detail: Callable[[], str]) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    done, in_all = 0, total
 
     def more() -> str:
         return f", {detail()}" if detail() else ""
@@ -135,15 +133,15 @@ def _lines(
     def line(now: float) -> str:
         rate = done / max(now - start, 1e-9)
         reached = before + done
-        if total is None:
+        if in_all is None:
             return f"{description}: {reached} {unit}, {rate:.1f} {unit}/s" + more()
-        left = (total - reached) / max(rate, 1e-9)
+        left = max(0, in_all - reached) / max(rate, 1e-9)
         known = f", {left:.0f} s left" if done else ""
-        return f"{description}: {reached}/{total} {unit}, {rate:.1f} {unit}/s{more()}{known}"
+        return f"{description}: {reached}/{in_all} {unit}, {rate:.1f} {unit}/s{more()}{known}"
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
+    def advance(n: int, /, *, total: int | None = None) -> None:
+        nonlocal done, in_all, last
+        done, in_all = done + n, in_all if total is None else total
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now

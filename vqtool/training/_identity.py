@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vqtool import artifacts
-from vqtool.errors import FormatError, MismatchError
+from vqtool.errors import MismatchError
+from vqtool.training._clock import Length
 from vqtool.trust import parse_record
+
+_OF_LENGTH = ("steps", "warmup_steps", "ema_decay")  # among settings of older states
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,17 @@ class Identity:
 
     data: Mapping[str, str]  # digests of what is learnt from
     settings: Mapping[str, Any]  # by the names that users know
-    minutes: float | None = None  # where the length was asked for in these
+    steps: int | None = None  # length of the run
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.length.is_possible:
+            raise ValueError("it does not say how many steps or minutes the run has")
 
     @property
-    def num_steps(self) -> int:
-        """Length of the run."""
-        return int(self.settings["steps"])
+    def length(self) -> Length:
+        """How long the run is, which may be another where it goes on."""
+        return Length(self.steps, self.minutes)
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Reached:
     seconds: float
     values: Mapping[str, float]  # of the last logged step
     best: tuple[int, float] | None = None  # step and value of the weights that measured best
+    looks: tuple[int, int, int] | None = None  # step of the last, measurements since the best, how much is measured
 
 
 def read_identity(path: Path) -> Identity:
@@ -44,10 +53,21 @@ def read_identity(path: Path) -> Identity:
     config = artifacts.read_header(path).config
     if not {"data", "settings"} <= config.keys():
         raise MismatchError(f"{path}: the state of an earlier version of vqtool: start anew without `resume`")
-    found = parse_record(Identity, config, f"{path}: what the run began with")
-    if not isinstance(found.settings.get("steps"), int):
-        raise FormatError(f"{path}: damaged: it does not say how many steps the run has")
-    return found
+    settings = config["settings"]
+    if isinstance(settings, dict) and "steps" in settings:  # a state whose schedules were numbers of steps
+        fixed = {name: value for name, value in settings.items() if name not in _OF_LENGTH}
+        steps = settings["steps"] if config.get("minutes") is None else None  # those were guessed from the minutes
+        config = {**config, "settings": fixed, "steps": steps}
+    return parse_record(Identity, config, f"{path}: what the run began with")
+
+
+def read_reached(path: Path) -> Reached:
+    """How far the run of a state file is.
+
+    Raises:
+        FormatError: damaged.
+    """
+    return parse_record(Reached, artifacts.read_header(path).summary, f"{path}: how far it is")
 
 
 def check_identity(path: Path, wanted: Mapping[str, Any]) -> None:

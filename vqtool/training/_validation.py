@@ -1,10 +1,12 @@
-"""What is measured of a run on data that it does not learn from: the best so far, when it has turned, when to end."""
+"""What is looked at in the course of a run: the best so far on data held out, when it has turned, when to end."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from vqtool.training._clock import Moment
 
 RISE = 0.02  # relative: less is within what noise and the averaging of weights do
 TURNED = 3  # measurements after the best, the last of them higher by RISE: told
@@ -13,30 +15,46 @@ OVER = 5  # such measurements: the run ends
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured of the EMA model now and then."""
+    """When the EMA model is looked at, and what is measured of it then."""
 
     name: str  # in the log
-    measure: Callable[[nn.Module], Tensor]  # the lower the better; the same in all processes
-    every: int  # steps between two measurements
+    plan: Callable[[int], tuple[int, int]]  # steps of the run -> those between two looks, and how much is measured
+    measure: Callable[[nn.Module, int], Tensor] | None  # on so much: the lower the better, the same in all processes
     keep_best: bool = False  # whether the run leaves the EMA weights that measured best, and not the last ones
     early_stop: bool = False  # whether it ends where nothing is to be gained
 
 
 @dataclass
 class Course:
-    """How the measurements of a run go. The best is in the state of a run, so that a resumed one decides alike."""
+    """How the looks of a run go. All but the last field is in the state of a run: a resumed one decides alike."""
 
     validation: Validation | None
     best_step: int = 0  # 0: nothing is measured yet
     best_value: float = math.inf
-    is_told: bool = False  # whether people were told that the measurements rise; not in the state
+    last_step: int = 0  # of a look
+    since_best: int = 0  # measurements
+    size: int = 0  # on how much is measured: what is planned at the first look
+    is_told: bool = False  # whether people were told that the measurements rise
 
-    def note(self, step: int, value: float) -> bool:
-        """Take in a measurement; whether it is the best so far."""
-        if value >= self.best_value:
+    def is_due(self, moment: Moment) -> bool:
+        """Whether the model is to be looked at; where the best is kept, also at the end."""
+        validation = self.validation
+        if validation is None or math.isinf(moment.num_steps):
             return False
-        self.best_step, self.best_value = step, value
-        return True
+        every, size = validation.plan(int(moment.num_steps))
+        self.size = self.size or size
+        return moment.step - self.last_step >= every or (moment.is_last and validation.keep_best)
+
+    def look(self, step: int, model: nn.Module) -> dict[str, Tensor]:
+        """Measure what is measured, by its name."""
+        self.last_step = step
+        if self.validation is None or self.validation.measure is None:
+            return {}
+        value = self.validation.measure(model, self.size)
+        self.since_best += 1
+        if float(value) < self.best_value:
+            self.best_step, self.best_value, self.since_best = step, float(value), 0
+        return {self.validation.name: value}
 
     def describe_turn(self, step: int, values: Mapping[str, float]) -> str:
         """What people are told once, where this step's measurements show that they rise; else nothing.
@@ -45,7 +63,7 @@ class Course:
             step: just taken.
             values: what was measured at it.
         """
-        if self.validation is None or self.is_told or not self._rises(step, values, TURNED):
+        if self.validation is None or self.is_told or not self._rises(values, TURNED):
             return ""
         self.is_told = True
         name = self.validation.name
@@ -54,13 +72,11 @@ class Course:
             "run learns by heart; more data, a smaller network or `dropout` help"
         )
 
-    def is_over(self, step: int, values: Mapping[str, float]) -> bool:
-        """Whether a run may end at a step."""
-        return self.validation is not None and self.validation.early_stop and self._rises(step, values, OVER)
+    def is_over(self, values: Mapping[str, float]) -> bool:
+        """Whether a run may end where this was measured last."""
+        return self.validation is not None and self.validation.early_stop and self._rises(values, OVER)
 
-    def _rises(self, step: int, values: Mapping[str, float], number: int) -> bool:
-        validation = self.validation
-        if validation is None or validation.name not in values or not self.best_step:
+    def _rises(self, values: Mapping[str, float], number: int) -> bool:
+        if self.validation is None or self.validation.name not in values:
             return False
-        since = (step - self.best_step) // validation.every
-        return since >= number and values[validation.name] > (1 + RISE) * self.best_value
+        return self.since_best >= number and values[self.validation.name] > (1 + RISE) * self.best_value

@@ -5,6 +5,7 @@ weight x adversarial] + the quantizer's terms, each with its weight.
 Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841).
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +26,12 @@ from vqtool.progress import Notify, Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.training import data, loop
 from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
+from vqtool.training._clock import Length, Moment
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.discriminator import DiscriminatorConfig, check_size
 from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.perceptual import Perceptual, load_perceptual
-from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
+from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 
 DEFAULT_EPOCHS = 20
 MIN_STEPS = 2000
@@ -118,7 +120,7 @@ class TokenizerObjective:
         self.waits = model.quantizer is not None and not model.quantizer.is_ready()
 
     def __call__(
-        self, model: nn.Module, indices: Indices, samples: Indices, step: int
+        self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and metrics of a step."""
         device = next(model.parameters()).device
@@ -127,12 +129,12 @@ class TokenizerObjective:
         with torch.autocast(device.type, enabled=False):
             images = self._images_at(indices, device)
             batch = augmented(images, self.size, self.augmentation, seed=self.run.seed, samples=samples)
-        picks = rng.uniform(self.run.seed, [0], step, (self.codebook_size,), stream=rng.SELECTION)[0]
+        picks = rng.uniform(self.run.seed, [0], moment.step, (self.codebook_size,), stream=rng.SELECTION)[0]
         found: tuple[Tensor, dict[str, Tensor]] = model(
             batch.contiguous(memory_format=torch.channels_last),
             distributed.to_device(picks, device),
             loss=self.loss,
-            phase=self.phase(step),
+            phase=self.phase(moment),
             perceptual=self.perceptual,
         )
         return found
@@ -151,15 +153,15 @@ class TokenizerObjective:
             return self._stored[distributed.to_device(torch.from_numpy(indices), device)]
         return distributed.to_device(torch.from_numpy(self.images[indices]), device)
 
-    def phase(self, step: int) -> Phase:
-        """What is done in a step."""
-        progress, start = step / self.run.num_steps, self.loss.adversarial_start
-        start = self.run.num_steps // 2 if start is None else start
+    def phase(self, moment: Moment) -> Phase:
+        """What is done in the step at a moment."""
+        given = self.loss.adversarial_start
+        start = moment.num_steps / 2 if given is None else given
         return Phase(
-            quantize=not self.waits or progress >= self.loss.quantize_from,
-            restart=progress < self.loss.restart_until,
-            adversarial=step >= start,
-            fool=step >= start + self.loss.adversarial_warmup,
+            quantize=not self.waits or moment.share >= self.loss.quantize_from,
+            restart=moment.share < self.loss.restart_until,
+            adversarial=moment.step >= start,
+            fool=moment.step >= start + self.loss.adversarial_warmup,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -210,15 +212,13 @@ def learn(
     num_skipped = len(tally.skipped) - first
     notify(f"{len(pixels)} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels")
 
-    def build(run: LoopConfig) -> TokenizerObjective:
-        return TokenizerObjective(
-            pixels, model, lesson.loss, run, size=size, augmentation=lesson.augmentation, perceptual=perceptual
-        )
-
     def draw(now: Tokenizer, number: int) -> None:
         files.draw(lambda path: write_preview(now, pixels, path, size=size))
 
-    objective = build(_choose_run(model, lesson, build, len(pixels), files, notify))
+    objective = TokenizerObjective(
+        pixels, model, lesson.loss, _choose_run(model, lesson, len(pixels), files, notify), size=size,
+        augmentation=lesson.augmentation, perceptual=perceptual,
+    )  # fmt: skip
     parents = {} if parent is None else {"tokenizer": parent.fingerprint}
     digests = {"images": data.digest(pixels), **parents}
     made, summary = fit(
@@ -233,7 +233,7 @@ def learn(
     made.half_precision = half
     header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
     made.fingerprint, made.location = header.fingerprint, str(files.output)
-    draw(made, objective.run.num_steps)
+    draw(made, summary["steps"])
     notify(f"wrote {files.output}: tokenizer {made.fingerprint}; {files.describe()}")
     return made
 
@@ -247,31 +247,16 @@ def _check_sizes(model: Autoencoder, perceptual: Perceptual | None, size: tuple[
         check_size(model.discriminator.config, size)
 
 
-def _choose_run(
-    model: Autoencoder,
-    lesson: Lesson,
-    build: Callable[[LoopConfig], TokenizerObjective],
-    num_images: int,
-    files: RunFiles,
-    notify: Notify,
-) -> LoopConfig:
-    """How the run goes: how long, if it is not said, by timing a few steps."""
+def _choose_run(model: Autoencoder, lesson: Lesson, num_images: int, files: RunFiles, notify: Notify) -> LoopConfig:
+    """How the run goes; where nobody says how long it is, 20 passes through the images, but 2,000 steps at least."""
     run = lesson.run
-    rate = run.learning_rate or lesson.rate
+    default = Length(steps=max(MIN_STEPS, DEFAULT_EPOCHS * num_images // run.batch_size))
+    length = choose_length(run, files, default=default, notify=notify)
     config = LoopConfig(
-        1, run.batch_size, rate, seed=lesson.seed, preview_steps=run.preview_every, minutes=run.minutes,
-        **lesson.machine.settings(),
+        length.steps, run.batch_size, run.learning_rate or lesson.rate, seed=lesson.seed,
+        preview_steps=run.preview_every, minutes=length.minutes, **lesson.machine.settings(),
     )  # fmt: skip
-    if model.discriminator is not None:
-        config = replace(config, betas=ADVERSARIAL_BETAS)
-    num_steps = choose_steps(
-        run,
-        files,
-        notify=notify,
-        default=lambda seconds: max(MIN_STEPS, DEFAULT_EPOCHS * num_images // run.batch_size),
-        step_seconds=lambda: loop.measure_step_seconds(model, build(config), num_items=num_images, config=config),
-    )
-    return replace(config, num_steps=num_steps)
+    return config if model.discriminator is None else replace(config, betas=ADVERSARIAL_BETAS)
 
 
 def fit(
@@ -285,6 +270,7 @@ def fit(
     preview: Callable[[Tokenizer, int], None] | None = None,
     report: Report | None = None,
     progress: Progress = silent,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Tokenizer, dict[str, Any]]:
     """Train a model that is there.
 
@@ -298,6 +284,7 @@ def fit(
         preview: draws a picture of the progress.
         report: is told (step, metrics).
         progress: shows the steps.
+        clock: seconds, for a run by minutes.
 
     Returns:
         The tokenizer and its training summary.
@@ -316,6 +303,7 @@ def fit(
         report=report,
         progress=progress,
         told=_TOLD,
+        clock=clock,
     )
     return _finished(result.model), {**result.summary, "num_images": len(objective.images)}
 

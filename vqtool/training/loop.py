@@ -1,8 +1,9 @@
 """The training loop: accelerate, EMA weights, warm-up + cosine, clipping, JSON-lines log, exact resume.
 
 Nothing in a run depends on hidden state. Which items step n sees and which noise it draws follow from (seed, n); the
-state file holds weights, EMA weights, codebook statistics and optimiser moments, and a step number. A run that is
-killed and resumed therefore has the losses of one that was not.
+state file holds weights, EMA weights, codebook statistics and optimiser moments, a step number and the time used. A run
+that is killed and resumed therefore has the losses of one that was not, where its length is a number of steps; one by
+minutes goes on with the minutes that are left.
 """
 
 import copy
@@ -25,7 +26,8 @@ from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.progress import Progress, silent
 from vqtool.signals import Interrupted
-from vqtool.training._identity import Reached, check_identity, read_identity
+from vqtool.training._clock import Length, Moment
+from vqtool.training._identity import Reached, check_identity
 from vqtool.training._log import RunLog
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
@@ -36,20 +38,24 @@ from vqtool.trust import parse_record
 STATE_KIND = "training-state"
 
 Indices = NDArray[np.int64]
-Objective = Callable[[nn.Module, Indices, Indices, int], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[str, Tensor]]]
+Report = Callable[[int, Mapping[str, float]], None]
+Keep = Callable[[nn.Module, Mapping[str, Any]], object]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """How a run goes."""
 
-    num_steps: int
+    num_steps: int | None  # of the run; None where minutes alone decide
     batch_size: int  # items a step over all processes
     learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
     warmup_steps: int = 100
+    warmup_share: float | None = None  # of the run, that the warm-up takes if that is less
     weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
     betas: tuple[float, float] = (0.9, 0.96)
     ema_decay: float = 0.999  # of the weights, a step
+    ema_share: float | None = None  # of the run, over which weights are averaged if that is less, but ten steps
     ema_rises: bool = True  # to this over the first steps, so that fresh weights are soon forgotten
     clip_norm: float = 1.0  # largest norm of the gradient
     seed: int = 0
@@ -60,7 +66,12 @@ class LoopConfig:
     checkpoint: bool = False  # whether what blocks compute on the way is computed again for the gradient, not kept
     bf16: bool = False  # mixed precision, for GPUs
     compile: bool = False  # with torch.compile
-    minutes: float | None = None  # where the length was asked for in these; a resumed run keeps what it began with
+    minutes: float | None = None  # after which the run is over
+
+    @property
+    def length(self) -> Length:
+        """How long the run is."""
+        return Length(self.num_steps, self.minutes)
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,21 @@ class LoopResult:
     summary: dict[str, Any]  # steps, seconds, last losses; kept_step where the best weights are kept
 
 
-def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at `config.num_steps`."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
+def learning_rate(moment: Moment, config: LoopConfig) -> float:
+    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at the end of the run."""
+    steps: float = config.warmup_steps
+    if config.warmup_share is not None:
+        steps = min(steps, config.warmup_share * moment.num_steps)
+    warm = min(1.0, (moment.step + 1) / max(1, steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * moment.share))
+
+
+def ema_decay(moment: Moment, config: LoopConfig) -> float:
+    """How much of the averaged weights stays in the step at that moment."""
+    decay = config.ema_decay
+    if config.ema_share is not None:
+        decay = min(decay, max(0.9, 1 - 1 / (config.ema_share * moment.num_steps)))
+    return min(decay, (1 + moment.step) / (10 + moment.step)) if config.ema_rises else decay
 
 
 class _Run:
@@ -86,8 +108,11 @@ class _Run:
         config: LoopConfig,
         memory: nn.Module | None = None,
         validation: Validation | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self._clock = clock
+        self.start_clock()
         self.memory = memory or nn.Module()
         self.validation = validation
         self.course = Course(validation)
@@ -95,7 +120,8 @@ class _Run:
         self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision="bf16" if config.bf16 else "no")
         self.bare = model.to(self.accelerator.device)
         self.ema = copy.deepcopy(self.bare).eval().requires_grad_(False)
-        self.best = copy.deepcopy(self.ema) if validation is not None and validation.keep_best else nn.Module()
+        self._keeps_best = validation is not None and validation.keep_best
+        self.best = copy.deepcopy(self.ema) if self._keeps_best else nn.Module()
         self.bare.train()
         self.optimizer = build_optimizer(self.bare, config.learning_rate, config.betas, config.weight_decay)
         if config.checkpoint:
@@ -106,6 +132,53 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
         self.values: dict[str, float] = {}  # of the last logged step
+
+    @property
+    def moment(self) -> Moment:
+        """How far the run is."""
+        return self.config.length.moment(self.step, self.seconds)
+
+    def start_clock(self) -> None:
+        """Count the time from now on."""
+        self._counted = self._saved = self._clock()
+
+    def tick(self) -> None:
+        """Count the time that was used; by minutes, processes go by that of the main one, in steps that are logged."""
+        together = self.config.minutes is not None and distributed.world_size() > 1
+        if together and self.step % self.config.log_steps:
+            return
+        now = self._clock()
+        seconds, self._counted = self.seconds + now - self._counted, now
+        self.seconds = distributed.broadcast(seconds) if together else seconds
+
+    @property
+    def seconds_unsaved(self) -> float:
+        """Since the state was saved."""
+        return self._counted - self._saved
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to take."""
+        return self.moment.is_last or self.course.is_over(self.values)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The averaged weights that the run would leave if it ended now."""
+        return self.best if self._keeps_best and self.course.best_step else self.ema
+
+    @property
+    def has_new_to_keep(self) -> bool:
+        """Whether the last look, with more to come, found weights that are worth more than a file of earlier ones."""
+        is_new = self.kept is not self.best or self.course.best_step == self.step
+        return is_new and not self.moment.is_last and self.accelerator.is_main_process
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a header says of the run."""
+        found = {"steps": self.step, "seconds": round(self.seconds, 1), **self.values}
+        if self.kept is self.best:
+            found["kept_step"] = self.course.best_step
+        return found if self.moment.is_last else {**found, "share": round(self.moment.share, 4)}
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Write everything that the next step depends on (main process only)."""
@@ -118,9 +191,12 @@ class _Run:
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         summary = {"step": self.step, "seconds": self.seconds, "values": self.values}
-        if self.course.best_step:
-            summary["best"] = [self.course.best_step, self.course.best_value]
+        course = self.course
+        if course.best_step:
+            summary["best"] = [course.best_step, course.best_value]
+        summary["looks"] = [course.last_step, course.since_best, course.size]
         artifacts.save(path, kind=STATE_KIND, config=identity, tensors=tensors, summary=summary, force=True)
+        self._saved = self._clock()
 
     def load(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Take up a run where its state file left it.
@@ -145,7 +221,7 @@ class _Run:
         except (RuntimeError, LookupError, ValueError) as error:
             raise FormatError(f"{path}: damaged: its tensors do not fit the run: {error}") from error
         self.step, self.seconds, self.values = reached.step, reached.seconds, dict(reached.values)
-        self.course = Course(self.validation, *(reached.best or ()))
+        self.course = Course(self.validation, *(reached.best or (0, math.inf)), *(reached.looks or (reached.step,)))
 
     def _load_moments(self, tensors: Mapping[str, Tensor]) -> None:
         learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -161,25 +237,24 @@ class _Run:
 
     def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
         """One step of the optimiser; the loss and metrics of this process's part of the batch."""
-        config = self.config
+        config, moment = self.config, self.moment
         indices, samples = step_items(self.step, num_items, config.batch_size, config.seed)
         own = distributed.own_range(config.batch_size)
         for group in self.prepared.param_groups:
-            group["lr"] = learning_rate(self.step, config)
+            group["lr"] = learning_rate(moment, config)
         indices, samples = indices[own.start : own.stop], samples[own.start : own.stop]
         results = []
         for part, rows in enumerate(np.split(np.arange(len(indices)), config.accumulate)):
             waits = part + 1 < config.accumulate  # with the exchange of gradients, for the last part
             with self.accelerator.no_sync(self.model) if waits else nullcontext():
                 with self._seeded(part), self.accelerator.autocast():
-                    loss, metrics = objective(self.model, indices[rows], samples[rows], self.step)
+                    loss, metrics = objective(self.model, indices[rows], samples[rows], moment)
                 self.accelerator.backward(loss / config.accumulate)
             results.append({"loss": loss.detach(), **metrics})
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.prepared.step()
         self.prepared.zero_grad()
-        rising = (1 + self.step) / (10 + self.step) if config.ema_rises else 1.0
-        update_ema(self.ema, self.bare, min(config.ema_decay, rising))
+        update_ema(self.ema, self.bare, ema_decay(moment, config))
         self.step += 1
         metrics = results[0]
         if config.accumulate > 1:
@@ -205,19 +280,13 @@ class _Run:
             yield
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Tensor]:
-        """What is measured of the EMA model, where it is time for that; the best is kept."""
-        validation = self.validation
-        if validation is None:
-            return {}
-        last = validation.keep_best and self.step == self.config.num_steps
-        if self.step % validation.every and not last:
-            return {}
+    def look(self) -> dict[str, Tensor]:
+        """What is measured of the EMA model; the best is kept."""
         with self.accelerator.autocast():
-            value = validation.measure(self.ema)
-        if self.course.note(self.step, float(value)) and validation.keep_best:
+            measured = self.course.look(self.step, self.ema)
+        if self._keeps_best and self.course.best_step == self.step:
             self.best.load_state_dict(self.ema.state_dict())
-        return {validation.name: value}
+        return measured
 
 
 def run(
@@ -234,15 +303,17 @@ def run(
     memory: nn.Module | None = None,
     validation: Validation | None = None,
     preview: Callable[[nn.Module, int], None] | None = None,
-    report: Callable[[int, Mapping[str, float]], None] | None = None,
+    keep: Keep | None = None,
+    report: Report | None = None,
     progress: Progress = silent,
     told: Sequence[str] = ("loss",),
+    clock: Callable[[], float] = time.monotonic,
 ) -> LoopResult:
     """Train a model.
 
     Args:
         model: what is trained; its buffers are saved and resumed too.
-        objective: (model, indices (b,), samples (b,), step) -> (loss, metrics). `indices` says which items;
+        objective: (model, indices (b,), samples (b,), moment) -> (loss, metrics). `indices` says which items;
             `samples` is each one's number in the whole run, the key of its noise. The model it is handed may be
             wrapped: call it, do not reach into it.
         num_items: how many items there are to learn from.
@@ -253,15 +324,18 @@ def run(
         settings: what the run is made from, by the names that users know; a resume needs the same.
         resume: go on from `state_path`.
         memory: what the objective remembers from step to step: buffers, saved and resumed with the model.
-        validation: what is measured of the EMA model now and then.
+        validation: when the EMA model is looked at, and what is measured of it.
         preview: draws a picture of the progress with the EMA model, every `config.preview_steps` steps, in the main
             process.
+        keep: is given (EMA weights, summary) whenever the model was looked at and these are those to keep, in the main
+            process: what it writes is there if the run is interrupted.
         report: is told (step, metrics) after each logged step.
         progress: shows the steps.
         told: names of the metrics that are shown with the progress.
+        clock: seconds, for a run by minutes.
 
     Returns:
-        The EMA model and a summary for the artifact's header.
+        The EMA model and a summary for the artifact's header; `share` is how much of a run that ended early is over.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
@@ -271,81 +345,89 @@ def run(
         raise VqtoolError(
             f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes{parts}"
         )
-    training = _Run(model, config, memory, validation)
-    fixed = {_FIXED[name]: value for name, value in asdict(config).items() if name in _FIXED}
-    identity = {"data": data, "settings": {**settings, **fixed}, "minutes": config.minutes}
+    training = _Run(model, config, memory, validation, clock)
+    fixed = {name: value for name, value in asdict(config).items() if name in _FIXED}
+    length = {"steps": config.num_steps, "minutes": config.minutes}
+    identity = {"data": data, "settings": {**settings, **fixed}, **length}
     if resume:
         training.load(state_path, identity)
-        identity["minutes"] = read_identity(state_path).minutes
     elif state_path.exists():  # of an earlier run, which a resume would go on with while the log is of this one
         training.save(state_path, identity)
     log = RunLog(log_path, training.step)
-
-    last_measured: dict[str, float] = {}
-
-    def detail() -> str:
-        values = last_measured | training.values
-        return ", ".join(f"{name} {values[name]:.4g}" for name in told if name in values)
-
+    account = _Account(training, log, report, told)
     draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
         with (
             interruptible() as interrupted,
-            progress("train", config.num_steps, "steps", done=training.step, detail=detail) as advance,
+            progress("train", config.num_steps, "steps", done=training.step, detail=account.detail) as advance,
         ):
-            saved = last = time.monotonic()
-            while training.step < config.num_steps and not training.course.is_over(training.step, training.values):
+            training.start_clock()
+            while not training.is_over:
                 metrics = training.take_step(objective, num_items)
-                measured = training.validate()
-                now = time.monotonic()
-                training.seconds, last = training.seconds + now - last, now
-                logs = bool(measured) or training.step % config.log_steps == 0 or training.step == config.num_steps
+                training.tick()
+                moment = training.moment
+                is_due = training.course.is_due(moment)
+                measured = training.look() if is_due else {}
+                logs = is_due or moment.step % config.log_steps == 0 or moment.is_last
                 # Several processes talk to each other in steps that are logged and in no others.
                 talks = logs or distributed.world_size() == 1
                 stop = interrupted() if talks else 0
-                saves = bool(stop) or (talks and now - saved > config.save_seconds)
+                keeps = keep is not None and is_due and training.has_new_to_keep
+                saves = bool(stop) or keeps or (talks and training.seconds_unsaved > config.save_seconds)
                 if saves or logs:
                     training.note({**metrics, **measured})
-                    _check_finite(training.values, training.step, state_path)
-                last_measured |= {name: training.values[name] for name in measured}
-                if measured and (turn := training.course.describe_turn(training.step, training.values)):
-                    warn(turn)
+                    _check_finite(training.values, moment.step, state_path)
                 if logs:
-                    log.write({"step": training.step, **training.values, "seconds": round(training.seconds, 3)})
-                    if report is not None:
-                        report(training.step, training.values)
-                advance(1)
-                if preview is not None and draws and training.step % config.preview_steps == 0:
-                    preview(training.ema, training.step)
+                    account.tell(measured)
+                advance(1) if config.minutes is None else advance(1, total=round(moment.num_steps))
+                if preview is not None and draws and moment.step % config.preview_steps == 0:
+                    preview(training.ema, moment.step)
                 if saves:
                     training.save(state_path, identity)
-                    saved = time.monotonic()
+                if keeps and keep is not None:  # after the state: without that one nobody could go on with it
+                    keep(training.kept, training.summary)
                 if stop:
-                    raise Interrupted(
-                        stop,
-                        f"stopped after step {training.step} of {config.num_steps}; the state is in {state_path}: "
-                        "the same command with `resume` goes on from there",
-                    )
+                    raise Interrupted(stop, _describe_stop(training, state_path))
             training.save(state_path, identity)
     finally:
         log.close()
-    summary = {"steps": training.step, "seconds": round(training.seconds, 1), **training.values}
-    if validation is not None and validation.keep_best and training.course.best_step:
-        return LoopResult(training.best.cpu().eval(), {**summary, "kept_step": training.course.best_step})
-    return LoopResult(training.ema.cpu().eval(), summary)
+    return LoopResult(training.kept.cpu().eval(), training.summary)
 
 
-# Fields of LoopConfig that change the numbers of a run, by what users call them; the others may differ on resume.
-_FIXED = {
-    "num_steps": "steps",
-    **{
-        name: name
-        for name in (
-            "batch_size", "learning_rate", "warmup_steps", "weight_decay", "betas", "ema_decay", "clip_norm", "seed",
-            "bf16", "compile",
-        )
-    },
-}  # fmt: skip
+class _Account:
+    """What people and the log are told of a run."""
+
+    def __init__(self, training: _Run, log: RunLog, report: Report | None, told: Sequence[str]) -> None:
+        self._training, self._log, self._report, self._told = training, log, report, told
+        self._measured: dict[str, float] = {}  # at the last look
+
+    def detail(self) -> str:
+        """The metrics that are shown with the progress."""
+        values = self._measured | self._training.values
+        return ", ".join(f"{name} {values[name]:.4g}" for name in self._told if name in values)
+
+    def tell(self, measured: Mapping[str, Tensor]) -> None:
+        """Account for a step, and for what was measured after it."""
+        step, values = self._training.step, self._training.values
+        self._measured |= {name: values[name] for name in measured}
+        if measured and (turn := self._training.course.describe_turn(step, values)):
+            warn(turn)
+        self._log.write({"step": step, **values, "seconds": round(self._training.seconds, 3)})
+        if self._report is not None:
+            self._report(step, values)
+
+
+def _describe_stop(training: _Run, state_path: Path) -> str:
+    moment = training.moment
+    of = moment.num_steps if training.config.minutes is None else f"about {moment.num_steps:.0f}"
+    return (
+        f"stopped after step {moment.step} of {of}; the state is in {state_path}: the same command with `resume` goes "
+        "on from there"
+    )
+
+
+# Fields of LoopConfig that change the numbers of a run; the others may differ on resume.
+_FIXED = ("batch_size", "learning_rate", "weight_decay", "betas", "clip_norm", "seed", "bf16", "compile")
 
 
 def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:
@@ -367,7 +449,8 @@ def measure_step_seconds(
 ) -> float:
     """Seconds of a clock that one step takes here: the median of a few on a copy of the model, after a warm-up.
 
-    On a GPU it is the median of tens of steps, which do not wait for each other, as in a run.
+    For benchmarks; no run needs it. On a GPU it is the median of tens of steps, which do not wait for each other, as
+    in a run.
     """
     trial = _Run(copy.deepcopy(model), config)
     together = 1 if trial.accelerator.device.type == "cpu" else 10

@@ -10,6 +10,7 @@ the cross-entropy of masked cells and nothing else: logits are then computed for
 Source: Gu et al. 2022 (arXiv:2111.14822), section 4.1; Bond-Taylor et al. 2022 (arXiv:2111.12701), section 3.2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
+from vqtool.training._clock import Moment
 from vqtool.training.data import GridData, PlacedGrids, upload
 from vqtool.training.loop import Indices, LoopConfig
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
@@ -146,7 +148,7 @@ class PriorObjective:
         return self._placed
 
     def __call__(
-        self, model: nn.Module, indices: Indices, samples: Indices, step: int
+        self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step and what is logged of it."""
         device = next(model.parameters()).device
@@ -297,8 +299,18 @@ def cell_losses(
 
 
 @torch.no_grad()
-def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tensor:
-    """The bound of held-out grids, nats a cell, at a few t each; the same noise every time."""
+def validate(
+    model: nn.Module, prior: Prior, data: GridData, seed: int, advance: Callable[[int], object] = int
+) -> Tensor:
+    """The bound of held-out grids, nats a cell, at a few t each; the same noise every time.
+
+    Args:
+        model: the denoiser.
+        prior: of it.
+        data: the grids.
+        seed: of the noise.
+        advance: is told how many grids were measured, each as often as there are t.
+    """
     kernel, device = prior.kernel, next(model.parameters()).device
     total = torch.zeros((), device=device, dtype=torch.float64)
     batch_size = 32 if device.type == "cpu" else 256
@@ -314,5 +326,6 @@ def validate(model: nn.Module, prior: Prior, data: GridData, seed: int) -> Tenso
             texts = prior.read_texts(condition[rows])
             bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], texts)
             total += bound.sum()
+            advance(len(bound))
     stationary = float(stationary_term(x_0[:1, :1, :1], kernel))
     return total * kernel.num_steps / (x_0.numel() * VALIDATION_TIMES) + stationary

@@ -26,6 +26,7 @@ from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
+from vqtool.training._clock import Length
 from vqtool.training._identity import read_identity
 from vqtool.training._validation import Validation
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
@@ -33,13 +34,14 @@ from vqtool.training.building import Beginning, ConditionOptions, DenoiserOption
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
-from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_steps
+from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.tuning import go_on
 
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out, at most
 MIN_VALIDATIONS = 8  # measurements in a run
 VALIDATION_SHARE = 0.02  # of the grids that a run learns from, at most, are measured in all of them together
+BOUND = "validation_bound"  # of grids held out
 PREVIEW_SAMPLES = 16
 # What a network's config has of the grids and not of its size.
 OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
@@ -81,7 +83,8 @@ def train_prior(
     """Train a discrete diffusion prior on token grids and write it, with log, state and preview beside it.
 
     Without steps and minutes a run passes 300 times through the grids, but takes no longer than 10 minutes on a CPU or
-    30 on a GPU.
+    30 on a GPU. The prior is on disk from the first look at the averaged weights on, of which there are eight or more:
+    an interrupted run can be sampled.
 
     Args:
         grids: grid file, or "-" for stdin.
@@ -124,30 +127,28 @@ def train_prior(
     check_loss(loss, prior)
     _announce(start, notify)
     preview = _find_preview(prior, grids, tokenizer, files)
-    rate = run.learning_rate or start.learning_rate
-    plan = partial(choose_run, run=run, learning_rate=rate, seed=seed, machine=machine, fresh=from_ is None)
-    num_steps = choose_steps(
-        run,
-        files,
-        notify=notify,
-        default=lambda seconds: choose_num_steps(len(data), run.batch_size, seconds),
-        step_seconds=lambda: measure_step_seconds(prior, data, loss, plan(1)),
-    )
-    keep_best = choose_keep(run, files, held_out) == "best"
+    length = choose_length(run, files, default=choose_default(len(data), run.batch_size), notify=notify)
+    config = choose_run(
+        length, run=run, learning_rate=run.learning_rate or start.learning_rate, seed=seed, machine=machine,
+        fresh=from_ is None,
+    )  # fmt: skip
+    notify(f"{files.output} is written on the way, eight times or more: it can be sampled meanwhile")
+    save = partial(_save, start=start, header=header, output=files.output, adapter_file=tuning.keep_adapter, seed=seed)
     trained = fit(
-        prior, data, loss=loss, run=plan(num_steps), state_path=files.state, log_path=files.log, resume=files.resume,
-        held_out=held_out, keep_best=keep_best, early_stop=run.early_stop, preview=preview, report=report,
-        progress=progress, settings=start.settings,
+        prior, data, loss=loss, run=config, state_path=files.state, log_path=files.log, resume=files.resume,
+        held_out=held_out, keep_best=choose_keep(run, files, held_out) == "best", early_stop=run.early_stop,
+        keep=save, preview=preview, report=report, progress=progress, settings=start.settings,
     )  # fmt: skip
     if not distributed.is_main_process():
         return trained
-    if trained.summary["steps"] < num_steps:
+    summary = trained.summary
+    if "share" in summary:
         notify(
-            f"ended after step {trained.summary['steps']} of {num_steps}: the bound on grids held out was lowest at "
-            f"step {trained.summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
+            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
+            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
         )
-    saved = _save(trained, start, header, files.output, tuning.keep_adapter, seed=seed)
-    preview(saved, num_steps)
+    saved = save(trained)
+    preview(saved, summary["steps"])
     notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
     return saved
 
@@ -162,7 +163,7 @@ def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
 
 
 def _save(
-    trained: Prior, start: Beginning, header: GridHeader, output: Path, adapter_file: str | None, *, seed: int
+    trained: Prior, *, start: Beginning, header: GridHeader, output: Path, adapter_file: str | None, seed: int
 ) -> Prior:
     """Write a trained prior, with its adapters merged, and these in a file of their own where that is named."""
     inputs = {"grids": start.data.digest(), "tokenizer": header.tokenizer_fingerprint}
@@ -203,7 +204,7 @@ def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: Run
 
 
 def choose_run(
-    num_steps: int,
+    length: Length,
     *,
     run: PriorRunOptions,
     learning_rate: float,
@@ -214,7 +215,7 @@ def choose_run(
     """How a run of that length goes: a tenth of it warms up, at most 100 steps, and a tenth of it is averaged.
 
     Args:
-        num_steps: of the run.
+        length: of the run.
         run: what is asked for.
         learning_rate: at the end of the warm-up.
         seed: of the run.
@@ -225,15 +226,16 @@ def choose_run(
         VqtoolError: something for GPUs without one.
     """
     return LoopConfig(
-        num_steps,
+        length.steps,
         run.batch_size,
         learning_rate,
-        warmup_steps=min(100, max(1, num_steps // 10)),
-        ema_decay=min(0.9995, max(0.9, 1 - 10 / num_steps)),
+        warmup_share=0.1,
+        ema_decay=0.9995,
+        ema_share=0.1,
         ema_rises=fresh,
         seed=seed,
         preview_steps=run.preview_every,
-        minutes=run.minutes,
+        minutes=length.minutes,
         accumulate=run.accumulate,
         checkpoint=run.checkpoint,
         **machine.settings(),
@@ -249,23 +251,17 @@ def choose_keep(run: PriorRunOptions, files: RunFiles, held_out: GridData | None
     return "last" if held_out is None else "best"
 
 
-def choose_num_steps(num_grids: int, batch_size: int, step_seconds: float) -> int:
-    """Steps of a run when nobody says: 300 passes through the grids, but no longer than 10 minutes (GPU: 30)."""
-    in_time = (1800 if torch.cuda.is_available() else 600) / step_seconds
-    return max(1, int(min(MAX_PASSES * num_grids / batch_size, in_time)))
+def choose_default(num_grids: int, batch_size: int) -> Length:
+    """The length of a run when nobody says: 300 passes through the grids, but no more than 10 minutes (GPU: 30)."""
+    passes = max(1, MAX_PASSES * num_grids // batch_size)
+    return Length(passes, 30.0 if torch.cuda.is_available() else 10.0)
 
 
 def plan_validation(num_steps: int, batch_size: int) -> tuple[int, int]:
-    """Steps between two measurements on grids held out, and how many grids those are at most, but eight at least."""
+    """Steps between two looks at the averaged weights, and how many grids held out are measured, but eight at least."""
     every = max(1, min(VALIDATION_STEPS, num_steps // MIN_VALIDATIONS))
     calls = VALIDATION_SHARE * every * batch_size / VALIDATION_TIMES
     return every, max(8, int(calls))
-
-
-def measure_step_seconds(prior: Prior, data: GridData, loss: PriorLoss, run: LoopConfig) -> float:
-    """Seconds that one step of such a run takes here."""
-    objective = PriorObjective(prior, data, loss, run)
-    return loop.measure_step_seconds(prior.denoiser, objective, num_items=len(data), config=run)
 
 
 def fit(
@@ -280,6 +276,7 @@ def fit(
     held_out: GridData | None = None,
     keep_best: bool = False,
     early_stop: bool = False,
+    keep: Callable[[Prior], object] | None = None,
     preview: Callable[[Prior, int], None] | None = None,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
@@ -298,6 +295,7 @@ def fit(
         held_out: grids whose bound under the averaged weights is logged now and then.
         keep_best: keep the averaged weights with the lowest such bound, and not the last ones.
         early_stop: end where the best is long past and that bound rises; goes with `keep_best`.
+        keep: is given the prior, as it would be if the run ended, eight times a run or more.
         preview: draws samples of the prior as it is, every `run.preview_steps` steps.
         report: is told (step, metrics).
         progress: shows the steps.
@@ -315,15 +313,44 @@ def fit(
             f"these are {len(data)}"
         )
     objective = PriorObjective(prior, data, loss, run)
-    validation = None
-    if held_out is not None:
-        every, count = plan_validation(run.num_steps, run.batch_size)
-        measure = partial(validate, prior=prior, data=held_out.thin(count), seed=run.seed)
-        validation = Validation("validation_bound", measure, every, keep_best, early_stop and keep_best)
+    measure = None if held_out is None else lambda model, count: validate(model, prior, held_out.thin(count), run.seed)
+    validation = Validation(
+        BOUND,
+        lambda num_steps: plan_validation(num_steps, run.batch_size),
+        measure,
+        keep_best,
+        early_stop and keep_best,
+    )
+
+    def finish(model: nn.Module, summary: Mapping[str, Any]) -> Prior:
+        return replace(_with_denoiser(prior, model), summary={**summary, "num_grids": len(data)})
+
+    result = loop.run(
+        prior.denoiser,
+        objective,
+        num_items=len(data),
+        config=run,
+        state_path=state_path,
+        log_path=log_path,
+        data={"grids": f"{data.digest()}, {prior.kernel.codebook_size} codes"},
+        settings={**settings, "keep": "best" if keep_best else "last", **_made_from(prior, loss)},
+        resume=resume,
+        memory=objective.history,
+        validation=validation,
+        keep=None if keep is None else lambda model, summary: keep(finish(model, summary)),
+        preview=None if preview is None else lambda model, step: preview(_with_denoiser(prior, model), step),
+        report=report,
+        progress=progress,
+        told=("loss", "bound", BOUND),
+    )
+    trained = finish(result.model.requires_grad_(False), result.summary)
+    return trained if held_out is None else _measure(trained, held_out, run.seed, progress)
+
+
+def _made_from(prior: Prior, loss: PriorLoss) -> dict[str, Any]:
+    """What a run is made from, by the names that users know."""
     kernel, network = prior.kernel, asdict(prior.denoiser.config)
-    made_from = {
-        **settings,
-        "keep": "best" if keep_best else "last",
+    return {
         "kernel": kernel.name,
         "schedule": kernel.schedule,
         "diffusion_steps": kernel.num_steps,
@@ -335,31 +362,15 @@ def fit(
         "vocabulary": prior.conditioner.config().get("vocabulary"),
         **asdict(loss),
     }
-    result = loop.run(
-        prior.denoiser,
-        objective,
-        num_items=len(data),
-        config=run,
-        state_path=state_path,
-        log_path=log_path,
-        data={"grids": f"{data.digest()}, {kernel.codebook_size} codes"},
-        settings=made_from,
-        resume=resume,
-        memory=objective.history,
-        validation=validation,
-        preview=None if preview is None else lambda model, step: preview(_with_denoiser(prior, model), step),
-        report=report,
-        progress=progress,
-        told=("loss", "bound", "validation_bound"),
-    )
-    trained = _with_denoiser(prior, result.model.requires_grad_(False))
-    summary = {**result.summary, "num_grids": len(data)}
-    if held_out is not None:
-        on_device = trained.denoiser.to(distributed.choose_device("auto"))
-        bound = float(validate(on_device, trained, held_out, run.seed))
-        trained.denoiser.cpu()
-        summary |= {"validation_bound": bound, "num_held_out": len(held_out)}
-    return replace(trained, summary=summary)
+
+
+def _measure(trained: Prior, held_out: GridData, seed: int, progress: Progress) -> Prior:
+    """A prior whose summary has the bound of all grids held out."""
+    on_device = trained.denoiser.to(distributed.choose_device("auto"))
+    with progress("measure", len(held_out) * VALIDATION_TIMES, "grids") as advance:
+        bound = float(validate(on_device, trained, held_out, seed, advance))
+    trained.denoiser.cpu()
+    return replace(trained, summary={**trained.summary, BOUND: bound, "num_held_out": len(held_out)})
 
 
 def write_preview(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:

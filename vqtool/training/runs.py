@@ -11,7 +11,8 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Notify, ignore
-from vqtool.training._identity import read_identity
+from vqtool.training._clock import Length
+from vqtool.training._identity import read_identity, read_reached
 
 SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
 
@@ -21,7 +22,7 @@ class RunOptions(Checked):
     """How long a run is and how fast it learns."""
 
     steps: int | None = option(None, "Length of the run in steps.", minimum=1)
-    minutes: float | None = option(None, "Length in minutes, turned into steps by timing a few.", minimum=0.01)
+    minutes: float | None = option(None, "Length in minutes, whatever else the machine does.", minimum=0.01)
     learning_rate: float | None = option(
         None, "After the warm-up.", shown="suits the network", minimum=1e-8, advanced=True
     )
@@ -31,6 +32,11 @@ class RunOptions(Checked):
         super().__post_init__()
         if self.steps is not None and self.minutes is not None:
             raise VqtoolError("give `steps` or `minutes`, not both")
+
+    @property
+    def length(self) -> Length | None:
+        """How long a run is to be, if that is said."""
+        return None if self.steps is None and self.minutes is None else Length(self.steps, self.minutes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +90,12 @@ class RunFiles:
         if resume and before is not None:
             refuse_existing(files.output, force=True, kind="an artifact")
             return replace(before, resume=True)
-        refuse_existing(files.output, force=force, kind="an artifact")
+        refuse_existing(files.output, force=force or files.state.exists(), kind="an artifact")
         if files.state.exists() and not force:
-            raise VqtoolError(f"{files.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
+            there = f"{files.state}: an earlier run is there"
+            if files.output.exists():
+                there = f"{files.output}: exists; use `force` or go on: {files.state} is of the run that made it"
+            raise VqtoolError(f"{there}: `resume` goes on with it, `force` starts anew")
         if resume is True:
             raise VqtoolError(f"{files.state}: no earlier run is there to go on with: start without `resume`")
         return files
@@ -123,42 +132,39 @@ class RunFiles:
         return f"{f'preview {self.preview}, ' if self.preview.exists() else ''}log {self.log}"
 
 
-def choose_steps(
-    run: RunOptions,
-    files: RunFiles,
-    *,
-    default: Callable[[float], int],
-    step_seconds: Callable[[], float],
-    notify: Notify = ignore,
-) -> int:
-    """How many steps to train.
+def choose_length(run: RunOptions, files: RunFiles, *, default: Length, notify: Notify = ignore) -> Length:
+    """How long to train.
 
     Args:
         run: what is asked for.
         files: of the run; where one goes on, its length is kept if nothing is asked for.
-        default: steps of the seconds that one takes, where nothing is asked for.
-        step_seconds: times a step.
-        notify: is told how long it takes.
+        default: where nothing is asked for.
+        notify: is told how long it is, and how far a run is that goes on.
 
     Raises:
-        VqtoolError: a resumed run is to take other minutes than it began with.
+        VqtoolError: a resumed run is to be shorter than it is already.
     """
-    if files.resume:
-        begun = read_identity(files.state)
-        kept, minutes = begun.num_steps, begun.minutes
-        if run.minutes not in (None, minutes):
-            was = f"{kept} steps" if minutes is None else f"{minutes:g}, which were {kept} steps,"
-            raise VqtoolError(f"`minutes` {run.minutes:g}: it was {was} when the run began: leave it out")
-        notify(f"resuming a run of {kept} steps")
-        return run.steps or kept
-    notify("timing a few steps")
-    seconds = step_seconds()
-    num_steps = run.steps or (max(1, int(run.minutes * 60 / seconds)) if run.minutes else default(seconds))
-    notify(f"{num_steps} steps of {seconds:.3g} s: about {_duration(num_steps * seconds)}")
-    return num_steps
+    if not files.resume:
+        length = run.length or default
+        notify(f"a run of {length}")
+        return length
+    begun, reached = read_identity(files.state).length, read_reached(files.state)
+    length = run.length or begun
+    taken = f"{reached.step} steps in {_duration(reached.seconds)}"
+    if length == begun:
+        notify(f"resuming a run of {length} after {taken}")
+        return length
+    if length.moment(reached.step, reached.seconds).is_last:
+        name, value = ("steps", run.steps) if run.minutes is None else ("minutes", f"{run.minutes:g}")
+        raise VqtoolError(
+            f"`{name}` {value}: the run has taken {taken} already: give more, or leave it out for the {begun} that it "
+            "began with"
+        )
+    notify(f"resuming a run of {begun} after {taken}; it is one of {length} now, and its learning rate follows")
+    return length
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
