@@ -36,6 +36,7 @@ from vqtool.priors import GridSpec, Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer
 from vqtool.training.adapters import TuningOptions, merged
 from vqtool.training.building import build_prior, choose_learning_rate
+from vqtool.training.clock import Length
 from vqtool.training.data import GridData
 from vqtool.training.objectives import PriorLoss
 from vqtool.training.prior import PriorRunOptions, choose_run, fit
@@ -99,7 +100,7 @@ def train(kind: str, data: GridData, conditioner: Any, path: Path, settings: arg
     dropped = {"learned": DROPPED, "tuned": 1.0}.get(kind, 0.0)
     options = PriorRunOptions(batch_size=settings.batch, preview_every=0)
     run = choose_run(
-        steps, run=options, learning_rate=rate, seed=seed, machine=MachineOptions(), fresh=kind != "tuned"
+        Length(steps), run=options, learning_rate=rate, seed=seed, machine=MachineOptions(), fresh=kind != "tuned"
     )  # fmt: skip
     began = time.process_time()
     trained = fit(

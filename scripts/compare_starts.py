@@ -38,6 +38,7 @@ from vqtool.priors import GridSpec, Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer
 from vqtool.training.adapters import TuningOptions
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
+from vqtool.training.clock import Length
 from vqtool.training.data import GridData, build_data
 from vqtool.training.objectives import PriorLoss, validate
 from vqtool.training.prior import PriorRunOptions, choose_run, fit
@@ -151,7 +152,7 @@ def train(
     """Train for some steps; `look` sees the prior with its averaged weights on the way."""
     options = PriorRunOptions(batch_size=settings.batch, preview_every=max(1, steps // settings.looks) if look else 0)
     run = choose_run(
-        steps, run=options, learning_rate=start.learning_rate, seed=settings.seed, machine=MachineOptions(),
+        Length(steps), run=options, learning_rate=start.learning_rate, seed=settings.seed, machine=MachineOptions(),
         fresh=not start.location,
     )  # fmt: skip
     with TemporaryDirectory() as folder:

@@ -20,8 +20,8 @@ from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.training import building
 from vqtool.training import prior as training
-from vqtool.training._clock import Length
 from vqtool.training._weights import checkpoint_blocks
+from vqtool.training.clock import Length
 from vqtool.training.data import GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate

@@ -6,7 +6,7 @@ import pytest
 
 from vqtool import artifacts
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
-from vqtool.training._clock import Length
+from vqtool.training.clock import Length
 from vqtool.training.runs import RunFiles, RunOptions, choose_length
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqtool import artifacts
 from vqtool.errors import MismatchError
-from vqtool.training._clock import Length
+from vqtool.training.clock import Length
 from vqtool.trust import parse_record
 
 _OF_LENGTH = ("steps", "warmup_steps", "ema_decay")  # among settings of older states

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vqtool.training._clock import Moment
+from vqtool.training.clock import Moment
 
 RISE = 0.02  # relative: less is within what noise and the averaging of weights do
 TURNED = 3  # measurements after the best, the last of them higher by RISE: told

@@ -26,13 +26,13 @@ from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.progress import Progress, silent
 from vqtool.signals import Interrupted
-from vqtool.training._clock import Length, Moment
 from vqtool.training._identity import Reached, check_identity
 from vqtool.training._log import RunLog
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
 from vqtool.training._validation import Course, Validation
 from vqtool.training._weights import build_optimizer, checkpoint_blocks, update_ema
+from vqtool.training.clock import Length, Moment
 from vqtool.trust import parse_record
 
 STATE_KIND = "training-state"

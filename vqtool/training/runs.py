@@ -11,8 +11,8 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Notify, ignore
-from vqtool.training._clock import Length
 from vqtool.training._identity import read_identity, read_reached
+from vqtool.training.clock import Length
 
 SUFFIX = ".safetensors"  # of artifacts; side files have the rest of the output's name
 
