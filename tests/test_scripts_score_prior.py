@@ -132,7 +132,9 @@ def folder(tmp_path, monkeypatch):
         return np.array(rows, np.float32)
 
     monkeypatch.setattr(text_image, "MiniLM", lambda: fake)
-    monkeypatch.setattr(score_prior, "ways", lambda seeds: [score_prior.Way(3, "purity", 2, seed) for seed in seeds])
+    monkeypatch.setattr(
+        score_prior, "ways", lambda seeds, calls: [score_prior.Way(3, "purity", 2, seed) for seed in seeds]
+    )
     prior = random_prior(kind="caption", grid_size=(2, 2))
     spec = replace(prior.grid_spec, tokenizer_fingerprint=load_tokenizer("builtin").fingerprint)
     replace(prior, grid_spec=replace(spec, tokenizer_location="builtin")).save(tmp_path / "prior.safetensors")
