@@ -132,6 +132,16 @@ def test_flags_say_where_the_pictures_own_captions_and_labels_stand(vqtool, file
     assert error_lines(result.err) == ["error: --captions is for images, but tok.h5 holds token grids"]
 
 
+def test_a_label_that_the_prior_does_not_know_is_told_before_a_picture_is_read(vqtool, files, tokenizer_path):
+    save_prior("prior.safetensors", tokenizer_path, kind="class")
+    for path in (files / "imgs").glob("*.png"):
+        path.write_bytes(b"no picture")
+        path.with_suffix(".cls").write_text("whale")
+    result = vqtool("inpaint", "imgs", "-m", "center", "-o", "x.h5")
+    assert error_lines(result.err) == ["error: unknown label 'whale': the prior knows ant, bee, cat"]
+    assert "skipped" not in result.err
+
+
 def test_info_has_the_numbers_of_the_last_line(vqtool, files):
     (files / "imgs" / "zz.png").write_bytes(b"no picture")
     result = vqtool("inpaint", "imgs", "-m", "center", "--steps", 1, "-n", 2, "-o", "x.h5")

@@ -297,3 +297,18 @@ def test_the_own_outputs_are_left_out_of_the_reference_and_told(run, tmp_path, m
     assert code == 1
     assert "warning: decoded: left out of ., since it is given on the other side" in err
     assert "no picture is on both sides: ids such as '00' and 'imgs/00'" in error_lines(err)[0]
+
+
+def test_what_is_given_on_the_other_side_is_left_out_of_a_folder_that_holds_it(vqtool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("imgs", "decoded"):
+        write_pictures(tmp_path / folder, 2)
+    files = [f"decoded/{i:02d}.png" for i in range(2)]
+    for sources, ref, told in (
+        (["decoded"], ".", "decoded: left out of ."),
+        (files, ".", "2 files left out of ."),
+        (["."], "decoded", "decoded: left out of ."),
+    ):
+        result = vqtool("eval", *sources, "--ref", ref, "--paired", "--size", "8")
+        assert f"warning: {told}, since " in result.err
+        assert "no picture is on both sides" in error_lines(result.err)[0]  # 00 and imgs/00

@@ -476,3 +476,17 @@ def test_a_folder_that_is_given_on_the_other_side_is_left_out_and_told(tmp_path:
         found = find_images([tmp_path], words="none", leave_out=[tmp_path / "decoded"])
     assert [item.id for item in found] == ["imgs/1", "x"]
     assert len(find_images([tmp_path / "decoded"], words="none", leave_out=[tmp_path / "decoded"])) == 1
+
+
+def test_files_that_are_given_on_the_other_side_are_left_out_and_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"imgs/1.png": png(), "decoded/1.png": png(), "decoded/2.png": png()})
+    files = sorted((tmp_path / "decoded").iterdir())
+    with pytest.warns(VqtoolWarning, match="2 files left out of .* they are given on the other side"):
+        found = find_images([tmp_path], words="none", leave_out=files)
+    assert [item.id for item in found] == ["imgs/1"]
+    with (
+        pytest.warns(VqtoolWarning, match="2 files left out"),
+        pytest.raises(VqtoolError, match="what it has is given on the other side"),
+    ):
+        find_images([tmp_path / "decoded"], words="none", leave_out=files)
+    assert len(find_images(files, words="none", leave_out=files)) == 2

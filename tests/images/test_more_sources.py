@@ -140,6 +140,28 @@ def test_patterns_choose_rows_of_arrays_by_their_ids_and_splits_are_refused(tmp_
             find_images([tmp_path / source], SourceOptions(split="train"))
 
 
+@pytest.mark.parametrize("name", ["x.h5", "x.npz"])
+def test_columns_that_are_not_needed_are_not_read_but_ids_are(tmp_path: Path, name: str) -> None:
+    columns = {"images": np.zeros((2, 4, 4), np.uint8), "ids": np.array([b"a", b"b"]), "labels": np.zeros(3, int)}
+    columns["captions"] = np.zeros(2)  # neither fits
+    if name == "x.npz":
+        np.savez(tmp_path / name, **columns)
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            for column, values in columns.items():
+                file[column] = values
+    with pytest.raises(FormatError, match="'labels' has shape"):
+        find_images([tmp_path / name], SourceOptions(captions="none"))
+    with pytest.raises(FormatError, match="'captions' is float64"):
+        find_images([tmp_path / name], SourceOptions(labels="none"))
+    for options in ({"captions": "none", "labels": "none"}, {}):
+        words = "all" if options else "none"
+        items = find_images([tmp_path / name], SourceOptions(**options), words=words)  # type: ignore[arg-type]
+        assert [(item.id, item.label, item.captions) for item in items] == [("a", None, ()), ("b", None, ())]
+    with pytest.warns(VqtoolWarning, match="no captions and labels are taken: .*'labels' has shape"):
+        assert [item.id for item in find_images([tmp_path / name], words="some")] == ["a", "b"]
+
+
 # Parquet
 
 

@@ -180,7 +180,8 @@ def _measure_images(
         return measure_reconstruction(
             find_images(sources, **how), tokenizer, size=size, max_images=options.max_images, **common
         )
-    images, reference = find_images(sources, **how), find_images(ref, leave_out=sources, **how)
+    images = find_images(sources, leave_out=[path for path in ref if Path(path).is_dir()], **how)
+    reference = find_images(ref, leave_out=sources, **how)
     if options.paired:
         del common["seed"]
         return compare_pairs(images, reference, size=size, **common)

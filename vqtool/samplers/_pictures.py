@@ -32,6 +32,7 @@ class Pictures:
         name: of the source, for messages.
         header: of the grids.
         columns: of "class" and "caption" those that some picture has.
+        labels: of all images, each once; none of grids, whose labels are not known yet.
         total: how many there are; None if unknown.
         num_images: how many images were given, with those that could not be found out about; None of grids.
         digests: what stands in the history of what is made of them.
@@ -42,6 +43,7 @@ class Pictures:
     name: str
     header: GridHeader
     columns: frozenset[str]
+    labels: tuple[str, ...]
     total: int | None
     num_images: int | None
     digests: dict[str, str]
@@ -91,6 +93,7 @@ def open_pictures(
             name=reader.name,
             header=reader.header,
             columns=frozenset({"label": "class"}.get(column, column) for column in reader.columns),
+            labels=(),
             total=reader.num_grids,
             num_images=None,
             digests={reader.name: reader.digest} if reader.digest else {},
@@ -126,6 +129,7 @@ def _open_images(
         name=str(sources[0]),
         header=header,
         columns=frozenset(kind for kind, is_known in known.items() if is_known),
+        labels=tuple(dict.fromkeys(item.label for item in items if item.label)),
         total=len(items),
         num_images=len(items) + skipped,
         digests={"tokenizer": model.fingerprint},

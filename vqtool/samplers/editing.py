@@ -284,6 +284,8 @@ def edit_to_file(
         )
         texts = check_texts(prior, labels, captions)
         has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
+        if not texts and prior.conditioner.kind == "class":
+            prior.conditioner.encode(pictures.labels)  # an unknown label is found before any work is done
         new_size = change.header.grid_size
         how |= {"has_condition": has_condition, "completes": strength is None}
         method = Method.build(prior, seed=seed, grid_size=new_size, **how)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any, Literal, TypeVar
@@ -75,7 +76,7 @@ def find_images(
         options: which images are taken, and where their captions and labels come from.
         words: "all": captions and labels are needed, and what cannot be read of them is an error; "some": it is told
             and left out; "none": only ids are read.
-        leave_out: folders that are passed over where they lie in a source, with a warning.
+        leave_out: folders and files that are passed over where they lie in a source that is a folder, with a warning.
         on_error: called for each folder that cannot be read, which is then left out; None: raise. A `Tally` is also
             told what is found.
 
@@ -183,14 +184,26 @@ class _Finder:
             archive = ZipArchive(path)
             self._tell_left_out(archive)
             return self._find_in(archive, f"{path}: no images in this zip; looked for {LOOKED_FOR}")
-        needed, split = self.words != "none", self.options.split
-        if split and not path.name.lower().endswith(".npz"):
-            raise VqtoolError(f"{path}: `split` {split}: it has no splits")
-        if kind == "numpy":
-            rows = find_in_numpy(path, words=needed, split=split)
-        else:
-            rows = (find_in_hdf5 if kind == "hdf5" else find_in_parquet)(path, words=needed)
+        rows = self._find_rows(path, kind)
         return self._wanted(path, rows, [row.names[0] for row in rows])
+
+    def _find_rows(self, path: Path, kind: str) -> list[Entry]:
+        """The images of an array or table, with those of their words that are needed."""
+        options, find = self.options, {"hdf5": find_in_hdf5, "parquet": find_in_parquet, "numpy": find_in_numpy}[kind]
+        if options.split and not path.name.lower().endswith(".npz"):
+            raise VqtoolError(f"{path}: `split` {options.split}: it has no splits")
+        if options.split:
+            find = partial(find_in_numpy, split=options.split)
+        needed = {"label": options.labels in (None, "folder"), "caption": options.captions is None}
+        kinds = [name for name, is_needed in needed.items() if is_needed and self.words != "none"]
+        try:
+            return find(path, kinds)
+        except VqtoolError as error:
+            if self.words != "some" or not kinds:
+                raise
+            rows = find(path, ())
+            warn(f"no captions and labels are taken: {error}")
+            return rows
 
     def _find_files(self, files: Sequence[Path]) -> list[Entry]:
         """Images that are named one by one, with the words beside them."""

@@ -6,7 +6,7 @@ The last three may also be called as in COLUMNS. A caption of shape (N, C) is se
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ COLUMNS = {
     "label": ("label", "labels", "class", "classes"),
     "caption": ("caption", "captions", "text", "texts", "prompt", "prompts"),
 }
+WORDS = ("label", "caption")
 _LAYOUTS = "(N, 3, height, width), (N, height, width, 3) or (N, height, width)"
 
 
@@ -66,12 +67,12 @@ class ArrayRow:
         return f"{self.file.path}, row {self.row}"
 
 
-def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
+def find_in_hdf5(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
     """All images of an HDF5 file, in its order.
 
     Args:
         path: of the file.
-        words: read labels and captions too, not ids alone.
+        words: what is read of "label" and "caption", besides ids.
 
     Raises:
         FormatError: not an HDF5 of images, or its parts do not fit together.
@@ -82,9 +83,8 @@ def find_in_hdf5(path: Path, *, words: bool = True) -> list[Entry]:
     with open_hdf5(path, str(path)) as file:
         count = _find_images(file, path).shape[0]
         names = {kind: next((n for n in known if n in file), known[0]) for kind, known in COLUMNS.items()}
-        kinds = COLUMNS if words else ("id",)
-        columns = {kind: _read_strings(file, names[kind], count, path) for kind in kinds}
-        if words:
+        columns = {kind: _read_strings(file, names[kind], count, path) for kind in ("id", *words)}
+        if len(words) == len(WORDS):
             _tell_unused(file, path, count, {"images", *names.values()})
     if count == 0:
         raise VqtoolError(f"{path}: its dataset 'images' has no rows")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin
+from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin, counted
 
 _SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".h5", ".hdf5", ".parquet", ".npz", ".npy")
 
@@ -19,7 +19,7 @@ class FolderTree:
 
     Args:
         folder: where to look.
-        leave_out: folders that are not entered.
+        leave_out: folders that are not entered, and files that are not there.
         on_unreadable: called for a folder that cannot be read, which is then left out; None: raise.
 
     Raises:
@@ -35,8 +35,13 @@ class FolderTree:
     ) -> None:
         self.folder = folder
         self._left_out = {_identity(path) for path in leave_out if path.is_dir()} - {_identity(folder)}
+        self._files_left_out = {_identity(path) for path in leave_out if path.is_file()}
         self._on_unreadable = on_unreadable
-        self.names = list(self._walk())
+        found = list(self._walk())
+        self.names = [name for name in found if not self._is_left_out(name)] if self._files_left_out else found
+        self._num_left_out = len(found) - len(self.names)
+        if self._num_left_out:
+            warn(f"{counted(self._num_left_out, 'file')} left out of {folder}, since they are given on the other side")
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
@@ -56,10 +61,16 @@ class FolderTree:
     @property
     def hint(self) -> str:
         """What the user may have meant, where there is no image."""
+        if self._num_left_out:
+            return "; what it has is given on the other side"
         shards = [name for name in self.names if name.lower().endswith(_SHARD_ENDINGS)]
         if shards:
             return f"; shards are given as files, for example {shards[0]!r}"
         return f"; of its {len(self.names)} files none is an image" if self.names else "; it is empty"
+
+    def _is_left_out(self, name: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and _identity(path) in self._files_left_out
 
     def _walk(self) -> Iterator[str]:
         """Relative posix paths of the files; links wait until all real folders have been seen."""

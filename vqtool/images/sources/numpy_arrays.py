@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_
 from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError, warn
-from vqtool.images.sources.arrays import COLUMNS, as_pixels, as_texts, check_array, make_rows
+from vqtool.images.sources.arrays import COLUMNS, WORDS, as_pixels, as_texts, check_array, make_rows
 from vqtool.images.sources.items import Entry
 from vqtool.trust import check_file, check_size
 
@@ -38,13 +39,13 @@ class NumpyRow:
         return f"{self.path}, row {self.row}"
 
 
-def find_in_numpy(path: Path, *, words: bool = True, split: str | None = None) -> list[Entry]:
+def find_in_numpy(path: Path, words: Collection[str] = WORDS, *, split: str | None = None) -> list[Entry]:
     """All images of a .npy or .npz file, in its order.
 
     Args:
         path: of the file. The array of a .npz is `images`, or the only one that can be images, or `x_train` or
             `train_images` with a split.
-        words: read labels and captions too.
+        words: what is read of "label" and "caption".
         split: train, val or test.
 
     Raises:
@@ -70,7 +71,9 @@ def find_in_numpy(path: Path, *, words: bool = True, split: str | None = None) -
     return make_rows(lambda row: NumpyRow(images, row, path), len(images), columns)
 
 
-def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> tuple[NDArray[np.uint8], Columns]:
+def _read_archive(
+    archive: Any, path: Path, words: Collection[str], split: str | None
+) -> tuple[NDArray[np.uint8], Columns]:
     wanted = (f"{split}_images", f"x_{split}") if split else ("images",)
     name = next((known for known in wanted if known in archive.files), None)
     if name is None and split is None:
@@ -83,10 +86,8 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
     images = _read_member(archive, path, name)
     count = check_array(images.shape, images.dtype, f"{path}: {name!r}")
     columns: Columns = {}
-    if not words:
-        return images, columns
     used = {name}
-    for kind in COLUMNS:
+    for kind in ("id", *words):
         place = next((each for each in _column_names(name, kind) if each in archive.files), None)
         if place is not None:
             used.add(place)
@@ -95,7 +96,7 @@ def _read_archive(archive: Any, path: Path, words: bool, split: str | None) -> t
                 values = values[:, 0]
             columns[kind] = as_texts(values, count, f"{path}: {place!r}")
     others = [each for each in archive.files if each not in used]
-    if others:
+    if others and len(words) == len(WORDS):
         warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")
     return images, columns
 

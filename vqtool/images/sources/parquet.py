@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.extras import install_command
-from vqtool.images.sources.arrays import make_rows
+from vqtool.images.sources.arrays import WORDS, make_rows
 from vqtool.images.sources.items import Entry
 from vqtool.images.sources.tables import CAPTION_COLUMNS, LABEL_COLUMNS
 
@@ -81,8 +81,12 @@ class ParquetRow:
         return f"{self.file.path}, row {self.row}"
 
 
-def find_in_parquet(path: Path, *, words: bool = True) -> list[Entry]:
+def find_in_parquet(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
     """All images of a parquet file, in its order; names of classes are those that Hugging Face writes beside them.
+
+    Args:
+        path: of the file.
+        words: what is read of "label" and "caption".
 
     Raises:
         FormatError: not a parquet file, or damaged.
@@ -98,17 +102,15 @@ def find_in_parquet(path: Path, *, words: bool = True) -> list[Entry]:
         raise VqtoolError(f"{path}: it has no rows")
     columns: dict[str, list[tuple[str, ...]] | None] = {}
     if words:
-        picked = {
-            kind: next((name for name in known if name in names), None)
-            for kind, known in (("label", LABEL_COLUMNS), ("caption", CAPTION_COLUMNS))
-        }
-        classes = _class_names(source.file.schema_arrow.metadata, picked["label"])
+        known = {"label": LABEL_COLUMNS, "caption": CAPTION_COLUMNS}
+        picked = {kind: next((name for name in known[kind] if name in names), None) for kind in words}
+        classes = _class_names(source.file.schema_arrow.metadata, picked.get("label"))
         for kind, name in picked.items():
             if name is not None:
                 values = source.column(name)
                 columns[kind] = [_texts(value, classes if kind == "label" else None) for value in values]
         others = [name for name in names if name not in (column, *picked.values())]
-        if others:
+        if others and len(words) == len(WORDS):
             warn(f"{path}: columns {', '.join(others)} are not used; known are text, caption, prompt and label")
     return make_rows(lambda row: ParquetRow(source, row, column), count, columns)
 
