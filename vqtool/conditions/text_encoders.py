@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool import artifacts
+from vqtool import artifacts, conditions
 from vqtool.artifacts import Header
+from vqtool.conditions import Conditioner
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.trust import build_network, parse_record
 
@@ -91,6 +92,7 @@ class TextEncoder(nn.Module):
         self.fingerprint = ""  # of its artifact; empty before it is saved
         self.location = ""  # the path of that
         self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
+        self.captions: Conditioner | None = None  # what reads captions for it, if it came on its own
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
@@ -137,10 +139,14 @@ def save_text_encoder(
         force: overwrite.
     """
     tensors = {name: _shortest(tensor) for name, tensor in encoder.state_dict().items()}
+    config = {name: value for name, value in asdict(encoder.config).items() if value != _OMITTED.get(name, ...)}
+    if encoder.captions is not None:
+        config[_CAPTIONS] = encoder.captions.config()
+        tensors |= {f"{_CAPTIONS}.{name}": tensor for name, tensor in encoder.captions.tensors().items()}
     header = artifacts.save(
         path,
         kind=KIND,
-        config={name: value for name, value in asdict(encoder.config).items() if value != _OMITTED.get(name, ...)},
+        config=config,
         tensors=tensors,
         parents=parents,
         history=history,
@@ -150,6 +156,7 @@ def save_text_encoder(
     return header
 
 
+_CAPTIONS = "captions"  # in the config, and before the names of their tensors
 _OMITTED = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
 
 
@@ -176,8 +183,14 @@ def load_text_encoder(path: str | Path, *, fingerprint: str | None = None) -> Te
             "trained with: put the file of that one beside the prior"
         )
     where = f"{path}: its tensors do not fit its config"
-    config = parse_record(Config, header.config, where)
-    encoder = build_network(lambda: TextEncoder(config), tensors, where)
+    fields_of, prefix = dict(header.config), f"{_CAPTIONS}."
+    captions = fields_of.pop(_CAPTIONS, None)
+    config = parse_record(Config, fields_of, where)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    encoder = build_network(lambda: TextEncoder(config), own, where)
+    if captions is not None:
+        read = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name not in own}
+        encoder.captions = conditions.load(captions, read)
     encoder.fingerprint, encoder.location, encoder.history = header.fingerprint, str(path), header.history
     return encoder.eval().requires_grad_(False)
 

@@ -75,6 +75,7 @@ LEARNING_RATES = {
     "unleashing": 2e-4,
 }
 CONDITIONS = ("none", "class")
+TAKES_FEATURES = True  # of captions, by a text encoder
 PARAMETERISATION = "direct"
 INITIAL_SCALE = 0.02  # std of fresh weights
 FULL_LENGTH = 16  # numbers in a vector of AVX-512: attention to 77 keys takes 1.7 times as long as to 80

@@ -50,6 +50,7 @@ FORMATS = (
     "diffusers",
     "amused",
     "meissonic",
+    "clip-text",
     "diffusers-vqmodel",
 )
 

@@ -38,7 +38,7 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
 
     Args:
         imported: from `load`.
-        output: of the prior, or of the tokenizer if that is all; other parts go beside it under its name.
+        output: of the prior, or else of the tokenizer or text encoder; other parts go beside it under its name.
         record: of the import, for the history of all parts.
         force: overwrite.
 
@@ -48,9 +48,12 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
     Raises:
         VqtoolError: a file exists and `force` is off; nothing has been written then.
     """
-    output = output or Path("prior.safetensors" if imported.prior else "tokenizer.safetensors")
-    tokenizer_path = side_file(output, ".tokenizer.safetensors") if imported.prior else output
-    text_path = side_file(output, ".text-encoder.safetensors")
+    kinds = {"prior": imported.prior, "tokenizer": imported.tokenizer, "text-encoder": imported.text_encoder}
+    main = next(kind for kind, part in kinds.items() if part is not None)
+    output = output or Path(f"{main}.safetensors")
+    tokenizer_path, text_path = (
+        output if kind == main else side_file(output, f".{kind}.safetensors") for kind in ("tokenizer", "text-encoder")
+    )
     parts = [(imported.tokenizer, tokenizer_path), (imported.text_encoder, text_path), (imported.prior, output)]
     for part, path in parts:
         if part is not None:

@@ -44,7 +44,12 @@ _NO_LIMIT = 1 << 20  # a tokenizer's model_max_length from here on says nothing
 
 
 def read_text_encoder(
-    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], source: Source, *, pooled: bool = False
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    source: Source,
+    *,
+    pooled: bool = False,
+    gelu: bool = False,
 ) -> TextEncoder:
     """The tower of a CLIPTextModel.
 
@@ -53,13 +58,14 @@ def read_text_encoder(
         settings: of its config.json.
         source: for messages.
         pooled: whether it is a CLIPTextModelWithProjection, whose states before the last block and pooled text count.
+        gelu: whether MLPs may have an exact GELU, which others than OpenAI's have.
 
     Raises:
         FormatError: the settings are not CLIP's, or tensors are missing or do not fit.
     """
     settings = settings.get("text_config") or settings
     activation, epsilon = settings.get("hidden_act", ACTIVATION), settings.get("layer_norm_eps", EPSILON)
-    if activation not in ((ACTIVATION, "gelu") if pooled else (ACTIVATION,)) or epsilon != EPSILON:
+    if activation not in ((ACTIVATION, "gelu") if pooled or gelu else (ACTIVATION,)) or epsilon != EPSILON:
         raise FormatError(
             f"{source.path}: hidden_act {activation} and layer_norm_eps {epsilon} are not those of OpenAI's text "
             f"towers, {ACTIVATION} and {EPSILON}, the only ones understood"
@@ -68,13 +74,13 @@ def read_text_encoder(
         raise FormatError(f"{source.path}: its config.json says nothing of {missing[0]}")
     where = f"{source.path}: config.json"
     values = {ours: settings[theirs] for ours, theirs in SETTINGS.items()}
+    values["activation"] = "gelu" if activation == "gelu" else "gelu2"
     if pooled:
         end = settings.get("eos_token_id", OLD_END)
         values |= {
             "features": "penultimate",
             "pooled_width": settings.get("projection_dim", 0),
             "end_token": None if end == OLD_END else end,
-            "activation": "gelu" if activation == "gelu" else "gelu2",
         }
     config = parse_record(Config, values, where)
     bare = {name.removeprefix(PREFIX): value for name, value in tensors.items()}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vqtool import conditions, denoisers
 from vqtool.conditions import Conditioner
+from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.parameterisations import PARAMETERISATIONS
@@ -56,6 +57,9 @@ class ConditionOptions(Checked):
     """What a prior is told about a grid."""
 
     condition: str = option("auto", "What samples can be asked for by.", choices=("auto", "none", "class", "caption"))
+    text_encoder: str | None = option(
+        None, "Frozen one that captions are read with: an artifact of `vqtool import`.", advanced=True
+    )
     vocabulary: str = option("bpe", "Of captions.", choices="conditions/__init__.py:VOCABULARIES", advanced=True)
     vocabulary_size: int | None = option(
         None,
@@ -65,22 +69,50 @@ class ConditionOptions(Checked):
         advanced=True,
     )
 
-    def build(self, batch: GridBatch, denoiser: str) -> Conditioner:
+    def build(self, batch: GridBatch, denoiser: str, encoder: TextEncoder | None = None) -> Conditioner:
         """The conditioner of grids; logs what has no text and what is cut.
 
         Raises:
             VqtoolError: the grids or the denoiser do not have such a condition.
         """
-        kind = self.condition
-        if kind == "auto":
-            captions = batch.captions if "caption" in denoisers.module(denoiser).CONDITIONS else None
-            kind = conditions.choose_kind(batch.labels, captions)
-        check_condition(denoiser, kind)
-        conditioner = conditions.build(
-            kind, batch.labels, batch.captions, vocabulary=self.vocabulary, vocabulary_size=self.vocabulary_size
-        )
+        if encoder is not None:
+            conditioner = self._read_by(encoder, batch, denoiser)
+        else:
+            kind = self.condition
+            if kind == "auto":
+                captions = batch.captions if "caption" in denoisers.module(denoiser).CONDITIONS else None
+                kind = conditions.choose_kind(batch.labels, captions)
+            check_condition(denoiser, kind)
+            conditioner = conditions.build(
+                kind, batch.labels, batch.captions, vocabulary=self.vocabulary, vocabulary_size=self.vocabulary_size
+            )
         warn_of_texts(conditioner, conditioner.select(batch.labels, batch.captions) or [])
         return conditioner
+
+    def load_encoder(self) -> TextEncoder | None:
+        """The text encoder that captions are read with, if there is one."""
+        return None if self.text_encoder is None else load_text_encoder(self.text_encoder)
+
+    def _read_by(self, encoder: TextEncoder, batch: GridBatch, denoiser: str) -> Conditioner:
+        """The vocabulary of a text encoder.
+
+        Raises:
+            VqtoolError: encoder, denoiser and grids do not go together.
+        """
+        takes = [name for name in denoisers.NAMES if getattr(denoisers.module(name), "TAKES_FEATURES", False)]
+        for met, reason in (
+            (denoiser in takes, f"goes with `denoiser` {' or '.join(takes)}, not with {denoiser}"),
+            (self.condition in ("auto", "caption"), f"is for captions: leave `condition` {self.condition} out"),
+            (any(batch.captions or ()), "is for captions, and the grids have none"),
+            (encoder.config.features == "unit", "makes features of a kind that no new network takes"),
+        ):
+            if not met:
+                raise VqtoolError(f"`text_encoder` {reason}")
+        if encoder.captions is None:
+            raise VqtoolError(
+                f"`text_encoder` {self.text_encoder} came with a prior, which has its vocabulary: import one on its own"
+            )
+        return encoder.captions
 
 
 def warn_of_texts(conditioner: Conditioner, texts: Sequence[str | None]) -> None:
@@ -97,7 +129,13 @@ def warn_of_texts(conditioner: Conditioner, texts: Sequence[str | None]) -> None
 class DenoiserOptions(Checked):
     """The network."""
 
-    denoiser: str = option("transformer", "Kind of network.", choices="denoisers/__init__.py:NAMES", advanced=True)
+    denoiser: str | None = option(
+        None,
+        "Kind of network.",
+        shown="transformer; vq-diffusion for a text encoder",
+        choices="denoisers/__init__.py:NAMES",
+        advanced=True,
+    )
     size: str | None = option(
         None,
         "tiny, small, base, large, huge or light.",
@@ -116,16 +154,16 @@ class DenoiserOptions(Checked):
         advanced=True,
     )
 
-    def choose_size(self, num_grids: int, num_cells: int) -> str:
-        """The size that is asked for, else one that suits.
+    def choose_size(self, denoiser: str, num_grids: int, num_cells: int) -> str:
+        """The size of a denoiser that is asked for, else one that suits.
 
         Raises:
             VqtoolError: the denoiser has no such size.
         """
-        known: dict[str, Any] = denoisers.module(self.denoiser).SIZES
-        chosen = self.size or choose_size(self.denoiser, num_grids, num_cells)
+        known: dict[str, Any] = denoisers.module(denoiser).SIZES
+        chosen = self.size or choose_size(denoiser, num_grids, num_cells)
         if chosen not in known:
-            raise VqtoolError(f"`size` {chosen}: unknown to {self.denoiser}, which has {', '.join(known)}")
+            raise VqtoolError(f"`size` {chosen}: unknown to {denoiser}, which has {', '.join(known)}")
         return chosen
 
 
@@ -157,15 +195,18 @@ def begin(
     Raises:
         VqtoolError: the options do not go together or with the grids.
     """
-    conditioner = condition.build(batch, network.denoiser)
+    encoder = condition.load_encoder()
+    denoiser = network.denoiser or ("transformer" if encoder is None else "vq-diffusion")
+    conditioner = condition.build(batch, denoiser, encoder)
     data, held_out = build_data(batch, conditioner, GridSpec.of(header)).split(seed)
-    size = network.choose_size(len(data), data.tokens[0].size)
+    size = network.choose_size(denoiser, len(data), data.tokens[0].size)
     prior = build_prior(
         diffusion.build(header.codebook_size), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
-        denoiser=network.denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
-        dropout=network.dropout,
+        denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
+        dropout=network.dropout, text_encoder=encoder,
     )  # fmt: skip
-    return Beginning(prior, data, held_out, choose_learning_rate(network.denoiser, size), size)
+    settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
+    return Beginning(prior, data, held_out, choose_learning_rate(denoiser, size), size, settings=settings)
 
 
 def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
@@ -227,6 +268,7 @@ def build_prior(
     rule: str = "mixture",
     parameterisation: str | None = None,
     dropout: float = 0.0,
+    text_encoder: TextEncoder | None = None,
 ) -> Prior:
     """A prior with fresh weights that predicts each token as often as it is found in the grids.
 
@@ -241,13 +283,19 @@ def build_prior(
         rule: one of posterior.RULES, the average that the bound is of.
         parameterisation: one of PARAMETERISATIONS; None for one that suits denoiser and rule.
         dropout: of the denoiser, in training.
+        text_encoder: whose features the denoiser is told; the null text is learned.
 
     Raises:
         VqtoolError: the denoiser does not take such conditions or has no dropout, or the parameterisation does not go
             with the rule.
     """
-    check_condition(denoiser, conditioner.kind)
     file = denoisers.module(denoiser)
+    if text_encoder is None:
+        check_condition(denoiser, conditioner.kind)
+        told = {name: getattr(conditioner, name) for name in CONDITION_TABLES if hasattr(conditioner, name)}
+    else:
+        length = len(conditioner.null(1)[0])
+        told = {"text_width": text_encoder.config.width, "text_length": length, "learned_null": True}
     if parameterisation == "evidence" and rule == "plug-in":
         raise VqtoolError(
             "`parameterisation` evidence does not go with `rule` plug-in, which adds what x_t says itself"
@@ -261,7 +309,7 @@ def build_prior(
         "codebook_size": kernel.codebook_size,
         "grid_size": grid_spec.grid_size,
         "num_steps": kernel.num_steps,
-        **{name: getattr(conditioner, name) for name in CONDITION_TABLES if hasattr(conditioner, name)},
+        **told,
         **file.SIZES[size],
     }
     if dropout:
@@ -271,4 +319,4 @@ def build_prior(
         network = denoisers.build(denoiser, config)
     counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5
     network.set_frequencies(torch.from_numpy(counts / counts.sum()))
-    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule)
+    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule, text_encoder)

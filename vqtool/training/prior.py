@@ -19,7 +19,7 @@ from vqtool.images import to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
 from vqtool.options import distribute, option
-from vqtool.outputs import refuse_existing
+from vqtool.outputs import is_stream, refuse_existing
 from vqtool.priors import Prior, fits_builtin, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
@@ -35,6 +35,7 @@ from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
+from vqtool.training.texts import keep_texts
 from vqtool.training.tuning import go_on
 
 MAX_PASSES = 300
@@ -123,7 +124,8 @@ def train_prior(
         start = begin(header, batch, diffusion, network, condition, seed=seed)
     else:
         start = go_on(load_prior(from_), header, batch, condition, tuning, given=options, seed=seed)
-    prior, data, held_out = start.prior, start.data, start.held_out
+    data, held_out, place = start.data, start.held_out, output if is_stream(grids) else grids
+    prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
     check_loss(loss, prior)
     _announce(start, notify)
     preview = _find_preview(prior, grids, tokenizer, files)
@@ -139,6 +141,7 @@ def train_prior(
         held_out=held_out, keep_best=choose_keep(run, files, held_out) == "best", early_stop=run.early_stop,
         keep=save, preview=preview, report=report, progress=progress, settings=start.settings,
     )  # fmt: skip
+    trained = replace(trained, text_encoder=start.prior.text_encoder)
     if not distributed.is_main_process():
         return trained
     summary = trained.summary

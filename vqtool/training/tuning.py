@@ -30,7 +30,8 @@ from vqtool.training.building import (
 )
 from vqtool.training.data import build_data
 
-FIXED = ("denoiser", "size", "parameterisation", "rule", "diffusion_steps")  # by the prior to begin with
+# By the prior to begin with.
+FIXED = ("denoiser", "text_encoder", "size", "parameterisation", "rule", "diffusion_steps")
 TUNING_SHARE = 0.3  # of the rate that suits fresh weights
 
 
