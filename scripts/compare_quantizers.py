@@ -32,8 +32,8 @@ from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, quantizers
 from vqtool.training._autoencoder import TokenizerLoss, build_model
+from vqtool.training.clock import LoopConfig
 from vqtool.training.fitting import TokenizerObjective, fit
-from vqtool.training.loop import LoopConfig
 
 Pictures = NDArray[np.uint8]
 HELD_OUT_EVERY = 10  # pictures, where none are given

@@ -32,8 +32,9 @@ from vqtool.diffusion import kernels
 from vqtool.priors import GridSpec, Prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer, vqgan
 from vqtool.training import prior as training
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig, measure_step_seconds
+from vqtool.training.loop import measure_step_seconds
 from vqtool.training.objectives import PriorLoss, PriorObjective
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,8 @@ from vqtool.denoisers import transformer
 from vqtool.grids import GridBatch
 from vqtool.training import prior as training
 from vqtool.training.building import build_prior
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import build_data
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss
 
 # Four pictures of 2x3 cells and K = 7, two of each label.

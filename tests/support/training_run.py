@@ -11,9 +11,9 @@ import torch
 
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training._autoencoder import TokenizerLoss, build_model
+from vqtool.training.clock import LoopConfig
 from vqtool.training.discriminator import DiscriminatorConfig
 from vqtool.training.fitting import TokenizerObjective, fit
-from vqtool.training.loop import LoopConfig
 
 CONFIG = VqVaeConfig(
     codebook_size=16, code_dim=4, channels=(16, 16), encoder_blocks=(0, 1), decoder_blocks=(1, 0)

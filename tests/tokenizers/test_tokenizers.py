@@ -14,8 +14,8 @@ from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training._autoencoder import TokenizerLoss, build_model
+from vqtool.training.clock import LoopConfig
 from vqtool.training.fitting import TokenizerObjective, fit
-from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import edges, reconstruction
 
 

@@ -12,8 +12,8 @@ from support.prior_run import read_log, train
 
 from vqtool.artifacts import load
 from vqtool.diffusion.losses import LOSSES
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, PriorObjective
 
 pytestmark = pytest.mark.gpu

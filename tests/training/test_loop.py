@@ -20,7 +20,8 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
 from vqtool.training._log import RunLog
-from vqtool.training.loop import LoopConfig, learning_rate, step_items
+from vqtool.training.clock import LoopConfig, ema_decay, learning_rate
+from vqtool.training.loop import step_items
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine():
@@ -412,7 +413,7 @@ def test_averages_and_warm_up_go_by_the_steps_that_a_run_comes_to():
         moment = config.length.moment(step, seconds)
         cosine = 0.5 * (1 + math.cos(math.pi * seconds / 60))
         assert learning_rate(moment, config) == pytest.approx(warm * cosine)
-        assert loop.ema_decay(moment, config) == pytest.approx(decay)
+        assert ema_decay(moment, config) == pytest.approx(decay)
     assert LoopConfig(8, 1, minutes=1.0).length.moment(4, 45.0) == (4, 0.75, pytest.approx(16 / 3))
     assert LoopConfig(8, 1, minutes=1.0).length.moment(4, 15.0) == (4, 0.5, 8)
 

@@ -19,8 +19,8 @@ from vqtool.diffusion.posterior import average_posterior, posterior
 from vqtool.errors import VqtoolError
 from vqtool.priors import Prior
 from vqtool.training import objectives
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, PriorObjective
 from vqtool.training.times import History
 

@@ -21,9 +21,8 @@ from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.training import building
 from vqtool.training import prior as training
 from vqtool.training._weights import checkpoint_blocks
-from vqtool.training.clock import Length
+from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
 from vqtool.training.runs import MachineOptions, RunFiles
 

@@ -18,8 +18,8 @@ from vqtool import conditions
 from vqtool.diffusion.losses import LOSSES
 from vqtool.training import loop
 from vqtool.training.building import build_prior
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, PriorObjective
 
 DEVICE = torch.device("meta")

@@ -21,9 +21,9 @@ from vqtool.tokenizers import SIZES, Tokenizer
 from vqtool.training import finetuning
 from vqtool.training._autoencoder import DISCRIMINATOR_WEIGHT, Phase, TokenizerLoss, build_model
 from vqtool.training.augment import Augmentation, augmented, middle
+from vqtool.training.clock import LoopConfig
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig, check_size
 from vqtool.training.fitting import TokenizerObjective, fit
-from vqtool.training.loop import LoopConfig
 from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
 
 SMALL = training_run.CONFIG  # factor 4, 16 codes of 4 numbers

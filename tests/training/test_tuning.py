@@ -16,7 +16,7 @@ from vqtool.priors import load_prior
 from vqtool.training import loop, tuning
 from vqtool.training.adapters import TuningOptions, merged
 from vqtool.training.building import ConditionOptions, build_prior
-from vqtool.training.loop import LoopConfig
+from vqtool.training.clock import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
 from vqtool.training.prior import fit
 

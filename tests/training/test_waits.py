@@ -7,8 +7,8 @@ from support.exact import grid_spec, random_prior
 from support.pretended_gpu import PretendedGpu
 
 from vqtool.diffusion.losses import LOSSES
+from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import PriorLoss, PriorObjective
 
 OBJECTIVES = [  # every loss with the kernels that it is for

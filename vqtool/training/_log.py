@@ -1,13 +1,16 @@
-"""The JSON-lines log of a run."""
+"""What people and the JSON-lines log are told of a run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vqtool import distributed
 from vqtool.errors import VqtoolError, warn
+from vqtool.training._validation import Course
+
+Report = Callable[[int, Mapping[str, float]], None]
 
 
 class RunLog:
@@ -51,6 +54,34 @@ class RunLog:
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
+
+
+class Account:
+    """Of the steps of a run: to its log, to whoever asked, and to people beside its progress."""
+
+    def __init__(self, log: RunLog, course: Course, report: Report | None, told: Sequence[str]) -> None:
+        self._log, self._course, self._report, self._told = log, course, report, told
+        self._values: dict[str, float] = {}  # the latest of each
+
+    def detail(self) -> str:
+        """The metrics that are shown with the progress."""
+        return ", ".join(f"{name} {self._values[name]:.4g}" for name in self._told if name in self._values)
+
+    def tell(self, step: int, values: Mapping[str, float], seconds: float, measured: Iterable[str]) -> None:
+        """Account for a step.
+
+        Args:
+            step: its number.
+            values: of it.
+            seconds: that the run has taken.
+            measured: names of what was measured after it, if that was looked at.
+        """
+        self._values |= values
+        if [*measured] and (turn := self._course.describe_turn(step, values)):
+            warn(turn)
+        self._log.write({"step": step, **values, "seconds": round(seconds, 3)})
+        if self._report is not None:
+            self._report(step, values)
 
 
 def _read_step(line: bytes) -> int | None:

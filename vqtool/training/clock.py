@@ -1,4 +1,4 @@
-"""How long a run is, and how far: by steps, by minutes, or by both, whichever ends first.
+"""How a run goes, how long it is, and how far: by steps, by minutes, or by both, whichever ends first.
 
 All that a run does in the course of its time follows the share of it that is over, (step / steps) or (time / minutes),
 and the number of steps that it comes to at its pace so far: a run by steps is the same every time, and one by minutes
@@ -52,3 +52,51 @@ class Length:
         texts = [] if self.steps is None else [f"{self.steps} steps"]
         texts += [] if self.minutes is None else [f"{self.minutes:g} minutes"]
         return ", at most ".join(texts)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run goes."""
+
+    num_steps: int | None  # of the run; None where minutes alone decide
+    batch_size: int  # items a step over all processes
+    learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
+    warmup_steps: int = 100
+    warmup_share: float | None = None  # of the run, that the warm-up takes if that is less
+    weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
+    betas: tuple[float, float] = (0.9, 0.96)
+    ema_decay: float = 0.999  # of the weights, a step
+    ema_share: float | None = None  # of the run, over which weights are averaged if that is less, but ten steps
+    ema_rises: bool = True  # to this over the first steps, so that fresh weights are soon forgotten
+    clip_norm: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    save_seconds: float = 120.0  # how often the state is written
+    preview_steps: int = 0  # how often a preview is drawn; 0 is never
+    log_steps: int = 1  # how often a line is logged
+    accumulate: int = 1  # parts that each process works through its share of a batch in
+    checkpoint: bool = False  # whether what blocks compute on the way is computed again for the gradient, not kept
+    bf16: bool = False  # mixed precision, for GPUs
+    compile: bool = False  # with torch.compile
+    minutes: float | None = None  # after which the run is over
+
+    @property
+    def length(self) -> Length:
+        """How long the run is."""
+        return Length(self.num_steps, self.minutes)
+
+
+def learning_rate(moment: Moment, config: LoopConfig) -> float:
+    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at the end of the run."""
+    steps: float = config.warmup_steps
+    if config.warmup_share is not None:
+        steps = min(steps, config.warmup_share * moment.num_steps)
+    warm = min(1.0, (moment.step + 1) / max(1, steps))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * moment.share))
+
+
+def ema_decay(moment: Moment, config: LoopConfig) -> float:
+    """How much of the averaged weights stays in the step at that moment."""
+    decay = config.ema_decay
+    if config.ema_share is not None:
+        decay = min(decay, max(0.9, 1 - 1 / (config.ema_share * moment.num_steps)))
+    return min(decay, (1 + moment.step) / (10 + moment.step)) if config.ema_rises else decay

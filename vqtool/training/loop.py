@@ -23,55 +23,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
-from vqtool.errors import FormatError, VqtoolError, warn
+from vqtool.errors import FormatError, VqtoolError
 from vqtool.progress import Progress, silent
 from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity
-from vqtool.training._log import RunLog
+from vqtool.training._log import Account, Report, RunLog
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
 from vqtool.training._validation import Course, Validation
 from vqtool.training._weights import build_optimizer, checkpoint_blocks, update_ema
-from vqtool.training.clock import Length, Moment
+from vqtool.training.clock import LoopConfig, Moment, ema_decay, learning_rate
 from vqtool.trust import parse_record
 
 STATE_KIND = "training-state"
 
 Indices = NDArray[np.int64]
 Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[str, Tensor]]]
-Report = Callable[[int, Mapping[str, float]], None]
 Keep = Callable[[nn.Module, Mapping[str, Any]], object]
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How a run goes."""
-
-    num_steps: int | None  # of the run; None where minutes alone decide
-    batch_size: int  # items a step over all processes
-    learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
-    warmup_steps: int = 100
-    warmup_share: float | None = None  # of the run, that the warm-up takes if that is less
-    weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
-    betas: tuple[float, float] = (0.9, 0.96)
-    ema_decay: float = 0.999  # of the weights, a step
-    ema_share: float | None = None  # of the run, over which weights are averaged if that is less, but ten steps
-    ema_rises: bool = True  # to this over the first steps, so that fresh weights are soon forgotten
-    clip_norm: float = 1.0  # largest norm of the gradient
-    seed: int = 0
-    save_seconds: float = 120.0  # how often the state is written
-    preview_steps: int = 0  # how often a preview is drawn; 0 is never
-    log_steps: int = 1  # how often a line is logged
-    accumulate: int = 1  # parts that each process works through its share of a batch in
-    checkpoint: bool = False  # whether what blocks compute on the way is computed again for the gradient, not kept
-    bf16: bool = False  # mixed precision, for GPUs
-    compile: bool = False  # with torch.compile
-    minutes: float | None = None  # after which the run is over
-
-    @property
-    def length(self) -> Length:
-        """How long the run is."""
-        return Length(self.num_steps, self.minutes)
 
 
 @dataclass(frozen=True)
@@ -80,23 +48,6 @@ class LoopResult:
 
     model: nn.Module  # EMA weights, on the CPU, in eval mode
     summary: dict[str, Any]  # steps, seconds, last losses; kept_step where the best weights are kept
-
-
-def learning_rate(moment: Moment, config: LoopConfig) -> float:
-    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at the end of the run."""
-    steps: float = config.warmup_steps
-    if config.warmup_share is not None:
-        steps = min(steps, config.warmup_share * moment.num_steps)
-    warm = min(1.0, (moment.step + 1) / max(1, steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * moment.share))
-
-
-def ema_decay(moment: Moment, config: LoopConfig) -> float:
-    """How much of the averaged weights stays in the step at that moment."""
-    decay = config.ema_decay
-    if config.ema_share is not None:
-        decay = min(decay, max(0.9, 1 - 1 / (config.ema_share * moment.num_steps)))
-    return min(decay, (1 + moment.step) / (10 + moment.step)) if config.ema_rises else decay
 
 
 class _Run:
@@ -354,7 +305,7 @@ def run(
     elif state_path.exists():  # of an earlier run, which a resume would go on with while the log is of this one
         training.save(state_path, identity)
     log = RunLog(log_path, training.step)
-    account = _Account(training, log, report, told)
+    account = Account(log, training.course, report, told)
     draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
         with (
@@ -378,7 +329,7 @@ def run(
                     training.note({**metrics, **measured})
                     _check_finite(training.values, moment.step, state_path)
                 if logs:
-                    account.tell(measured)
+                    account.tell(moment.step, training.values, training.seconds, measured)
                 advance(1) if config.minutes is None else advance(1, total=round(moment.num_steps))
                 if preview is not None and draws and moment.step % config.preview_steps == 0:
                     preview(training.ema, moment.step)
@@ -392,29 +343,6 @@ def run(
     finally:
         log.close()
     return LoopResult(training.kept.cpu().eval(), training.summary)
-
-
-class _Account:
-    """What people and the log are told of a run."""
-
-    def __init__(self, training: _Run, log: RunLog, report: Report | None, told: Sequence[str]) -> None:
-        self._training, self._log, self._report, self._told = training, log, report, told
-        self._measured: dict[str, float] = {}  # at the last look
-
-    def detail(self) -> str:
-        """The metrics that are shown with the progress."""
-        values = self._measured | self._training.values
-        return ", ".join(f"{name} {values[name]:.4g}" for name in self._told if name in values)
-
-    def tell(self, measured: Mapping[str, Tensor]) -> None:
-        """Account for a step, and for what was measured after it."""
-        step, values = self._training.step, self._training.values
-        self._measured |= {name: values[name] for name in measured}
-        if measured and (turn := self._training.course.describe_turn(step, values)):
-            warn(turn)
-        self._log.write({"step": step, **values, "seconds": round(self._training.seconds, 3)})
-        if self._report is not None:
-            self._report(step, values)
 
 
 def _describe_stop(training: _Run, state_path: Path) -> str:

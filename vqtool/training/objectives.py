@@ -34,9 +34,9 @@ from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
-from vqtool.training.clock import Moment
+from vqtool.training.clock import LoopConfig, Moment
 from vqtool.training.data import GridData, PlacedGrids, upload
-from vqtool.training.loop import Indices, LoopConfig
+from vqtool.training.loop import Indices
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4

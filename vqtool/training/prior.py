@@ -30,9 +30,8 @@ from vqtool.training._identity import read_identity
 from vqtool.training._validation import Validation
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
-from vqtool.training.clock import Length
+from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
-from vqtool.training.loop import LoopConfig
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.texts import keep_texts
