@@ -48,6 +48,7 @@ def test_every_code_is_in_use_after_and_the_file_says_where_it_came_from(refit, 
     assert after["usage"] == 1
     assert after["perplexity"] > before["perplexity"]
     assert after["error"] < before["error"]
+    assert re.search(r"fitting 16 codes to \d+ vectors of \d+ images: k-means\+\+, then k-means\n", result.err)
     assert "before: usage" in result.err
     assert "after: usage 100.0%" in result.err
     for name, tensor in old.state_dict().items():

@@ -185,7 +185,7 @@ def test_the_size_of_the_batches_changes_no_byte_of_the_tokens(vqtool, files, co
 def test_progress_and_the_last_line_tell_calls_seconds_and_rates(vqtool, files):
     text = vqtool("vary", "tok.h5", "-n", 2, "--steps", 4, "-b", 2, "-o", "x.h5").err
     assert "batches of 2: about" in text
-    assert re.search(r"vary: 6 grids in [0-9.]+ s \([0-9.]+ grids/s, [0-9.]+ calls/s\)", text)
+    assert re.search(r"vary: 24 calls in [0-9.]+ s \([0-9.]+ calls/s, 6 of 6 grids\)", text)
     assert re.search(r"wrote 6 pictures to x.h5: 4 network calls a grid, [0-9.]+ s, [0-9.e+]+ grids/s", text)
     text = vqtool("outpaint", "tok.h5", "--left", 2, "--steps", 2, "-o", "y.h5").err
     assert "grids of 4x8: 2 tiles of 4x6 a call" in text

@@ -386,7 +386,7 @@ def test_a_dry_run_says_calls_memory_and_time_and_writes_nothing(folder):
 
 def test_progress_and_the_last_line_tell_calls_seconds_and_rates(folder):
     result = run("-n", 5, "--steps", 4, "-o", "x.h5")
-    assert re.search(r"sample: 5 grids in [0-9.]+ s \([0-9.]+ grids/s, [0-9.]+ calls/s\)", result.stderr)
+    assert re.search(r"sample: 20 calls in [0-9.]+ s \([0-9.]+ calls/s, 5 of 5 grids\)", result.stderr)
     assert re.search(r"wrote 5 grids to x.h5: 4 network calls a grid, [0-9.]+ s, [0-9.e+]+ grids/s", result.stderr)
     assert "batches of 5: about" in result.stderr
 

@@ -11,6 +11,7 @@ from vqtool import progress
 from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.grids import read_grids
 from vqtool.images import find_images, read_batches
+from vqtool.samplers import NAMES
 
 
 def test_a_file_holds_what_sample_draws_and_progress_gets_done_and_total(tmp_path):
@@ -25,11 +26,30 @@ def test_a_file_holds_what_sample_draws_and_progress_gets_done_and_total(tmp_pat
     assert np.array_equal(batch.tokens, drawn.numpy())
     assert batch.labels == labels
     assert (done.num, done.num_calls) == (5, 8)
-    assert (seen[-1], seen[0]) == ((5, 5), (0, 5))
+    assert (seen[-1], seen[0]) == ((40, 40), (0, None))
+    assert seen[1] == (4, 40)  # of two grids; a step is two calls under guidance
+    assert [calls for calls, _ in seen] == sorted(calls for calls, _ in seen)
+    assert {total for _, total in seen[1:]} == {40}
     record = header.history[-1]
     assert {name: record[name] for name in how} == how
     with pytest.raises(VqtoolError, match=r"x\.h5: exists"):
         library.sample_to_file(prior, path, 5)
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_progress_knows_the_calls_of_one_canvas_from_the_second_on(tmp_path, sampler):
+    """Oracle: a canvas of several tiles whose calls are counted when it is done."""
+    prior, seen = random_prior("absorbing"), []
+    report = progress.call(lambda done, total: seen.append((done, total)))
+    height, width = prior.grid_spec.grid_size
+    how = {"sampler": sampler, "grid_size": (height, 2 * width), "progress": report}
+    done = library.sample_to_file(prior, tmp_path / "x.h5", 1, **how)
+    calls, totals = zip(*seen, strict=True)
+    assert (seen[0], seen[-1]) == ((0, None), (done.num_calls, done.num_calls))
+    assert sorted({*calls}) == [*range(int(done.num_calls) + 1)]
+    assert all(total is not None for total in totals[1:])
+    if sampler != "entropy":  # which goes by what it sees
+        assert set(totals[1:]) == {done.num_calls}
 
 
 def test_a_dry_run_counts_the_calls_and_writes_nothing(tmp_path):

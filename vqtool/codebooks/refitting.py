@@ -22,7 +22,7 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
 from vqtool.options import Checked, distribute, option
 from vqtool.outputs import refuse_existing
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, save_tokenizer, tokenizer_of
 from vqtool.tokenizers.quantizers import nearest
@@ -78,6 +78,7 @@ def refit(
     device: str = "auto",
     force: bool = False,
     on_error: OnError | None = None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     **chosen: Any,
 ) -> Refit:
@@ -92,7 +93,8 @@ def refit(
         device: "cpu", "cuda", or "auto" for a CUDA GPU if there is one.
         force: overwrite what is there.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
-        progress: shows how far it is.
+        notify: is told when k-means begins, which takes most of the time.
+        progress: shows how far it is with the images.
         chosen: fields of `Options` and `SourceOptions`.
 
     Raises:
@@ -118,6 +120,9 @@ def refit(
         size = options.codebook_size or count_distinct(vectors.numpy(), old.codebook_size)
         if options.codebook_size is None and 1 < size < old.codebook_size:
             warn(f"{size} distinct vectors make {size} codes, not {old.codebook_size}: more images make more")
+        notify(
+            f"fitting {size} codes to {len(vectors)} vectors of {len(items)} images: {options.seeding}, then k-means"
+        )
         codebook = fit_codebook(
             vectors,
             size,

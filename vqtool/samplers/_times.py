@@ -12,6 +12,13 @@ from vqtool.samplers._walk import Walk
 
 
 def choose_times(walk: Walk, options: Any, *, repeated: Sequence[int] = ()) -> list[int]:
+    """The times of `_list_times`; the walk has planned so many calls from now on."""
+    times = _list_times(walk, options, repeated)
+    walk.num_planned = len(times) - 1
+    return times
+
+
+def _list_times(walk: Walk, options: Any, repeated: Sequence[int]) -> list[int]:
     """From the walk's start down to 0; each of these times but the last is one step.
 
     Args:

@@ -221,6 +221,7 @@ def _plan_steps(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[_Step]:
             t = find_times(before[start], walk, len(plan) + 1 - call)
             calls.append((call, int(before.max()), int(unmasked.max()), t, count))
         before = after
+    walk.num_planned = len(calls)
     uploaded = walk.upload([torch.stack([t, count]) for *_, t, count in calls])
     for (call, num_masked, most, t, count), (t_there, count_there) in zip(calls, uploaded, strict=True):
         walk.call = call - 1, len(plan)

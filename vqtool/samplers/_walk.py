@@ -53,6 +53,8 @@ class Walk:
         grid_size: (H, W) of the samples.
         samples: their numbers.
         call: (which, from 0 on; of how many), if the sampler counts its calls.
+        num_asked: how often the denoiser was asked until now.
+        num_planned: how often it will have been in the end, as far as the sampler knows; None where it does not yet.
         raw: whether a sampler asks for logits in place of log-probabilities: guided and divided by the temperature.
         is_careful: whether a step looks at all cells, where it need not: see ``is_complete``.
     """
@@ -77,6 +79,8 @@ class Walk:
         self.grid_size = grid_size
         self._calls = torch.zeros(len(samples), dtype=torch.int64)  # of the denoiser, each sample
         self.call: tuple[int, int] | None = None
+        self.num_asked = 0
+        self.num_planned: float | None = None
         self.raw = False
         self._prior = prior
         self.samples = samples
@@ -283,6 +287,7 @@ class Walk:
         """
         if self._observe is not None:
             self._observe(self, x_t)
+        self.num_asked += 1
         asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active
         scales = self._settings.scales(lambda: self._share(t.known), len(self.samples))
         temperature = self._temperature(t.known)

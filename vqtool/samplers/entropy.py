@@ -53,6 +53,8 @@ def sample(walk: Walk, options: Options) -> Tensor:
         masked = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # a GPU has to say whether it is done
         if not bool(masked.any()):
             break
+        if call > 1:  # as many cells in each of the calls to come, on average
+            walk.num_planned = (call - 1) * walk.num_cells / max(1.0, walk.num_cells - float(masked.double().mean()))
         known = find_times(masked, walk)
         times = Times(known, walk.upload([known])[0])
         places, tokens, count, cells = ask(walk, x_t, call, walk.num_cells - call + 1, choose, times, masked > 0)

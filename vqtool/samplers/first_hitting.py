@@ -54,6 +54,7 @@ def sample(walk: Walk, options: Options) -> Tensor:
     opens = torch.where(x_t == kernel.mask_id, _draw_times(stops, gammas, order), 0)
     count = expect(float(-gammas.diff().min() / gammas[0]), walk.num_cells)
     calls = list(_plan_calls(opens.flatten(1).cpu()))
+    walk.num_planned = len(calls)
     for (known, wanted), t in zip(calls, walk.upload([known for known, _ in calls]), strict=True):
         now = (opens == t[:, None, None]) & (opens > 0)
         x_s, times = x_t, Times(known.clamp(min=1), t.clamp(min=1))

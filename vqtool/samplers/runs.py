@@ -173,16 +173,23 @@ class Run:
             done: how many of the samples have been drawn before.
         """
         begun = time.monotonic()
+        num = None if self.num is None else self.num - done  # that are left
 
-        def rate() -> str:
-            calls = self._calls + sum(self._under_way.values())
-            return f"{calls / max(time.monotonic() - begun, 1e-9):.1f} calls/s" if calls else ""
+        def grids() -> str:
+            return f"{done + self.num_drawn} of {'?' if num is None else done + num} grids"
 
-        with self._progress(name, self.num, "grids", done=done, detail=rate) as advance:
+        with self._progress(name, None, "calls", detail=grids) as advance:
+            told = 0
+
+            def tell(total: float | None) -> None:
+                nonlocal told
+                calls = round(self._calls + sum(self._under_way.values()))
+                advance(calls - told, total=None if total is None else max(calls, round(total)))
+                told = calls
 
             def notice(walk: Walk, x_t: Tensor) -> None:
                 self._under_way[walk.samples] = walk.num_calls * len(walk.samples)
-                advance(0)
+                tell(self._find_total(walk, num))
                 check_reader(self._output)
                 if observe is not None:
                     observe(walk, x_t)
@@ -192,8 +199,17 @@ class Run:
                 self._under_way.clear()
                 self.num_drawn += len(batch.samples)
                 yield batch
-                advance(len(batch.samples))
+                tell(None if num is None else self._calls * num / max(1, self.num_drawn))
         self._seconds = time.monotonic() - begun
+
+    def _find_total(self, walk: Walk, num: int | None) -> float | None:
+        """Calls of `num` grids, at those that this walk comes to; None where that is not known yet."""
+        if num is None or walk.num_planned is None or not walk.num_asked:
+            return None
+        each = walk.num_calls / walk.num_asked * walk.num_planned
+        begun = sum(len(samples) for samples in self._under_way if samples != walk.samples)
+        calls = self._calls + sum(self._under_way.values()) - walk.num_calls * len(walk.samples)
+        return calls + (num - self.num_drawn - begun) * each
 
     @property
     def summary(self) -> Summary:

@@ -52,7 +52,7 @@ def refit(
 
     carrier = None if prior is None else Carrier.open(prior, output, force=force)
     skipped = Skipped(strict, output)
-    common: dict[str, Any] = {"seed": seed, "device": device, "force": force, "progress": progress}
+    common: dict[str, Any] = {"seed": seed, "device": device, "force": force, "notify": echo, "progress": progress}
     made = codebooks.refit(
         images, output, tokenizer=tokenizer, grids=grids, on_error=skipped.on_error, **common, **options
     )
