@@ -314,6 +314,79 @@ def test_a_split_is_taken_of_files_named_one_by_one(tmp_path: Path) -> None:
     ]
 
 
+def test_images_in_class_folders_without_a_label_that_is_written_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat/1.png": png(), "cat/2.png": png(), "dog/3.png": png(), "cat/1.cls": "tabby"})
+    found, messages = told(tmp_path)
+    assert {id: words[0] for id, words in found.items()} == {"cat/1": "tabby", "cat/2": None, "dog/3": None}
+    assert messages == [
+        f"{tmp_path}: 2 of 3 images have no label, since class folders are not taken where some labels are written; "
+        "`labels` folder takes them: cat/2.png, dog/3.png"
+    ]
+    assert labels(tmp_path, labels="folder") == {"cat/1": "cat", "cat/2": "cat", "dog/3": "dog"}
+
+
+def test_a_text_beside_an_image_that_has_its_caption_elsewhere_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": png(), "1.txt": "text", "2.png": png(), "2.txt": "text", "2.caption": "second"})
+    fill(tmp_path, {"metadata.csv": "file_name,text\n1.png,row\n2.png,\n"})
+    found, messages = told(tmp_path)
+    assert {id: words[1] for id, words in found.items()} == {"1": ("row",), "2": ("text",)}
+    assert messages == [
+        f"{tmp_path}: 2 texts not used, since the images have captions elsewhere: 1.txt, 2.caption",
+    ]
+
+
+def test_of_several_known_columns_the_first_that_is_not_empty_counts_and_that_is_told(tmp_path: Path) -> None:
+    text = "file_name,prompt,text,class,label\n1.png,p1,t1,c1,l1\n2.png,p2,,c2,\n"
+    fill(tmp_path, {"1.png": png(), "2.png": png(), "metadata.csv": text})
+    found, messages = told(tmp_path)
+    assert found == {"1": ("l1", ("t1",)), "2": ("c2", ("p2",))}
+    table = f"{tmp_path}/metadata.csv"
+    assert messages == [
+        f"{table}: {kind} are taken of column {names[0]}, not of {names[1]}; `{kind}` {table}:{names[1]} takes that"
+        for kind, names in (("captions", ("text", "prompt")), ("labels", ("label", "class")))
+    ]
+    assert told(tmp_path, captions=f"{table}:prompt", labels=f"{table}:class") == (
+        {"1": ("c1", ("p1",)), "2": ("c2", ("p2",))},
+        [],
+    )
+
+
+def test_names_with_the_separators_of_windows_are_understood(tmp_path: Path) -> None:
+    fill(tmp_path, {"a/1.png": png(), "b/2.png": png(), "metadata.csv": "file_name,text\na\\1.png,one\nb\\2.png,two\n"})
+    assert captions(tmp_path) == {"a/1": ("one",), "b/2": ("two",)}
+
+
+def test_a_caption_that_several_images_of_one_name_take_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat/1.png": png(), "dog/1.png": png(), "dog/2.png": png(), "captions/1.txt": "one"})
+    found, messages = told(tmp_path)
+    assert [words[1] for words in found.values()] == [("one",), ("one",), ()]
+    assert messages == [
+        f"{tmp_path}: 1 caption taken by several images of one name: captions/1.txt (cat/1.png and dog/1.png)"
+    ]
+
+
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("Train_1", "test-1"), ("training", "dev")])
+def test_splits_may_have_a_number(tmp_path: Path, names: tuple[str, str]) -> None:
+    fill(tmp_path, {f"{name}/{i}.png": png() for i, name in enumerate(names)})
+    found, messages = told(tmp_path)
+    assert {words[0] for words in found.values()} == {None}
+    assert len(messages) == 1
+    assert "are splits, not classes" in messages[0]
+    assert len(captions(tmp_path, split="train")) == 1
+
+
+def test_archives_among_images_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, {"1.png": png(), "more/shard.tar": b"", "x.zip": b"", "tok.h5": b""})
+    assert told(tmp_path)[1] == [f"{tmp_path}: 2 archives among its files not looked into: x.zip, more/shard.tar"]
+
+
+@pytest.mark.parametrize("name", ["captions.json", "metadata.json", "labels.json", "annotations.json", "prompts.json"])
+def test_json_named_as_words_is_told_and_other_json_is_not(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, {"1.png": png(), name: "{}", "package.json": "{}"})
+    (message,) = told(tmp_path)[1]
+    assert message.startswith(f"{tmp_path}: 1 file of words beside no image of that name, not used: {name};")
+
+
 def test_sources_that_hold_words_alone_are_an_error(tmp_path: Path) -> None:
     fill(tmp_path, {"a.txt": "x", "captions/1.txt": "x"})
     for source in (tmp_path / "a.txt", tmp_path / "captions"):

@@ -117,6 +117,7 @@ def test_a_npz_has_words_beside_its_images(tmp_path: Path, names: tuple[str, ...
         ({"a": np.zeros(3), "b": np.zeros(3)}, "call its array of images 'images'"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, r"'labels' has shape \(3,\)"),
         ({"images": np.array([{}, {}], object)}, "not a whole array of images"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "label": np.eye(2, dtype=int)}, r"'label' has shape \(2, 2\)"),
     ],
 )
 def test_an_array_of_something_else_says_what_it_holds(tmp_path: Path, arrays: dict, message: str) -> None:
@@ -192,6 +193,27 @@ def test_a_parquet_of_hugging_face_gives_images_with_the_names_of_their_classes(
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-20])
     with pytest.raises(FormatError, match="not a whole parquet file"):
         find_images([tmp_path / "x.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", [[1, 0], [0, 1]], r"'label': '\[1, 0\]' stands in a row; expected a string or an integer"),
+        ("text", [{"en": "a"}, {"en": "b"}], "'text': .* stands in a row; expected a string, or a list of them"),
+        ("text", [[1], [2]], "'text': .* stands in a row"),
+    ],
+)
+def test_words_of_another_type_in_a_parquet_are_named(
+    tmp_path: Path, column: str, values: list[object], message: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images = [{"bytes": png(image), "path": ""} for image in PIXELS[:2]]
+    parquet.write_table(pyarrow.table({"image": images, column: values}), tmp_path / "x.parquet")
+    with pytest.raises(FormatError, match=rf"x\.parquet: {message}"):
+        find_images([tmp_path / "x.parquet"])
+    assert len(find_images([tmp_path / "x.parquet"], SourceOptions(captions="none", labels="none"))) == 2
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -511,6 +511,7 @@ def test_an_hdf5_is_known_by_its_content_too(tmp_path: Path) -> None:
         ({"images": np.zeros((0, 3, 4, 4), np.uint8)}, "has no rows"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "id": ["a"]}, r"'id' has shape \(1,\); expected \(2,\)"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "label": [0.5, 1.5]}, "'label' is float64"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "label": [[0, 1], [1, 0]]}, r"'label' has shape \(2, 2\)"),
     ],
 )
 def test_an_hdf5_of_something_else_says_what_it_holds(tmp_path: Path, datasets: dict, message: str) -> None:

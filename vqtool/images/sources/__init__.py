@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources import annotations
 from vqtool.images.sources.arrays import HDF5_ENDINGS, HDF5_SIGNATURE, find_in_hdf5
-from vqtool.images.sources.class_folders import SPLITS, choose_split
+from vqtool.images.sources.class_folders import choose_split, split_of
 from vqtool.images.sources.folder import FileTree, FolderTree
 from vqtool.images.sources.ids import make_items
 from vqtool.images.sources.items import (
@@ -37,7 +37,6 @@ from vqtool.images.sources.items import (
 from vqtool.images.sources.numpy_arrays import NUMPY_ENDINGS, find_in_numpy
 from vqtool.images.sources.options import DEFAULTS, SourceOptions
 from vqtool.images.sources.parquet import PARQUET_ENDINGS, find_in_parquet
-from vqtool.images.sources.tables import read_table
 from vqtool.images.sources.tars import STANDARD_INPUT, TAR_ENDINGS, TarShard
 from vqtool.images.sources.zips import ZIP_ENDINGS, ZipArchive
 from vqtool.tally import Tally
@@ -174,6 +173,7 @@ class _Finder:
             if folder.names and all(map(annotations.is_text, folder.names)):
                 return None
             self.folders.append(path)
+            folder.tell_archives()
             return self._find_in(folder, f"{path}: no images here; looked for {LOOKED_FOR}{folder.hint}", path)
         if kind == "tar":
             shard = TarShard(path, allow_truncated=self.options.allow_truncated)
@@ -227,7 +227,7 @@ class _Finder:
         entries = [entry for group in groups.values() for entry in group]
         for kind, said in (("captions", self.options.captions), ("labels", self.options.labels)):
             if said == "none" or (said is not None and (kind == "captions" or said != "folder")):
-                entries = _with_table(entries, kind, said)
+                entries = annotations.with_table(entries, kind, said)
         ordered = iter(entries)
         return {name: [next(ordered) for _ in group] for name, group in groups.items()}
 
@@ -332,41 +332,13 @@ def _tell_cut_folders(groups: dict[str, list[Entry]], folders: Sequence[Path]) -
     """Tell of folders side by side that were given instead of the folder that holds them, as imgs/* does."""
     if any(entry.words.label for group in groups.values() for entry in group):
         return
-    folders = [path for path in folders if path.name.casefold() not in SPLITS]
+    folders = [path for path in folders if split_of(path.name) is None]
     parents = {path.absolute().parent for path in folders}
     if len(folders) > 1 and len(parents) == 1:
         warn(
             f"no labels: {folders[0]}, {folders[1]}, ... are sources of their own: give the folder that holds them to "
             "take them for classes, or `labels` folder"
         )
-
-
-def _with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
-    """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none."""
-    if said == "none":
-        words: list[Words] = [NO_WORDS] * len(entries)
-    else:
-        file, column = said, None
-        if not Path(file).is_file() and ":" in said:
-            file, column = said.rsplit(":", 1)
-        try:
-            data = Path(file).read_bytes()
-        except OSError as error:
-            raise VqtoolError(f"`{kind}` {said}: {file} cannot be read: {error.strerror}") from error
-        table = read_table(data, file, **{"caption" if kind == "captions" else "label": column})
-        words = annotations.match_table(table, [entry.names for entry in entries], file)
-        if not any(each.captions if kind == "captions" else each.label for each in words):
-            raise VqtoolError(
-                f"`{kind}` {said}: no {kind} in its columns {', '.join(table.columns)}; name one: {file}:COLUMN"
-            )
-    if kind == "captions":
-        return [
-            replace(entry, words=replace(entry.words, captions=each.captions))
-            for entry, each in zip(entries, words, strict=True)
-        ]
-    return [
-        replace(entry, words=replace(entry.words, label=each.label)) for entry, each in zip(entries, words, strict=True)
-    ]
 
 
 def _kind_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from os.path import abspath, exists
@@ -18,12 +18,13 @@ from pathlib import Path
 from posixpath import basename, commonprefix, dirname, normpath, splitext
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.class_folders import class_labels
+from vqtool.images.sources.class_folders import class_labels, tell_passed_over
 from vqtool.images.sources.folder import captions_beside
 from vqtool.images.sources.ids import printable_name
 from vqtool.images.sources.items import (
     CAPTION_FOLDERS,
     NO_WORDS,
+    Entry,
     ImageItem,
     NameIndex,
     Tree,
@@ -33,16 +34,16 @@ from vqtool.images.sources.items import (
     shown_names,
 )
 from vqtool.images.sources.options import SourceOptions
-from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, clean, decode_text, read_sidecar, read_table
+from vqtool.images.sources.sidecars import SIDECAR_ENDINGS, Sidecars
+from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, read_table
 
-_CAPTION_ENDINGS = (".txt", ".caption")
-_SIDECAR_ENDINGS = (*_CAPTION_ENDINGS, ".cls", ".json")
 _TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")  # that might hold words and are named if they were not used
 _OTHERS = (".md", ".log.jsonl", ".skipped.txt")  # texts that say nothing of images; the last two vqtool writes
 _NO_WORDS = re.compile(
     r"(readme|license|licence|notice|requirements|changelog|thumbs\.db|desktop\.ini|\.)", re.IGNORECASE
 )
 _LONG = 1000  # characters of a caption, beyond which it is told
+_WORD_JSON = re.compile("caption|metadata|label|annotation|prompt", re.IGNORECASE)  # names of .json that hold words
 _NUM_COMPARED = 2000  # names that the nearest one is looked for among
 
 
@@ -73,14 +74,14 @@ def annotate(
     needs_captions, needs_labels = options.captions is None, options.labels is None
     if needs_captions or needs_labels:
         rows, read = _read_metadata(tree, images, outer, told=needs_captions, whole=whole)
-        sidecars = _Sidecars(tree, images, options, [] if outer is None else captions_beside(outer))
+        sidecars = Sidecars(tree, images, options, [] if outer is None else captions_beside(outer))
         words = [sidecars.complete(image, rows.get(image, NO_WORDS)) for image in images]
         sidecars.tell()
         read |= {tree.where(name) for name in sidecars.used}
         if used is not None:
             used |= set(map(abspath, read))
         if whole and needs_captions and needs_labels:
-            _tell_unused(tree, images, read)
+            _tell_unused(tree, dict(zip(images, words, strict=True)), read)
         if needs_captions and outer is not None and not any(each.captions for each in words):
             _tell_lists(outer)
     else:
@@ -91,12 +92,14 @@ def annotate(
         among = images if among is None else among
         labels = dict(zip(among, class_labels(among, str(tree), forced=options.labels == "folder"), strict=True))
         words = [replace(each, label=labels[image]) for image, each in zip(images, words, strict=True)]
+    elif needs_labels and not any(each.label for each in rows.values()):
+        tell_passed_over(images, [each.label for each in words], str(tree))
     return words
 
 
 def is_text(path: str) -> bool:
     """Whether a file is no image by its name, but words or such as lies about in folders of images."""
-    return bool(_NO_WORDS.match(basename(path))) or path.lower().endswith((*_SIDECAR_ENDINGS, *_TABLE_ENDINGS, ".md"))
+    return bool(_NO_WORDS.match(basename(path))) or path.lower().endswith((*SIDECAR_ENDINGS, *_TABLE_ENDINGS, ".md"))
 
 
 def holds_words(path: str) -> bool:
@@ -150,6 +153,34 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
     without = [own[-1] for own, each in zip(names, words, strict=True) if each is NO_WORDS]
     _tell_without_row(where, without, len(names))
     return words
+
+
+def with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
+    """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none."""
+    if said == "none":
+        words: list[Words] = [NO_WORDS] * len(entries)
+    else:
+        file, column = said, None
+        if not Path(file).is_file() and ":" in said:
+            file, column = said.rsplit(":", 1)
+        try:
+            data = Path(file).read_bytes()
+        except OSError as error:
+            raise VqtoolError(f"`{kind}` {said}: {file} cannot be read: {error.strerror}") from error
+        table = read_table(data, file, **{"caption" if kind == "captions" else "label": column})
+        words = match_table(table, [entry.names for entry in entries], file)
+        if not any(each.captions if kind == "captions" else each.label for each in words):
+            raise VqtoolError(
+                f"`{kind}` {said}: no {kind} in its columns {', '.join(table.columns)}; name one: {file}:COLUMN"
+            )
+    if kind == "captions":
+        return [
+            replace(entry, words=replace(entry.words, captions=each.captions))
+            for entry, each in zip(entries, words, strict=True)
+        ]
+    return [
+        replace(entry, words=replace(entry.words, label=each.label)) for entry, each in zip(entries, words, strict=True)
+    ]
 
 
 def tell_alike(spelled: Collection[str]) -> None:
@@ -247,87 +278,6 @@ def _read_outer(folder: Path, images: Sequence[str], index: NameIndex) -> tuple[
     return {}, ""
 
 
-class _Sidecars:
-    """The files beside images, looked up by the names of the images."""
-
-    def __init__(self, tree: Tree, images: Sequence[str], options: SourceOptions, beside: Sequence[str]) -> None:
-        self._tree, self._lines = tree, options.caption_lines
-        self._captions, self._labels = options.captions is None, options.labels is None  # what is needed
-        names = (*tree.names, *beside)
-        self._index = NameIndex(name for name in names if name.lower().endswith(_SIDECAR_ENDINGS))
-        self._stems = Counter(splitext(image)[0].casefold() for image in images)
-        self._long: list[tuple[int, str]] = []  # (characters, name) of captions of several lines
-        self.used: set[str] = set()
-
-    def complete(self, image: str, words: Words) -> Words:
-        """Words of an image with what is said of it beside it, where its row says nothing."""
-        if not self._index:
-            return words
-        label, captions = words.label, words.captions
-        stems = tuple(_stems(image))
-        for stem in stems:
-            json = self._find(image, f"{stem}.json")
-            both = NO_WORDS if json is None else read_sidecar(self._read(json), self._tree.where(json))
-            cls = self._find(image, f"{stem}.cls") if self._labels else None
-            label = label or (clean(self._read(cls)) if cls else None) or both.label
-            names = [stem + ending for ending in _CAPTION_ENDINGS] if self._captions else []
-            text = next(filter(None, (self._find(image, name) for name in names)), None)
-            captions = captions or (self._caption(text) if text else ()) or both.captions
-        if self._captions and not captions:
-            place = next(filter(None, (self._find(image, name) for name in _apart(image))), None)
-            captions = self._caption(place) if place else ()
-        return replace(words, label=label, captions=captions)
-
-    def tell(self) -> None:
-        """Tell of captions of several lines."""
-        if self._long and self._lines != "each":
-            longest, name = max(self._long)
-            taken = "each is taken whole" if self._lines == "all" else "the first line is taken"
-            warn(
-                f"{self._tree}: {counted(len(self._long), 'caption')} of several lines: {taken}; the longest, {name}, "
-                f"has {longest:,} characters; `caption_lines` all, first or each chooses"
-            )
-
-    def _find(self, image: str, name: str) -> str | None:
-        """A file; one that differs in case only where no other image could be meant."""
-        found = self._index.find(name)
-        if found is not None and found != name and self._stems[splitext(image)[0].casefold()] > 1:
-            return None
-        return found
-
-    def _read(self, name: str) -> str:
-        self.used.add(name)
-        return decode_text(self._tree.read(name), self._tree.where(name))
-
-    def _caption(self, name: str) -> tuple[str, ...]:
-        text = clean(self._read(name))
-        if text is None:
-            return ()
-        lines = [line for line in map(str.strip, text.splitlines()) if line]
-        if len(lines) > 1:
-            self._long.append((len(text), name))
-        return {"all": (text,), "first": (lines[0],), "each": tuple(dict.fromkeys(lines))}[self._lines]
-
-
-def _stems(image: str) -> Iterator[str]:
-    """What files beside `a/b.c.jpg` may be called: a/b.c, a/b.c.jpg, and a/b, which is webdataset's key."""
-    folder, name = dirname(image), basename(image)
-    yield from dict.fromkeys((splitext(image)[0], image, f"{folder}/{name.split('.', 1)[0]}".lstrip("/")))
-
-
-def _apart(image: str) -> Iterator[str]:
-    """Where captions in a folder of their own may lie: in the image's folder, beside it, at the top, or beside that."""
-    folder, stem = dirname(image), splitext(basename(image))[0]
-    below = splitext(image)[0].partition("/")[2]
-    for name in CAPTION_FOLDERS:
-        for place in dict.fromkeys((f"{folder}/{name}", f"{dirname(folder)}/{name}")):
-            yield f"{place}/{stem}.txt".lstrip("/")
-        yield f"{name}/{splitext(image)[0]}.txt"
-        if below:
-            yield f"{name}/{below}.txt"
-        yield f"../{name}/{splitext(image)[0]}.txt"
-
-
 def _tell_missing(where: str, missing: Sequence[str], num_rows: int, images: Sequence[str]) -> None:
     if missing:
         first = (f"{name!r}{_nearest(name, images)}" for name in missing)
@@ -358,7 +308,9 @@ def _tell_without_row(where: str, without: Sequence[str], num: int) -> None:
 
 
 def _tell_columns(where: str, table: Table) -> None:
-    """Tell of a table whose columns say nothing that is known."""
+    """Tell of a table that has captions or labels twice, or whose columns say nothing that is known."""
+    for kind, (first, second) in table.double.items():
+        warn(f"{where}: {kind} are taken of column {first}, not of {second}; `{kind}` {where}:{second} takes that")
     if table.words and not any(words.label or words.captions or words.id for words in table.words.values()):
         others = [name for name in table.columns if name not in ("file_name", ID_COLUMN)]
         if others:
@@ -377,7 +329,7 @@ def _tell_lists(folder: Path) -> None:
         warn(f"{folder}: no captions; `captions` {found} takes the list that lies beside it")
 
 
-def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
+def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> None:
     """Name files that look like words of images, by their place or name, and were not used."""
     folders = {dirname(image) for image in images} | {""}
     folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in CAPTION_FOLDERS}
@@ -386,10 +338,16 @@ def _tell_unused(tree: Tree, images: Sequence[str], used: set[str]) -> None:
         name
         for name in tree.names
         if holds_words(name)
-        and (not name.lower().endswith(".json") or "caption" in name.lower())
+        and (not name.lower().endswith(".json") or _WORD_JSON.search(basename(name)))
         and tree.where(name) not in used
         and (dirname(name) in folders or _stem(name) in stems)
     ]
+    captioned = {place for image, words in images.items() if words.captions for place in (splitext(image)[0], image)}
+    second = [name for name in unused if splitext(name)[0] in captioned]
+    unused = [name for name in unused if splitext(name)[0] not in captioned]
+    if second:
+        listed = shown_names(second, len(second))
+        warn(f"{tree}: {counted(len(second), 'text')} not used, since the images have captions elsewhere: {listed}")
     if unused:
         warn(
             f"{tree}: {counted(len(unused), 'file')} of words beside no image of that name, not used: "

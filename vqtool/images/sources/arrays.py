@@ -143,13 +143,13 @@ def as_pixels(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.ui
     return np.moveaxis(image, 0, 2) if _channels_first(shape) else np.asarray(image)
 
 
-def as_texts(values: NDArray[Any], count: int, where: str) -> list[tuple[str, ...]]:
-    """A column of strings or integers, (N,) or several a row, as texts; empty ones are left out.
+def as_texts(values: NDArray[Any], count: int, where: str, *, several: bool) -> list[tuple[str, ...]]:
+    """A column of strings or integers, (N,) or, of captions, several a row, as texts; empty ones are left out.
 
     Raises:
         FormatError: another shape or type.
     """
-    if values.ndim not in (1, 2) or len(values) != count:
+    if values.ndim not in (1, 2) or len(values) != count or not (several or values.size == count):
         raise FormatError(f"{where} has shape {values.shape}; expected ({count},)")
     if values.dtype.kind not in "OSUiu":
         raise FormatError(f"{where} is {values.dtype}; expected strings or integers")
@@ -183,7 +183,7 @@ def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[st
         return None
     if len(column.shape) not in (1, 2) or len(column) != count:
         raise FormatError(f"{where} has shape {column.shape}; expected ({count},)")
-    return as_texts(column.read(0, count), count, where)
+    return as_texts(column.read(0, count), count, where, several=name in COLUMNS["caption"])
 
 
 def _tell_unused(file: Any, path: Path, count: int, used: set[str]) -> None:

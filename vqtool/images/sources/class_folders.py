@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vqtool.errors import VqtoolError, warn
 from vqtool.images.sources.items import shown_names
 
-SPLITS = {
+_SPLITS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -31,6 +31,11 @@ class Folders:
         return self.classes.count(None)
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder is by its name, such as Train, val or train2017; None if it is none."""
+    return _SPLITS.get(name.casefold().rstrip("0123456789").rstrip("_-"))
+
+
 def read_folders(images: Sequence[str]) -> Folders:
     """Find class folders, below folders that all images share and below train/, val/, test/.
 
@@ -43,7 +48,7 @@ def read_folders(images: Sequence[str]) -> Folders:
         depth += 1
     names = {part[depth] for part in parts if len(part) > depth}
     splits: list[str | None] = [None] * len(parts)
-    if names and all(name.casefold() in SPLITS for name in names):
+    if names and all(map(split_of, names)):
         splits = [part[depth] if len(part) > depth else None for part in parts]
         depth += 1
     return Folders([part[depth] if len(part) > depth else None for part in parts], splits)
@@ -52,7 +57,7 @@ def read_folders(images: Sequence[str]) -> Folders:
 def _share_one(parts: Sequence[Sequence[str]], depth: int) -> bool:
     """Whether all images lie in one folder, which is no split."""
     names = {part[depth] if len(part) > depth else "" for part in parts}
-    return len(names) == 1 and "" not in names and not names & SPLITS.keys()
+    return len(names) == 1 and "" not in names and not any(map(split_of, names))
 
 
 def choose_split(images: Sequence[str], split: str | None, place: str, *, told: bool = True) -> list[str]:
@@ -68,14 +73,25 @@ def choose_split(images: Sequence[str], split: str | None, place: str, *, told: 
             listed = ", ".join(f"{name}/" for name in known)
             warn(f"{place}: {listed} are splits, not classes: all are taken; `split` {known[-1]} takes one of them")
         return list(images)
-    wanted = SPLITS.get(split.casefold(), split)
-    chosen = [image for image, name in zip(images, splits, strict=True) if name and SPLITS[name.casefold()] == wanted]
+    wanted = split_of(split)
+    chosen = [image for image, name in zip(images, splits, strict=True) if name and split_of(name) == wanted]
     if not chosen:
         there = (
             f"there are {', '.join(known)}" if known else "there are no folders train, val or test above its classes"
         )
         raise VqtoolError(f"{place}: `split` {split}: {there}")
     return chosen
+
+
+def tell_passed_over(images: Sequence[str], labels: Sequence[str | None], place: str) -> None:
+    """Tell of images in class folders that have no label, since others have one that is written somewhere."""
+    classes = read_folders(images).classes
+    without = [image for image, label, name in zip(images, labels, classes, strict=True) if not label and name]
+    if without and len(set(classes) - {None}) > 1:
+        warn(
+            f"{place}: {len(without):,} of {len(images):,} images have no label, since class folders are not taken "
+            f"where some labels are written; `labels` folder takes them: {shown_names(without, len(without))}"
+        )
 
 
 def class_labels(images: Sequence[str], place: str, *, forced: bool = False) -> list[str | None]:

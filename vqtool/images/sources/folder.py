@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin, counted
+from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin, counted, has_image_suffix, shown_names
 
-_SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".h5", ".hdf5", ".parquet", ".npz", ".npy")
+_ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".parquet")
+_SHARD_ENDINGS = (*_ARCHIVE_ENDINGS, ".h5", ".hdf5", ".npz", ".npy")
 
 
 class FolderTree:
@@ -57,6 +58,13 @@ class FolderTree:
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    def tell_archives(self) -> None:
+        """Tell of archives among images, which are not looked into."""
+        found = [name for name in self.names if name.lower().endswith(_ARCHIVE_ENDINGS)]
+        if found and any(map(has_image_suffix, self.names)):
+            listed = shown_names(found, len(found))
+            warn(f"{self.folder}: {counted(len(found), 'archive')} among its files not looked into: {listed}")
 
     @property
     def hint(self) -> str:

@@ -92,9 +92,7 @@ def _read_archive(
         if place is not None:
             used.add(place)
             values = _read_member(archive, path, place)
-            if kind == "label" and values.ndim == 2 and values.shape[1] == 1:
-                values = values[:, 0]
-            columns[kind] = as_texts(values, count, f"{path}: {place!r}")
+            columns[kind] = as_texts(values, count, f"{path}: {place!r}", several=kind == "caption")
     others = [each for each in archive.files if each not in used]
     if others and len(words) == len(WORDS):
         warn(f"{path}: {', '.join(others)} are not used; known are {', '.join(sum(COLUMNS.values(), ()))}")

@@ -108,7 +108,10 @@ def find_in_parquet(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
         for kind, name in picked.items():
             if name is not None:
                 values = source.column(name)
-                columns[kind] = [_texts(value, classes if kind == "label" else None) for value in values]
+                where, several = f"{path}: {name!r}", kind == "caption"
+                columns[kind] = [
+                    _texts(value, None if several else classes, where, several=several) for value in values
+                ]
         others = [name for name in names if name not in (column, *picked.values())]
         if others and len(words) == len(WORDS):
             warn(f"{path}: columns {', '.join(others)} are not used; known are text, caption, prompt and label")
@@ -127,9 +130,12 @@ def read_rows(data: bytes, where: str) -> Iterator[dict[str, Any]]:
         raise FormatError(f"{where}: not a whole parquet file ({error})") from error
 
 
-def _texts(value: Any, classes: list[str] | None) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(text for text in value if isinstance(text, str) and text)
+def _texts(value: Any, classes: list[str] | None, where: str, *, several: bool) -> tuple[str, ...]:
+    if isinstance(value, list) and several and all(isinstance(text, str) for text in value):
+        return tuple(filter(None, value))
+    if isinstance(value, list | dict | bytes | float):
+        expected = "a string, or a list of them" if several else "a string or an integer"
+        raise FormatError(f"{where}: {str(value)[:60]!r} stands in a row; expected {expected}")
     if classes is not None and isinstance(value, int) and 0 <= value < len(classes):
         return (classes[value],)
     return () if value is None or value == "" else (str(value),)

@@ -22,6 +22,7 @@ ID_COLUMN = "vqtool_id"
 NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_name", "image_path", "path", "image_id", "key")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "sentence", "sentences", "comment")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
+_EMPTY: tuple[Any, ...] = (None, "", [])
 _NUMBERED = re.compile(r"#\d+$")  # Flickr8k numbers the captions of an image
 
 Row = dict[str, Any]
@@ -33,6 +34,7 @@ class Table:
 
     words: dict[str, Words]
     columns: tuple[str, ...]
+    double: dict[str, tuple[str, str]]  # "captions", "labels" -> two columns of one row that both have some
 
 
 def read_table(data: bytes, where: str, *, caption: str | None = None, label: str | None = None) -> Table:
@@ -53,16 +55,22 @@ def read_table(data: bytes, where: str, *, caption: str | None = None, label: st
     captions, labels = _pick(caption, CAPTION_COLUMNS, columns, where), _pick(label, LABEL_COLUMNS, columns, where)
     key = next((name for name in NAME_COLUMNS if name in columns), NAME_COLUMNS[0])
     words: dict[str, Words] = {}
+    double: dict[str, tuple[str, str]] = {}
     for line, row in rows:
+        for kind, known in (("captions", captions), ("labels", labels)):
+            full = [name for name in known if row.get(name) not in _EMPTY] if len(known) > 1 else []
+            if len(full) > 1:
+                double.setdefault(kind, (full[0], full[1]))
         place = f"{where}, line {line}"
         name = row.get(key)
         if isinstance(name, int) and not isinstance(name, bool) and key != NAME_COLUMNS[0]:
             name = str(name)
         if not isinstance(name, str) or not name:
             raise FormatError(f"{place}: no file_name; every line needs the image's path relative to this file")
+        name = name if "/" in name else name.replace("\\", "/")  # as Windows writes paths
         new = _read_words(row, captions, labels, place)
         words[name] = _join(words[name], new, name, place) if name in words else new
-    return Table(words, columns)
+    return Table(words, columns, double)
 
 
 def read_sidecar(text: str, where: str) -> Words:
@@ -113,10 +121,10 @@ def _column(name: Any) -> str:
 
 
 def _read_words(row: Row, captions: tuple[str, ...], labels: tuple[str, ...], where: str) -> Words:
-    label = next((row[name] for name in labels if row.get(name) is not None), None)
-    if label is not None and label != "" and not _is_label(label):
+    label = next((row[name] for name in labels if row.get(name) not in _EMPTY), None)
+    if label is not None and not _is_label(label):
         raise FormatError(f"{where}: label is {label!r}; expected a string or an integer")
-    texts = next((row[name] for name in captions if row.get(name) is not None), None)
+    texts = next((row[name] for name in captions if row.get(name) not in _EMPTY), None)
     listed = [] if texts is None else texts if isinstance(texts, list) else [texts]
     if not all(isinstance(text, str) for text in listed):
         raise FormatError(f"{where}: the caption is {texts!r}; expected a string or a list of them")
