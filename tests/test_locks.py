@@ -97,6 +97,30 @@ def test_a_lock_file_that_is_removed_while_it_is_opened_is_made_again(tmp_path, 
     assert len(opened) == 2
 
 
+WINDOWS = """
+import fcntl, sys, types
+
+def locking(descriptor, mode, count):  # locks so many bytes from where the file stands
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, 0, 1)
+
+sys.modules["fcntl"], sys.modules["msvcrt"] = None, types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+"""
+
+
+def test_without_fcntl_a_byte_is_locked_and_the_name_can_be_read(tmp_path):
+    """With a stand-in for the C library of Windows."""
+    path = tmp_path / "x.h5"
+    command = [sys.executable, "-c", WINDOWS + HOLDER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"locked\n"
+        second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert f"x.h5: process {first.pid} on {socket.gethostname()} is writing it" in second.stderr
+        first.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as third:
+        assert third.stdout.readline() == b"locked\n"
+        third.kill()
+
+
 def test_where_there_are_no_locks_it_says_so_and_goes_on(tmp_path, monkeypatch):
     import vqtool.locks
 

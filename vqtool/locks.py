@@ -3,8 +3,14 @@
 The operating system holds the lock and frees it when the process ends, however it ends. Its file, .x.h5.lock, says
 which process on which host has it. Commands take the lock of every output before any work is done (`claims`, `claim`);
 what writes a file takes it at least while it writes (`locked`).
+
+Not by the package filelock: it keeps no name of who has the lock, so that this, the removal of the file, the folders
+and the claims of a command would stay here; it could take over `_lock` and `_is_there`, some 20 lines. Linux and macOS
+have flock, which Linux passes on to NFS servers; Windows locks a byte of the file (tried with a stand-in for its C
+library alone). Where neither works a warning says so.
 """
 
+import importlib
 import os
 import socket
 import time
@@ -12,9 +18,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError, warn
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+_FAR = 1 << 20  # the byte that is locked on Windows, behind the text: nobody else can read a locked one
 
 _held: set[Path] = set()  # the lock files of this process
 _claims: ContextVar["_Claims | None"] = ContextVar("claims", default=None)
@@ -50,9 +60,7 @@ def locked(output: str | Path) -> Iterator[None]:
     finally:
         _held.discard(lock)
         if descriptor is not None:
-            with suppress(OSError):  # first: whoever opened it before has then locked a file that is gone, and sees it
-                lock.unlink()
-            os.close(descriptor)
+            _release(descriptor, lock)
 
 
 @contextmanager
@@ -117,7 +125,7 @@ def _acquire(lock: Path, output: str) -> int | None:
     """The descriptor of a lock file that this process has locked; None where the file system has no locks."""
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(lock, _FLAGS, 0o666)
         except OSError as error:
             raise VqtoolError(f"{output}: cannot be written: {error.strerror}") from error
         try:
@@ -125,6 +133,7 @@ def _acquire(lock: Path, output: str) -> int | None:
             if _is_there(descriptor, lock):
                 text = f"process {os.getpid()} on {socket.gethostname()}".encode()
                 with suppress(OSError):  # a full disk: the lock is held, whatever its file says
+                    os.lseek(descriptor, 0, os.SEEK_SET)
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, text)
                 return descriptor
@@ -144,16 +153,40 @@ def _acquire(lock: Path, output: str) -> int | None:
 def _read_holder(descriptor: int) -> str:
     """Who has the lock, as its file says; it has just been made, perhaps, and is written a moment later."""
     for _ in range(50):
-        if text := os.pread(descriptor, 300, 0):
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        if text := os.read(descriptor, 300):
             return text.decode(errors="replace")
         time.sleep(0.01)
     return "another process"
 
 
 def _lock(descriptor: int) -> None:
-    import fcntl
+    """Lock an open file for this process; raises BlockingIOError if another one has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        _lock_byte(descriptor)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def _lock_byte(descriptor: int) -> None:
+    msvcrt: Any = importlib.import_module("msvcrt")
+    os.lseek(descriptor, _FAR, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError(error.errno, error.strerror) from error
+
+
+def _release(descriptor: int, lock: Path) -> None:
+    """Remove a lock file first: whoever opened it before has then locked a file that is gone, and sees it."""
+    with suppress(OSError):
+        lock.unlink()
+    os.close(descriptor)
+    if os.name == "nt":  # it removes no open file, nor one that another process has opened since
+        with suppress(OSError):
+            lock.unlink()
 
 
 def _is_there(descriptor: int, path: Path) -> bool:
