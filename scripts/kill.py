@@ -40,86 +40,12 @@ from safetensors.torch import load_file
 from vqtool import artifacts
 from vqtool.cli import main as cli
 from vqtool.grids import read_grids
-from vqtool.priors import GridSpec
-from vqtool.tokenizers import SIZES, load_tokenizer, save_tokenizer
+from vqtool.tokenizers import SIZES
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden"
-sys.path.append(str(ROOT / "tests"))
-from support.commands import build_tokenizer, write_pictures  # noqa: E402
-from support.exact import random_prior  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from support.writers import CASES, SMALL, Case, make_inputs
 
-TRAIN = "--size 16 -b 4 --steps 3 --preview-every 2"
 IGNORED = {"seconds", "network_seconds", "images_per_second", "grids_per_second"}  # of results: times
-
-
-@dataclass(frozen=True)
-class Case:
-    """A command that writes."""
-
-    line: str
-    outputs: tuple[str, ...]
-    resume: bool = False  # whether it takes --resume
-    force: bool = True  # whether it takes --force
-
-    @property
-    def name(self) -> str:
-        """Such as "codebook prune", and what kind of output it writes."""
-        words = [word for word in self.line.split()[:2] if word.replace("-", "").isalpha()]
-        return f"{' '.join(words if words[0] == 'codebook' else words[:1])} {Path(self.outputs[0]).suffix or '/'}"
-
-
-CASES = (
-    Case("encode imgs --size 32x48 -t tokenizer.safetensors -b 2 -o out.h5", ("out.h5",), resume=True),
-    Case("decode tok.h5 -o out", ("out",)),
-    Case("decode tok.h5 -o out.tar", ("out.tar",)),
-    Case("decode tok.h5 -o out.png", ("out.png",)),
-    Case("sample prior.safetensors -n 6 -b 2 --steps 3 -o out.h5", ("out.h5",), resume=True),
-    Case("sample prior.safetensors -n 2 --steps 3 --trajectory out.webp -o out.h5", ("out.h5", "out.webp")),
-    Case("inpaint tok.h5 -p prior.safetensors --mask left-half --steps 2 -o out.h5", ("out.h5",)),
-    Case("outpaint tok.h5 -p prior.safetensors --left 2 --steps 2 -o out.h5", ("out.h5",)),
-    Case("vary tok.h5 -p prior.safetensors --strength 0.5 --steps 2 -o out.h5", ("out.h5",)),
-    Case("complete masked.h5 -p prior.safetensors --steps 2 -o out.h5", ("out.h5",)),
-    Case("inpaint imgs -p prior.safetensors --mask left-half --steps 2 -o out", ("out",)),
-    Case("outpaint imgs -p prior.safetensors --left 16 --steps 2 -o out.tar", ("out.tar",)),
-    Case("vary imgs -p prior.safetensors --strength 0.5 --steps 2 -o out.png", ("out.png",)),
-    Case("head tok.h5 -n 2 -o out.h5", ("out.h5",)),
-    Case("cat tok.h5 tok.h5 -o out.h5", ("out.h5",)),
-    Case("show tok.h5 -o out.png", ("out.png",)),
-    Case("eval tok.h5 -o out.json", ("out.json",)),
-    Case(
-        "eval tok.h5 --likelihood --prior prior.safetensors --times 2 --plot out.png -o out.json",
-        ("out.png", "out.json"),
-    ),
-    Case(
-        "compare prior.safetensors --sampler fewer --sampler halton --steps 2,3 -n 2 --seeds 0 -o out.json",
-        ("out.json",),
-        resume=True,
-    ),
-    Case("codebook usage tok.h5 --plot out.png", ("out.png",)),
-    Case("codebook refit imgs --size 32 -t tokenizer.safetensors -K 8 -o out.safetensors", ("out.safetensors",)),
-    Case("codebook remap tok.h5 -t pruned.safetensors -o out.h5", ("out.h5",)),
-    Case("codebook prune few.h5 -o out.safetensors", ("out.safetensors", "out.map.safetensors")),
-    Case("codebook apply-map few.h5 --map pruned.map.safetensors -o out.h5", ("out.h5",)),
-    Case(
-        f"codebook finetune tokenizer.safetensors imgs {TRAIN} -o out.safetensors",
-        ("out.safetensors", "out.log.jsonl", "out.state.safetensors", "out.preview.png"),
-        resume=True,
-    ),
-    Case(
-        f"train-tokenizer imgs {TRAIN} -K 16 -o out.safetensors",
-        ("out.safetensors", "out.log.jsonl", "out.state.safetensors", "out.preview.png"),
-        resume=True,
-    ),
-    Case(
-        "train-prior tok.h5 --size tiny -b 4 --steps 3 --preview-every 2 -o out.safetensors",
-        ("out.safetensors", "out.log.jsonl", "out.state.safetensors", "out.preview.png"),
-        resume=True,
-    ),
-    Case("import checkpoint.ckpt -o out.safetensors", ("out.safetensors",)),
-    Case("export vqgan.safetensors --format taming -o out", ("out",)),
-    Case("export vqmodel.safetensors --format diffusers -o out", ("out",)),
-)  # fmt: skip
 
 
 @dataclass
@@ -144,30 +70,6 @@ class Findings:
         if line not in self.lines:
             print(line, flush=True)
         self.lines.append(line)
-
-
-def prepare(folder: Path) -> None:
-    """The inputs of all commands."""
-    os.chdir(folder)
-    write_pictures(Path("imgs"), 4, size=(32, 48))
-    tokenizer = build_tokenizer()
-    save_tokenizer("tokenizer.safetensors", tokenizer)
-    fingerprint = load_tokenizer("tokenizer.safetensors").fingerprint
-    spec = GridSpec(fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
-    replace(random_prior(codebook_size=16), grid_spec=spec).save("prior.safetensors")
-    shutil.copyfile(GOLDEN / "taming-vqgan" / "last.ckpt", "checkpoint.ckpt")
-    for config in (GOLDEN / "taming-vqgan").glob("*.yaml"):
-        shutil.copy(config, folder)
-    for line in (
-        "encode imgs --size 32x48 -t tokenizer.safetensors -o tok.h5",
-        "head tok.h5 -n 1 -o few.h5",
-        "inpaint tok.h5 -p prior.safetensors --mask left-half --masked -o masked.h5",
-        "codebook prune few.h5 -o pruned.safetensors",
-        "import checkpoint.ckpt -o vqgan.safetensors",
-        f"import {GOLDEN / 'df-vqmodel' / 'vqvae'} -o vqmodel.safetensors",
-    ):
-        if run(line, folder).code:
-            raise SystemExit(f"{line}: {(folder.parent / f'{folder.name}.err').read_text()}")
 
 
 @dataclass(frozen=True)
@@ -471,13 +373,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    small = {"channels": (16, 16, 16), "encoder_blocks": (0, 0, 1), "decoder_blocks": (1, 0, 0)}
-    SIZES["vqvae-f8"] = replace(SIZES["vqvae-f8"], **small)
+    SIZES["vqvae-f8"] = replace(SIZES["vqvae-f8"], **SMALL)
     findings, noise = Findings(), random.Random(options.seed)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
         inputs = Path(root) / "inputs"
         inputs.mkdir()
-        prepare(inputs)
+        os.chdir(inputs)
+        make_inputs(lambda line: run(line, inputs).code)
         for case in CASES:
             if options.commands and case.line.split()[0] not in options.commands:
                 continue

@@ -1,5 +1,6 @@
 """Artifacts as other projects' files."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
 from vqtool.interop import amused, diffusers, diffusers_vqmodel, taming
 from vqtool.locks import claim, locked, unshared
-from vqtool.outputs import explained, remove_stale
+from vqtool.outputs import FILES, explained, remove_stale
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".yaml")  # suffixes that say that a name is that of a file, as FILES do
 EXPORTS = {"prior": ("diffusers",), "tokenizer": ("diffusers", "taming")}  # kind of artifact -> formats
 
 
@@ -40,6 +42,8 @@ def export(
     if format not in EXPORTS.get(kind, ()):
         known = ", ".join(f"{known} to {' or '.join(names)}" for known, names in EXPORTS.items())
         raise VqtoolError(f"{path}: a {kind} cannot be exported to {format!r}; what can be is {known}")
+    if folder.suffix.lower() in (*FILES, *CHECKPOINTS) and not folder.is_dir():
+        raise VqtoolError(f"{folder}: a folder of files would be written there; name it {folder.stem}/")
     if folder.parent.is_dir() and claim(folder):
         remove_stale(folder)
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
@@ -60,23 +64,26 @@ def export(
 def _staged(folder: Path) -> Iterator[Path]:
     """A temporary folder beside one, whose files go there when the block ends well: a new folder whole or not at all.
 
+    A symbolic link is followed: the folder that it leads to is written.
+
     Raises:
         VqtoolError: it cannot be written, or another process has filled the folder meanwhile.
     """
-    staged = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
-    was_filled = folder.is_dir() and any(folder.iterdir())
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(folder))
+    staged = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    was_filled = target.is_dir() and any(target.iterdir())
+    target.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder), unshared(staged), explained(folder):
         try:
             staged.mkdir()
             yield staged
             if not was_filled:
-                staged.replace(folder)
+                staged.replace(target)
                 return
             for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-                target = folder / file.relative_to(staged)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
+                place = target / file.relative_to(staged)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
         except VqtoolError as error:
             if isinstance(error.__cause__, OSError):  # of a file in the temporary folder: name the folder
                 raise error.__cause__ from None
