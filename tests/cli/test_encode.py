@@ -424,6 +424,10 @@ def test_ten_bad_files_are_named_at_the_most_and_all_of_them_beside_the_output(e
     assert [line.split(":")[0] for line in lines] == [f"imgs/{i:02d}.png" for i in range(5, 17)]
     result = encode("imgs", "-o", "-")
     assert "12 files skipped (the first 10 are named above)" in result.err
+    for i in range(7, 17):
+        (work / "imgs" / f"{i:02d}.png").unlink()
+    assert "2 files skipped (names above)" in encode("imgs", "--force").err
+    assert entries(".") == ["imgs", "tok.h5"]  # the list is not one of this run
 
 
 def test_captions_that_grids_cannot_hold_are_refused_before_the_first_image(encode, work, monkeypatch):

@@ -444,6 +444,7 @@ COCO = {
     [
         ("c.json", json.dumps(COCO)),
         ("c.json", '{"1.png": ["a", "b"], "2.png": "c"}'),
+        ("metadata.json", '{"1": {"caption": ["a", "b"], "width": 1}, "2": {"caption": "c"}}'),
         ("captions.txt", "image,caption\n1.png,a\n1.png,b\n2.png,c\n"),
         ("Flickr8k.token.txt", "1.png#0\ta\n1.png#1\tb\n2.png#0\tc\n"),
         ("results.csv", "image_name| comment_number| comment\n1.png| 0| a\n1.png| 1| b\n2.png| 0| c\n"),

@@ -93,7 +93,8 @@ def compare(
 
     if not is_main_process():  # seconds are those of one process
         return
-    skipped, path = Skipped(strict), None if output is None or str(output) == "-" else output
+    path = None if output is None or str(output) == "-" else output
+    skipped = Skipped(strict, path)
     model = load_named_prior(prior).to(choose_device(device))
     files = {"output": path, "plot": plot, "resume": resume_auto or resume, "force": force, "tokenizer": tokenizer}
     how: dict[str, Any] = {

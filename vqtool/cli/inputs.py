@@ -49,19 +49,27 @@ class Skipped(Tally):
 
     def finish(self) -> None:
         """Say in one line what was read, and exit with 1 if anything was skipped."""
+        path = self._names_path()
+        if path is not None and self.count <= MOST_NAMED:
+            path.unlink(missing_ok=True)  # an earlier run's
         if self.num_images or self.count:
-            echo(f"{self.line}{f' ({self._place()})' if self.count else ''}")
+            echo(f"{self.line}{f' ({self._place(path)})' if self.count else ''}")
         if self.count:
             echo(f"error: {self.count} bad {'input' if self.count == 1 else 'inputs'} skipped; the rest is done")
             raise typer.Exit(1)
 
-    def _place(self) -> str:
+    def _names_path(self) -> Path | None:
+        """The file beside the output for the names of what was skipped; None where there is no output."""
+        if self._output is None or is_stream(self._output):
+            return None
+        return self._output.with_name(f"{self._output.name}.skipped.txt")
+
+    def _place(self, path: Path | None) -> str:
         """Where the names of what was skipped are; many of them are written to a file."""
         if self.count <= MOST_NAMED:
             return "names above"
-        if self._output is None or is_stream(self._output):
+        if path is None:
             return f"the first {MOST_NAMED} are named above"
-        path = self._output.with_name(f"{self._output.name}.skipped.txt")
         try:
             path.write_text("".join(f"{printable(text)}\n" for text in self.skipped), encoding="utf-8")
         except OSError as error:

@@ -167,7 +167,7 @@ def _read_jsonl(text: str, where: str) -> Iterator[tuple[int, Row]]:
 
 
 def _read_json(text: str, where: str) -> Iterator[tuple[int, Row]]:
-    """COCO's {images, annotations}, a list of objects, or an object of captions by name."""
+    """COCO's {images, annotations}, a list of objects, or an object of captions, or of objects, by name."""
     found = parse_json(text, where)
     if isinstance(found, dict) and isinstance(found.get("annotations"), list):
         images = found.get("images")
@@ -178,7 +178,10 @@ def _read_json(text: str, where: str) -> Iterator[tuple[int, Row]]:
             for row in found["annotations"]
         )
     elif isinstance(found, dict):
-        rows = ({NAME_COLUMNS[0]: name, "caption": texts} for name, texts in found.items())
+        rows = (
+            {NAME_COLUMNS[0]: name, **(texts if isinstance(texts, dict) else {"caption": texts})}
+            for name, texts in found.items()
+        )
     else:
         rows = found if isinstance(found, list) else ()
     for number, row in enumerate(rows, start=1):
