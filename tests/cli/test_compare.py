@@ -253,6 +253,9 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--option", "purity-weight"], "--option purity-weight: NAME=VALUE,VALUE"),
         (["--sampler", "halton", "--option", "kappa=0.5"], "`kappa` is not an option of sampler halton; of psi it is"),
         (["--sampler", "ancestral", "--steps", "21"], "no trial could be measured; the last one: --steps 21"),
+        (["--include", "*"], "--include is for images of --ref, which is not given"),
+        (["--ref", "flat.npy", "--split", "train"], "--split is for images, but flat.npy holds features"),
+        (["--ref", "imgs", "--exclude", "*"], "imgs: --include and --exclude leave no image"),
         (["--plot", "x.png"], "--plot draws scores, and without --ref there are none"),
         (["--resume"], "--resume goes on with a file"),
         (["--resume", "-o", "x.json"], "x.json: no earlier comparison is there"),
@@ -334,3 +337,14 @@ def test_the_seconds_of_the_network_are_those_it_is_busy():
             time.sleep(0.02)
     network(torch.zeros(1, 2))  # is not counted any more
     assert 0.06 <= seconds() <= time.perf_counter() - begin - 0.06
+
+
+def test_flags_choose_images_of_the_reference_and_stand_in_the_record(folder, vqtool):
+    line = ["compare", *SMALL[:2], "--steps", 2, "--sampler", "halton", "--ref", "imgs"]
+    first = sorted(path.name for path in (folder / "imgs").iterdir())[0]
+    result = vqtool(*line, "--exclude", first, "-o", "c.json")
+    num = len(list((folder / "imgs").iterdir()))
+    assert result.err.splitlines()[-1] == f"{num - 1} pictures"
+    assert json.loads((folder / "c.json").read_text())["exclude"] == first
+    assert "exclude" not in json.loads(vqtool(*line).out)
+    assert vqtool(*line, "-o", "c.json", "--resume").code == 1

@@ -9,6 +9,7 @@ from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import (
+    CHOICE_OPTIONS,
     Captions,
     Device,
     Force,
@@ -62,6 +63,7 @@ def compare(
     trials: Annotated[dict[str, Any], FlagGroup.of_file("metrics/compare/comparison.py", "TrialOptions", panel=METHOD)],
     guidance: Annotated[dict[str, Any], GUIDANCE],
     metrics: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
+    source_options: Annotated[dict[str, Any], CHOICE_OPTIONS],
     labels: Labels = None,
     captions: Captions = None,
     captions_file: Annotated[
@@ -105,6 +107,7 @@ def compare(
         **trials,
         **guidance,
         **metrics,
+        **source_options,
     }
     how |= text_arguments(model, labels, captions, captions_file)
     found = compare(model, sampler=sampler or [], options=option or [], ref=ref or [], **how)

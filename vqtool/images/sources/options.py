@@ -27,12 +27,16 @@ class SourceOptions(Checked):
 DEFAULTS = SourceOptions()
 
 
+def given(options: SourceOptions) -> dict[str, object]:
+    """Those that differ from the defaults."""
+    return {name: value for name, value in vars(options).items() if value != getattr(DEFAULTS, name)}
+
+
 def refuse_for_grids(options: SourceOptions, source: object) -> None:
     """Raise where options of images are given for token grids.
 
     Raises:
         VqtoolError: names one that is given.
     """
-    for name, value in vars(options).items():
-        if value != getattr(DEFAULTS, name):
-            raise VqtoolError(f"`{name}` is for images, but {source} holds token grids")
+    for name in given(options):
+        raise VqtoolError(f"`{name}` is for images, but {source} holds token grids")

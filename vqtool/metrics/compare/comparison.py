@@ -8,7 +8,8 @@ from typing import Any
 from vqtool.artifacts import text_digest
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
-from vqtool.images import OnError
+from vqtool.images import OnError, SourceOptions
+from vqtool.images.sources.options import given
 from vqtool.metrics.compare import scores, trials
 from vqtool.metrics.compare.file import Comparison, Trial, check_output
 from vqtool.metrics.plots import check_matplotlib, plot_front
@@ -83,7 +84,8 @@ def compare(
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         notify: is told what is drawn, and what was measured before.
         progress: shows how far it is.
-        chosen: fields of `TrialOptions`; of `samplers.Guidance`, the same for all trials; or options of metrics.
+        chosen: fields of `TrialOptions`; of `SourceOptions`, for `ref`; of `samplers.Guidance`, the same for all
+            trials; or options of metrics.
 
     Returns:
         The rows; a warning says what was left out and why.
@@ -93,13 +95,16 @@ def compare(
         VqtoolError: what is asked for is not possible, or no trial could be measured.
     """
     guidance = {each.name: chosen.pop(each.name) for each in options_of(Guidance) if each.name in chosen}
-    wanted, *_ = distribute(chosen, TrialOptions, *metric_options())
-    of_metrics = {name: value for name, value in chosen.items() if name not in vars(wanted)}
+    wanted, of_images, *_ = distribute(chosen, TrialOptions, SourceOptions, *metric_options())
+    known = {*vars(wanted), *vars(of_images)}
+    of_metrics = {name: value for name, value in chosen.items() if name not in known}
     path, references = None if output is None else Path(output), _paths(ref)
     if resume not in (True, False, "auto"):
         raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
     resume = resume is True or (resume == "auto" and path is not None and path.exists())
     _check_files(path, plot, references, resume=resume, force=force)
+    if given(of_images) and not references:
+        raise VqtoolError(f"`{next(iter(given(of_images)))}` is for images of `ref`, which is not given")
     model = prior if isinstance(prior, Prior) else load_prior(prior).to(choose_device(device))
     varied = trials.parse_options(options) if not isinstance(options, Mapping) else options
     planned, notes = trials.plan(model, sampler, wanted.steps, varied)
@@ -118,6 +123,7 @@ def compare(
         **arguments,
         "cfg_scale": 1.0,
         **describe(settings),
+        **given(of_images),
         **of_metrics,
     }
     results = Comparison(path, about, resume=resume, force=force)
@@ -130,6 +136,7 @@ def compare(
             references,
             model.grid_spec.image_size,
             max_images=wanted.max_images,
+            source_options=of_images,
             on_error=on_error,
             progress=progress,
             **of_metrics,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, find_images, read_batches, to_uint8
+from vqtool.images import ImageItem, OnError, SourceOptions, find_images, read_batches, to_uint8
+from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import READ_BATCH, choose
 from vqtool.metrics.score import Score, measure_features
@@ -109,6 +110,7 @@ def build(
     size: tuple[int, int],
     *,
     max_images: int = MAX_REFERENCE,
+    source_options: SourceOptions = DEFAULTS,
     on_error: OnError | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -120,6 +122,7 @@ def build(
         ref: images, or one .npy file of features.
         size: (height, width) that images are brought to.
         max_images: at most so many.
+        source_options: which images are taken.
         on_error: see read_batches.
         progress: shows how far it is.
         options: of the metrics, by name.
@@ -128,8 +131,10 @@ def build(
 
     network = EfficientNetLite0(tokenizer.device)
     if [Path(path).suffix for path in ref] == [".npy"]:
+        for name in given(source_options):
+            raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")
         features = read_features(ref[0], network)
     else:
-        items = find_images(ref, words="none", on_error=on_error)
+        items = find_images(ref, source_options, words="none", on_error=on_error)
         features = reference_features(items, network, size, max_images=max_images, on_error=on_error, progress=progress)
     return ImageScores(tokenizer, network, features, **options)
