@@ -16,6 +16,7 @@ from vqtool.conditions.text_encoders import TextEncoder, find_named_text_encoder
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.diffusion.kernels import KERNELS, Kernel
 from vqtool.diffusion.parameterisations import PARAMETERISATIONS, log_probabilities
+from vqtool.diffusion.parts import join_parts, split_tokens
 from vqtool.diffusion.posterior import RULES
 from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
@@ -67,6 +68,29 @@ class Prior:
     def device(self) -> torch.device:
         """Where the denoiser is."""
         return next(self.denoiser.parameters()).device
+
+    @property
+    def num_parts(self) -> int:
+        """G, of a token; kernel, denoiser and samplers see each as a cell: see `diffusion.parts`."""
+        return int(getattr(getattr(self.denoiser, "config", None), "num_parts", 1))
+
+    @property
+    def codebook_size(self) -> int:
+        """K, of its tokens; the kernel's is that of their parts."""
+        return int(self.kernel.codebook_size**self.num_parts)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(H, G * W) of what the denoiser sees."""
+        return self.grid_spec.grid_size[0], self.grid_spec.grid_size[1] * self.num_parts
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., H, W) in [0, K], K where masked, as the denoiser sees them, (..., H, G * W)."""
+        return split_tokens(tokens, self.kernel.codebook_size, self.num_parts)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The other way round; a token is masked where one of its parts is."""
+        return join_parts(parts, self.kernel.codebook_size, self.num_parts)
 
     def to(self, device: torch.device | str) -> "Prior":
         """The same prior with its networks on that device."""
@@ -172,7 +196,7 @@ class Prior:
                 f"encode the images with {mine.tokenizer_location}, or train a prior on these grids; if that is their "
                 f"tokenizer with other codes, `vqtool codebook remap {name} -t {mine.tokenizer_location}` does it",
             ),
-            ("codebook size", self.kernel.codebook_size, header.codebook_size, "train a prior on these grids"),
+            ("codebook size", self.codebook_size, header.codebook_size, "train a prior on these grids"),
             ("grid size", size_text(mine.grid_size), size_text(header.grid_size), "encode at the same size"),
         ):
             if own != theirs:
@@ -348,24 +372,20 @@ def _check_parts(prior: Prior) -> None:
     check_known("kernel", kernel.name, KERNELS)
     check_known("parameterisation", prior.parameterisation, PARAMETERISATIONS)
     check_known("rule", prior.rule, RULES)
-    tables = ("num_classes", "vocabulary_size", "max_length")
+    tables = () if conditioner.needs_text_encoder else ("num_classes", "vocabulary_size", "max_length")
     for what, own, other in (
         ("codes", config.codebook_size, kernel.codebook_size),
         ("steps", config.num_steps, kernel.num_steps),
-        ("cells", config.grid_size, prior.grid_spec.grid_size),
-        *((name, getattr(config, name, 0), getattr(conditioner, name, 0)) for name in tables if not _reads_text(prior)),
+        ("cells", config.grid_size, prior.cells),
+        *((name, getattr(config, name, 0), getattr(conditioner, name, 0)) for name in tables),
     ):
         if own != other:
             raise FormatError(f"its parts do not fit together: {what} are {own} and {other}")
-    if min(*prior.grid_spec.grid_size, *prior.grid_spec.image_size) < 1:
+    if min(*prior.cells, *prior.grid_spec.image_size) < 1:
         raise FormatError("its grids have no cells")
     check_sizes(prior.grid_spec.grid_size, prior.grid_spec.image_size)
-    if _reads_text(prior) != bool(getattr(config, "text_width", 0)):
+    if conditioner.needs_text_encoder != bool(getattr(config, "text_width", 0)):
         raise FormatError("its denoiser and its captions do not fit together")
-
-
-def _reads_text(prior: Prior) -> bool:
-    return prior.conditioner.needs_text_encoder
 
 
 def _table(tensors: Mapping[str, Tensor], rate: str) -> Tensor:

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from vqtool.registry import find_module
 from vqtool.trust import parse_record
 
-NAMES = ("transformer", "vq-diffusion", "unet", "guided-unet", "halton-maskgit", "titok", "amused", "meissonic")
+NAMES = (
+    "transformer",
+    "vq-diffusion",
+    "unet",
+    "guided-unet",
+    "halton-maskgit",
+    "titok",
+    "maskbit",
+    "amused",
+    "meissonic",
+)
 
 
 class EncodedCondition(NamedTuple):

@@ -83,8 +83,9 @@ def check_sizes(grid_size: tuple[int, int], image_size: tuple[int, int]) -> None
     """Raise ValueError unless grids of (H, W) cells can stand for images of (height, width) pixels."""
     if not all(1 <= side <= MAX_SIDE for side in image_size):
         raise ValueError(f"image_size {image_size} is not from 1 to {MAX_SIDE} pixels a side")
+    is_row = grid_size[0] == 1 and image_size[0] * grid_size[1] != image_size[1]  # of tokens without a place
     is_multiple = all(side % cells == 0 for side, cells in zip(image_size, grid_size, strict=True))
-    if not is_multiple or prod(image_size) > MAX_FACTOR**2 * prod(grid_size):
+    if not (is_multiple or is_row) or prod(image_size) > MAX_FACTOR**2 * prod(grid_size):
         raise ValueError(
             f"image_size {size_text(image_size)} does not fit grids of {size_text(grid_size)} cells: its sides are "
             f"multiples of theirs, with {MAX_FACTOR}x{MAX_FACTOR} pixels a cell at most"

@@ -45,6 +45,7 @@ FORMATS = (
     "unleashing-vqgan",
     "llamagen",
     "maskbit",
+    "maskbit-generator",
     "showo",
     "open-muse",
     "diffusers",

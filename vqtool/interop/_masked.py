@@ -28,6 +28,8 @@ def build_prior(
         text_encoder: of captions.
     """
     config = denoiser.config
+    rows, columns = config.grid_size
+    size = rows, columns // getattr(config, "num_parts", 1)
     return Prior(
         kernel=kernels.build(
             "absorbing", schedule="linear", codebook_size=config.codebook_size, num_steps=config.num_steps
@@ -35,7 +37,7 @@ def build_prior(
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name=name,
         conditioner=conditioner,
-        grid_spec=GridSpec("", "", config.grid_size, config.grid_size, ""),
+        grid_spec=GridSpec("", "", size, size, ""),
         parameterisation="direct",
         text_encoder=text_encoder,
         sampling=sampling,

@@ -24,7 +24,7 @@ def attach_tokenizer(imported: Imported, options: Options) -> Imported:
     tokenizer = imported.tokenizer or options.tokenizer
     if imported.prior is None or tokenizer is None:
         return imported
-    codes = imported.prior.kernel.codebook_size
+    codes = imported.prior.codebook_size
     if tokenizer.codebook_size != codes:
         raise MismatchError(
             f"the prior has {codes} tokens, but the tokenizer {tokenizer.codebook_size} codes: "

@@ -115,12 +115,13 @@ class Likelihood:
             raise VqtoolError(f"`times` {times}: at least 2 timesteps a grid are needed, one of which is t = 1")
         self.num_grids = 0
         self.total, self.decoder, self.steps = _Mean(), _Mean(), _Mean(prior.kernel.num_steps + 1)
-        self.stationary = float(stationary_term(torch.zeros(1, 1, 1, dtype=torch.int64), prior.kernel)) / math.log(2)
+        stationary = float(stationary_term(torch.zeros(1, 1, 1, dtype=torch.int64), prior.kernel))
+        self.stationary = stationary * prior.num_parts / math.log(2)
         self._prior, self._seed = prior, seed
 
     @torch.no_grad()
     def add(self, x_0: Tensor, condition: Tensor | None = None) -> None:
-        """Take in the next grids, (B, H, W) int64, and their conditions (B, ...); None is the null condition."""
+        """Take in grids (B, H, W) int64 as the denoiser sees them, and conditions (B, ...); None is the null one."""
         prior, kernel = self._prior, self._prior.kernel
         numbers = range(self.num_grids, self.num_grids + len(x_0))
         shifts = rng.uniform(self._seed, numbers, 0, (), stream=rng.LIKELIHOOD)
@@ -128,12 +129,13 @@ class Likelihood:
         encoded = prior.encode_condition(condition, len(x_0))
         weights = torch.full((self.times,), (kernel.num_steps - 1) / max(1, self.times - 1), dtype=torch.float64)
         weights[0] = 1.0
+        nats_in_bits = x_0[0].numel() / prior.num_parts * math.log(2)  # a token
         total = torch.full((len(x_0),), self.stationary, dtype=torch.float64)
         for index, weight in enumerate(weights):
             t = times[:, index]
             noise = rng.uniform(self._seed, numbers, 1 + index, tuple(x_0.shape[1:]), stream=rng.LIKELIHOOD)
             clean, noisy, now = (tensor.to(prior.device) for tensor in (x_0, kernel.sample(x_0, t, noise), t))
-            bits = step_bound(prior, clean, noisy, now, encoded).cpu() / (x_0[0].numel() * math.log(2))
+            bits = step_bound(prior, clean, noisy, now, encoded).cpu() / nats_in_bits
             total += weight * bits
             self.steps.add(bits, t)
             if index == 0:
@@ -181,7 +183,7 @@ def measure_likelihood(
         VqtoolError: no grids, an unknown label, or too few timesteps.
     """
     likelihood = Likelihood(prior, times=times, seed=seed)
-    size = prior.grid_spec.grid_size
+    size = prior.cells
     batch_size = max(1, min(MAX_BATCH, MAX_LOGITS // (size[0] * size[1] * prior.kernel.codebook_size)))
     without = 0  # grids whose condition is not known
     for source in sources:
@@ -191,7 +193,7 @@ def measure_likelihood(
                 for batch in reader.batches(batch_size):
                     texts = _texts(prior, batch) if conditional else [None] * len(batch)
                     without += texts.count(None)
-                    x_0 = torch.from_numpy(batch.tokens.astype("int64"))
+                    x_0 = prior.split(torch.from_numpy(batch.tokens.astype("int64")))
                     likelihood.add(x_0, prior.conditioner.encode(texts))
                     advance(len(batch))
     if not likelihood.num_grids:

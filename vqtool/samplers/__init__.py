@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import replaces
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
@@ -141,6 +141,11 @@ class Method:
         return {"sampler": self.sampler, **numbers, **describe(self.chosen), **self.machine.record}
 
     @property
+    def grid_size(self) -> tuple[int, int]:
+        """(H, W) tokens of the samples."""
+        return self.tiling.grid_size[0], self.tiling.grid_size[1] // self.prior.num_parts
+
+    @property
     def measured(self) -> tuple[Prior, Tiling, Machine]:
         """What the time of a call depends on."""
         return self.prior, self.tiling, self.machine
@@ -182,9 +187,12 @@ class Method:
         given = leave_out_guidance(prior, given, has_condition=has_condition)
         settings = Settings(**given)
         size = prior.grid_spec.grid_size if grid_size is None else (int(grid_size[0]), int(grid_size[1]))
-        tiling = build_tiling(prior, size, **tiles, machine=machine)
+        if prior.num_parts > 1 and size != prior.grid_spec.grid_size:
+            raise VqtoolError(f"`grid_size` {size_text(size)}: a prior of parts of tokens knows its own grid alone")
+        cells = size[0], size[1] * prior.num_parts
+        tiling = build_tiling(prior, cells, **tiles, machine=machine)
         if settings.guide_with is not None:
-            build_tiling(settings.guide_with, size, **tiles)
+            build_tiling(settings.guide_with, cells, **tiles)
         check_seed(seed)
         own = {} if grid_size is None else {"grid_size": size}
         return cls(prior, sampler, options, settings, tiling, machine, seed, {**chosen, **given, **own, **tiles})
@@ -266,6 +274,7 @@ class Method:
         observe: Observer | None,
         tiling: Tiling,
     ) -> SampleBatch:
+        known, source = (None if each is None else self.prior.split(each) for each in (rows["known"], rows["source"]))
         for is_careful in (False, True):
             walk = Walk(
                 self.prior,
@@ -274,7 +283,7 @@ class Method:
                 seed=self.seed,
                 grid_size=self.tiling.grid_size,
                 settings=self.settings,
-                edit=Edit(rows["known"], rows["source"], first),
+                edit=Edit(known, source, first),
                 tiling=tiling,
                 machine=self.machine,
                 observe=observe,
@@ -286,7 +295,7 @@ class Method:
         grids = grids.cpu()
         if observe is not None:
             observe(walk, grids)
-        return SampleBatch(samples, grids, walk.num_calls)
+        return SampleBatch(samples, self.prior.join(grids), walk.num_calls)
 
     def _rows(self, name: str, rows: Rows | None, samples: range, start: int) -> Tensor | None:
         """The rows of some samples; `start` is the number of the first sample of the run."""
@@ -304,7 +313,7 @@ class Method:
             raise VqtoolError(f"`{name}` has {what}: a tensor of 1 or {num} rows is expected")
         if name != "condition":
             masked = name == "known"
-            check_tokens(name, rows, self.tiling.grid_size, self.prior.kernel.codebook_size + masked)
+            check_tokens(name, rows, self.grid_size, self.prior.codebook_size + masked)
         elif not rows.is_floating_point() and rows.shape[1:] != self.prior.conditioner.null(1).shape[1:]:
             wanted = ("B", *self.prior.conditioner.null(1).shape[1:])
             raise VqtoolError(

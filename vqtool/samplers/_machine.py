@@ -120,11 +120,11 @@ def build_tiling(
     """
     cells = machine.max_cells(prior)
     TileOptions(overlap=overlap, grid_mode=grid_mode)
-    if grid_size == prior.grid_spec.grid_size and (overlap is not None or grid_mode != "tiles"):
+    if grid_size == prior.cells and (overlap is not None or grid_mode != "tiles"):
         option = "overlap" if overlap is not None else "grid_mode"
         raise VqtoolError(f"`{option}` is about grids larger than those of training: make larger ones, or leave it out")
     if grid_mode == "tiles":
-        return Tiling(grid_size, prior.grid_spec.grid_size, overlap, max_cells=cells)
+        return Tiling(grid_size, prior.cells, overlap, max_cells=cells)
     if overlap is not None:
         raise VqtoolError("`overlap` is about tiles, and `grid_mode` stretch has none: leave one out")
     if not prior.denoiser.stretches:

@@ -114,6 +114,10 @@ class Walk:
         """H * W."""
         return self.grid_size[0] * self.grid_size[1]
 
+    def tokens(self, x_t: Tensor) -> Tensor:
+        """The tokens (B, H, W) that x_t is of, K where masked: x_t itself, unless the prior sees them in parts."""
+        return self._prior.join(x_t)
+
     def usual_steps(self, of_64_cells: int) -> int:
         """The steps where nobody says: one for ten cells, as 25 for 16x16, but no fewer than are usual for 8x8."""
         return max(of_64_cells, self.num_cells // 10)

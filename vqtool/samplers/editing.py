@@ -171,7 +171,7 @@ def edit(
         )
     decoder = _tokenizer(prior, tokenizer) if are_images else None
     grids = given.long() if decoder is None else decoder.encode(to_float(given.numpy()).to(prior.device)).cpu()
-    size, num_codes = (int(grids.shape[1]), int(grids.shape[2])), prior.kernel.codebook_size
+    size, num_codes = (int(grids.shape[1]), int(grids.shape[2])), prior.codebook_size
     check_tokens("pictures", grids, size, num_codes + 1)
     header = replace(grid_header(prior, size, {}), masked=bool((grids == num_codes).any()))
     change = build_change(

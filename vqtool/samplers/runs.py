@@ -282,7 +282,7 @@ def sample_to_file(
         return run.rehearse(samples, **rows)
     details = {"num": num, "start": start, **method.record, **({PLURALS[kind]: text_digest(texts)} if texts else {})}
     record = history_record("sample", inputs={"prior": prior.fingerprint}, seed=method.seed, **details)
-    header = grid_header(prior, method.tiling.grid_size, record)
+    header = grid_header(prior, method.grid_size, record)
     find = partial(tokenizer_of, header, prior.location or None, given=tokenizer)
     with (
         animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify) as observe,
@@ -313,7 +313,7 @@ def grid_header(prior: Prior, grid_size: tuple[int, int], record: dict[str, Any]
         cells * pixels // of for cells, pixels, of in zip(grid_size, spec.image_size, spec.grid_size, strict=True)
     )
     return GridHeader(
-        codebook_size=prior.kernel.codebook_size,
+        codebook_size=prior.codebook_size,
         grid_size=grid_size,
         image_size=(height, width),
         tokenizer_fingerprint=spec.tokenizer_fingerprint,

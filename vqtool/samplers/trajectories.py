@@ -39,7 +39,7 @@ class Trajectory:
         """Record the states x_t (B, H, W) of a batch."""
         wanted = [place for place, number in enumerate(walk.samples) if number in self._walks]
         if wanted:
-            for place, grid in zip(wanted, x_t[wanted].to("cpu", torch.int32), strict=True):
+            for place, grid in zip(wanted, walk.tokens(x_t[wanted]).to("cpu", torch.int32), strict=True):
                 self._walks[walk.samples[place]].add(grid)
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.parameterisations import PARAMETERISATIONS
+from vqtool.diffusion.parts import split_tokens
 from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
@@ -143,6 +145,10 @@ class DenoiserOptions(Checked):
         choices="denoisers/*.py:SIZES",
         listed=False,
     )
+    num_parts: int | None = option(
+        None, "Parts of a token, each with a head of its own; for maskbit and large codebooks.",
+        shown="2 where the denoiser has parts", minimum=1, flag="--parts", advanced=True,
+    )  # fmt: skip
     dropout: float = option(
         0.0, "Share of each block's output left out in training; for few grids.", minimum=0, maximum=0.9, advanced=True
     )
@@ -198,12 +204,14 @@ def begin(
     encoder = condition.load_encoder()
     denoiser = network.denoiser or ("transformer" if encoder is None else "vq-diffusion")
     conditioner = condition.build(batch, denoiser, encoder)
-    data, held_out = build_data(batch, conditioner, GridSpec.of(header)).split(seed)
+    num_codes, parts = choose_parts(denoiser, network.num_parts, header.codebook_size)
+    split = partial(split_tokens, num_codes=num_codes, num_parts=parts.get("num_parts", 1))
+    data, held_out = build_data(batch, conditioner, GridSpec.of(header), split).split(seed)
     size = network.choose_size(denoiser, len(data), data.tokens[0].size)
     prior = build_prior(
-        diffusion.build(header.codebook_size), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
+        diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
         denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
-        dropout=network.dropout, text_encoder=encoder,
+        dropout=network.dropout, text_encoder=encoder, **parts,
     )  # fmt: skip
     settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
     return Beginning(prior, data, held_out, choose_learning_rate(denoiser, size), size, settings=settings)
@@ -245,6 +253,25 @@ def check_condition(denoiser: str, kind: str) -> None:
         )
 
 
+def choose_parts(denoiser: str, num_parts: int | None, codebook_size: int) -> tuple[int, dict[str, int]]:
+    """How many codes a part of a token has, K for the whole, and what the denoiser is told of parts.
+
+    Raises:
+        VqtoolError: the denoiser has none, or the codebook is not made of so many.
+    """
+    if not hasattr(denoisers.module(denoiser).Config, "num_parts"):
+        if num_parts not in (None, 1):
+            raise VqtoolError(f"`num_parts` {num_parts}: the denoiser {denoiser} has no parts, maskbit has")
+        return codebook_size, {}
+    count: int = num_parts or denoisers.module(denoiser).Config.num_parts
+    bits = (codebook_size - 1).bit_length()
+    if codebook_size != 1 << bits or bits % count:
+        raise VqtoolError(
+            f"`num_parts` {count}: a codebook of {codebook_size} codes is not made of so many parts of whole bits"
+        )
+    return 1 << bits // count, {"num_parts": count}
+
+
 def check_dropout(dropout: float, denoiser: str) -> float:
     """The dropout that is asked for.
 
@@ -269,6 +296,7 @@ def build_prior(
     parameterisation: str | None = None,
     dropout: float = 0.0,
     text_encoder: TextEncoder | None = None,
+    num_parts: int | None = None,
 ) -> Prior:
     """A prior with fresh weights that predicts each token as often as it is found in the grids.
 
@@ -278,12 +306,13 @@ def build_prior(
         grid_spec: of the grids.
         size: one of the denoiser's SIZES.
         seed: of the weights.
-        tokens: (N, H, W), for the frequencies.
+        tokens: (N, H, W) as the denoiser sees them, for the frequencies.
         denoiser: one of denoisers.NAMES.
         rule: one of posterior.RULES, the average that the bound is of.
         parameterisation: one of PARAMETERISATIONS; None for one that suits denoiser and rule.
         dropout: of the denoiser, in training.
         text_encoder: whose features the denoiser is told; the null text is learned.
+        num_parts: of a token, for a denoiser that sees them apart; the kernel is that of a part.
 
     Raises:
         VqtoolError: the denoiser does not take such conditions or has no dropout, or the parameterisation does not go
@@ -307,11 +336,13 @@ def build_prior(
         raise ValueError(f"parameterisation is {parameterisation!r}, known are {PARAMETERISATIONS}")
     config = {
         "codebook_size": kernel.codebook_size,
-        "grid_size": grid_spec.grid_size,
+        "grid_size": (grid_spec.grid_size[0], grid_spec.grid_size[1] * (num_parts or 1)),
         "num_steps": kernel.num_steps,
         **told,
         **file.SIZES[size],
     }
+    if num_parts is not None:
+        config["num_parts"] = num_parts
     if dropout:
         config["dropout"] = check_dropout(dropout, denoiser)
     with torch.random.fork_rng(devices=[]):

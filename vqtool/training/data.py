@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,8 +110,23 @@ def upload(array: NDArray[np.int64], device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def build_data(batch: GridBatch, conditioner: Conditioner, grid_spec: GridSpec) -> GridData:
-    """The grids of a file with the conditions that their labels, or all of their captions, stand for."""
+def build_data(
+    batch: GridBatch,
+    conditioner: Conditioner,
+    grid_spec: GridSpec,
+    split: Callable[[Tensor], Tensor] | None = None,
+) -> GridData:
+    """The grids of a file with the conditions that their labels, or all of their captions, stand for.
+
+    Args:
+        batch: the grids.
+        conditioner: of their labels or captions.
+        grid_spec: of the grids.
+        split: `Prior.split`, for a denoiser that sees tokens in parts.
+    """
     texts = conditioner.select_all(batch.labels, batch.captions) or [(None,)] * len(batch)
     starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
-    return GridData(batch.tokens, conditioner.encode([text for own in texts for text in own]), grid_spec, starts)
+    tokens = batch.tokens
+    if split is not None:
+        tokens = split(torch.from_numpy(tokens.astype(np.int64))).numpy().astype(tokens.dtype)
+    return GridData(tokens, conditioner.encode([text for own in texts for text in own]), grid_spec, starts)

@@ -119,6 +119,8 @@ class Carrier:
             MismatchError: the prior is of another tokenizer.
         """
         mine = self.prior.grid_spec.tokenizer_fingerprint
+        if self.prior.num_parts > 1:
+            raise VqtoolError(f"{self.prior.location} sees tokens in parts, which other codes do not have: train anew")
         if (mine or parent) != parent or links.num_old != self.prior.kernel.codebook_size:
             raise MismatchError(
                 f"{self.prior.location} is of tokenizer {mine}, not of {parent}, whose codes were rebuilt: "

@@ -73,7 +73,7 @@ def go_on(
     else:
         conditioner, more = _choose_condition(old, batch, condition, given)
         notes += more
-    changes: dict[str, Any] = {"grid_size": header.grid_size}
+    changes: dict[str, Any] = {"grid_size": (header.grid_size[0], header.grid_size[1] * old.num_parts)}
     if given.get("dropout") is not None:
         changes |= {"dropout": check_dropout(given["dropout"], old.denoiser_name)}
     denoiser = _grow(old, conditioner, changes, with_null=tuning.train == "null", seed=seed)
@@ -91,7 +91,7 @@ def go_on(
         old, kernel=kernel, denoiser=denoiser, conditioner=conditioner, grid_spec=GridSpec.of(header), fingerprint="",
         location="", parent=old.fingerprint, summary={}, sampling=old.sampling if kernel is old.kernel else {},
     )  # fmt: skip
-    data, held_out = build_data(batch, conditioner, prior.grid_spec).split(seed)
+    data, held_out = build_data(batch, conditioner, prior.grid_spec, prior.split).split(seed)
     rate = choose_tuning_rate(old.denoiser_name, denoiser, small=tuning.is_small)
     settings = {"from_": old.fingerprint, **asdict(replace(tuning, keep_adapter=None))}
     return Beginning(prior, data, held_out, rate, f"of {old.location}", old.location, notes, settings)
@@ -130,10 +130,10 @@ def _grow(old: Prior, conditioner: Conditioner, changes: Mapping[str, Any], *, w
 
 def _check_codes(start: Prior, header: GridHeader) -> None:
     mine, theirs = start.grid_spec.tokenizer_fingerprint, header.tokenizer_fingerprint
-    if (mine or theirs) != theirs or start.kernel.codebook_size != header.codebook_size:
+    if (mine or theirs) != theirs or start.codebook_size != header.codebook_size:
         raise MismatchError(
             f"the grids have tokens of tokenizer {theirs} ({header.codebook_size} codes), but {start.location} models "
-            f"those of {mine or 'another one'} ({start.kernel.codebook_size} codes): encode the images with "
+            f"those of {mine or 'another one'} ({start.codebook_size} codes): encode the images with "
             f"{start.grid_spec.tokenizer_location or 'that one'}, or, if the two differ in their codes only, bring the "
             f"prior to the new ones: `vqtool codebook transplant {start.location} -t {header.tokenizer_location}`"
         )

@@ -150,7 +150,7 @@ def measure_trial(
     better: dict[str, str] = {}
     for seed in seeds:
         grids, values = _draw(prior, trial, num, seed=seed, **arguments)
-        counts = tokens.count_tokens([grids.numpy()], prior.kernel.codebook_size)
+        counts = tokens.count_tokens([grids.numpy()], prior.codebook_size)
         values |= {"usage": tokens.usage(counts), "perplexity": tokens.perplexity(counts)}
         for result in score(grids) if score is not None else []:
             values[result.name] = result.value
