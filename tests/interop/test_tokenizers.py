@@ -540,17 +540,54 @@ def test_a_prior_is_no_tokenizer(tmp_path):
     assert not any(interop.module(name).recognise(read_source(prior)) for name in MINE)
 
 
-def test_an_autoencoder_without_a_codebook_or_of_grey_images_is_refused(tmp_path):
+def test_an_autoencoder_without_a_codebook_or_of_two_channels_is_refused(tmp_path):
     state, settings = state_of("taming-vqgan")
     without = {name: value for name, value in state.items() if not name.startswith("quantize.")}
     with pytest.raises(FormatError, match=r"its codebook is missing: quantize\.embedding\.weight"):
         interop.load(written(tmp_path, {"state_dict": without}, settings), Options())
-    grey = {**state, "encoder.conv_in.weight": state["encoder.conv_in.weight"][:, :1]}
-    with pytest.raises(FormatError, match="its images have 1 channels: 3 are expected"):
+    grey = {**state, "encoder.conv_in.weight": state["encoder.conv_in.weight"][:, :2]}
+    with pytest.raises(FormatError, match="its images have 2 channels: 3 are expected"):
         interop.load(written(tmp_path, {"state_dict": grey}, settings), Options())
     more = {**state, "encoder.extra.weight": torch.zeros(1)}
     with pytest.raises(FormatError, match=r"not understood: encoder\.extra\.weight"):
         interop.load(written(tmp_path, {"state_dict": more}, settings), Options())
+
+
+def test_images_of_one_channel_are_the_mean_of_three_and_come_out_grey(tmp_path):
+    """Of grey images it makes what the network of three channels, whose sum is its one, makes of them."""
+    state, settings = state_of("taming-vqgan")
+    settings["model"]["params"]["ddconfig"] |= {"in_channels": 1, "out_ch": 1}
+    first, last = "encoder.conv_in.weight", "decoder.conv_out"
+    one = {first: state[first].sum(1, keepdim=True)}
+    one |= {f"{last}.{part}": state[f"{last}.{part}"][:1] for part in ("weight", "bias")}
+    found = interop.load(written(tmp_path, {"state_dict": {**state, **one}}, settings), Options())
+    coloured = load("taming-vqgan").tokenizer
+    grey = numbers("taming-vqgan")["image"][:, :1].repeat(1, 3, 1, 1)
+    tokens = found.tokenizer.encode(grey)
+    assert torch.equal(tokens, coloured.encode(grey))
+    shifted = grey + torch.tensor([0.1, 0.0, -0.1])[:, None, None]
+    assert torch.allclose(found.tokenizer.latents(shifted), found.tokenizer.latents(grey), atol=1e-4)
+    images = found.tokenizer.decode(tokens)
+    assert torch.allclose(images, coloured.decode(tokens)[:, :1].expand(-1, 3, -1, -1), atol=1e-5)
+    assert any("one channel" in note for note in found.notes)
+
+
+def test_what_training_leaves_beside_a_network_is_left_out(tmp_path):
+    """Means of EMAVQ's codebook, and ReFiT's losses, which stand at the top of its checkpoints."""
+    state, settings = state_of("taming-vqgan")
+    codebook = state["quantize.embedding.weight"]
+    more = {"quantize.embedding.cluster_size": codebook[:, 0], "quantize.embedding.embed_avg": codebook}
+    more |= {"perceptual_loss.net.slice1.0.weight": torch.ones(1), "discriminator.main.0.weight": torch.ones(1)}
+    found = interop.load(written(tmp_path, {"state_dict": {**state, **more}}, settings), Options())
+    assert same(found.tokenizer, load("taming-vqgan").tokenizer)
+    assert (
+        sum(
+            f"left out: {2 + len([name for name in state if name.startswith('loss.')])} tensors of training" in note
+            for note in found.notes
+        )
+        == 1
+    )
+    assert any("left out: 2 tensors of running means of the codebook" in note for note in found.notes)
 
 
 # Commands

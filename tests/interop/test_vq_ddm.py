@@ -282,3 +282,45 @@ def test_a_checkpoint_cut_short_is_one_clear_error(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(data[: len(data) // 2])
     with pytest.raises(FormatError, match=r"last\.ckpt: cut short"):
         interop.read_source(tmp_path / "last.ckpt")
+
+
+def with_classes(num_rows, *, said=None):
+    """A source of the plain network with a table of classes and the convolution that it never uses."""
+    source = interop.read_source(GOLDEN / "vqddm-unet" / "last.ckpt")
+    state = dict(source.content["state_dict"])
+    dim = state["_nn.embedding.weight"].shape[1]
+    table = torch.randn(num_rows, dim, generator=torch.Generator().manual_seed(0))
+    more = {
+        "label_emb.weight": table,
+        "input_conv.weight": torch.zeros(dim, 1, 1, 1),
+        "input_conv.bias": torch.zeros(dim),
+    }
+    state |= {prefix + name: value for prefix in ("_nn.", "_denoising._denoise_fn.") for name, value in more.items()}
+    model = dict(source.config["Model"])
+    model["Unet"] = {"kwargs": {**model["Unet"]["kwargs"], **({"classes": said} if said else {})}}
+    return Source(source.path, {**source.content, "state_dict": state}, {**source.config, "Model": model}), table
+
+
+def test_a_class_is_added_to_the_embedded_time():
+    """Against the network without classes whose time has the class's row in its last bias."""
+    source, table = with_classes(48, said=5)
+    found = interop.load(source, Options())
+    prior, plain = found.prior, interop.load(interop.read_source(GOLDEN / "vqddm-unet" / "last.ckpt"), Options()).prior
+    assert prior.conditioner.examples == tuple("01234")
+    x_t, t = torch.arange(16).view(1, 4, 4), torch.tensor([7])
+    bias = plain.denoiser.time[2].bias
+    before = bias.clone()
+    for number, row in ((3, table[3]), (5, table[:5].mean(0))):  # the last is the null condition
+        bias.copy_(before + row)
+        close(prior.denoiser(x_t, t, torch.tensor([number])), plain.denoiser(x_t, t), 1e-4)
+    assert any("the mean of the classes" in note for note in found.notes)
+    grids = vqtool.sample(prior, 2, condition=prior.conditioner.encode(["1", "4"]), sampler="ancestral")
+    assert grids.shape == (2, 4, 4)
+
+
+def test_the_number_of_classes_is_that_of_the_settings_else_of_the_rows():
+    found = interop.load(with_classes(48)[0], Options())
+    assert len(found.prior.conditioner.examples) == 48
+    assert any("no settings say how many" in note for note in found.notes)
+    with pytest.raises(FormatError, match=r"1000 classes in its settings, but .*label_emb\.weight has 48 rows"):
+        interop.load(with_classes(48, said=1000)[0], Options())

@@ -27,8 +27,8 @@ from vqtool.tokenizers.vqgan import VqganConfig
 NAMES = Names([("quant_conv.", "encoder.quant_conv."), ("post_quant_conv.", "decoder.post_quant_conv.")])
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 LEFT_OUT = {
-    "training losses": r"loss\.",
-    "running means of the codebook": r"quantize\.(cluster_size|embedding_avg)$",
+    "training losses": r"(loss|perceptual_loss|discriminator)\.",  # ReFiT has them at the top
+    "running means of the codebook": r"quantize\.(embedding\.)?(cluster_size|embedding_avg|embed_avg)$",
 }
 FOREIGN = ("MaskGitVQGAN", "VQGANModel", "MAGVITv2", "IBQ", "lfqgan")  # classes with layers of the same names
 GUMBEL = (
@@ -91,9 +91,13 @@ def read_vqgan(
     notes = [] if notes is None else notes
     kept = _vqgan.drop(tensors, LEFT_OUT, notes)
     network = {NAMES.ours(name): value for name, value in kept.items() if not name.startswith("quantize.")}
+    is_grey = network.get("encoder.conv_in.weight", torch.empty(0, 0)).shape[1:2] == (1,)
+    network = _colour(network, notes) if is_grey else network
     codes, left = _read_codes(without("quantize.", kept), lookup, source, notes)
     inferred = _vqgan.infer_config(network, codes, source, NAMES)
     declared = _declared(config or {})
+    if declared and is_grey:
+        declared |= {"in_channels": 3, "out_ch": 3}
     _vqgan.compare(_settings(declared, inferred, num_codes=_num_codes(kept)), source)
     if not declared:
         notes.append("no settings of the tokenizer were given: all were read from its weights")
@@ -106,6 +110,16 @@ def read_vqgan(
     tokenizer = _vqgan.build_tokenizer(inferred, network, codes, source, NAMES)
     notes.append(_vqgan.describe(tokenizer))
     return tokenizer
+
+
+def _colour(network: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """The network of images of one channel, which sees the mean of three and makes three alike."""
+    first, last, bias = "encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_out.bias"
+    if any(name not in network or len(network[name]) != 1 for name in (last, bias)):
+        return network  # what is wrong with it is found below
+    notes.append("images of one channel: the mean of red, green and blue goes in, grey comes out")
+    found = {first: network[first].repeat(1, 3, 1, 1) / 3}
+    return {**network, **found, last: network[last].repeat(3, 1, 1, 1), bias: network[bias].repeat(3)}
 
 
 def _read_codes(

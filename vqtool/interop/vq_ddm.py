@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtool.conditions import NoCondition
+from vqtool.conditions import Conditioner, NoCondition, numbered_classes
 from vqtool.denoisers import Denoiser, guided_unet, unet
 from vqtool.diffusion import kernels, schedules
 from vqtool.diffusion.kernels import Kernel
@@ -26,12 +26,14 @@ from vqtool.trust import sketch
 PLAIN, RESIDUAL, COPY = "_denoising._denoise_fn.", "_denoising._nn.", "_nn."
 RATES = ("_denoising.log_alpha", "_denoising.log_cumprod_alpha")
 LEFT_OUT = r"_denoising\.(log_1_min_(cumprod_)?alpha|Lt_history|Lt_count)"
+CLASSES = "label_emb.weight"
 PUBLISHED_GRID, PUBLISHED_HEADS = (16, 16), 1
 TOLERANCE = 1e-3  # between log_cumprod_alpha, which is float32, and the sum of log_alpha
 
 UNET_NAMES = (  # pattern of ours -> theirs, in this order
     (r"^tokens\.", "embedding."),
     (r"^time\.", "mlp."),
+    (r"^classes\.", "label_emb."),
     (r"^(down|up)\.(\d+)\.first\.", r"\1s.\2.0."),
     (r"^(down|up)\.(\d+)\.second\.", r"\1s.\2.1."),
     (r"^(down|up)\.(\d+)\.attention\.", r"\1s.\2.2."),
@@ -66,7 +68,7 @@ GUIDED_NAMES = (
     (r"^norm\.", "out.0."),
     (r"^head\.", "out.2."),
 )
-UNUSED = r"cat_embedding\.weight"  # of the guided network
+UNUSED = r"cat_embedding\.weight|input_conv\.(weight|bias)"  # of the guided network, and of the one with classes
 
 
 def recognise(source: Source) -> bool:
@@ -87,24 +89,30 @@ def load(source: Source, options: Options) -> Imported:
     guided = any(name.startswith("input_blocks.") for name in weights)
     grid_size = _grid_size(source, options, notes)
     denoiser: Denoiser
+    num_classes = 0
     try:
         if guided:
             num_heads = _num_heads(source, options, notes)
             wide = _guided_config(weights, source, grid_size, len(rates), num_heads)
             denoiser = _fill(lambda: guided_unet.Network(wide), GUIDED_NAMES, weights, source, prefix)
         else:
-            config = _unet_config(weights, source, grid_size, len(rates))
+            weights, num_classes = _read_classes(weights, source, notes)
+            config = _unet_config(weights, source, grid_size, len(rates), num_classes)
             denoiser = _fill(lambda: unet.Network(config), UNET_NAMES, weights, source, prefix)
         kernel = _kernel(rates, denoiser.config.codebook_size, notes)
     except FormatError:
         raise
     except (VqtoolError, ValueError) as error:
         raise FormatError(f"{source.path}: {error}") from error
+    conditioner: Conditioner = NoCondition()
+    if num_classes:
+        conditioner, note = numbered_classes(num_classes)
+        notes += [note, "null condition: the mean of the classes, which the network was not trained with"]
     prior = Prior(
         kernel=kernel,
         denoiser=denoiser.eval().requires_grad_(False),
         denoiser_name="guided-unet" if guided else "unet",
-        conditioner=NoCondition(),
+        conditioner=conditioner,
         grid_spec=GridSpec("", "", grid_size, grid_size, ""),
         parameterisation="residual" if prefix == RESIDUAL else "direct",
         rule="plug-in",
@@ -207,8 +215,29 @@ def _length(weights: Mapping[str, Tensor], name: str, source: Source, axis: int 
     return weights[name].shape[axis]
 
 
+def _read_classes(weights: Mapping[str, Tensor], source: Source, notes: list[str]) -> tuple[dict[str, Tensor], int]:
+    """The weights with a row a class and one more for none, and how many classes there are; 0 without.
+
+    The program makes the table as long as that of the codes, whatever the number of classes.
+
+    Raises:
+        FormatError: the settings name more classes than rows.
+    """
+    table, name = weights.get(CLASSES), f"{PLAIN}{CLASSES}"
+    if table is None:
+        return dict(weights), 0
+    said = _settings(source, "Unet").get("classes")
+    num = said if isinstance(said, int) else len(table)
+    if said is None:
+        notes.append(f"classes: as many as {name} has rows, of which the last may be unused; no settings say how many")
+    if not 0 < num <= len(table):
+        raise FormatError(f"{source.path}: {num} classes in its settings, but {name} has {len(table)} rows")
+    rows = table[:num]
+    return {**weights, CLASSES: torch.cat([rows, rows.mean(0, keepdim=True)])}, num
+
+
 def _unet_config(
-    weights: Mapping[str, Tensor], source: Source, grid_size: tuple[int, int], num_steps: int
+    weights: Mapping[str, Tensor], source: Source, grid_size: tuple[int, int], num_steps: int, num_classes: int
 ) -> unet.Config:
     codebook_size, dim = (_length(weights, "embedding.weight", source, axis) for axis in (0, 1))
     levels = {name.split(".")[1] for name in weights if re.match(r"downs\.\d+\.", name)}
@@ -226,6 +255,7 @@ def _unet_config(
         dim=dim,
         dim_mults=tuple(mults),
         num_inputs=codebook_size,
+        num_classes=num_classes,
         bounded_attention=False,
     )
 
