@@ -1,6 +1,7 @@
 """The JSON of a comparison: what is written is read again, and anything else is one clear error."""
 
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -53,6 +54,8 @@ def broken(**changes):
         broken(by_seed=[]),
         broken(by_seed={"0": []}),
         broken(more=1),
+        broken(values={**VALUES, "calls": float("nan")}),
+        broken(standard_errors={"FD-x": 10**400}),
         b"\xff\xfe",
     ],
 )
@@ -60,6 +63,14 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path, text):
     path = tmp_path / "c.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FormatError, match=r"c\.json: "):
+        Comparison(path, {}, resume=True)
+
+
+def test_a_file_of_holes_is_not_read(tmp_path):
+    path = tmp_path / "c.json"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(FormatError, match=r"c\.json: claims 1,099,511,627,776 bytes"):
         Comparison(path, {}, resume=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.outputs import atomic_path, refuse_existing
+from vqtool.trust import parse_record, read_json
 
 KIND = "comparison of samplers"
 _COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "network s"}
@@ -45,33 +46,14 @@ class Row:
     better: dict[str, str]  # score -> whether "lower" or "higher" is better
     by_seed: dict[str, dict[str, float]]
 
+    def __post_init__(self) -> None:
+        if not {*_COLUMNS, *_LAST, *self.better} <= self.values.keys():
+            raise ValueError("not all of its columns have values")
+
     @property
     def trial(self) -> Trial:
         """What was tried."""
         return Trial(self.sampler, self.steps, self.options)
-
-    @classmethod
-    def read(cls, record: Any) -> "Row":
-        """A row from JSON.
-
-        Raises:
-            ValueError: it is none.
-        """
-        if not isinstance(record, dict) or set(record) != set(cls.__dataclass_fields__):
-            raise ValueError("a row of the comparison is not whole")
-        row = cls(**record)
-        numbers = (row.values, row.standard_errors, *(row.by_seed.values() if isinstance(row.by_seed, dict) else [0]))
-        if not (
-            isinstance(row.sampler, str)
-            and (row.steps is None or isinstance(row.steps, int))
-            and isinstance(row.options, dict)
-            and all(_is_table(table, int | float) for table in numbers)
-            and {*_COLUMNS, *_LAST} <= set(row.values)
-            and _is_table(row.better, str)
-            and set(row.better) <= set(row.values)
-        ):
-            raise ValueError("a row of the comparison holds something else than names and numbers")
-        return row
 
 
 class Comparison:
@@ -134,17 +116,13 @@ class Comparison:
         )
 
     def _read(self, path: Path) -> list[Row]:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or not isinstance(record.get("rows"), list):
-                raise FormatError(f"{path}: not a comparison of samplers that could be resumed")
-            rows = [Row.read(row) for row in record.pop("rows")]
-        except OSError as error:
-            raise VqtoolError(f"{path}: cannot be read: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise FormatError(f"{path}: not a comparison of samplers that could be resumed") from error
-        except ValueError as error:
-            raise FormatError(f"{path}: damaged: {error}") from error
+        record = read_json(path)
+        if not isinstance(record.get("rows"), list):
+            raise FormatError(f"{path}: not a comparison of samplers that could be resumed")
+        rows = [
+            parse_record(Row, row, f"{path}: damaged: row {number} of the comparison")
+            for number, row in enumerate(record.pop("rows"))
+        ]
         for name in dict.fromkeys([*self.about, *record]):
             if record.get(name) != self.about.get(name):
                 raise MismatchError(
@@ -167,12 +145,6 @@ def check_output(path: Path | None, *, resume: bool, force: bool) -> None:
     refuse_existing(path, force=force or resume, kind="JSON")
     if resume and not path.exists():
         raise VqtoolError(f"{path}: no earlier comparison is there to go on with: start without `resume`")
-
-
-def _is_table(table: Any, kind: Any) -> bool:
-    return isinstance(table, dict) and all(
-        isinstance(value, kind) and not isinstance(value, bool) for value in table.values()
-    )
 
 
 def _shown(value: Any) -> str:
