@@ -83,6 +83,16 @@ def other_filter(file):
     file.create_dataset("x", data=DATA, chunks=(10, 5, 4), compression="lzf")
 
 
+def plugin_filter(file):
+    """One that HDF5 would look for in the folders of plugins, and run."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((10, 5, 4))
+    settings.set_filter(40000, h5py.h5z.FLAG_OPTIONAL, (1, 2))
+    made = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((100, 5, 4)), settings)
+    for row in range(0, 100, 10):
+        made.write_direct_chunk((row, 0, 0), bytes(200))
+
+
 def group(file):
     file.create_group("x")
 
@@ -161,6 +171,7 @@ def references(file):
         (virtual, "stored in other files"),
         (external_storage, "stored in other files"),
         (other_filter, "packed by lzf; gzip, shuffle and fletcher32 are read"),
+        (plugin_filter, "packed by 40000; gzip, shuffle and fletcher32 are read"),
         (group, "not a dataset"),
         (never_written, "was ever written"),
         (half_written, "was ever written"),

@@ -5,13 +5,16 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from support.commands import error_lines
 
 from vqtool import artifacts, interop, load_prior, load_tokenizer, trust
 from vqtool.conditions.text_encoders import Config as TextConfig
@@ -334,6 +337,75 @@ def test_a_vocabulary_is_read_as_tokens_and_merges_alone(tmp_path, data, message
 def test_the_config_of_a_tokenizer_is_compared_with_its_tensors_before_it_is_built(tmp_path, change, message):
     path = forged(OLD / "tokenizer.safetensors", tmp_path / "x", lambda config, _: config.update(change))
     assert message in refused(load_tokenizer, path)
+
+
+def plugin_grids(path, rows):
+    """Token grids packed by a filter that HDF5 would load from a folder of plugins."""
+    shutil.copyfile(OLD / "tok.h5", path)
+    with h5py.File(path, "r+") as file:
+        shape = (rows, *file["tokens"].shape[1:])
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk((min(rows, 1000), *shape[1:]))
+        settings.set_filter(40000, h5py.h5z.FLAG_OPTIONAL, ())
+        kind, space = h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple(shape)
+        del file["tokens"]
+        h5py.h5d.create(file.id, b"tokens", kind, space, settings)
+
+
+def forge_all(folder):
+    """A forged file of each kind that commands read, beside what they need."""
+    for name in ("tok.h5", "tokenizer.safetensors", "prior.safetensors"):
+        shutil.copyfile(OLD / name, folder / name)
+    plugin_grids(folder / "filter.h5", 4)
+    plugin_grids(folder / "huge.h5", 10**8)
+    many = json.dumps(
+        {"model": {"vocab": {"a" * 1000 + str(n): 10**9 + n for n in range(1000)}, "merges": []}}
+    ).encode()
+
+    def change(config, tensors):
+        tensors["condition.vocabulary"] = torch.frombuffer(bytearray(many), dtype=torch.uint8)
+
+    forged(OLD / "prior.safetensors", folder / "words.safetensors", change)
+    shared = [tensor(_Row(1 << 20), (1 << 20,), (1,)) for _ in range(1000)]
+    archive(folder / "shared.pt", program(shared), **{"0": bytes(4 << 20)})
+    (folder / "out.json").write_text(json.dumps({"kind": "comparison of samplers", "rows": [{"values": [[[[]]]]}]}))
+    (folder / "deep.json").write_text('{"rows": ' + "[" * 1000 + "]" * 1000 + "}")
+    os.truncate(shutil.copyfile(folder / "out.json", folder / "holes.json"), 1 << 40)
+
+
+COMPARE = "compare prior.safetensors --sampler fewer --steps 2 -n 2 --seeds 0 --resume -o"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        *((f"{command} filter.h5 {rest}", "filter.h5: 'tokens' is packed by 40000") for command, rest in (
+            ("info", ""), ("head", "-o x.h5"), ("cat", "-o x.h5"), ("decode", "-o x"), ("show", "-o x.png"),
+            ("train-prior", "--size tiny -o x.safetensors"), ("codebook usage", ""), ("eval", "-o x.json"),
+            ("inpaint", "-p prior.safetensors --mask left-half -o x.h5"),
+        )),
+        *((f"{command} huge.h5", "cannot be in a file of") for command in ("info", "decode", "eval", "head")),
+        *((f"{command} words.safetensors {rest}", "words.safetensors: vocabulary: its tokens are not numbered") for
+            command, rest in (("sample", "--caption red -o x.h5"), ("compare", "--caption red -o x.json"))),
+        ("inpaint tok.h5 -p words.safetensors --mask left-half -o x.h5", "vocabulary: its tokens are not numbered"),
+        ("train-prior tok.h5 --from words.safetensors -o x.safetensors", "vocabulary: its tokens are not numbered"),
+        ("import shared.pt -o x.safetensors", "shared.pt: damaged: its tensors use its storages more than 8 times"),
+        ("import prior.safetensors --code-map shared.pt -o x.safetensors", ""),
+        (f"{COMPARE} out.json", "out.json: damaged: row 0 of the comparison: "),
+        (f"{COMPARE} deep.json", "deep.json: "),
+        (f"{COMPARE} holes.json", "holes.json: claims 1,099,511,627,776 bytes"),
+    ],
+)  # fmt: skip
+def test_forged_files_are_refused_in_one_line_and_little_memory(tmp_path, monkeypatch, vqtool, line, why):
+    monkeypatch.chdir(tmp_path)
+    forge_all(tmp_path)
+    before, there = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sorted(tmp_path.iterdir())
+    result = vqtool(*line.split())
+    assert result.code == 1
+    (error,) = error_lines(result.err)
+    assert why in error
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kB
+    assert sorted(tmp_path.iterdir()) == there
 
 
 # 4. What is damaged says so.
