@@ -221,11 +221,29 @@ class Resample(nn.Module):
         return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
-class Network(Denoiser):
+class TextNetwork(Denoiser):
+    """A network of captions, whose head has no bias."""
+
+    stretches = True
+
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Nothing: the head has no bias."""
+
+    def read(self, x_t: Tensor, condition: Tensor | EncodedCondition | None) -> tuple[Tensor, Tensor]:
+        """Both parts of an encoded text: of the one that is given, else of zeros."""
+        if condition is None:
+            least = max(self.config.text_width, self.config.pooled_width)
+            condition = torch.zeros(len(x_t), 2, least, device=x_t.device)
+        encoded = self.encode_condition(condition) if isinstance(condition, Tensor) else condition
+        if encoded.embedding is None or encoded.keys_values is None:
+            raise ValueError("this network was made for a text, and none is given")
+        return encoded.embedding, encoded.keys_values
+
+
+class Network(TextNetwork):
     """The network."""
 
     sees_time = False
-    stretches = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -251,9 +269,6 @@ class Network(Denoiser):
         self.head_in = nn.Linear(outer, config.token_width, bias=False)
         self.head_norm = RmsNorm(config.token_width, epsilon)
         self.head_out = nn.Linear(config.token_width, config.codebook_size, bias=False)
-
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Nothing: the head has no bias."""
 
     def encode_condition(self, condition: Tensor, micro: Tensor | None = None) -> EncodedCondition:
         """The text as every attention needs it, and the conditioning.
@@ -283,14 +298,7 @@ class Network(Denoiser):
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
-        if condition is None:
-            least = max(self.config.text_width, self.config.pooled_width)
-            condition = torch.zeros(len(x_t), 2, least, device=x_t.device)
-        if isinstance(condition, Tensor):
-            condition = self.encode_condition(condition)
-        conditioning, keys_values, _ = condition
-        if conditioning is None or keys_values is None:
-            raise ValueError("this network was made for a text, and none is given")
+        conditioning, keys_values = self.read(x_t, condition)
         outer, layers = self._texts(keys_values)
         conditioning = F.silu(conditioning)
         x = self.token_out(self.token_norm(self.tokens(x_t)))  # (B, H, W, D)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
+from vqtool.denoisers.titok import ClassNetwork
 from vqtool.tokenizers.titok import Block
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -28,7 +29,6 @@ SIZES: dict[str, dict[str, Any]] = {
 LEARNING_RATES = {"tiny": 1e-3, "small": 6e-4, "base": 4e-4, "large": 1e-4}
 CONDITIONS = ("none", "class")
 PARAMETERISATION = "direct"
-INITIAL_SCALE = 0.02  # std of fresh weights
 EPSILON = 1e-12  # of all norms
 
 
@@ -65,10 +65,9 @@ class Config:
         return self.grid_size[0] * self.grid_size[1] // self.num_parts
 
 
-class Network(Denoiser):
+class Network(ClassNetwork):
     """The network."""
 
-    sees_time = False
     code_tables = ()
 
     def __init__(self, config: Config) -> None:
@@ -86,26 +85,12 @@ class Network(Denoiser):
         self.last = nn.Linear(width, width)
         self.norm_out = nn.LayerNorm(width, EPSILON)
         self.head = nn.Linear(width, config.num_parts * config.codebook_size)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for part in self.modules():
-            if isinstance(part, nn.Embedding | nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=INITIAL_SCALE)
-            if isinstance(part, nn.Linear) and part.bias is not None:
-                nn.init.zeros_(part.bias)
-        nn.init.trunc_normal_(self.positions, std=INITIAL_SCALE)
-        nn.init.zeros_(self.head.weight)
+        self.initialise()
 
     @torch.no_grad()
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Make a fresh network predict these shares of the codes of all parts, (K',): see `Denoiser`."""
         self.head.bias.copy_(frequencies.log().repeat(self.config.num_parts))
-
-    @property
-    def null_weights(self) -> tuple[tuple[str, int | None], ...]:
-        """The last row of the classes."""
-        return (("classes.weight", -1),) if self.config.num_classes else ()
 
     def read_bits(self, x_t: Tensor) -> Tensor:
         """(B, N, G * bits) float: -1 and 1 of the bits of parts (B, H, G W), 0 where masked."""
@@ -114,23 +99,11 @@ class Network(Denoiser):
         bits = ((x_t[..., None] >> places & 1) * 2 - 1).masked_fill((x_t == config.codebook_size)[..., None], 0)
         return bits.reshape(len(x_t), -1, config.num_parts * config.num_bits).to(self.bits.weight.dtype)
 
-    def encode_condition(self, condition: Tensor) -> EncodedCondition:
-        """The rows of (B,) classes, num_classes for none; or of (B, 0) nothing."""
-        if condition.ndim == 2:
-            condition = condition.new_zeros(len(condition))
-        return EncodedCondition(self.classes(condition))
-
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, G W, K'), or (B, n, K') at the wanted parts: see `Denoiser.forward`; t is not looked at."""
-        if condition is None:
-            condition = x_t.new_full((len(x_t),), self.config.num_classes)
-        if isinstance(condition, Tensor):
-            condition = self.encode_condition(condition)
-        if condition.embedding is None:
-            raise ValueError("this network was made for a class, and none is given")
-        x = torch.cat([self.bits(self.read_bits(x_t)), condition.embedding[:, None]], dim=1) + self.positions
+        x = torch.cat([self.bits(self.read_bits(x_t)), self.class_row(x_t, condition)], dim=1) + self.positions
         x = self.norm_in(x)
         for block in self.blocks:
             x = block(x)

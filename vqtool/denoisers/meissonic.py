@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
-from vqtool.denoisers.amused import Resample, RmsNorm, micro_embedding, split_features
+from vqtool.denoisers.amused import Resample, RmsNorm, TextNetwork, micro_embedding, split_features
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -169,11 +169,10 @@ def _mlp(inner: int, width: int, *, bias: bool = True) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inner, width, bias=bias), nn.SiLU(), nn.Linear(width, width, bias=bias))
 
 
-class Network(Denoiser):
+class Network(TextNetwork):
     """The network."""
 
     counts_calls = True
-    stretches = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -200,9 +199,6 @@ class Network(Denoiser):
         self.head_norm = RmsNorm(width, EPSILON)
         self.head_out = nn.Linear(width, config.codebook_size, bias=False)
 
-    def set_frequencies(self, frequencies: Tensor) -> None:
-        """Nothing: the head has no bias."""
-
     def encode_condition(self, condition: Tensor, micro: Tensor | None = None) -> EncodedCondition:
         """The rows of a text, and what a picture is to be.
 
@@ -228,14 +224,7 @@ class Network(Denoiser):
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
-        if condition is None:
-            least = max(self.config.text_width, self.config.pooled_width)
-            condition = torch.zeros(len(x_t), 2, least, device=x_t.device)
-        if isinstance(condition, Tensor):
-            condition = self.encode_condition(condition)
-        conditioning, text, _ = condition
-        if conditioning is None or text is None:
-            raise ValueError("this network was made for a text, and none is given")
+        conditioning, text = self.read(x_t, condition)
         time = F.silu(self.embed(t, conditioning))
         x = self.token_out(self.token_norm(self.tokens(x_t)))  # (B, H, W, D)
         x = x if self.halving is None else self.halving(x)

@@ -56,30 +56,16 @@ class Config:
         return self.num_layers + self.skips
 
 
-class Network(Denoiser):
-    """The network."""
+class ClassNetwork(Denoiser):
+    """A network that is told a class by one more row, and no time."""
 
     sees_time = False
+    classes: nn.Embedding  # the last row is the null class
+    positions: nn.Parameter
+    head: nn.Linear
 
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        width, skips = config.width, config.skips
-        self.classes = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
-        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
-        self.positions = nn.Parameter(torch.zeros(1 + config.grid_size[0] * config.grid_size[1], width))
-        self.norm_in = None if skips else nn.LayerNorm(width, EPSILON)
-        epsilon = 1e-5 if skips else EPSILON
-        self.blocks = nn.ModuleList(
-            Block(width, config.num_heads, config.mlp_width, epsilon=epsilon, qkv_bias=not skips, norm_last=not skips)
-            for _ in range(config.num_blocks)
-        )
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.num_layers // 2 if skips else 0))
-        self.norm_out = nn.LayerNorm(width) if skips else None
-        self.head = nn.Linear(width, config.codebook_size)
-        self._initialise()
-
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
+        """Fresh weights, with which all tokens are equally likely."""
         for part in self.modules():
             if isinstance(part, nn.Embedding | nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=INITIAL_SCALE)
@@ -99,17 +85,42 @@ class Network(Denoiser):
             condition = condition.new_zeros(len(condition))
         return EncodedCondition(self.classes(condition))
 
+    def class_row(self, x_t: Tensor, condition: Tensor | EncodedCondition | None) -> Tensor:
+        """(B, 1, D), of the class that is given, else of none."""
+        if condition is None:
+            condition = x_t.new_full((len(x_t),), self.config.num_classes)
+        encoded = self.encode_condition(condition) if isinstance(condition, Tensor) else condition
+        if encoded.embedding is None:
+            raise ValueError("this network was made for a class, and none is given")
+        return encoded.embedding[:, None]
+
+
+class Network(ClassNetwork):
+    """The network."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width, skips = config.width, config.skips
+        self.classes = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
+        self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
+        self.positions = nn.Parameter(torch.zeros(1 + config.grid_size[0] * config.grid_size[1], width))
+        self.norm_in = None if skips else nn.LayerNorm(width, EPSILON)
+        epsilon = 1e-5 if skips else EPSILON
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.mlp_width, epsilon=epsilon, qkv_bias=not skips, norm_last=not skips)
+            for _ in range(config.num_blocks)
+        )
+        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.num_layers // 2 if skips else 0))
+        self.norm_out = nn.LayerNorm(width) if skips else None
+        self.head = nn.Linear(width, config.codebook_size)
+        self.initialise()
+
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
-        if condition is None:
-            condition = x_t.new_full((len(x_t),), self.config.num_classes)
-        if isinstance(condition, Tensor):
-            condition = self.encode_condition(condition)
-        if condition.embedding is None:
-            raise ValueError("this network was made for a class, and none is given")
-        x = torch.cat([condition.embedding[:, None], self.tokens(x_t.flatten(1))], dim=1) + self.positions
+        x = torch.cat([self.class_row(x_t, condition), self.tokens(x_t.flatten(1))], dim=1) + self.positions
         x = self._layers(x if self.norm_in is None else self.norm_in(x))[:, 1:]
         x = x if cells is None else pick(x, cells)
         logits: Tensor = self.head(x if self.norm_out is None else self.norm_out(x))

@@ -14,7 +14,7 @@ from vqtool.errors import MismatchError, VqtoolError, size_text
 FORMAT = "vqtool-grids"
 MAX_CELLS = 1 << 24  # of one grid: more is a damaged file, not a picture
 MAX_SIDE = 1 << 20  # pixels of an image
-MAX_FACTOR = 64  # pixels a side that one token may stand for, on average: tokenizers have 4 to 32
+MAX_FACTOR = 128  # pixels a side that one token may stand for, on average: tokenizers have 4 to 64
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
 

@@ -45,14 +45,10 @@ SETTINGS = {  # a field of Config -> its name in config.json
     "micro_width": "micro_cond_encode_dim",
     "epsilon": "layer_norm_eps",
 }
-NAMES = (  # pattern of ours -> theirs, in this order
+AROUND = (  # the layers, in Meissonic too: pattern of ours -> theirs
     (r"^tokens\.", "embed.embeddings."),
     (r"^token_norm\.", "embed.layer_norm."),
     (r"^token_out\.", "embed.conv."),
-    (r"^text\.", "encoder_proj."),
-    (r"^text_norm\.", "encoder_proj_layer_norm."),
-    (r"^condition_in\.", "cond_embed.linear_1."),
-    (r"^condition_out\.", "cond_embed.linear_2."),
     (r"^halving\.", "down_block.downsample."),
     (r"^doubling\.", "up_block.upsample."),
     (r"^into_norm\.", "project_to_hidden_norm."),
@@ -62,6 +58,13 @@ NAMES = (  # pattern of ours -> theirs, in this order
     (r"^head_in\.", "mlm_layer.conv1."),
     (r"^head_norm\.", "mlm_layer.layer_norm."),
     (r"^head_out\.", "mlm_layer.conv2."),
+)
+NAMES = (  # pattern of ours -> theirs, in this order
+    *AROUND,
+    (r"^text\.", "encoder_proj."),
+    (r"^text_norm\.", "encoder_proj_layer_norm."),
+    (r"^condition_in\.", "cond_embed.linear_1."),
+    (r"^condition_out\.", "cond_embed.linear_2."),
     (r"^(down|up)\.(\d+)\.residual\.first\.", r"\1_block.res_blocks.\2.channelwise_linear_1."),
     (r"^(down|up)\.(\d+)\.residual\.second\.", r"\1_block.res_blocks.\2.channelwise_linear_2."),
     (r"^(down|up)\.(\d+)\.residual\.(gamma|beta)$", r"\1_block.res_blocks.\2.channelwise_norm.\3"),

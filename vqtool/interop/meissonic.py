@@ -19,7 +19,16 @@ from vqtool.interop._contract import Imported, Options
 from vqtool.interop._masked import build_prior
 from vqtool.interop._renaming import fill_renamed
 from vqtool.interop._sources import Source, listed
-from vqtool.interop.amused import SCORE, TEMPERATURE, compare_parts, read_mask_id, read_text, sampling, take_tokens
+from vqtool.interop.amused import (
+    AROUND,
+    SCORE,
+    TEMPERATURE,
+    compare_parts,
+    read_mask_id,
+    read_text,
+    sampling,
+    take_tokens,
+)
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE, MARKS = "Pipeline", {"axes_dims_rope", "joint_attention_dim"}
@@ -31,9 +40,7 @@ NEGATIVE = (
     "signature, sketch, duplicate, ugly, identifying mark"
 )
 NAMES = (  # pattern of ours -> theirs, in this order
-    (r"^tokens\.", "embed.embeddings."),
-    (r"^token_norm\.", "embed.layer_norm."),
-    (r"^token_out\.", "embed.conv."),
+    *AROUND,
     (r"^text\.", "context_embedder."),
     (r"^text_norm\.", "encoder_proj_layer_norm."),
     (r"^picture\.0\.", "cond_embed.linear_1."),
@@ -42,15 +49,6 @@ NAMES = (  # pattern of ours -> theirs, in this order
     (r"^time\.2\.", "time_text_embed.timestep_embedder.linear_2."),
     (r"^conditioning\.0\.", "time_text_embed.text_embedder.linear_1."),
     (r"^conditioning\.2\.", "time_text_embed.text_embedder.linear_2."),
-    (r"^halving\.", "down_block.downsample."),
-    (r"^doubling\.", "up_block.upsample."),
-    (r"^into_norm\.", "project_to_hidden_norm."),
-    (r"^into\.", "project_to_hidden."),
-    (r"^back_norm\.", "project_from_hidden_norm."),
-    (r"^back\.", "project_from_hidden."),
-    (r"^head_in\.", "mlm_layer.conv1."),
-    (r"^head_norm\.", "mlm_layer.layer_norm."),
-    (r"^head_out\.", "mlm_layer.conv2."),
     (r"^two_streams\.(\d+)\.text\.modulation\.", r"transformer_blocks.\1.norm1_context.linear."),
     (r"^two_streams\.(\d+)\.text\.qkv\.", r"transformer_blocks.\1.attn.add_{q,k,v}_proj."),
     (r"^two_streams\.(\d+)\.text\.(q|k)_norm\.", r"transformer_blocks.\1.attn.norm_added_\2."),

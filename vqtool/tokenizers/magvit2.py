@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vqtool.tokenizers.maskgit import NUM_GROUPS, Level, residual_blocks
 from vqtool.tokenizers.vqgan import NORM_EPSILON
-
-NUM_GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,6 @@ class Magvit2Config:
     def factor(self) -> int:
         """Pixels a side that one token stands for."""
         return int(2 ** (len(self.channels) - 1))
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), 3x3; the shortcut is a 1x1 convolution where the width changes."""
-
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(NUM_GROUPS, inner, eps=NORM_EPSILON)
-        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(NUM_GROUPS, outer, eps=NORM_EPSILON)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.nin_shortcut = nn.Conv2d(inner, outer, 1, bias=False) if inner != outer else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inner, h, w) -> (B, outer, h, w)."""
-        h = self.conv1(functional.silu(self.norm1(x), inplace=True))
-        h = self.conv2(functional.silu(self.norm2(h), inplace=True))
-        total: Tensor = h.add_(x if self.nin_shortcut is None else self.nin_shortcut(x))
-        return total
-
-
-def _blocks(inner: int, outer: int, num: int) -> nn.ModuleList:
-    return nn.ModuleList(ResidualBlock(outer if j else inner, outer) for j in range(num))
 
 
 class Upsample(nn.Module):
@@ -89,23 +65,6 @@ class Adaptive(nn.Module):
         return torch.addcmul(shift, functional.group_norm(x, NUM_GROUPS, eps=NORM_EPSILON), scale)
 
 
-class Level(nn.Module):
-    """The blocks of one resolution, and the change of resolution."""
-
-    def __init__(self, inner: int, outer: int, num: int) -> None:
-        super().__init__()
-        self.block = _blocks(inner, outer, num)
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inner, h, w) -> (B, outer, h', w')."""
-        for block in self.block:
-            x = block(x)
-        x = x if self.downsample is None else self.downsample(x)
-        return x if self.upsample is None else self.upsample(x)
-
-
 class Encoder(nn.Module):
     """Images (B, 3, h, w) in [-1, 1] -> latents (B, D, h/f, w/f)."""
 
@@ -114,11 +73,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.stem_channels, 3, padding=1, bias=False)
         widths = (config.stem_channels, *config.channels)
         self.down = nn.ModuleList(
-            Level(widths[i], widths[i + 1], config.num_blocks) for i in range(len(config.channels))
+            Level(widths[i], widths[i + 1], config.num_blocks, passes=True) for i in range(len(config.channels))
         )
         for level, channels in zip(self.down[:-1], config.channels, strict=False):
             level.downsample = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.mid_block = _blocks(widths[-1], widths[-1], config.num_blocks)
+        self.mid_block = residual_blocks(widths[-1], widths[-1], config.num_blocks, passes=True)
         self.norm_out = nn.GroupNorm(NUM_GROUPS, widths[-1], eps=NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.code_dim, 1)
 
@@ -138,10 +97,10 @@ class Decoder(nn.Module):
         super().__init__()
         coarse = config.channels[-1]
         self.conv_in = nn.Conv2d(config.code_dim, coarse, 3, padding=1)
-        self.mid_block = _blocks(coarse, coarse, config.num_blocks)
+        self.mid_block = residual_blocks(coarse, coarse, config.num_blocks, passes=True)
         inner = (*config.channels[1:], coarse)
         self.up = nn.ModuleList(
-            Level(inner[i], config.channels[i], config.num_blocks) for i in range(len(config.channels))
+            Level(inner[i], config.channels[i], config.num_blocks, passes=True) for i in range(len(config.channels))
         )  # finest first, as in the encoder; run from the last
         for level, channels in zip(self.up[1:], config.channels[1:], strict=True):
             level.upsample = Upsample(channels)

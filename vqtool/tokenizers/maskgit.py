@@ -36,43 +36,48 @@ class MaskgitConfig:
 
 
 class ResidualBlock(nn.Module):
-    """s + conv(swish(norm(conv(swish(norm(x)))))), 3x3; s is x, or where the width changes a 1x1 map of the rest."""
+    """s + conv(swish(norm(conv(swish(norm(x)))))), 3x3; s is x, or where the width changes a 1x1 map of the rest.
 
-    def __init__(self, inner: int, outer: int) -> None:
+    With `passes` that is a map of x, as in other networks.
+    """
+
+    def __init__(self, inner: int, outer: int, *, passes: bool = False) -> None:
         super().__init__()
+        self.passes = passes
         self.norm1 = nn.GroupNorm(NUM_GROUPS, inner, eps=NORM_EPSILON)
         self.conv1 = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(NUM_GROUPS, outer, eps=NORM_EPSILON)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.nin_shortcut = nn.Conv2d(outer, outer, 1, bias=False) if inner != outer else None
+        seen = inner if passes else outer
+        self.nin_shortcut = nn.Conv2d(seen, outer, 1, bias=False) if inner != outer else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inner, h, w) -> (B, outer, h, w)."""
         h = self.conv1(functional.silu(self.norm1(x), inplace=True))
         h = self.conv2(functional.silu(self.norm2(h), inplace=True))
-        total: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
+        total: Tensor = h + (x if self.nin_shortcut is None else self.nin_shortcut(x if self.passes else h))
         return total
 
 
-def _blocks(inner: int, outer: int, num: int) -> nn.ModuleList:
-    return nn.ModuleList(ResidualBlock(outer if j else inner, outer) for j in range(num))
+def residual_blocks(inner: int, outer: int, num: int, *, passes: bool = False) -> nn.ModuleList:
+    """So many, one behind the other."""
+    return nn.ModuleList(ResidualBlock(outer if j else inner, outer, passes=passes) for j in range(num))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution and, in a decoder, the doubling behind them."""
+    """The blocks of one resolution, and the change of resolution behind them."""
 
-    def __init__(self, inner: int, outer: int, num: int, *, double: bool = False) -> None:
+    def __init__(self, inner: int, outer: int, num: int, *, double: bool = False, passes: bool = False) -> None:
         super().__init__()
-        self.block = _blocks(inner, outer, num)
-        self.upsample = Upsample(outer) if double else None
+        self.block = residual_blocks(inner, outer, num, passes=passes)
+        self.upsample: nn.Module | None = Upsample(outer) if double else None
         self.downsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inner, h, w) -> (B, outer, h', w')."""
         for block in self.block:
             x = block(x)
-        if self.downsample is not None:
-            x = self.downsample(x)
+        x = x if self.downsample is None else self.downsample(x)
         return x if self.upsample is None else self.upsample(x)
 
 
@@ -89,7 +94,7 @@ class Encoder(nn.Module):
         for level, channels in zip(self.down[:-1] if config.strided else (), config.channels, strict=False):
             level.downsample = Downsample(channels)
         self.strided = config.strided
-        self.mid = _blocks(widths[-1], widths[-1], config.num_blocks)
+        self.mid = residual_blocks(widths[-1], widths[-1], config.num_blocks)
         self.norm_out = nn.GroupNorm(NUM_GROUPS, widths[-1], eps=NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.code_dim, 1)
 
@@ -111,7 +116,7 @@ class Decoder(nn.Module):
         super().__init__()
         coarse = config.channels[-1]
         self.conv_in = nn.Conv2d(config.code_dim, coarse, 3, padding=1)
-        self.mid = _blocks(coarse, coarse, config.num_blocks)
+        self.mid = residual_blocks(coarse, coarse, config.num_blocks)
         inner = (*config.channels[1:], coarse)
         self.up = nn.ModuleList(
             Level(inner[i], config.channels[i], config.num_blocks, double=i > 0) for i in range(len(config.channels))
