@@ -11,12 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.commands import error_lines, shell, start, write_pictures
 
 import vqtool as vqtool_package
 from vqtool.grids import open_grids, read_grids
 from vqtool.grids.resume import Journal
 from vqtool.images import find_images, read_batches, to_float
+from vqtool.images.pixels import find_fit
 from vqtool.tokenizers import load_tokenizer
 
 
@@ -487,3 +489,65 @@ def test_a_split_is_encoded_alone_and_a_cut_tar_if_it_is_asked_for(encode, work)
     result = encode("x.tar", "-o", "cut.h5", "--allow-truncated")
     assert result.code == 0
     assert np.array_equal(read_grids("cut.h5")[1].tokens, read_grids("imgs.h5")[1].tokens)
+
+
+@pytest.fixture
+def wide(work):
+    """A folder of 6 pictures, 4 of them twice as wide as high."""
+    write_pictures(work / "wide", 2)
+    for number in range(2, 6):
+        Image.fromarray(np.full((16, 32, 3), 40 * number, np.uint8)).save(work / "wide" / f"{number:02}.png")
+    return work
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_the_fit_stands_in_the_header_and_goes_into_the_tokens(encode, wide, tokenizer_path, fit):
+    result = encode("wide", "--fit", fit)
+    assert result.code == 0
+    header, batch = read_grids("tok.h5")
+    assert find_fit(header.preprocessing) == fit
+    (images,) = (found.images for found in read_batches(find_images(["wide"]), (16, 16), 8, fit=fit))
+    assert np.array_equal(batch.tokens, load_tokenizer(tokenizer_path).encode(to_float(images)).numpy())
+
+
+def test_pictures_of_many_shapes_are_kept_whole_and_what_a_crop_would_cut_is_told(encode, wide):
+    told = "warning: 4 of 6 pictures would lose more than a fifth to a crop, so white borders keep all whole"
+    assert told in encode("wide").err
+    assert find_fit(read_grids("tok.h5")[0].preprocessing) == "pad"
+    result = encode("wide", "--fit", "crop", "-o", "crop.h5")
+    assert "4 of 6 pictures lose more than a fifth to the crop, 50% at most: --fit pad keeps them whole" in result.err
+    assert "--size 24x48, their median shape" in encode("wide", "--fit", "stretch", "-o", "x.h5", size="32").err
+    assert encode("wide", "-o", "wide.h5", size="16x32").code == 0  # the two square ones alone are cut
+    assert "fifth" not in encode("imgs", "-o", "square.h5").err
+
+
+def test_a_run_goes_on_with_the_fit_that_it_began_with(encode, wide):
+    picture = (wide / "wide" / "05.png").read_bytes()
+    (wide / "wide" / "05.png").write_bytes(b"no picture")
+    assert encode("wide", "--strict", "-b", "2", "--fit", "stretch").code == 1
+    (wide / "wide" / "05.png").write_bytes(picture)
+    (error,) = error_lines(encode("wide", "--strict", "--resume", "--fit", "crop").err)
+    assert "`preprocessing`" in error or "--preprocessing" in error
+    assert encode("wide", "--strict", "--resume", "--fit", "stretch").code == 0
+    assert encode("wide", "--fit", "stretch", "-o", "whole.h5").code == 0
+    assert digest_of("tok.h5") == digest_of("whole.h5")
+
+
+def test_a_tokenizer_that_makes_no_white_borders_is_told(encode, wide):
+    """The tiny tokenizer has random weights: no white comes out of it, and none of the built-in one's fails to."""
+    told = "levels of 255 darker: tokenizer"
+    assert told in encode("wide", "--fit", "pad", size="32").err
+    assert told not in encode("wide", "--fit", "stretch", "-o", "x.h5", size="32").err
+    result = encode("wide", "--fit", "pad", "-o", "y.h5", size="64", tokenizer="builtin")
+    assert (result.code, told in result.err) == (0, False)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_folders_of_one_picture_and_of_the_same_picture_are_encoded(encode, work, num):
+    for number in range(num):
+        (work / "few").mkdir(exist_ok=True)
+        Image.fromarray(np.full((10, 30, 3), 90, np.uint8)).save(work / "few" / f"{number}.png")
+    result = encode("few")
+    assert result.code == 0
+    assert f"{num} of {num} pictures would lose" in result.err
+    assert len(np.unique(read_grids("tok.h5")[1].tokens, axis=0)) == 1

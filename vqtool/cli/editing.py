@@ -10,7 +10,7 @@ import typer
 from vqtool.cli.console import echo, progress
 from vqtool.cli.help import METHOD, advanced
 from vqtool.cli.inputs import Skipped
-from vqtool.cli.options import PRIOR_HELP, SOURCE_OPTIONS, Device, RareForce, RareSeed, RareTokenizer, Strict
+from vqtool.cli.options import EDIT_SOURCE_OPTIONS, PRIOR_HELP, Device, RareForce, RareSeed, RareTokenizer, Strict
 from vqtool.cli.sampling import Purity, load_named_prior, sampling_arguments, text_arguments
 
 Sources = Annotated[
@@ -57,7 +57,7 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
     from vqtool.samplers.editing import edit_to_file
 
     how = sampling_arguments(how, flags.purity)
-    chosen = {each.name: how.pop(each.name) for each in SOURCE_OPTIONS.options if each.name in how}
+    chosen = {each.name: how.pop(each.name) for each in EDIT_SOURCE_OPTIONS.options if each.name in how}
     skipped = Skipped(flags.strict, flags.output)
     prior = load_named_prior(flags.prior).to(choose_device(flags.device))
     label, caption = ([text] if text is not None else None for text in (flags.label, flags.caption))

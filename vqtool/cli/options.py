@@ -18,6 +18,12 @@ CHOICE_OPTIONS = FlagGroup.of_file(
     panel=advanced(INPUT_OUTPUT),
     without=("captions", "labels", "caption_lines"),
 )
+EDIT_SOURCE_OPTIONS = FlagGroup.of_file(  # edits bring pictures to no size: they work on a window of each
+    "images/sources/options.py",
+    "SourceOptions",
+    panel=advanced(INPUT_OUTPUT),
+    without=("fit",),
+)
 
 
 def names(file: str, constant: str) -> Callable[[], list[str]]:

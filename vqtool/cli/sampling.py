@@ -9,7 +9,7 @@ import typer
 from vqtool.cli import help
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, MACHINE, METHOD, advanced
-from vqtool.cli.options import SOURCE_OPTIONS
+from vqtool.cli.options import EDIT_SOURCE_OPTIONS
 from vqtool.distributed import world_size
 from vqtool.errors import VqtoolError
 
@@ -37,7 +37,7 @@ _SAMPLING = (
 SamplingFlags = Annotated[dict[str, Any], _SAMPLING]
 _EDITING = _SAMPLING.moved(sampler=advanced(METHOD), truncation=advanced(METHOD))
 EditSamplingFlags = Annotated[dict[str, Any], _EDITING]  # editing has more flags of its own: fewer are for every day
-EditImageFlags = Annotated[dict[str, Any], _EDITING | SOURCE_OPTIONS]  # of images, too
+EditImageFlags = Annotated[dict[str, Any], _EDITING | EDIT_SOURCE_OPTIONS]  # of images, too
 Purity = Annotated[bool, typer.Option("--purity", help="Short for --sampler purity.", rich_help_panel=METHOD)]
 Feather = Annotated[
     int,

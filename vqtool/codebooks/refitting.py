@@ -19,7 +19,8 @@ from vqtool.codebooks.rebuilt import check_refittable, with_codebook
 from vqtool.codebooks.vectors import check_images, images_of, read_beginning, sample_latents
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError, warn
-from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
+from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, parse_size
+from vqtool.images.pixels import find_fit
 from vqtool.options import Checked, distribute, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Notify, Progress, ignore, silent
@@ -108,12 +109,13 @@ def refit(
     sources = [images] if isinstance(images, str | Path) else images
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     on_error, first = None if on_error is None else tally, len(tally.skipped)
-    old, items, image_size = _find_source(sources, grids, tokenizer, options.size, device, source_options, on_error)
+    source = _find_source(sources, grids, tokenizer, options.size, device, source_options, on_error)
+    old, items, image_size, fit = source
     found = len(tally.skipped)
     noise = rng.generator(seed, 0, stream=rng.SELECTION)
     with _room(options.vectors * old.codebook.shape[1] * 4, options) as file:
         vectors = sample_latents(
-            items, old, image_size, options.vectors, noise, file=file, on_error=on_error, progress=progress
+            items, old, image_size, options.vectors, noise, fit=fit, file=file, on_error=on_error, progress=progress
         )
         if not len(vectors):
             raise VqtoolError(f"none of the {len(items)} images could be read")
@@ -168,21 +170,25 @@ def _find_source(
     device: str,
     options: SourceOptions,
     on_error: OnError | None,
-) -> tuple[Tokenizer, list[ImageItem], tuple[int, int]]:
-    """The tokenizer to refit, the images to do it on, and their size (h, w)."""
+) -> tuple[Tokenizer, list[ImageItem], tuple[int, int], str]:
+    """The tokenizer to refit, the images to do it on, their size (h, w), and how they are brought to it."""
     find = partial(find_images, images, options, words="none", on_error=on_error)
     if grids is None:
         model = load_tokenizer(tokenizer or BUILTIN).to(choose_device(device))
         check_refittable(model)
-        return model, find(), parse_size(size) if size else model.usual_size
+        items, sides = find(), parse_size(size) if size else model.usual_size
+        return model, items, sides, choose_fit(items, sides, options.fit, factor=model.factor)
+    if options.fit is not None:
+        raise VqtoolError("`fit` is that of the images that `grids` was made of: give one of them")
     if size is not None:
         raise VqtoolError("`size` is that of the images that `grids` was made of: give one of them")
     header, first, ids = read_beginning(Path(grids))
     model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
     check_refittable(model)
     items = images_of(ids, find(), str(grids))
-    check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids))
-    return model, items, header.image_size
+    fit = find_fit(header.preprocessing)
+    check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids), fit=fit)
+    return model, items, header.image_size, fit
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def sample_latents(
     num: int,
     noise: np.random.Generator,
     *,
+    fit: str = "crop",
     file: Path | None = None,
     on_error: OnError | None = None,
     progress: Progress = silent,
@@ -38,6 +39,7 @@ def sample_latents(
         image_size: (h, w) that images are brought to.
         num: how many vectors; fewer if the images have fewer cells.
         noise: chooses images and cells.
+        fit: how they are brought to it: see `vqtool.images.read_image`.
         file: where to keep the vectors instead of in memory; has to outlive what is returned.
         on_error: told of a bad image, which is left out; None raises.
         progress: shows how far it is.
@@ -48,7 +50,7 @@ def sample_latents(
     Raises:
         VqtoolError: the file cannot be written.
     """
-    parts = _latents(items, tokenizer, image_size, num, noise, on_error, progress)
+    parts = _latents(items, tokenizer, image_size, fit, num, noise, on_error, progress)
     dim = tokenizer.codebook.shape[1]
     if file is None:
         return torch.cat([torch.empty(0, dim), *parts])
@@ -68,6 +70,7 @@ def _latents(
     items: Sequence[ImageItem],
     tokenizer: Tokenizer,
     image_size: tuple[int, int],
+    fit: str,
     num: int,
     noise: np.random.Generator,
     on_error: OnError | None,
@@ -79,7 +82,7 @@ def _latents(
     per_image = min(height * width, -(-num // len(chosen)))
     left = num
     with progress("take vectors", len(chosen)) as advance:
-        for batch in read_batches(chosen, image_size, READ_BATCH, on_error=on_error):
+        for batch in read_batches(chosen, image_size, READ_BATCH, fit=fit, on_error=on_error):
             with torch.inference_mode():
                 latents = tokenizer.latents(to_float(batch.images).to(tokenizer.device)).flatten(1, 2)  # (B, HW, D)
             for image in latents.cpu():
@@ -127,6 +130,8 @@ def check_images(
     tokenizer: Tokenizer,
     size: tuple[int, int],
     name: str,
+    *,
+    fit: str = "crop",
 ) -> None:
     """Raise unless images become the tokens that grids have for them; half of them suffices, devices differ a little.
 
@@ -136,11 +141,12 @@ def check_images(
         tokenizer: of the grids.
         size: (h, w) that images are brought to.
         name: of the grids, for messages.
+        fit: how images were brought to it.
 
     Raises:
         MismatchError: they are other pictures under the same names.
     """
-    batches = list(read_batches(items, size, len(items), on_error=lambda item, error: None))
+    batches = list(read_batches(items, size, len(items), fit=fit, on_error=lambda item, error: None))
     if not batches or len(batches[0].images) != len(items):
         return  # a bad image: named when it is read for good
     found = tokenizer.encode(to_float(batches[0].images).to(tokenizer.device)).cpu().numpy()

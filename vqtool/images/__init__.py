@@ -12,6 +12,7 @@ from vqtool.images.reader import (
     to_float,
     to_uint8,
 )
+from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, find_images
 from vqtool.tally import Tally
 
@@ -22,6 +23,7 @@ __all__ = [
     "OnError",
     "SourceOptions",
     "Tally",
+    "choose_fit",
     "common_size",
     "find_images",
     "parse_size",

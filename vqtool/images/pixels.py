@@ -1,4 +1,7 @@
-"""One encoded image -> uint8 pixels: upright, over white, resized to cover the wanted size, cropped in the centre.
+"""One encoded image -> uint8 pixels: upright, over white, fitted to the wanted size.
+
+`crop` covers the size and cuts off what is beyond it, evenly on both sides; `pad` keeps the picture whole, in the
+middle of white; `stretch` fills the size with the whole picture, whatever its shape.
 
 Files are told apart by their content, never by their name. A limit on the number of pixels stands before decoding.
 """
@@ -17,7 +20,12 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vqtool.errors import FormatError, VqtoolError
 
-PREPROCESSING = "upright; over white; cover and centre crop, Pillow bicubic antialiased"
+FITS = ("crop", "pad", "stretch")
+PREPROCESSING = {  # of each fit, as headers of token grids say it
+    "crop": "upright; over white; cover and centre crop, Pillow bicubic antialiased",
+    "pad": "upright; over white; whole in the middle of white, Pillow bicubic antialiased",
+    "stretch": "upright; over white; stretched, Pillow bicubic antialiased",
+}
 
 # Oddities of EXIF and TIFF tags have nothing to do with the pixels, whose number is limited below. Pictures are decoded
 # in threads, where a filter for the time of one call would not be safe.
@@ -51,12 +59,31 @@ def read_mask(file: BinaryIO) -> NDArray[np.float64]:
         return light
 
 
-def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def find_fit(preprocessing: str) -> str:
+    """The fit that a header names; crop for what other programs wrote there."""
+    return next((fit for fit, text in PREPROCESSING.items() if text == preprocessing), "crop")
+
+
+def read_size(file: BinaryIO) -> tuple[int, int]:
+    """(height, width) of an encoded image, upright, without decoding it.
+
+    Raises:
+        FormatError: as `read_pixels`, as far as the beginning of the file tells.
+    """
+    with _explained():
+        image = _open(file)
+        height, width = image.height, image.width
+        is_turned = image.format == "TIFF" or _find_orientation(image) not in _SIDEWAYS  # Pillow has turned a TIFF
+        return (height, width) if is_turned else (width, height)
+
+
+def read_pixels(file: BinaryIO, size: tuple[int, int] | None, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image.
 
     Args:
         file: an open binary file, at its start.
-        size: (height, width) to cover and crop to; None: as it is.
+        size: (height, width) to bring it to; None: as it is.
+        fit: how: one of FITS.
 
     Returns:
         (3, height, width) uint8, RGB.
@@ -71,7 +98,7 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None) -> NDArray[np.uint
         if is_jpeg:
             image.draft(None, _draft_size(image, size))
         image.load()
-        return _fit(_over_white(_turn_upright(image)), size)
+        return _fit(_over_white(_turn_upright(image)), size, fit)
 
 
 @contextlib.contextmanager
@@ -114,17 +141,17 @@ def check_num_pixels(height: int, width: int, factor: int = 1) -> None:
         raise FormatError(f"{height}x{width} pixels are more than the limit of {limit * factor}; shrink it first")
 
 
-def fit_pixels(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def fit_pixels(pixels: NDArray[np.uint8], size: tuple[int, int] | None, fit: str = "crop") -> NDArray[np.uint8]:
     """Bring decoded pixels (h, w, 3) to (3, height, width); see `read_pixels`."""
     if size is None or pixels.shape[:2] == size:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), size)
+    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), size, fit)
 
 
-def _fit(image: Image.Image, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Resize an RGB image until it covers (height, width), crop in the centre; -> (3, height, width) uint8."""
+def _fit(image: Image.Image, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
+    """Bring an RGB image to (height, width); -> (3, height, width) uint8."""
     if size is not None and size != (image.height, image.width):
-        image = _cover(image, *size)
+        image = {"crop": _cover, "pad": _surround, "stretch": _resize}[fit](image, *size)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -142,6 +169,21 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
         (top + height) * image.height / down,
     )
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
+
+
+def _surround(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The whole image in the middle of white."""
+    scale = min(height / image.height, width / image.width)
+    down, across = max(1, round(image.height * scale)), max(1, round(image.width * scale))
+    white = Image.new("RGB", (width, height), "white")
+    white.paste(_resize(image, down, across), ((width - across) // 2, (height - down) // 2))
+    return white
+
+
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    if (height, width) == (image.height, image.width):
+        return image
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:

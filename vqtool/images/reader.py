@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vqtool.captions import join_captions
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.pixels import fit_pixels, read_pixels
+from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.progress import Progress, silent
@@ -100,9 +101,9 @@ def read_images(
 
     Args:
         sources: a folder, image file, tar shard or HDF5 file of images, several of them, or what `find_images` found.
-        size: pixels to cover and crop to: 64, (48, 80), or "48x80" as commands take it (height first); None: the
+        size: pixels to bring them to: 64, (48, 80), or "48x80" as commands take it (height first); None: the
             images' own, which must then be the same for all.
-        options: which images are taken, and where their captions and labels come from.
+        options: which images are taken, how they are brought to the size, where their captions and labels come from.
         words: whether captions and labels are needed; see `find_images`.
         on_error: called for each image that cannot be read, which is then left out; None: raise.
         progress: shows how far it is; see `vqtool.progress`.
@@ -117,10 +118,11 @@ def read_images(
     """
     items = _find(sources, options, words, on_error)
     sides = parse_size(str(size)) if isinstance(size, int | str) else size
+    fit = choose_fit(items, sides, options.fit)
     images: NDArray[np.uint8] | None = None
     kept: list[ImageItem] = []
     with progress("read", len(items)) as advance:
-        for batch in read_batches(items, sides, _READ_BATCH, on_error=on_error):
+        for batch in read_batches(items, sides, _READ_BATCH, fit=fit, on_error=on_error):
             if images is None:
                 images = _allocate((len(items), *batch.images.shape[1:]))
             images[len(kept) : len(kept) + len(batch)] = batch.images
@@ -131,12 +133,13 @@ def read_images(
     return ImageBatch(images[: len(kept)], kept)
 
 
-def read_image(item: ImageItem, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+def read_image(item: ImageItem, size: tuple[int, int] | None, fit: str = "crop") -> NDArray[np.uint8]:
     """Read one image.
 
     Args:
         item: from find_images.
-        size: (height, width) to cover and crop to; None: the image's own.
+        size: (height, width) to bring it to; None: the image's own.
+        fit: how: "crop" cuts off what is beyond the size, "pad" puts the picture on white, "stretch" stretches it.
 
     Returns:
         (3, height, width) uint8, RGB.
@@ -147,9 +150,9 @@ def read_image(item: ImageItem, size: tuple[int, int] | None) -> NDArray[np.uint
     try:
         raw = item.origin.open()
         if isinstance(raw, np.ndarray):
-            return fit_pixels(raw, size)
+            return fit_pixels(raw, size, fit)
         with raw:
-            return read_pixels(raw, size)
+            return read_pixels(raw, size, fit)
     except FormatError as error:
         text = str(error)
         raise FormatError(text if text.startswith(item.location) else f"{item.location}: {text}") from error
@@ -162,6 +165,7 @@ def read_batches(
     size: tuple[int, int] | None,
     batch_size: int,
     *,
+    fit: str = "crop",
     workers: int | None = None,
     on_error: OnError | None = None,
 ) -> Iterator[ImageBatch]:
@@ -171,6 +175,7 @@ def read_batches(
         items: what to read, in this order.
         size: (height, width); None: the images' own, which must then be the same for all.
         batch_size: images a batch; the last may have fewer.
+        fit: how they are brought to the size: see `read_image`.
         workers: threads; None: one for each core at hand, at most 16.
         on_error: called in the consumer's thread for each image that cannot be read, which is then left out;
             None: raise.
@@ -185,7 +190,7 @@ def read_batches(
     workers = workers if workers is not None else min(16, _count_cores())
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1: {batch_size}, {workers}")
-    return _assemble(_read_ahead(items, size, workers, batch_size + _AHEAD * workers), batch_size, on_error)
+    return _assemble(_read_ahead(items, size, fit, workers, batch_size + _AHEAD * workers), batch_size, on_error)
 
 
 def common_size(items: Sequence[ImageItem]) -> tuple[int, int] | None:
@@ -246,17 +251,17 @@ def _known(texts: Sequence[str | None]) -> list[str] | None:
 
 
 def _read_ahead(
-    items: Iterable[ImageItem], size: tuple[int, int] | None, workers: int, ahead: int
+    items: Iterable[ImageItem], size: tuple[int, int] | None, fit: str, workers: int, ahead: int
 ) -> Generator[tuple[ImageItem, _Pending], None, None]:
     """Items with their images to come, `ahead` of them under way at any time."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="vqtool-images")
     try:
         pending: deque[tuple[ImageItem, _Pending]] = deque()
         source = iter(items)
-        pending.extend((item, pool.submit(read_image, item, size)) for item in islice(source, ahead))
+        pending.extend((item, pool.submit(read_image, item, size, fit)) for item in islice(source, ahead))
         while pending:
             yield pending.popleft()
-            pending.extend((item, pool.submit(read_image, item, size)) for item in islice(source, 1))
+            pending.extend((item, pool.submit(read_image, item, size, fit)) for item in islice(source, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -168,9 +168,9 @@ def _measure_images(
     from vqtool.metrics import EfficientNetLite0
 
     size = None if options.size is None else parse_size(str(options.size), "`size`")
-    how: dict[str, Any] = {
-        "options": common.pop("source_options"), "words": "none", "on_error": common["on_error"]
-    }  # fmt: skip
+    chosen: SourceOptions = common.pop("source_options")
+    how: dict[str, Any] = {"options": chosen, "words": "none", "on_error": common["on_error"]}
+    common["fit"] = chosen.fit
     if options.tokenizer is not None:
         tokenizer = options.tokenizer
         if not isinstance(tokenizer, Tokenizer):

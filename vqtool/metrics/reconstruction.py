@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqtool.codebooks.usage import few_tokens
 from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, OnError, read_batches, to_float, to_uint8
+from vqtool.images import ImageItem, OnError, choose_fit, read_batches, to_float, to_uint8
 from vqtool.metrics import tokens
 from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
 from vqtool.metrics.score import Score
@@ -73,6 +73,7 @@ def measure_reconstruction(
     tokenizer: Tokenizer,
     *,
     size: tuple[int, int],
+    fit: str | None = None,
     max_images: int = MAX_IMAGES,
     seed: int = 0,
     on_error: OnError | None = None,
@@ -84,6 +85,7 @@ def measure_reconstruction(
         images: best ones that the tokenizer has not been trained on.
         tokenizer: on whichever device.
         size: (height, width) in pixels, multiples of the tokenizer's factor.
+        fit: how they are brought to it: see `vqtool.images.choose_fit`.
         max_images: at most so many, chosen by seed.
         seed: of that choice.
         on_error: see read_batches.
@@ -94,10 +96,11 @@ def measure_reconstruction(
     """
     grid_size = tokenizer.grid_size(size)
     chosen = [images[i] for i in choose(len(images), min(max_images, len(images)), seed)]
+    fit = choose_fit(images, size, fit, factor=tokenizer.factor)
     counts = np.zeros(tokenizer.codebook_size, np.int64)
     errors = []
     with progress("reconstruct", len(chosen)) as advance:
-        for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error):
+        for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=on_error):
             grid = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
             counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
             errors.append(mean_squared_errors(to_uint8(tokenizer.decode(grid)), batch.images))
@@ -109,6 +112,7 @@ def measure_reconstruction(
         "num_images": sum(map(len, errors)),
         "num_given": {"images": len(images)},
         "size": f"{size[0]}x{size[1]}",
+        "fit": fit,
         "grid_size": f"{grid_size[0]}x{grid_size[1]}",
         "tokenizer": tokenizer.fingerprint,
         "codebook_size": tokenizer.codebook_size,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, common_size, read_batches
+from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
 from vqtool.metrics import reconstruction
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
@@ -24,6 +24,7 @@ def compare_images(
     network: FeatureNetwork,
     *,
     size: tuple[int, int] | None = None,
+    fit: str | None = None,
     max_images: int = MAX_IMAGES,
     seed: int = 0,
     on_error: OnError | None = None,
@@ -39,6 +40,7 @@ def compare_images(
         reference: what it is compared with.
         network: images -> features.
         size: (height, width) both sides are brought to; by default `common_size` of `images`, or else the reference's.
+        fit: how; None: each side as `vqtool.images.choose_fit` finds best.
         max_images: a side.
         seed: chooses the images of the larger side, and the subsets of KID.
         on_error: see read_batches.
@@ -53,9 +55,9 @@ def compare_images(
     _need_two(num)
     features = []
     for what, items in (("features of images", images), ("features of reference", reference)):
-        chosen = [items[i] for i in choose(len(items), num, seed)]
+        chosen, how = [items[i] for i in choose(len(items), num, seed)], choose_fit(items, size, fit)
         with progress(what, num) as advance:
-            batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error))
+            batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, fit=how, on_error=on_error))
             features.append(extract(network, batches, advance=advance))
     num = min(map(len, features))
     _need_two(num)
@@ -81,6 +83,7 @@ def compare_pairs(
     originals: Sequence[ImageItem],
     *,
     size: tuple[int, int] | None = None,
+    fit: str | None = None,
     on_error: OnError | None = None,
     progress: Progress = silent,
 ) -> Report:
@@ -90,6 +93,7 @@ def compare_pairs(
         images: what is scored, e.g. reconstructions.
         originals: what it is compared with.
         size: (height, width) both are brought to; by default `common_size` of `images`.
+        fit: how; None: each side as `vqtool.images.choose_fit` finds best.
         on_error: see read_batches.
         progress: shows how far it is.
 
@@ -109,8 +113,8 @@ def compare_pairs(
     errors: list[NDArray[np.float64]] = []
     with (
         progress("compare", len(ours)) as advance,
-        closing(_pictures(ours, size, on_error)) as left,
-        closing(_pictures(theirs, size, on_error)) as right,
+        closing(_pictures(ours, size, choose_fit(images, size, fit), on_error)) as left,
+        closing(_pictures(theirs, size, choose_fit(originals, size, fit), on_error)) as right,
     ):
         for picture, original in _pairs(left, right, order):
             errors.append(reconstruction.mean_squared_errors(picture[None], original[None]))
@@ -139,9 +143,9 @@ def _feature_warnings(num: int, feature_dim: int) -> list[str]:
 
 
 def _pictures(
-    items: Sequence[ImageItem], size: tuple[int, int], on_error: OnError | None
+    items: Sequence[ImageItem], size: tuple[int, int], fit: str, on_error: OnError | None
 ) -> Generator[tuple[str, NDArray[np.uint8]], None, None]:
-    for batch in read_batches(items, size, READ_BATCH, on_error=on_error):
+    for batch in read_batches(items, size, READ_BATCH, fit=fit, on_error=on_error):
         yield from zip((item.id for item in batch.items), batch.images, strict=True)
 
 

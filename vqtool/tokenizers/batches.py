@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vqtool import distributed
 from vqtool.artifacts import history_record, text_digest
 from vqtool.captions import join_captions
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader, open_grids
 from vqtool.grids.batch import MAX_TEXT_BYTES, clean_text
 from vqtool.grids.resume import Journal, check_resumable, resumable_writer
@@ -25,12 +25,14 @@ from vqtool.images import (
     ImageBatch,
     ImageItem,
     SourceOptions,
+    choose_fit,
     find_images,
     read_batches,
     read_image,
     to_float,
     to_uint8,
 )
+from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
 from vqtool.locks import claims
@@ -41,6 +43,9 @@ from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
 
 PRECISIONS = ("fp32", "bf16")
+
+_PROBED = 16  # images whose borders are looked at
+_WHITE = 8  # levels of 255: borders that come back darker are told
 
 OnError = Callable[[ImageItem, VqtoolError], None]
 
@@ -71,7 +76,7 @@ def encode(
         sources: folders, image files, tar shards, HDF5 files.
         output: a path, or "-" for standard output.
         tokenizer: one on the device to use, or the name of one.
-        options: which images are taken, and where their captions and labels come from.
+        options: which images are taken, how they are brought to the size, where their captions and labels come from.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
@@ -100,11 +105,14 @@ def encode(
     items = find_images(sources, options, on_error=None if on_error is None else tally)
     num = len(items) + len(tally.skipped) - before
     check_lengths(items)
+    fit = choose_fit(items, image_size, options.fit, factor=tokenizer.factor)
     known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
     how: dict[str, Any] = {"precision": precision} if bf16 else {}
     record = history_record("encode", inputs=inputs, num=num, images=known, **how)
-    header = grid_header(tokenizer, image_size, record)
+    header = grid_header(tokenizer, image_size, record, fit=fit)
+    if fit == "pad":
+        _check_borders(items, tokenizer, image_size)
     if on_start is not None:
         on_start(header, len(items))
     own, bad = distributed.own_share(items), list[tuple[ImageItem, str]]()
@@ -119,9 +127,11 @@ def encode(
         left = own
         if isinstance(writer, Journal) and writer.kept_ids:
             left, passed = _not_done(own, writer)
-            _skip_again(passed, image_size, skip)
+            _skip_again(passed, skip)
         with progress("encode", len(left)) as advance:
-            for batch in encode_images(left, tokenizer, image_size, batch_size=batch_size, bf16=bf16, on_error=skip):
+            for batch in encode_images(
+                left, tokenizer, image_size, batch_size=batch_size, fit=fit, bf16=bf16, on_error=skip
+            ):
                 writer.write(batch)
                 advance(len(batch))
         if _tell_main(items, bad, on_error) == len(items):
@@ -174,7 +184,7 @@ def _not_done(items: Sequence[ImageItem], journal: Journal) -> tuple[Sequence[Im
     return items[position:], passed
 
 
-def _skip_again(items: Sequence[ImageItem], image_size: tuple[int, int], skip: OnError) -> None:
+def _skip_again(items: Sequence[ImageItem], skip: OnError) -> None:
     """Name the images that an earlier run could not read.
 
     Raises:
@@ -182,7 +192,7 @@ def _skip_again(items: Sequence[ImageItem], image_size: tuple[int, int], skip: O
     """
     for item in items:
         try:
-            read_image(item, image_size)
+            read_image(item, None)
         except VqtoolError as error:
             skip(item, error)
         else:
@@ -257,8 +267,29 @@ def decode(
     return DecodedImages(writer.num_images, tuple(warnings))
 
 
-def grid_header(tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[str, Any]) -> GridHeader:
-    """The header of grids that this tokenizer makes from images of (h, w) pixels.
+def _check_borders(items: Sequence[ImageItem], tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
+    """Tell where white borders do not come back white: the tokenizer has seen none.
+
+    Warns:
+        VqtoolWarning: says how far they are from white, in the first few pictures that have borders.
+    """
+    shapes = ((item, find_shape(item)) for item in items[:_PROBED])
+    bordered = [item for item, shape in shapes if shape and shared([shape], image_size)[0] < 1 - LOST]
+    for batch in read_batches(bordered, image_size, _PROBED, fit="pad", on_error=lambda item, error: None):
+        white = np.stack([border(find_shape(item) or image_size, image_size) for item in batch.items])  # (B, h, w)
+        made = decode_batch(encode_batch(batch, tokenizer), tokenizer).transpose(0, 2, 3, 1)[white]  # (N, 3)
+        off = 255 - made.mean() if len(made) else 0
+        if off > _WHITE:
+            warn(
+                f"the white borders come back {off:.0f} levels of 255 darker: tokenizer {tokenizer.location} seems "
+                "never to have seen any; go on with it by `vqtool train-tokenizer --fit pad --from`, or take `fit` crop"
+            )
+
+
+def grid_header(
+    tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[str, Any], *, fit: str = "crop"
+) -> GridHeader:
+    """The header of grids that this tokenizer makes from images that were fitted to (h, w) pixels.
 
     Raises:
         VqtoolError: the size does not fit the tokenizer.
@@ -269,7 +300,7 @@ def grid_header(tokenizer: Tokenizer, image_size: tuple[int, int], record: dict[
         image_size=image_size,
         tokenizer_fingerprint=tokenizer.fingerprint,
         tokenizer_location=tokenizer.location,
-        preprocessing=PREPROCESSING,
+        preprocessing=PREPROCESSING[fit],
         history=(record,),
     )
 
@@ -280,6 +311,7 @@ def encode_images(
     image_size: tuple[int, int],
     *,
     batch_size: int,
+    fit: str = "crop",
     bf16: bool = False,
     on_error: OnError | None = None,
 ) -> Iterator[GridBatch]:
@@ -290,10 +322,11 @@ def encode_images(
         tokenizer: on the device to use.
         image_size: (h, w) that images are brought to.
         batch_size: images in the network at once.
+        fit: how they are brought to it: see `vqtool.images.read_image`.
         bf16: whether the encoder computes in bfloat16.
         on_error: told of a bad image, which is left out; None raises.
     """
-    for batch in read_batches(items, image_size, batch_size, on_error=on_error):
+    for batch in read_batches(items, image_size, batch_size, fit=fit, on_error=on_error):
         yield encode_batch(batch, tokenizer, bf16=bf16)
 
 

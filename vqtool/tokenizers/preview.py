@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import open_grids
-from vqtool.images import OnError, SourceOptions, common_size, find_images, parse_size, read_batches
+from vqtool.images import OnError, SourceOptions, choose_fit, common_size, find_images, parse_size, read_batches
 from vqtool.images.sources import holds_grids
 from vqtool.images.sources.options import DEFAULTS, refuse_for_grids
 from vqtool.images.writer import PREVIEW_IMAGES, PreviewWriter
@@ -67,6 +67,7 @@ def draw_preview(
         else:
             items = find_images(sources, options, words="some", on_error=on_error)[:num]
             sides = parse_size(size) if size else common_size(items) or MIXED_SIZE
-            for found in read_batches(items, sides, _READ_BATCH, on_error=on_error):
+            fit = choose_fit(items, sides, options.fit or ("pad" if size is None else None))
+            for found in read_batches(items, sides, _READ_BATCH, fit=fit, on_error=on_error):
                 writer.write(found.images, found.ids, found.labels, found.captions)
     return writer.num_images

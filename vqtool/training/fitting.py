@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
 from vqtool.errors import VqtoolError, size_text
-from vqtool.images import ImageItem, SourceOptions, Tally, parse_size, read_images, to_float, to_uint8
+from vqtool.images import (
+    ImageItem,
+    SourceOptions,
+    Tally,
+    choose_fit,
+    find_images,
+    parse_size,
+    read_images,
+    to_float,
+    to_uint8,
+)
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.options import distribute, option
 from vqtool.progress import Notify, Progress, silent
@@ -204,12 +214,7 @@ def learn(
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
-    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
-    on_error, first = None if on_error is None else tally, len(tally.skipped)
-    pixels = read_images(
-        images, larger, options=lesson.source, words="none", on_error=on_error, progress=progress
-    ).images
-    num_skipped = len(tally.skipped) - first
+    pixels, fitted, num_skipped = _read_pixels(images, larger, lesson, model.tokenizer.factor, on_error, progress)
     notify(f"{len(pixels)} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels")
 
     def draw(now: Tokenizer, number: int) -> None:
@@ -228,7 +233,7 @@ def learn(
     if not distributed.is_main_process():
         return made
     summary["num_skipped"] = num_skipped
-    record = history_record(step, inputs=digests, seed=lesson.seed)
+    record = history_record(step, inputs=digests, seed=lesson.seed, fit=fitted)
     made.history = (*(() if parent is None else parent.history), record)
     made.half_precision = half
     header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
@@ -236,6 +241,25 @@ def learn(
     draw(made, summary["steps"])
     notify(f"wrote {files.output}: tokenizer {made.fingerprint}; {files.describe()}")
     return made
+
+
+def _read_pixels(
+    images: str | Path | Sequence[str | Path],
+    size: tuple[int, int],
+    lesson: Lesson,
+    factor: int,
+    on_error: OnError | None,
+    progress: Progress,
+) -> tuple[NDArray[np.uint8], str, int]:
+    """Images (N, 3, h, w) to learn from, how they were brought to the size, and how many were left out."""
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    on_error, before = None if on_error is None else tally, len(tally.skipped)
+    sources = [images] if isinstance(images, str | Path) else images
+    items = find_images(sources, lesson.source, words="none", on_error=on_error)
+    fitted = choose_fit(items, size, lesson.source.fit, factor=factor)
+    options = replace(lesson.source, fit=fitted)
+    pixels = read_images(items, size, options=options, on_error=on_error, progress=progress).images
+    return pixels, fitted, len(tally.skipped) - before
 
 
 def _check_sizes(model: Autoencoder, perceptual: Perceptual | None, size: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""What a user says about sources of images: which pictures, and where their captions and labels stand."""
+"""What a user says about sources of images: which pictures, how they get to a size, where their words stand."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,14 @@ from vqtool.options import Checked, option
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(Checked):
-    """Which pictures of a source are taken, and where their captions and labels come from."""
+    """Which pictures of a source are taken, how they are brought to a size, and where their words come from."""
 
+    fit: str | None = option(
+        None,
+        "How pictures get to the size: cut, with white borders, or stretched.",
+        shown="pad where a crop cuts much off, else crop",
+        choices=("crop", "pad", "stretch"),
+    )
     captions: str | None = option(None, "none, or FILE[:COLUMN]: csv, tsv, jsonl, parquet, json of COCO.")
     labels: str | None = option(None, "none, folder (class folders), or FILE[:COLUMN].")
     caption_lines: str = option(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.errors import FormatError, MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, SourceOptions, find_images, read_batches, to_uint8
+from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.report import READ_BATCH, choose
@@ -75,7 +75,8 @@ def reference_features(
     """
     chosen = [items[i] for i in choose(len(items), min(len(items), max_images), 0)]
     with progress("features of reference", len(chosen)) as advance:
-        batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, on_error=on_error))
+        fit = choose_fit(items, size)
+        batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=on_error))
         features = extract(network, batches, advance=advance)
     if len(features) < 2:
         raise VqtoolError(f"{len(features)} images as reference: at least 2 are needed")
