@@ -3,10 +3,10 @@
     python scripts/own_folders.py --work build/own
     python scripts/compare_fits.py build/own/clipart build/own/flags build/own/photos
 
-Each picture goes through the tokenizer and back, and is given its own shape again: borders are cut off, what was stretched
-is drawn together, and what a crop cut off stays white. Printed are, for each folder, size and fit: the share of the
-pictures that is cut off, of the cells that is border, and by how much shapes change; the PSNR of the whole pictures; and
-how many of them are still nearest to themselves, of all originals, by the features of EfficientNet-Lite0.
+Each picture goes through the tokenizer and back, and is given its own shape again: borders are cut off, what was
+stretched is drawn together, and what a crop cut off stays white. Printed are, for each folder, size and fit: what is
+lost; the PSNR of the whole pictures; and how many are still nearest to themselves, of all originals, by the features of
+EfficientNet-Lite0.
 """
 
 import argparse
@@ -62,8 +62,7 @@ def main() -> None:
         found = found.astype(np.float64)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    print("| folder | size | fit | cut off | border | shape changed by | PSNR of the whole, dB | still nearest to itself |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| folder | size | fit | lost | PSNR of the whole, dB | still nearest to itself |\n|---|---|---|---|---|---|")
     for folder in options.folders:
         items = find_images([folder], words="none")[: options.most]
         shapes = [shape for shape in map(find_shape, items) if shape is not None]
@@ -82,13 +81,13 @@ def main() -> None:
                 errors = [((a.astype(float) - b) ** 2).mean() for a, b in zip(back, originals, strict=True)]
                 psnr = np.mean([10 * np.log10(255**2 / max(error, 1e-9)) for error in errors])
                 nearest = (features(back) @ theirs.T).argmax(1) == np.arange(len(items))
-                lost = f"{1 - share.mean():.0%}"
-                print(
-                    f"| {folder.name} ({len(items)}) | {tried[0]}x{tried[1]} | `{fit}` | {lost if fit == 'crop' else '-'} "
-                    f"| {lost if fit == 'pad' else '-'} | {f'{(1 / share).mean():.2f}' if fit == 'stretch' else '-'} "
-                    f"| {psnr:.1f} | {nearest.mean():.0%} |",
-                    flush=True,
-                )
+                lost = {
+                    "crop": f"{1 - share.mean():.0%} of the picture",
+                    "pad": f"{1 - share.mean():.0%} of the cells",
+                    "stretch": f"{(1 / share).mean():.2f} times as wide or high",
+                }[fit]
+                row = folder.name, f"{tried[0]}x{tried[1]}", f"`{fit}`", lost, f"{psnr:.1f}", f"{nearest.mean():.0%}"
+                print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

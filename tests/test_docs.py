@@ -179,7 +179,7 @@ def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(
     path = typed_lines(section(README, "Your own pictures"))
     assert [line.split()[1] for line in path] == ["codebook", "encode", "train-prior", "sample", "eval"]
     lines = [*path, *typed_lines(section(SAMPLING, "Editing")), *typed_lines(section(SAMPLING, "Measured"))]
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert not any("--cfg-scale" in line for line in path)  # of a folder without captions it would be warned about
     for line in lines + lines:
         type_line(vqtool, line, tmp_path)

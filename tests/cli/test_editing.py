@@ -11,7 +11,7 @@ from support.commands import error_lines, shell
 from support.editing_run import entries, make_work, rewrite, save_prior, tokens  # noqa: F401
 
 from vqtool.grids import read_grids
-from vqtool.samplers import editing, trajectories
+from vqtool.samplers import _editor, trajectories
 
 LINES = {
     "inpaint": ("tok.h5", "--mask", "left-half"),
@@ -75,14 +75,14 @@ def test_a_dry_run_leaves_what_is_there_and_takes_pictures_and_streams(vqtool, f
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.parametrize("command", LINES)
 def test_signals_that_ask_for_the_end_leave_nothing_half_and_say_so(vqtool, files, monkeypatch, command, number):
-    make = editing._Editor.make
+    make = _editor.Editor.make
 
     def stopped(*arguments, **options):
         made = make(*arguments, **options)
         signal.raise_signal(number)
         return made
 
-    monkeypatch.setattr(editing._Editor, "make", stopped)
+    monkeypatch.setattr(_editor.Editor, "make", stopped)
     before = entries()
     result = vqtool(command, *LINES[command], "--steps", 2, "-o", "x.h5")
     assert (result.code, result.err.splitlines()[-1]) == (128 + number, "interrupted: x.h5 was not written")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.commands import error_lines, shell
+from support.commands import error_lines, shell, write_pictures
 from support.editing_run import SIZE, entries, make_work, rewrite, save_prior, tokens  # noqa: F401
 
 from vqtool import samplers
@@ -127,7 +127,8 @@ def test_a_class_or_caption_is_the_pictures_own_unless_another_is_given(vqtool, 
         arguments = {"sampler": "purity", "cfg_scale": 2.0, "condition": prior.conditioner.encode(texts)}
         drawn = samplers.sample(prior, 3, known=torch.from_numpy(given), **arguments)
         assert np.array_equal(drawn.numpy(), tokens("x.h5"))
-    assert read_grids("x.h5")[1].captions == ["", "a bee", ""]
+        captions = read_grids("x.h5")[1].captions
+        assert captions == (["an ant"] * 3 if flags else ["", "a bee", ""])  # what it shows now
     result = vqtool("inpaint", "tok.h5", "-m", "top-half", "--label", "ant", "-o", "y.h5")
     assert "--label does not go with this prior" in error_lines(result.err)[0]
 
@@ -220,3 +221,97 @@ def test_a_sheet_and_a_tar_can_be_written(vqtool, work):
     assert Image.open(io.BytesIO((work / "x.png").read_bytes())).size[0] > 48
     assert vqtool("inpaint", "imgs", "-m", "center", "--purity", "-o", "x.tar").code == 0
     assert len(read_pixels("x.tar")) == 3
+
+
+@pytest.fixture
+def photo(work):
+    """A picture of 90x130 pixels with a caption, in `photo/`."""
+    write_pictures(work / "photo", 1, size=(90, 130))
+    (work / "photo" / "00.txt").write_text("a crow")
+    return work
+
+
+def test_a_picture_keeps_its_size_and_all_pixels_outside_of_the_mask(vqtool, photo):
+    (old,), mask = read_pixels("photo"), np.zeros((90, 130), bool)
+    mask[40:61, 100:130] = True  # at the border
+    save_mask("mask.png", mask, (90, 130))
+    for name in ("box:40,100,21,30", "mask.png"):
+        assert vqtool("inpaint", "photo/00.png", "-m", name, "--steps", 2, "-f", "-o", "new.png").code == 0
+        new = np.asarray(Image.open("new.png")).transpose(2, 0, 1)
+        assert new.shape == (3, 90, 130)
+        assert np.array_equal(new[:, ~mask], old[:, ~mask])
+        assert (new[:, mask] != old[:, mask]).mean() > 0.9
+    assert vqtool("inpaint", "photo/00.png", "-m", "mask.png", "--feather", 5, "--steps", 2, "-o", "soft.png").code == 0
+    soft, near = np.asarray(Image.open("soft.png")).transpose(2, 0, 1), np.zeros((90, 130), bool)
+    near[35:66, 95:] = True
+    assert np.array_equal(soft[:, ~near], old[:, ~near])
+    assert (soft[:, near & ~mask] != old[:, near & ~mask]).any()
+
+
+def test_pictures_go_through_the_pipe_as_pictures_with_the_caption_that_was_drawn(vqtool, photo, tokenizer_path):
+    save_prior("prior.safetensors", tokenizer_path, kind="caption")
+    line = '$vqtool inpaint photo/00.png -m box:5,5,9,9 --caption "A red apple." --steps 2 | $vqtool decode -o out'
+    assert shell(line, photo).code == 0
+    assert (
+        shell(line.replace("| $vqtool decode", "-n 2 | $vqtool vary - --strength 0 | $vqtool decode") + "2", photo).code
+        == 0
+    )
+    (old,), (new,) = read_pixels("photo"), read_pixels("out")
+    mask = np.zeros((90, 130), bool)
+    mask[5:14, 5:14] = True
+    assert np.array_equal(new[:, ~mask], old[:, ~mask])
+    assert "A red apple." in (photo / "out" / "metadata.jsonl").read_text()
+    assert "a crow" not in (photo / "out" / "metadata.jsonl").read_text()
+    assert read_pixels("out2").shape == (2, 3, 90, 130)
+    result = shell("$vqtool inpaint photo/00.png -m center --steps 2 | $vqtool decode -t builtin -o out3", photo)
+    assert "--tokenizer is for token grids, but standard input holds images" in result.err
+
+
+def test_pictures_of_several_sizes_are_edited_each_in_its_own(vqtool, work):
+    for number, size in enumerate([(64, 96), (50, 50), (30, 200)]):
+        write_pictures(work / "many" / str(number), 1, size=size, seed=number)
+    assert vqtool("inpaint", "many", "-m", "left-half", "--steps", 2, "-n", 2, "-o", "out").code == 0
+    for number, width in enumerate([96, 50, 200]):
+        old = np.asarray(Image.open(f"many/{number}/00.png"))
+        for variant in (1, 2):
+            new = np.asarray(Image.open(f"out/{number}_00-{variant}.png"))
+            assert new.shape == old.shape
+            assert np.array_equal(new[:, width // 2 :], old[:, width // 2 :])
+    assert vqtool("inpaint", "many", "-m", "left-half", "--steps", 2, "-o", "sheet.png").code == 0
+    result = vqtool("inpaint", "many", "-m", "left-half", "--steps", 2, "-o", "x.h5")
+    assert "--output takes one: edit them into a folder" in error_lines(result.err)[0]
+    result = vqtool("inpaint", "many", "-m", "box:0,0,20,60", "-o", "x")
+    assert error_lines(result.err)[0].startswith("error: many/1/00.png: --mask box:0,0,20,60: the box is empty, or not")
+    save_mask("mask.png", np.s_[:9], (64, 96))
+    result = vqtool("inpaint", "many", "-m", "mask.png", "-o", "x")
+    assert "00.png: --mask mask.png: has 64x96 pixels" in error_lines(result.err)[0]
+    assert "x" not in entries()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("full.png", "keeps no pixel of the 90x130: `vqtool sample` makes whole pictures anew"),
+        ("empty.png", "keeps the whole picture, so that there is nothing to make anew"),
+        ("other.png", "has 32x48 pixels, the pictures have 90x130 (height x width)"),
+    ],
+)
+def test_a_mask_that_does_not_fit_a_picture_is_one_line(vqtool, photo, mask, message):
+    save_mask("full.png", np.s_[:], (90, 130))
+    save_mask("empty.png", np.s_[0:0], (90, 130))
+    save_mask("other.png", np.s_[:9])
+    before = entries()
+    result = vqtool("inpaint", "photo/00.png", "-m", mask, "-o", "new.png")
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert message in line
+    assert entries() == before
+
+
+def test_variants_that_are_the_same_are_told(vqtool, work):
+    told = "variants of 3 of 3 pictures (00, ...) differ in fewer than 5% of the cells that are drawn"
+    line = ["inpaint", "tok.h5", "-m", "center", "-n", 3, "--steps", 2, "-f", "-o", "x.h5"]
+    assert told not in vqtool(*line).err
+    assert told in vqtool(*line, "--top-k", 1, "--sampler", "halton").err
+    assert told in vqtool("vary", "tok.h5", "--strength", 0, "-n", 2, "-f", "-o", "x.h5").err
+    assert told not in vqtool("vary", "tok.h5", "--strength", 0, "-f", "-o", "x.h5").err

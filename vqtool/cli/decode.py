@@ -29,9 +29,9 @@ def decode(
     """Turn token grids into images.
 
     Names are made from the grids' ids; labels and captions go to metadata.jsonl in the same folder. Decoding starts
-    with the first batch that arrives. x.png is the picture itself if there is one, else a preview of all.
-    With --force, --tokenizer may be another one than that of the grids, if its codes
-    and its factor fit.
+    with the first batch that arrives; what an edit of images pipes in is pictures already, which are written as they
+    are. x.png is the picture itself if there is one, else a preview of all. With --force, --tokenizer may be another
+    one than that of the grids, if its codes and its factor fit.
 
     Examples:
 

@@ -26,7 +26,7 @@ class EditFlags:
     prior: Annotated[Path | None, typer.Option("--prior", "-p", help=PRIOR_HELP, show_default=False)] = None
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="x.h5, - or, for pictures, folder/, x.png, x.tar.", show_default=False),
+        typer.Option("--output", "-o", help="folder/, x.png, x.tar; grids: x.h5; - is stdout.", show_default=False),
     ] = Path("-")
     variants: Annotated[int, typer.Option("--num", "-n", help="Variants of each picture.")] = 1
     label: Annotated[str | None, typer.Option("--label", help="Class. Default: each picture's own.")] = None
@@ -36,7 +36,7 @@ class EditFlags:
     seed: RareSeed = 0
     size: Annotated[
         str | None,
-        typer.Option("--size", help="Pixels of images. Default: as in training.", rich_help_panel=advanced(METHOD)),
+        typer.Option("--size", help="Pixels of its window. Default: as in training.", rich_help_panel=advanced(METHOD)),
     ] = None
     tokenizer: RareTokenizer = None
     device: Device = "auto"

@@ -21,7 +21,7 @@ def encode(
         dict[str, Any], FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=INPUT_OUTPUT)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout: a stream if that is a pipe.")
+        Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout, a stream in a pipe.")
     ] = Path("tok.h5"),
     tokenizer: TokenizerOption = None,
     size: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vqtool.cli.editing import EditFlags, Sources, edit
-from vqtool.cli.help import INPUT_OUTPUT, advanced
+from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import names
 from vqtool.cli.sampling import EditImageFlags, Feather
@@ -35,6 +35,14 @@ def inpaint(
             rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = True,
+    context: Annotated[
+        float,
+        typer.Option(
+            "--context",
+            help="Pictures: how many times as high and wide as the mask what the prior sees is.",
+            rich_help_panel=advanced(METHOD),
+        ),
+    ] = 2.0,
     masked: Annotated[
         bool,
         typer.Option("--masked", help="Write masked grids, draw nothing.", rich_help_panel=advanced(INPUT_OUTPUT)),
@@ -45,8 +53,8 @@ def inpaint(
 
     The mask is left-half, right-half, top-half, bottom-half, center, a box (in pixels), a share of the cells at random,
     or an image that is white, or with alpha opaque, there. Every cell that the mask touches is drawn again; all other
-    tokens stay exactly as they are. Token grids are written, unless -o names pictures. Pictures that were made of
-    images get back the pixels outside of the mask.
+    tokens stay exactly as they are, and grids are written unless -o names pictures. Images stay images of their size:
+    a window around the mask is encoded and drawn, and all pixels outside of the mask are those of the original.
 
     Examples:
 
@@ -54,6 +62,8 @@ def inpaint(
 
         vqtool inpaint imgs/ --mask box:16,16,32,32 --feather 3 --caption "a red cat" -o mended/
 
+        vqtool inpaint crow.png --mask apple-mask.png --caption "a red apple" -n 4 | vqtool decode -o apples/
+
         vqtool inpaint tok.h5 --mask random:0.5 --masked | vqtool complete - -o filled.h5
     """
-    edit(sources, flags, how, mask=mask, feather=feather, paste=paste, masked=masked)
+    edit(sources, flags, how, mask=mask, feather=feather, paste=paste, context=context, masked=masked)

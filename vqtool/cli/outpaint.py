@@ -26,7 +26,8 @@ def outpaint(
     """Put each picture on a larger canvas and draw what is around it.
 
     The picture's own tokens stay exactly as they are. Grids larger than those of training are drawn in overlapping
-    tiles. Token grids are written, unless -o names pictures; those that were made of images keep their pixels.
+    tiles. Of grids token grids are written, unless -o names pictures; images stay images and keep all their pixels.
+    A cell is as large as where the whole picture is brought to the prior's size.
 
     Examples:
 

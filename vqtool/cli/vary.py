@@ -24,7 +24,8 @@ def vary(
     """Make pictures like those given.
 
     Each starts from its own grid made noisy to t = strength * T, x_t ~ q(x_t | x_0), and is made clean again; samplers
-    that never revise a token mask those that are lost at t. Token grids are written, unless -o names pictures.
+    that never revise a token mask those that are lost at t. Of grids token grids are written, unless -o names pictures;
+    images stay images of their size, but are drawn at the size that the prior knows.
 
     Examples:
 

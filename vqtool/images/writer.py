@@ -22,7 +22,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids.batch import clean_text
 from vqtool.images.naming import UniqueNames
-from vqtool.images.pixels import check_images
+from vqtool.images.pixels import check_images, fit_pixels
 from vqtool.images.preview import png_bytes, preview_grid, save_image
 from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
@@ -41,6 +41,7 @@ from vqtool.progress import Progress, silent
 
 METADATA = "metadata.jsonl"
 PREVIEW_IMAGES = 400  # most pictures on one preview
+_PREVIEWED = 256  # pixels a side at most, of images of several sizes on one preview
 _BATCH = 64  # images that `save_images` writes between two steps of its progress
 
 Texts = Sequence[str]
@@ -243,8 +244,8 @@ class PreviewWriter(ImageWriter):
 
     def finish(self) -> None:
         """Draw the preview."""
-        self._save(preview_grid(np.stack(self._images) if self._images else np.empty((0, 3, 1, 1), np.uint8),
-                                self._captions, columns=self.columns))  # fmt: skip
+        images = np.stack(_alike(self._images)) if self._images else np.empty((0, 3, 1, 1), np.uint8)
+        self._save(preview_grid(images, self._captions, columns=self.columns))
 
     def _save(self, image: NDArray[np.uint8] | Image.Image) -> None:
         if not is_stream(self.output):
@@ -253,6 +254,14 @@ class PreviewWriter(ImageWriter):
         with open_output(self.output) as file:
             file.write(png_bytes(image))
             file.flush()
+
+
+def _alike(images: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
+    """Images of one size: those of several are put whole on white squares."""
+    if len({image.shape for image in images}) == 1:
+        return images
+    side = min(_PREVIEWED, max(max(image.shape) for image in images))
+    return [fit_pixels(image.transpose(1, 2, 0), (side, side), "pad") for image in images]
 
 
 class PngWriter(PreviewWriter):

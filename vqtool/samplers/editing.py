@@ -4,10 +4,11 @@ Known tokens come out as they went in. Several variants can be made of a picture
 i * variants + v of the run, whatever the batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,22 @@ from torch import Tensor
 
 from vqtool.artifacts import history_record
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridWriter, check_output
 from vqtool.images import SourceOptions, to_float
+from vqtool.images.sources import holds_grids
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import ImageWriter, writer_type
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import DEFAULT_BATCH_SIZE, Method, Observer
-from vqtool.samplers._changes import Array, Change, Sides, build_change
+from vqtool.samplers._changes import Array, Sides, Wanted, build_change
 from vqtool.samplers._edit import check_tokens
-from vqtool.samplers._pictures import Images, OnError, Pictures, open_pictures
+from vqtool.samplers._editor import ALIKE, Editor, Write
+from vqtool.samplers._framing import Framed, Given, cut_all, finish_all, mask_frames
+from vqtool.samplers._pictures import Images, OnError, Pictures, build_framing, open_pictures
 from vqtool.samplers._texts import check_texts
-from vqtool.samplers.estimates import NUM_REHEARSED
+from vqtool.samplers._windows import CONTEXT
 from vqtool.samplers.runs import Run, Summary, animated, grid_header, take_run_options
 from vqtool.samplers.trajectories import NUM_SAMPLES
 from vqtool.tally import Tally
@@ -37,80 +41,6 @@ from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.tokenizers.batches import decode_batch
 
 GRID_FILES = (".h5", ".hdf5")
-
-
-@dataclass(frozen=True)
-class Variants:
-    """What was made of some pictures."""
-
-    batch: GridBatch  # those of one picture in a row
-    samples: range  # their numbers
-    num_calls: float  # of the denoiser, the mean of the samples
-
-
-@dataclass(frozen=True)
-class _Editor:
-    """Makes variants of grids."""
-
-    method: Method
-    change: Change
-    variants: int
-    strength: float | None  # None fills masked cells; else cells start from q(x_t | x_0) at this share t / T
-    texts: Sequence[str]  # that pictures are made by in turn; empty for their own
-
-    def rows(self, batch: GridBatch, number: int, *, variants: int = 1) -> tuple[GridBatch, dict[str, Any]]:
-        """Masked grids, and what `Method.batches` is told of them; `number` is that of the first in the run."""
-
-        def of_samples(rows: Tensor) -> Callable[[range], Tensor]:
-            return lambda samples: rows[[sample // variants - number for sample in samples]]
-
-        opened, conditioner = self.change.open(batch, number), self.method.prior.conditioner
-        texts: Sequence[str | None] | None = conditioner.select(batch.labels, batch.captions)
-        if self.texts:
-            texts = [self.texts[(number + row) % len(self.texts)] for row in range(len(batch))]
-        known = {"condition": None if texts is None else of_samples(conditioner.encode(texts))}
-        if self.strength is None or self.change.masks:
-            known["known"] = of_samples(torch.from_numpy(opened.tokens.astype(np.int64)))
-        if self.strength is None:
-            return opened, known
-        return opened, known | {
-            "source": of_samples(torch.from_numpy(batch.tokens.astype(np.int64))),
-            "strength": self.strength,
-        }
-
-    def make(self, batch: GridBatch, number: int, **how: Any) -> Variants:
-        """Variants of grids; ids get -1, -2, ... where there are several."""
-        opened, rows = self.rows(batch, number, variants=self.variants)
-        if self.change.header.masked:
-            return Variants(opened, range(number, number + len(batch)), 0.0)
-        samples = range(number * self.variants, (number + len(batch)) * self.variants)
-        made = list(self.method.batches(len(samples), start=samples.start, **rows, **how))
-        tokens = torch.cat([part.grids for part in made]).numpy().astype(self.change.header.dtype)
-        calls = sum(part.num_calls * len(part.samples) for part in made) / max(1, len(samples))
-        count = range(1, self.variants + 1)
-        ids = batch.ids if self.variants == 1 else [f"{id}-{v}" for id in batch.ids for v in count]
-        labels, captions = (
-            None if column is None else [text for text in column for _ in count]
-            for column in (batch.labels, batch.captions)
-        )
-        return Variants(GridBatch(tokens, ids, labels, captions), samples, calls)
-
-    def read_and_make(
-        self, pictures: Pictures, write: "Write", *, batch_size: int, observe: Observer | None
-    ) -> Iterator[Variants]:
-        """Make and write all, as many pictures together as are `batch_size` variants."""
-        number = 0
-        for batch, originals in pictures.read(max(1, batch_size // self.variants)):
-            made = self.make(batch, number, batch_size=batch_size, observe=observe)
-            write(made.batch, originals, number)
-            number += len(batch)
-            yield made
-
-    def rehearse(self, pictures: Pictures, run: Run) -> Summary:
-        """Say what it would take, by one variant of each of the first few pictures."""
-        for batch, _ in pictures.read(NUM_REHEARSED):
-            return run.rehearse(range(len(batch)), **self.rows(batch, 0)[1])
-        raise VqtoolError(f"{pictures.name}: no picture to rehearse with")
 
 
 def edit(
@@ -126,6 +56,7 @@ def edit(
     tokenizer: Tokenizer | str | Path | None = None,
     paste: bool = True,
     feather: int = 0,
+    context: float = CONTEXT,
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
     observe: Observer | None = None,
@@ -147,6 +78,8 @@ def edit(
         tokenizer: of images; None for the one that the prior names.
         paste: whether images get back their pixels outside of the mask.
         feather: width of the soft edge between both, pixels.
+        context: of images, how many times as high and wide as what is drawn again the window is that the prior sees;
+            it is no smaller than the prior's own pictures.
         seed: of all noise, and of a random mask.
         batch_size: how many are drawn at once.
         observe: see `vqtool.sample`.
@@ -162,29 +95,47 @@ def edit(
     """
     if variants < 1:
         raise VqtoolError(f"`variants` {variants}: at least 1")
-    given = torch.as_tensor(pictures)
-    are_images = given.ndim == 4 and given.shape[1] == 3 and given.dtype == torch.uint8
-    if not are_images and (given.ndim != 3 or given.dtype not in (torch.int64, torch.int32, torch.int16)):
+    rows = torch.as_tensor(pictures)
+    are_images = rows.ndim == 4 and rows.shape[1] == 3 and rows.dtype == torch.uint8
+    if not are_images and (rows.ndim != 3 or rows.dtype not in (torch.int64, torch.int32, torch.int16)):
         raise VqtoolError(
-            f"`pictures` has shape {tuple(given.shape)} and type {given.dtype}: (B, H, W) integer tokens or "
+            f"`pictures` has shape {tuple(rows.shape)} and type {rows.dtype}: (B, H, W) integer tokens or "
             "(B, 3, height, width) uint8 images are expected"
         )
-    decoder = _tokenizer(prior, tokenizer) if are_images else None
-    grids = given.long() if decoder is None else decoder.encode(to_float(given.numpy()).to(prior.device)).cpu()
+    wanted = Wanted(mask=mask, sides=sides, strength=strength, paste=paste, feather=feather, context=context, seed=seed)
+    texts = check_texts(prior, labels, captions)
+
+    how |= {"has_condition": bool(texts), "completes": strength is None}
+
+    def method(size: tuple[int, int]) -> Method:
+        return Method.build(prior, seed=seed, grid_size=size, **how)
+
+    editor = Editor(cache(method), wanted, variants, texts)
+    make = partial(editor.make, batch_size=batch_size, observe=observe)
+    if are_images:
+        decoder = _tokenizer(prior, tokenizer)
+        framing = build_framing(prior, decoder, wanted, "pictures")
+        frames = [framing.frame(picture, number) for number, picture in enumerate(rows.cpu().numpy())]
+        finished = []
+        for number, part in _alike(frames):
+            tokens = decoder.encode(to_float(cut_all(part)).to(prior.device)).cpu().numpy()
+            given = mask_frames(GridBatch(tokens, [""] * len(part)), part, decoder.codebook_size)
+            finished.append(finish_all(framing, part, decode_batch(make(given, number).batch, decoder)))
+        return np.concatenate(finished)
+    grids = rows.long()
     size, num_codes = (int(grids.shape[1]), int(grids.shape[2])), prior.codebook_size
     check_tokens("pictures", grids, size, num_codes + 1)
     header = replace(grid_header(prior, size, {}), masked=bool((grids == num_codes).any()))
-    change = build_change(
-        prior, header, "pictures", mask=mask, sides=sides, strength=strength, paste=paste, feather=feather, seed=seed
-    )
-    texts = check_texts(prior, labels, captions)
-    how |= {"has_condition": bool(texts), "completes": strength is None}
-    method = Method.build(prior, seed=seed, grid_size=change.header.grid_size, **how)
+    change = build_change(prior, header, "pictures", wanted)
     batch = GridBatch(grids.numpy().astype(np.uint64), [""] * len(grids))
-    made = _Editor(method, change, variants, strength, texts).make(batch, 0, batch_size=batch_size, observe=observe)
-    if decoder is None:
-        return torch.from_numpy(made.batch.tokens.astype(np.int64))
-    return change.finish(decode_batch(made.batch, decoder), given.numpy(), 0)
+    return torch.from_numpy(make(Given(batch, change.open(batch, 0)), 0).batch.tokens.astype(np.int64))
+
+
+def _alike(frames: Sequence[Framed]) -> Iterator[tuple[int, list[Framed]]]:
+    """Pictures next to each other whose windows have one size, and the number of the first."""
+    for _, group in groupby(enumerate(frames), key=lambda entry: entry[1].window.size):
+        part = list(group)
+        yield part[0][0], [framed for _, framed in part]
 
 
 def _tokenizer(prior: Prior, tokenizer: Tokenizer | str | Path | None) -> Tokenizer:
@@ -194,9 +145,6 @@ def _tokenizer(prior: Prior, tokenizer: Tokenizer | str | Path | None) -> Tokeni
     if prior.grid_spec.tokenizer_fingerprint:
         prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
     return tokenizer.to(prior.device)
-
-
-Write = Callable[[GridBatch, Images | None, int], None]
 
 
 def edit_to_file(
@@ -215,6 +163,7 @@ def edit_to_file(
     tokenizer: str | Path | None = None,
     paste: bool = True,
     feather: int = 0,
+    context: float = CONTEXT,
     masked: bool = False,
     seed: int = 0,
     force: bool = False,
@@ -226,12 +175,13 @@ def edit_to_file(
     """`edit` pictures of files into a file. One process does it, and others nothing.
 
     Args:
-        prior: and mask, strength, sides, variants, labels, captions, paste, feather, seed: as for `edit`, but that
-            without labels and captions each picture's own is taken.
+        prior: and mask, strength, sides, variants, labels, captions, paste, feather, context, seed: as for `edit`, but
+            that without labels and captions each picture's own is taken.
         sources: a grid file ("-" is standard input), or images: folders, files, tars, HDF5. Without mask, strength and
             sides they are masked grids.
-        output: grid file ("-" is standard output); or a folder, x.png or x.tar for pictures.
-        size: pixels that images are brought to; None for those of the prior's training.
+        output: x.h5 for token grids, of images those of the windows; a folder, x.png or x.tar for pictures; "-" is
+            standard output: grids of grids, a tar of pictures of images.
+        size: pixels that windows of images are brought to; None for those of the prior's training.
         options: which images of the sources are taken, and where their own captions and labels come from.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
         masked: write the masked grids themselves, and draw nothing.
@@ -250,19 +200,32 @@ def edit_to_file(
         return Summary(0, 0.0, 0.0)
     step = "inpaint" if mask is not None else "outpaint" if sides is not None else "complete"
     step = step if strength is None or mask is not None else "vary"
-    _check_output(output, variants, feather, masked, bool(run_options.trajectory or run_options.dry_run))
+    wanted = Wanted(
+        mask=mask,
+        sides=sides,
+        strength=strength,
+        paste=paste,
+        feather=feather,
+        context=context,
+        masked=masked,
+        seed=seed,
+    )
+    are_grids = step == "complete" or holds_grids(sources[0])
+    to_grids = Path(output).suffix.lower() in GRID_FILES or (str(output) == "-" and (are_grids or masked))
+    _check_output(to_grids, variants, wanted, bool(run_options.trajectory or run_options.dry_run))
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     with ExitStack() as stack:
         image_writer = stack.enter_context(
             nullcontext()
             if run_options.dry_run
-            else _open_image_writer(Path(output), run_options.trajectory, force=force)
+            else _open_image_writer(Path(output), to_grids, run_options.trajectory, force=force)
         )
         pictures = stack.enter_context(
             open_pictures(
                 sources,
                 prior,
-                masked=step == "complete",
+                wanted,
+                are_grids=are_grids,
                 size=size,
                 options=options,
                 tokenizer=tokenizer,
@@ -270,25 +233,22 @@ def edit_to_file(
                 notify=notify,
             )
         )
-        change = build_change(
-            prior,
-            pictures.header,
-            pictures.name,
-            mask=mask,
-            sides=sides,
-            strength=strength,
-            paste=paste,
-            feather=feather,
-            masked=masked,
-            seed=seed,
-        )
+        if len(pictures.sizes) > 1 and (to_grids or run_options.trajectory):
+            raise VqtoolError(
+                f"{pictures.name}: pictures of several shapes, whose windows make grids of several sizes, but "
+                f"`{'output' if to_grids else 'trajectory'}` takes one: edit them into a folder, x.tar or x.png"
+            )
         texts = check_texts(prior, labels, captions)
         has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
         if not texts and prior.conditioner.kind == "class":
             prior.conditioner.encode(pictures.labels)  # an unknown label is found before any work is done
-        new_size = change.header.grid_size
         how |= {"has_condition": has_condition, "completes": strength is None}
-        method = Method.build(prior, seed=seed, grid_size=new_size, **how)
+
+        @cache
+        def methods(grid_size: tuple[int, int]) -> Method:
+            return Method.build(prior, seed=seed, grid_size=grid_size, **how)
+
+        method = methods(pictures.header.grid_size)
         notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
         details = {
             "num": variants,
@@ -299,7 +259,7 @@ def edit_to_file(
             **(sides or {}),
         }
         record = _record(step, method, pictures, details)
-        editor = _Editor(method, change, variants, strength, texts)
+        editor = Editor(methods, wanted, variants, texts)
         num = None if pictures.total is None else pictures.total * variants
         run = Run(method, num, run_options, notify=notify, progress=progress, output=output)
         if not masked:
@@ -310,12 +270,28 @@ def edit_to_file(
         observe = stack.enter_context(
             animated(run_options.trajectory, samples, find, texts=texts, force=force, notify=notify)
         )
-        with _open_output(image_writer, change, Path(output), pictures, record, force=force) as write:
-            for _ in run.batches(partial(editor.read_and_make, pictures, write), observe, name=step):
-                pass
+        alike = list[str]()
+        with _open_output(image_writer, Path(output), pictures, record, force=force) as write:
+            for made in run.batches(partial(editor.read_and_make, pictures, write), observe, name=step):
+                alike += made.find_alike()
             if tally.skipped and not run.num_drawn:
                 raise VqtoolError(f"none of the {len(tally.skipped)} images could be read")
+        _tell_alike(alike, run.num_drawn // variants)
     return run.summary
+
+
+def _tell_alike(ids: Sequence[str], num: int) -> None:
+    """Tell of pictures whose variants are nearly the same.
+
+    Warns:
+        VqtoolWarning: names the first, and says what makes others.
+    """
+    if ids:
+        warn(
+            f"the variants of {len(ids)} of {num} pictures ({ids[0]}, ...) differ in fewer than {ALIKE:.0%} of the "
+            "cells that are drawn: the prior has one answer there; `temperature` 1.5, another `sampler` and, for "
+            "variations, more `strength` make others"
+        )
 
 
 def _record(step: str, method: Method, pictures: Pictures, details: dict[str, Any]) -> dict[str, Any]:
@@ -326,29 +302,25 @@ def _record(step: str, method: Method, pictures: Pictures, details: dict[str, An
     return history_record(step, inputs=inputs, seed=method.seed, **known, **own)
 
 
-def _writes_grids(output: str | Path) -> bool:
-    return str(output) == "-" or Path(output).suffix.lower() in GRID_FILES
-
-
-def _check_output(output: str | Path, variants: int, feather: int, masked: bool, is_run: bool) -> None:
+def _check_output(to_grids: bool, variants: int, wanted: Wanted, is_run: bool) -> None:
     """Raise VqtoolError unless what is asked for goes with the kind of output."""
-    if feather and _writes_grids(output):
+    if wanted.feather and to_grids:
         raise VqtoolError("`feather` is about pictures, but `output` asks for token grids: a folder, x.png or x.tar")
     if variants < 1:
         raise VqtoolError(f"`variants` {variants}: at least 1")
-    if masked and (not _writes_grids(output) or variants > 1):
+    if wanted.masked and (not to_grids or variants > 1):
         raise VqtoolError("`masked` writes one masked grid a picture: it needs an `output` like x.h5, and 1 variant")
-    if masked and is_run:
+    if wanted.masked and is_run:
         raise VqtoolError("`masked` makes nothing: there is nothing for `trajectory` to show or `dry_run` to count")
 
 
 def _open_image_writer(
-    output: Path, trajectory: Path | None, *, force: bool
+    output: Path, to_grids: bool, trajectory: Path | None, *, force: bool
 ) -> "AbstractContextManager[ImageWriter | None]":
     """Where pictures go, None for token grids; refuses an output before any work is done."""
     if trajectory is not None and Path(trajectory) == output:
         raise VqtoolError(f"`trajectory` and `output` both name {output}: pictures and their animation are two files")
-    if _writes_grids(output):
+    if to_grids:
         check_output(output, force=force)
         return nullcontext()
     return writer_type(output)(output, force=force)
@@ -357,7 +329,6 @@ def _open_image_writer(
 @contextmanager
 def _open_output(
     image_writer: ImageWriter | None,
-    change: Change,
     output: Path,
     pictures: Pictures,
     record: dict[str, Any],
@@ -366,15 +337,19 @@ def _open_output(
 ) -> Iterator[Write]:
     """What writes made grids: to a grid file, or as pictures with what is kept of their originals."""
     if image_writer is None:
-        with GridWriter(output, change.header.with_step(record), force=force) as writer:
-            yield lambda made, originals, number: writer.write(made)
+        with GridWriter(output, pictures.header.with_step(record), force=force) as writer:
+            yield lambda made, given: writer.write(made)
         return
     tokenizer = pictures.tokenizer()
 
-    def write(made: GridBatch, originals: Images | None, number: int) -> None:
-        images = decode_batch(made, tokenizer)
-        if originals is not None:
-            images = change.finish(images, originals, number)
-        image_writer.write(images, made.ids, made.labels, made.captions)
+    def write(made: GridBatch, given: Given) -> None:
+        images, variants = decode_batch(made, tokenizer), len(made) // len(given.batch)
+        if given.frames is None or pictures.framing is None:
+            image_writer.write(images, made.ids, made.labels, made.captions)
+            return
+        for number, framed in enumerate(given.frames):
+            rows = slice(number * variants, (number + 1) * variants)
+            own, finished = made[rows], finish_all(pictures.framing, [framed], images[rows])
+            image_writer.write(finished, own.ids, own.labels, own.captions)
 
     yield write

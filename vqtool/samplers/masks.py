@@ -35,7 +35,7 @@ class Mask:
     Args:
         text: one of NAMED, box:..., random:... or the path of an image.
         image_size: (height, width) of the pictures, pixels.
-        grid_size: (H, W) of their grids, cells.
+        grid_size: (H, W) of their grids, cells; the same as image_size where only pixels are asked for.
         seed: of a random mask.
 
     Raises:
@@ -51,11 +51,12 @@ class Mask:
         else:
             self._pixels = _read(text, image_size)
             cells = to_cells(self._pixels, grid_size)
+            unit = "pixel" if grid_size == image_size else "cell"
             if not cells.any():
                 raise VqtoolError(f"`mask` {text}: keeps the whole picture, so that there is nothing to make anew")
             if cells.all():
                 raise VqtoolError(
-                    f"`mask` {text}: keeps no cell of the {grid_size[0]}x{grid_size[1]}: `vqtool sample` makes whole "
+                    f"`mask` {text}: keeps no {unit} of the {grid_size[0]}x{grid_size[1]}: `vqtool sample` makes whole "
                     "pictures anew, `vqtool vary` makes pictures like yours"
                 )
 
@@ -72,8 +73,13 @@ class Mask:
         """(height, width) bool: the masked pixels of a picture, by its number in the run."""
         if self._chosen is None:
             return self._pixels
-        rows, columns = _places(self._image_size, self._grid_size)
-        return self.cells(number)[rows[:, None], columns]
+        return spread(self.cells(number), self._image_size)
+
+
+def spread(cells: NDArray[np.bool_], image_size: tuple[int, int]) -> Pixels:
+    """(height, width) bool: the pixels of the cells (H, W) that are True."""
+    rows, columns = _places(image_size, (cells.shape[0], cells.shape[1]))
+    return cells[rows[:, None], columns]
 
 
 def to_cells(pixels: Pixels, grid_size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -33,6 +33,7 @@ from vqtool.images import (
     to_uint8,
 )
 from vqtool.images.shapes import LOST, border, find_shape, shared
+from vqtool.images.sources import pipes_images
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
 from vqtool.locks import claims
@@ -222,11 +223,13 @@ def decode(
 ) -> DecodedImages:
     """Write the images of token grids: a folder of PNG files, a tar or one preview, as the output's name asks for.
 
+    What an edit of images hands on through a pipe is images already, in a tar: they are written as they are.
+
     Under `accelerate launch` every process writes a part of a folder; the others have nothing to do for a tar, a
     preview or grids from a pipe.
 
     Args:
-        source: token grids; "-" for standard input.
+        source: token grids; "-" for standard input, which may also be a tar of images.
         output: a folder, x.tar, x.png, or "-" for a tar on standard output.
         tokenizer: instead of the one that the grids name.
         batch_size: grids in the network at once.
@@ -245,6 +248,13 @@ def decode(
     is_shared = kind is FolderWriter and not is_stream(source)
     if not is_shared and not distributed.is_main_process():
         return DecodedImages(0, ())
+    if pipes_images(source):
+        if tokenizer is not None:
+            raise VqtoolError("`tokenizer` is for token grids, but standard input holds images: nothing is decoded")
+        with kind(output, force=force) as writer:
+            for images in read_batches(find_images([source]), None, 1):
+                writer.write(images.images, images.ids, images.labels, images.captions)
+        return DecodedImages(writer.num_images, ())
     with kind(output, force=force) as writer, open_grids(source) as reader:
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free

@@ -41,7 +41,7 @@ from vqtool.images.sources.tars import STANDARD_INPUT, TAR_ENDINGS, TarShard
 from vqtool.images.sources.zips import ZIP_ENDINGS, ZipArchive
 from vqtool.tally import Tally
 
-__all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids"]
+__all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids", "pipes_images"]
 
 WordsNeeded = Literal["all", "some", "none"]
 _T = TypeVar("_T")
@@ -117,9 +117,7 @@ def holds_grids(source: str | Path) -> bool:
     import h5py
 
     if str(source) == STANDARD_INPUT:
-        peek = getattr(sys.stdin.buffer, "peek", None)
-        start = peek(len(HDF5_SIGNATURE)) if peek is not None and not sys.stdin.isatty() else b""
-        return HDF5_SIGNATURE.startswith(start[: len(HDF5_SIGNATURE)])
+        return HDF5_SIGNATURE.startswith(_peek_input(len(HDF5_SIGNATURE)))
     path = Path(source)
     if not path.is_file():
         return path.exists() and not path.is_dir()
@@ -131,6 +129,19 @@ def holds_grids(source: str | Path) -> bool:
             return "images" not in file
     except (OSError, RuntimeError):
         return True  # damaged: reading says how
+
+
+def pipes_images(source: str | Path) -> bool:
+    """Whether an input is standard input ("-") and begins as a tar, in which images come through pipes."""
+    return str(source) == STANDARD_INPUT and _peek_input(512)[257:262] == b"ustar"
+
+
+def _peek_input(num: int) -> bytes:
+    """The first bytes of standard input, which stay there to be read; none of a terminal."""
+    stream = sys.stdin
+    if stream is None or stream.isatty() or not hasattr(stream.buffer, "peek"):
+        return b""
+    return bytes(stream.buffer.peek(num)[:num])
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ class SourceOptions(Checked):
 
     fit: str | None = option(
         None,
-        "How pictures get to the size: cut, with white borders, or stretched.",
-        shown="pad where a crop cuts much off, else crop",
+        "Cut pictures to the size, lay them on white, or stretch them.",
+        shown="what loses least",
         choices=("crop", "pad", "stretch"),
     )
-    captions: str | None = option(None, "none, or FILE[:COLUMN]: csv, tsv, jsonl, parquet, json of COCO.")
+    captions: str | None = option(None, "none, or FILE[:COLUMN]: csv, jsonl, parquet, COCO.")
     labels: str | None = option(None, "none, folder (class folders), or FILE[:COLUMN].")
     caption_lines: str = option(
         "all",

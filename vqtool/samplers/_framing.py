@@ -1,0 +1,155 @@
+"""Images to edit, each of its own size: its window, what is drawn again, and how the result comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqtool.errors import VqtoolError
+from vqtool.grids import GridBatch, GridHeader
+from vqtool.images.pixels import find_fit
+from vqtool.samplers._changes import Wanted, parse_sides
+from vqtool.samplers._windows import Picture, Size, Window, canvas_window, scale_of, whole_window, window_around
+from vqtool.samplers.masks import Mask, spread, to_cells
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A picture and its window."""
+
+    picture: Picture  # on its larger canvas, if it is enlarged
+    window: Window
+    mask: NDArray[np.bool_] | None  # (height, width) of the picture; None where all of it may change
+    cells: NDArray[np.bool_]  # (H, W) of the window that are drawn again
+
+
+@dataclass(frozen=True)
+class Given:
+    """Some pictures, with grids of one size."""
+
+    batch: GridBatch
+    opened: GridBatch  # the same with the cells masked that are drawn again, and those that are added
+    frames: Sequence[Framed] | None = None  # of images
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What is done to images.
+
+    Attributes:
+        header: of the grids of pictures of the size that the prior works at.
+        wanted: what is done.
+    """
+
+    header: GridHeader
+    wanted: Wanted
+    _masks: dict[Size, Mask] = field(default_factory=dict)
+
+    @property
+    def _known(self) -> Size:
+        return self.header.image_size
+
+    @property
+    def _factor(self) -> int:
+        return self._known[0] // self.header.grid_size[0]
+
+    def frame(self, picture: Picture, number: int) -> Framed:
+        """A picture (3, height, width) as it is edited, by its number in the run.
+
+        Raises:
+            VqtoolError: the mask does not fit it.
+        """
+        if not self.header.has_places:
+            window = whole_window((picture.shape[1], picture.shape[2]), self._known, self._factor, "stretch")
+            return Framed(picture, window, None, self._placeless_cells(number))
+        if self.wanted.sides is not None:
+            return self._enlarge(picture)
+        if self.wanted.mask is None:
+            window = self._whole(picture.shape[1:])
+            return Framed(picture, window, None, np.zeros(self.grid_size(window), bool))
+        mask, window = self._find_mask(picture.shape[1:], number)
+        return Framed(picture, window, mask, to_cells(window.cut_mask(mask), self.grid_size(window)))
+
+    def finish(self, framed: Framed, made: Picture) -> Picture:
+        """A made window (3, h, w) as a picture of the original's size, with the pixels that are kept of it."""
+        is_kept = self.wanted.paste and framed.mask is not None
+        return framed.window.put_back(
+            made, framed.picture, framed.mask if is_kept else None, self.wanted.feather if is_kept else 0
+        )
+
+    def grid_size(self, window: Window) -> Size:
+        """(H, W) cells of a window."""
+        return window.size[0] // self._factor, window.size[1] // self._factor
+
+    def _whole(self, shape: Any) -> Window:
+        return whole_window(shape, self._known, self._factor, find_fit(self.header.preprocessing))
+
+    def _find_mask(self, shape: Size, number: int) -> tuple[NDArray[np.bool_], Window]:
+        wanted = self.wanted
+        if isinstance(wanted.mask, str) and wanted.mask.startswith("random:"):
+            window = self._whole(shape)
+            cells = self._mask(shape, self.grid_size(window)).cells(number)
+            beyond = Window(-window.top, -window.left, *shape, shape)  # the picture, as it lies in the window
+            return beyond.cut_mask(spread(cells, (window.height, window.width))), window
+        if isinstance(wanted.mask, str):
+            mask = self._mask(shape, shape).pixels(number)
+        else:
+            mask = self._own_array(number, shape)
+        return mask, window_around(
+            mask, self._known, self._factor, margin=wanted.feather * wanted.paste, context=wanted.context
+        )
+
+    def _mask(self, shape: Size, grid_size: Size) -> Mask:
+        if shape not in self._masks:
+            self._masks[shape] = Mask(str(self.wanted.mask), shape, grid_size, seed=self.wanted.seed)
+        return self._masks[shape]
+
+    def _own_array(self, number: int, shape: Size) -> NDArray[np.bool_]:
+        array = np.asarray(self.wanted.mask)
+        if array.dtype != bool or array.shape[-2:] not in (self.header.grid_size, tuple(shape)):
+            raise VqtoolError(
+                f"`mask` has shape {array.shape} and type {array.dtype}: bool of {self.header.grid_size} cells or "
+                f"{tuple(shape)} pixels is expected"
+            )
+        own = array if array.ndim == 2 else array[number]
+        if not own.any():
+            raise VqtoolError("`mask` keeps the whole picture, so that there is nothing to make anew")
+        return own if own.shape == tuple(shape) else spread(own, shape)
+
+    def _placeless_cells(self, number: int) -> NDArray[np.bool_]:
+        mask = self.wanted.mask
+        if isinstance(mask, str):
+            return self._mask(self._known, self.header.grid_size).cells(number)
+        if mask is None:
+            return np.zeros(self.header.grid_size, bool)
+        return np.asarray(mask) if np.ndim(mask) == 2 else np.asarray(mask)[number]
+
+    def _enlarge(self, picture: Picture) -> Framed:
+        shape = (picture.shape[1], picture.shape[2])
+        cell = self._factor * scale_of(shape, self._known)  # pixels of the picture
+        counts = parse_sides(self.wanted.sides or {})
+        added = {side: count if in_pixels else round(count * cell) for side, (count, in_pixels) in counts.items()}
+        around = ((added["top"], added["bottom"]), (added["left"], added["right"]))
+        mask = np.pad(np.zeros(shape, bool), around, constant_values=True)
+        canvas = np.pad(picture, ((0, 0), *around), mode="edge")
+        window = canvas_window((mask.shape[0], mask.shape[1]), shape, self._known, self._factor)
+        return Framed(canvas, window, mask, to_cells(mask, self.grid_size(window)))
+
+
+def cut_all(frames: Sequence[Framed]) -> NDArray[np.uint8]:
+    """(B, 3, h, w): what the tokenizer sees of pictures whose windows have one size."""
+    return np.stack([framed.window.cut(framed.picture) for framed in frames])
+
+
+def mask_frames(batch: GridBatch, frames: Sequence[Framed], mask_id: int) -> Given:
+    """The grids of windows with the cells masked that are drawn again."""
+    cells = np.stack([framed.cells for framed in frames])
+    return Given(batch, replace(batch, tokens=np.where(cells, mask_id, batch.tokens)), frames)
+
+
+def finish_all(framing: Framing, frames: Sequence[Framed], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Made windows (B * variants, 3, h, w), variants of each in a row, as pictures of their originals' size."""
+    variants = len(made) // len(frames)
+    return np.stack([framing.finish(frames[row // variants], image) for row, image in enumerate(made)])
