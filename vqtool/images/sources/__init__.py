@@ -152,7 +152,7 @@ class _Finder:
     on_error: OnError | None
     folders: list[Path] = field(default_factory=list)  # sources that are folders of images
     texts: list[Path] = field(default_factory=list)  # sources that hold words, as a glob gives them
-    used: set[str] = field(default_factory=set)  # paths of all files that words were taken from
+    used: list[tuple[Tree, set[str]]] = field(default_factory=list)  # the files that words were taken from
 
     def find_groups(self, sources: Sequence[Path]) -> dict[str, list[Entry]]:
         """The images of all sources, by the name of the source."""
@@ -297,14 +297,16 @@ class _Finder:
 
     def _tell_texts(self) -> None:
         """Tell of files and folders of words that were given as sources and lie where no image has use for them."""
-        if self.options.captions is not None or self.options.labels is not None:
+        if not self.texts or self.options.captions is not None or self.options.labels is not None:
             return
-        unused = []
-        for path in self.texts:
-            place = os.path.abspath(path)
-            used = any(each == place or each.startswith(place + os.sep) for each in self.used)
-            if not used and (path.is_dir() or annotations.holds_words(path.name)):
-                unused.append(str(path))
+        used = {os.path.abspath(tree.where(name)) for tree, names in self.used for name in names}
+        if any(map(Path.is_dir, self.texts)):
+            used |= {str(folder) for path in used for folder in Path(path).parents}
+        unused = [
+            str(path)
+            for path in self.texts
+            if os.path.abspath(path) not in used and (path.is_dir() or annotations.holds_words(path.name))
+        ]
         if unused:
             warn(
                 f"{counted(len(unused), 'source')} of words, not images, and not used for any: "

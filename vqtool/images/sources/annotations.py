@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from os.path import abspath, exists
+from os.path import exists
 from pathlib import Path
 from posixpath import basename, commonprefix, dirname, normpath, splitext
 
@@ -38,7 +38,7 @@ from vqtool.images.sources.sidecars import SIDECAR_ENDINGS, Sidecars
 from vqtool.images.sources.tables import ID_COLUMN, METADATA_NAMES, Table, read_table
 
 _TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")  # that might hold words and are named if they were not used
-_OTHERS = (".md", ".log.jsonl", ".skipped.txt")  # texts that say nothing of images; the last two vqtool writes
+_WORD_ENDINGS = (*SIDECAR_ENDINGS, *_TABLE_ENDINGS)
 _NO_WORDS = re.compile(
     r"(readme|license|licence|notice|requirements|changelog|thumbs\.db|desktop\.ini|\.)", re.IGNORECASE
 )
@@ -55,7 +55,7 @@ def annotate(
     among: Sequence[str] | None = None,
     outer: Path | None = None,
     whole: bool = True,
-    used: set[str] | None = None,
+    used: list[tuple[Tree, set[str]]] | None = None,
 ) -> list[Words]:
     """The words of images.
 
@@ -66,7 +66,7 @@ def annotate(
         among: all images of the source, of which they may be a split; class folders are those of all.
         outer: a folder whose parent may hold metadata of it.
         whole: whether the tree holds the source alone, so that words that belong to no image are told.
-        used: the paths of files that words are taken from are added to it.
+        used: the tree and the names of the files that words are taken from are added to it.
 
     Raises:
         FormatError: metadata or a text that cannot be read; names it.
@@ -77,9 +77,9 @@ def annotate(
         sidecars = Sidecars(tree, images, options, [] if outer is None else captions_beside(outer))
         words = [sidecars.complete(image, rows.get(image, NO_WORDS)) for image in images]
         sidecars.tell()
-        read |= {tree.where(name) for name in sidecars.used}
+        read |= sidecars.used
         if used is not None:
-            used |= set(map(abspath, read))
+            used.append((tree, read))
         if whole and needs_captions and needs_labels:
             _tell_unused(tree, dict(zip(images, words, strict=True)), read)
         if needs_captions and outer is not None and not any(each.captions for each in words):
@@ -99,12 +99,16 @@ def annotate(
 
 def is_text(path: str) -> bool:
     """Whether a file is no image by its name, but words or such as lies about in folders of images."""
-    return bool(_NO_WORDS.match(basename(path))) or path.lower().endswith((*SIDECAR_ENDINGS, *_TABLE_ENDINGS, ".md"))
+    return path.lower().endswith((*_WORD_ENDINGS, ".md")) or bool(_NO_WORDS.match(basename(path)))
 
 
 def holds_words(path: str) -> bool:
     """Whether a file might say something of images, by its name."""
-    return is_text(path) and not _NO_WORDS.match(basename(path)) and not path.endswith(_OTHERS)
+    return (
+        path.lower().endswith(_WORD_ENDINGS)
+        and not path.endswith((".log.jsonl", ".skipped.txt"))  # vqtool's
+        and not _NO_WORDS.match(basename(path))
+    )
 
 
 def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
@@ -216,15 +220,14 @@ def tell_long(items: Sequence[ImageItem]) -> None:
 def _read_metadata(
     tree: Tree, images: Sequence[str], outer: Path | None, *, told: bool = True, whole: bool = True
 ) -> tuple[dict[str, Words], set[str]]:
-    """Words by image, and where the files are that were read; of two that speak of one image the nearer one counts."""
+    """Words by image, and the files that were read; of two that speak of one image the nearer one counts."""
     files = sorted(
         (name for name in tree.names if basename(name).casefold() in METADATA_NAMES), key=lambda name: name.count("/")
     )
     for i, name in enumerate(files):
         if any(dirname(other) == dirname(name) for other in files[:i]):
             raise VqtoolError(f"{tree.where(dirname(name))}: has both {' and '.join(METADATA_NAMES)}; keep one of them")
-    index, everything = NameIndex(images), NameIndex(tree.names)
-    read = set(map(tree.where, files))
+    index, read = NameIndex(images), set(files)
     found: dict[str, Words] = {}
     if outer is not None and not any("/" not in name for name in files):
         found, file = _read_outer(outer, images, index)
@@ -244,7 +247,8 @@ def _read_metadata(
         if told:
             missing = [path for path in rows if index.find(path) is None]
             if not whole:  # other rows may name images that are not taken
-                missing = [path for path in missing if everything.find(path) is None and not exists(tree.where(path))]
+                there = NameIndex(tree.names)
+                missing = [path for path in missing if there.find(path) is None and not exists(tree.where(path))]
             _tell_missing(where, missing, len(rows), images)
             _tell_columns(where, table)
             within = [image for image in images if not folder or image.startswith(f"{folder}/")]
@@ -331,16 +335,17 @@ def _tell_lists(folder: Path) -> None:
 
 def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> None:
     """Name files that look like words of images, by their place or name, and were not used."""
+    texts = [name for name in tree.names if name not in used and holds_words(name)]
+    if not texts:
+        return
     folders = {dirname(image) for image in images} | {""}
     folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in CAPTION_FOLDERS}
-    stems = {_stem(image) for image in images}
+    stems = set(map(_stem, images))
     unused = [
         name
-        for name in tree.names
-        if holds_words(name)
+        for name in texts
+        if (dirname(name) in folders or _stem(name) in stems)
         and (not name.lower().endswith(".json") or _WORD_JSON.search(basename(name)))
-        and tree.where(name) not in used
-        and (dirname(name) in folders or _stem(name) in stems)
     ]
     captioned = {place for image, words in images.items() if words.captions for place in (splitext(image)[0], image)}
     second = [name for name in unused if splitext(name)[0] in captioned]
