@@ -189,6 +189,7 @@ def test_resume_auto_begins_a_run_and_goes_on_with_one(folder, vqtool):
         (("--seed", 1), "--seed was 0 when the run began, now it is 1"),
         (("-b", 2), "--batch-size was 4 when the run began, now it is 2"),
         (("--size", "small"), "--size is not what the run began with"),
+        (("--dropout", 0.3), "--size is not what the run began with (--dropout was 0.0, now it is 0.3)"),
         (("--kernel", "absorbing"), "--kernel was mask-replace when the run began, now it is absorbing"),
         (("--mask-weights", "1,0.5"), "--mask-weights was [1.0, 1.0] when the run began, now it is [1.0, 0.5]"),
         (("--cond-dropout", 0.2), "--cond-dropout was 0.1 when the run began, now it is 0.2"),

@@ -125,6 +125,9 @@ def test_a_resume_with_another_rate_or_other_images_is_refused(train, work):
     result = train("--resume", "--learning-rate", "0.5")
     assert result.code == 1
     assert "--learning-rate was 0.001 when the run began, now it is 0.5" in error_lines(result.err)[0]
+    result = train("--resume", "--code-dim", "7")
+    assert result.code == 1
+    assert "--network is not what the run began with (--code-dim was 16, now it is 7)" in error_lines(result.err)[0]
     write_pictures(work / "imgs", 6, seed=1)
     result = train("--resume")
     assert result.code == 1

@@ -82,12 +82,24 @@ def check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
     for name in [*new, *old]:  # what others follow from comes first
         before, now = old.get(name), new.get(name)
         if before != _without_later(now, before):
-            short = _is_short(before) and _is_short(now)
-            was = f"was {before} when the run began, now it is {now}" if short else "is not what the run began with"
-            raise MismatchError(f"{path}: `{name}` {was}: {remedy}")
+            raise MismatchError(f"{path}: {_describe_change(name, before, now)}: {remedy}")
     for name in sorted({*begun.data, *wanted["data"]}):
         if begun.data.get(name) != wanted["data"].get(name):
             raise MismatchError(f"{path}: not the {name} that the run began with: {remedy}")
+
+
+def _describe_change(name: str, before: Any, now: Any) -> str:
+    """How a setting differs; of one with parts, such as a network, which of them."""
+    if _is_short(before) and _is_short(now):
+        return f"`{name}` was {before} when the run began, now it is {now}"
+    if not (isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys()):
+        return f"`{name}` is not what the run began with"
+    parts = [
+        f"`{part}` was {before[part]}, now it is {now[part]}"
+        for part in now
+        if before[part] != now[part] and _is_short(before[part]) and _is_short(now[part])
+    ]
+    return f"`{name}` is not what the run began with" + (f" ({'; '.join(parts[:3])})" if parts else "")
 
 
 def _without_later(now: Any, before: Any) -> Any:
