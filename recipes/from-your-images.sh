@@ -8,7 +8,7 @@
 #   bash recipes/from-your-images.sh FOLDER --from-scratch        # does not begin with the built-in prior
 #   bash recipes/from-your-images.sh FOLDER --own-tokenizer 600   # trains a tokenizer first, as long again, and then the
 #                                                        # prior from scratch: for many pictures unlike emoji and clip art
-#   bash recipes/from-your-images.sh FOLDER --size 48x80 # pixels, height x width; default 128, from scratch 64
+#   bash recipes/from-your-images.sh FOLDER --size 48x80 # pixels, height x width; default 64
 #   bash recipes/from-your-images.sh FOLDER --work DIR   # default runs/NAME-DIGEST of the folder
 #
 # Everything is kept in the work folder, which goes by what is in yours: with other pictures another one is begun. Settings
@@ -22,7 +22,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 minutes=30
-size=
+size=64
 own_tokenizer=no
 from_scratch=no
 folder=
@@ -44,10 +44,6 @@ if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ ]]; then
     usage
 fi
 folder=$(cd "$folder" && pwd)
-if [[ ! -e $root/vqtool/builtin/prior.safetensors ]]; then
-    from_scratch=yes
-fi
-[[ -n $size ]] || { [[ $from_scratch == yes ]] && size=64 || size=128; }
 num=256
 if [[ $minutes == 1 || $minutes == 0* ]]; then
     num=16
@@ -56,16 +52,18 @@ fi
 settings="--size $size --own-tokenizer $own_tokenizer --from-scratch $from_scratch $minutes"
 enter "${work:-$root/runs/$(name_of_pictures "$folder")}" "$settings"
 
+tokenizer=tokenizer.safetensors
 if [[ $own_tokenizer == yes ]]; then
-    train tokenizer.safetensors "--minutes $minutes" vqtool train-tokenizer "$folder" --size "$size"
+    train "$tokenizer" "--minutes $minutes" vqtool train-tokenizer "$folder" --size "$size"
+elif [[ $from_scratch == yes ]]; then
+    make "$tokenizer" vqtool codebook refit "$folder" --size "$size" -o "$tokenizer"
 else
-    make tokenizer.safetensors vqtool codebook refit "$folder" --size "$size" -o tokenizer.safetensors
+    tokenizer=builtin # whose tokens the built-in prior knows
 fi
-make tok.h5 vqtool encode "$folder" --size "$size" -t tokenizer.safetensors --resume auto -o tok.h5
+make tok.h5 vqtool encode "$folder" --size "$size" -t "$tokenizer" --resume auto -o tok.h5
 begin=()
 if [[ $from_scratch == no ]]; then
-    carry_builtin tokenizer.safetensors tok.h5
-    begin=(--from carried.safetensors)
+    begin=(--from builtin)
 fi
 train prior.safetensors "--minutes $minutes" vqtool train-prior tok.h5 "${begin[@]}"
 guide=()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to scored samples: installs vqtool, draws eight prompts with the built-in prior, then makes it one of a folder
-# of emoji: encode, refit, transplant, fine-tune, sample, decode, score.
+# of emoji in outline: encode, fine-tune, sample, decode, score.
 #
 #   bash recipes/quickstart.sh                # 15 minutes in all, on two cores
 #   bash recipes/quickstart.sh 2              # two minutes: fewer pictures, the least training, 16 samples
@@ -30,36 +30,27 @@ while (($#)); do
         *) minutes=$1 && shift ;;
     esac
 done
-draw=(--no-variants --size 128) # one drawing a concept: 1,694 emoji
-after_training=4                # minutes kept for sampling, decoding and scoring
-num=64                          # samples
+draw=(--no-variants --size 64) # one drawing a concept: 1,694 emoji
+after_training=3               # minutes kept for sampling, decoding and scoring
+num=64                         # samples
 if ((minutes < 10)); then
     draw+=(--limit 200) after_training=1 num=16
 elif ((minutes > 120)); then
     after_training=60 num=1000
 fi
-size=64
 prompts=("a red apple" "a green apple" "blue heart, 3d style" "a cat, flat" "the flag of japan" "a rocket" "a butterfly" "a blue rose")
 
 enter "${work:-$root/runs/quickstart-$minutes}" "$minutes minutes"
 
-if [[ -e $root/vqtool/builtin/prior.safetensors ]]; then
-    size=128
-    printf '%s\n' "${prompts[@]}" >prompts.txt
-    make prompts.h5 vqtool sample builtin --captions prompts.txt --cfg-scale 3 --purity --resume auto -o prompts.h5
-    make prompts.png vqtool show prompts.h5 --columns 4 -o prompts.png
-    echo "eight prompts drawn by the built-in prior: $PWD/prompts.png, after $SECONDS seconds" >&2
-fi
+printf '%s\n' "${prompts[@]}" >prompts.txt
+make prompts.h5 vqtool sample builtin --captions prompts.txt --cfg-scale 3 --purity --resume auto -o prompts.h5
+make prompts.png vqtool show prompts.h5 --columns 4 -o prompts.png
+echo "eight prompts drawn by the built-in prior: $PWD/prompts.png, after $SECONDS seconds" >&2
+
 once imgs python "$root/recipes/draw_emoji.py" imgs/ "${draw[@]}"
-make tokenizer.safetensors vqtool codebook refit imgs/ --size "$size" -o tokenizer.safetensors
-make tok.h5 vqtool encode imgs/ --size "$size" -t tokenizer.safetensors --resume auto -o tok.h5
-carry_builtin tokenizer.safetensors tok.h5
+make tok.h5 vqtool encode imgs/ --size 64 --resume auto -o tok.h5
 train_minutes=$(minutes_left $((minutes - after_training)))
-begin=()
-if [[ -e carried.safetensors ]]; then
-    begin=(--from carried.safetensors)
-fi
-train prior.safetensors "--minutes $train_minutes" vqtool train-prior tok.h5 "${begin[@]}"
+train prior.safetensors "--minutes $train_minutes" vqtool train-prior tok.h5 --from builtin
 make samples.h5 vqtool sample prior.safetensors -n "$num" --cfg-scale 3 --purity --resume auto -o samples.h5
 once decoded vqtool decode samples.h5 -f -o decoded/
 make sheet.png vqtool show decoded/ -o sheet.png

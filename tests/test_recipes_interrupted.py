@@ -64,7 +64,7 @@ RECIPES = {  # arguments, and what is there in the end
     "quickstart": (["2"], ["sheet.png", "scores.json", "prompts.png", "prior.safetensors"]),
     "class-conditional": (["2"], ["sheet.png", "scores.json"]),
     "compare-kernels": (["2"], ["comparison.png", "uniform-scores.json", "absorbing-bits.json"]),
-    "from-your-images": (["pictures", "1"], ["sheet.png", "scores.json", "carried.safetensors"]),
+    "from-your-images": (["pictures", "1"], ["sheet.png", "scores.json", "prior.safetensors"]),
     "text-to-image": (["pictures", "1"], ["guidance.png", "scores.json"]),
     "refit": (["2"], ["table.md", "seed-0/refit-512-finetuned-distance.json"]),
 }

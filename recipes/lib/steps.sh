@@ -79,10 +79,3 @@ minutes_left() { # MINUTES
     local left=$(($1 - (SECONDS + 59) / 60))
     echo $((left > 0 ? left : 1))
 }
-
-# The prior inside the package in the codes of a refitted tokenizer, as carried.safetensors, if there is one.
-carry_builtin() { # TOKENIZER GRIDS
-    if [[ -e $root/vqtool/builtin/prior.safetensors ]]; then
-        make carried.safetensors vqtool codebook transplant builtin -t "$1" --grids "$2" -o carried.safetensors
-    fi
-}
