@@ -129,7 +129,7 @@ def test_two_processes_leave_the_file_and_the_stream_of_one(folder):
         else:
             done = subprocess.run([*launch, "-m", *module], capture_output=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr.decode()
-        assert b"sample: 2 grids" in done.stderr  # the main process's share
+        assert b"2 of 2 grids)" in done.stderr  # the main process's share
         if output == "-":
             (folder / path).write_bytes(done.stdout)
         _, one = read_grids("one.h5")
