@@ -347,10 +347,10 @@ def call(line: str, *, stop: bool = False, stdout: str = os.devnull) -> None:
     from vqtool.cli.main import main
 
     @contextlib.contextmanager
-    def stopping(description: str, *_: object) -> Iterator[Callable[[int], None]]:
+    def stopping(description: str, *_: object, **__: object) -> Iterator[Callable[..., None]]:
         done = 0
 
-        def advance(n: int) -> None:
+        def advance(n: int, *, total: int | None = None) -> None:
             nonlocal done
             if description != "read" and not done and n:
                 signal.raise_signal(signal.SIGINT)
