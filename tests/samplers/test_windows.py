@@ -30,6 +30,7 @@ def box(shape, top, left, height, width):
         ((64, 64), (10, 10, 40, 40), 0, Window(0, 0, 64, 64, (64, 64))),  # a picture of the prior's own size
         ((32, 48), (10, 10, 9, 9), 0, Window(0, 0, 32, 32, (64, 64))),  # smaller: enlarged
         ((40, 400), (10, 100, 20, 100), 0, Window(0, 50, 40, 200, (64, 320))),
+        ((15, 400), (5, 100, 8, 20), 0, Window(0, 90, 15, 40, (64, 168))),  # no longer than twice the mask
     ],
 )
 def test_a_window_lies_around_the_mask_inside_of_the_picture(shape, mask, margin, expected):

@@ -81,9 +81,13 @@ def window_around(mask: Mask, known: Size, factor: int, *, margin: int = 0, cont
     lengths = [stop - start for start, stop in zip(starts, stops, strict=True)]
     scale = max(1.0, *(context * length / side for length, side in zip(lengths, known, strict=True)))
     room = min(of / side for of, side in zip(shape, known, strict=True))
-    if scale > room >= max(length / side for length, side in zip(lengths, known, strict=True)):
-        scale = room  # less context, in the prior's own shape
-    sides = [min(of, max(1, round(scale * side))) for of, side in zip(shape, known, strict=True)]
+    if scale <= room:
+        wanted = [scale * side for side in known]
+    elif room >= max(length / side for length, side in zip(lengths, known, strict=True)):
+        wanted = [room * side for side in known]  # less context, in the prior's own shape
+    else:  # longer than that shape, by no more than the context
+        wanted = [max(room * side, context * length) for side, length in zip(known, lengths, strict=True)]
+    sides = [min(of, max(1, round(side))) for of, side in zip(shape, wanted, strict=True)]
     places = [
         min(max(0, start - (side - length) // 2), of - side)
         for start, side, length, of in zip(starts, sides, lengths, shape, strict=True)
