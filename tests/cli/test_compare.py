@@ -158,12 +158,12 @@ def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out
 @pytest.mark.parametrize(
     ("before", "now", "name"),
     [
-        (["--cfg-interval", "0.2,0.8"], ["--cfg-interval", "0.2,0.9"], "cfg interval"),
-        ([], ["--cfg-schedule", "cosine"], "cfg schedule"),
-        (["--null", "zero-shot"], [], "null"),
-        ([], ["--guide-with", "weak.safetensors"], "guide with"),
-        ([], ["--label", "bee"], "captions"),
-        ([], ["--cfg-scale", "3"], "cfg scale"),
+        (["--cfg-interval", "0.2,0.8"], ["--cfg-interval", "0.2,0.9"], "--cfg-interval 0.2,0.8, but now it is 0.2,0.9"),
+        ([], ["--cfg-schedule", "cosine"], "--cfg-schedule not given, but now it is cosine"),
+        (["--null", "zero-shot"], [], "--null zero-shot, but now it is not given"),
+        ([], ["--guide-with", "weak.safetensors"], "--guide-with"),
+        ([], ["--label", "bee"], "other captions or labels"),
+        ([], ["--cfg-scale", "3"], "--cfg-scale 2.0, but now it is 3.0"),
     ],
 )
 def test_a_comparison_is_not_gone_on_with_under_other_guidance(folder, vqtool, before, now, name):
@@ -261,7 +261,7 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--resume", "-o", "x.json"], "x.json: no earlier comparison is there"),
         (["--resume", "-o", "bad.json"], "bad.json: not a JSON object of names and values"),
         (["--resume", "-o", "half.json"], "half.json: damaged: row 0 of the comparison: steps is missing"),
-        (["--resume", "-o", "other.json"], "a comparison with num 7, but now it is 2"),
+        (["--resume", "-o", "other.json"], "a comparison with --num 7, but now it is 2"),
         (["-o", "nowhere/x.json"], "the folder nowhere does not exist"),
         (["--ref", "missing"], "missing: no such file or folder"),
         (["--ref", "one"], "1 images as reference: at least 2"),

@@ -341,8 +341,8 @@ def leave_partial(encode):
     ("change", "message"),
     [
         ({"tokenizer": "other"}, "a run with other --tokenizer:"),
-        ({"size": "24"}, "a run with `image_size` 16x16, but now it is 24x24"),
-        ({"more": "05"}, "a run with `num` 5, but now it is 6"),
+        ({"size": "24"}, "a run with images of 16x16, but now it is 24x24"),
+        ({"more": "05"}, "a run with images, of which there are 5, but now it is 6"),
         ({"label": "01"}, "a run with other images:"),
     ],
 )

@@ -307,9 +307,10 @@ def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
     for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
             shown = [_shown(values.get(name)) for values in (before, now)]
-            what = f"a run with `{name}` {shown[0]}, but now it is {shown[1]}"
+            called = f"`{name}`" if name.isidentifier() else name
+            what = f"a run with {called} {shown[0]}, but now it is {shown[1]}"
             if any(_DIGEST.fullmatch(each) for each in shown):
-                what = f"a run with other `{name}`"
+                what = f"a run with other {called}"
             raise MismatchError(
                 f"{path}: {what}: resume with what the run was started with, or start anew with `force`"
             )
@@ -322,8 +323,10 @@ def _shown(value: Any) -> str:
 
 
 def _settings(header: GridHeader) -> Mapping[str, Any]:
-    """All that the grids of a run depend on, by name."""
+    """All that the grids of a run depend on, by the names of parameters or in words."""
     fields: dict[str, Any] = json.loads(json.dumps(asdict(header)))
     history = fields.pop("history")
     record = {name: value for name, value in history[-1].items() if name not in _MAY_DIFFER} if history else {}
-    return {**record.pop("inputs", {}), "image_size": fields["image_size"], **record, **fields}
+    if record.get("step") == "encode":  # where no parameter says it
+        record = {"images, of which there are" if name == "num" else name: value for name, value in record.items()}
+    return {**record.pop("inputs", {}), "images of": fields.pop("image_size"), **record, **fields}

@@ -125,10 +125,13 @@ class Comparison:
         ]
         for name in dict.fromkeys([*self.about, *record]):
             if record.get(name) != self.about.get(name):
-                raise MismatchError(
-                    f"{path}: a comparison with {name.replace('_', ' ')} {record.get(name)}, but now it is "
-                    f"{self.about.get(name)}: resume with the same, name another `output`, or use `force` alone"
-                )
+                called = "ref" if name == "reference" else name
+                before, now = (_listed(values.get(name)) for values in (record, self.about))
+                what = f"`{called}` {before}, but now it is {now}"
+                if name == "captions":  # of which the file has a digest
+                    what = "other captions or labels"
+                remedy = "resume with the same, name another `output`, or use `force` alone"
+                raise MismatchError(f"{path}: a comparison with {what}: {remedy}")
         return rows
 
 
@@ -145,6 +148,12 @@ def check_output(path: Path | None, *, resume: bool, force: bool) -> None:
     refuse_existing(path, force=force or resume, kind="JSON")
     if resume and not path.exists():
         raise VqtoolError(f"{path}: no earlier comparison is there to go on with: start without `resume`")
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "not given"
+    return "not given" if value is None else str(value)
 
 
 def _shown(value: Any) -> str:
