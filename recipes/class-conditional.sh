@@ -17,15 +17,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-minutes=15 # in all
 work=
-while (($#)); do
-    case $1 in
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") usage ;;
-        *) minutes=$1 && shift ;;
-    esac
-done
+take_arguments "work=" "$@"
+minutes=$(take_number 15) # in all
 draw=()
 after_training=3 # minutes kept for sampling, decoding and scoring
 num=100

@@ -22,15 +22,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-steps=3000
 work=
-while (($#)); do
-    case $1 in
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") usage ;;
-        *) steps=$1 && shift ;;
-    esac
-done
+take_arguments "work=" "$@"
+steps=$(take_number 3000)
 draw=() times=100 num=500
 if ((steps < 100)); then
     draw=(--limit 500) times=4 num=40
@@ -40,13 +34,7 @@ enter "${work:-$root/runs/compare-kernels-$steps}" "$steps steps"
 
 split() { # a tenth of each class is held out
     python "$root/recipes/draw_digits.py" drawn/ "${draw[@]}"
-    rm -rf held
-    for file in drawn/*/*5.png; do
-        mkdir -p "held/$(basename "$(dirname "$file")")"
-        mv "$file" "held/$(basename "$(dirname "$file")")"
-    done
-    rm -rf train
-    mv drawn train
+    hold_out drawn train held
 }
 once split split
 make tokenizer.safetensors vqtool codebook refit train/ --codebook-size 512 -o tokenizer.safetensors # digits need few codes

@@ -4,55 +4,68 @@
 #   bash recipes/quickstart.sh && bash recipes/editing.sh
 #   bash recipes/editing.sh --work DIR   # of a quickstart; default runs/quickstart-15
 #
-# Run again after an interruption, it begins anew. It downloads what pip installs (scripts/setup.sh) and nothing else.
+# Run again after an interruption, it goes on where it stopped. It downloads what pip installs (scripts/setup.sh) and nothing
+# else. Everything is in the folder editing/ of the quickstart's.
 #
 # Hardware:  two cores, no GPU
 # Time:      2 minutes of one core
 # Date:      2026-11-22
-# Expected:  inpaint.png, vary.png, outpaint.png and canvas.png in the work folder, much like those of docs/sampling.md;
+# Expected:  inpaint.png, vary.png, outpaint.png and canvas.png in editing/, much like those of docs/sampling.md;
 #            the kept halves are the same in every row
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 work="$root/runs/quickstart-15"
-while (($#)); do
-    case $1 in
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *) usage ;;
-    esac
-done
+take_arguments "work=" "$@"
+if ((${#words[@]})); then
+    usage
+fi
 if [[ ! -e $work/prior.safetensors ]]; then
     echo "error: $work/prior.safetensors does not exist: bash recipes/quickstart.sh makes it" >&2
     exit 1
 fi
-bash "$root/scripts/setup.sh"
-export PATH="$root/.venv/bin:$PATH"
-cd "$work"
+work=$(cd "$work" && pwd)
 
-rm -rf some
-mkdir some
-for name in 1f600 2764-fe0f 1f34e 1f431 1f384 1f98b 1f1e7-1f1ec 26bd; do
-    [[ -e imgs/$name.png ]] || continue # two minutes of the quickstart draw few
-    cp "imgs/$name.png" some/
-    grep "\"$name.png\"" imgs/metadata.jsonl >>some/metadata.jsonl
-done
-side=$(vqtool info tok.h5 --json | python -c 'import json, sys; print(json.load(sys.stdin)["grid_size"][0])')
-how=(--purity --cfg-scale 3 --force)
-run vqtool encode some/ --size $((8 * side)) -t tokenizer.safetensors -o some.h5 --force
+enter "$work/editing" "prior $(cksum <"$work/prior.safetensors" | cut -d ' ' -f 1)"
+
+choose() {
+    rm -rf some
+    mkdir some
+    local name
+    for name in 1f600 2764-fe0f 1f34e 1f431 1f384 1f98b 1f1e7-1f1ec 26bd; do
+        [[ -e $work/imgs/$name.png ]] || continue # two minutes of the quickstart draw few
+        cp "$work/imgs/$name.png" some/
+        grep "\"$name.png\"" "$work/imgs/metadata.jsonl" >>some/metadata.jsonl
+    done
+}
+rows() { # PICTURE GRIDS...
+    vqtool cat "${@:2}" | vqtool show - --columns 8 -o "$1"
+}
+once some choose
+side=$(vqtool info "$work/tok.h5" --json | python -c 'import json, sys; print(json.load(sys.stdin)["grid_size"][0])')
+prior="$work/prior.safetensors"
+how=(--purity --cfg-scale 3)
+tokenizer="$work/tokenizer.safetensors" # of a quickstart of its own codes
+[[ -e $tokenizer ]] || tokenizer=builtin
+make some.h5 vqtool encode some/ --size $((8 * side)) -t "$tokenizer" --resume auto -o some.h5
 
 for seed in 0 1; do
-    run vqtool inpaint some.h5 --mask left-half --seed "$seed" "${how[@]}" -o "half-$seed.h5"
+    make "half-$seed.h5" vqtool inpaint some.h5 --prior "$prior" --mask left-half --seed "$seed" "${how[@]}" \
+        -o "half-$seed.h5"
 done
-vqtool cat some.h5 half-0.h5 half-1.h5 | run vqtool show - --columns 8 --force -o inpaint.png
+make inpaint.png rows inpaint.png some.h5 half-0.h5 half-1.h5
 
 for strength in 0.4 0.6 0.8; do
-    run vqtool vary some.h5 --strength "$strength" "${how[@]}" -o "vary-$strength.h5"
+    make "vary-$strength.h5" vqtool vary some.h5 --prior "$prior" --strength "$strength" "${how[@]}" \
+        -o "vary-$strength.h5"
 done
-vqtool cat some.h5 vary-0.4.h5 vary-0.6.h5 vary-0.8.h5 | run vqtool show - --columns 8 --force -o vary.png
+make vary.png rows vary.png some.h5 vary-0.4.h5 vary-0.6.h5 vary-0.8.h5
 
-run vqtool outpaint some.h5 --left $((side / 2)) --right $((side / 2)) "${how[@]}" -o wide.h5
-run vqtool show wide.h5 --columns 4 --force -o outpaint.png
+make wide.h5 vqtool outpaint some.h5 --prior "$prior" --left $((side / 2)) --right $((side / 2)) "${how[@]}" -o wide.h5
+make outpaint.png vqtool show wide.h5 --columns 4 -o outpaint.png
 
-run vqtool sample --grid $((2 * side))x$((2 * side)) -n 8 "${how[@]}" -o canvas.h5 --caption "red heart" --caption butterfly \
-    --caption Bulgaria --caption "Christmas tree"
-run vqtool show canvas.h5 --columns 8 --force -o canvas.png
+make canvas.h5 vqtool sample "$prior" --grid $((2 * side))x$((2 * side)) -n 8 "${how[@]}" --resume auto -o canvas.h5 \
+    --caption "red heart" --caption butterfly --caption Bulgaria --caption "Christmas tree"
+make canvas.png vqtool show canvas.h5 --columns 8 -o canvas.png
+
+echo "pictures:  $PWD/{inpaint,vary,outpaint,canvas}.png"

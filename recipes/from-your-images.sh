@@ -21,27 +21,18 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-minutes=30
 size=64
 own_tokenizer=no
 from_scratch=no
-folder=
 work=
-while (($#)); do
-    case $1 in
-        --own-tokenizer) own_tokenizer=yes from_scratch=yes && shift ;;
-        --from-scratch) from_scratch=yes && shift ;;
-        --size) size=${2:?--size needs pixels} && shift 2 ;;
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        -*) folder= && break ;;
-        *)
-            if [[ -z $folder ]]; then folder=$1; else minutes=$1; fi
-            shift
-            ;;
-    esac
-done
-if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ ]]; then
+take_arguments "work= size= own-tokenizer from-scratch" "$@"
+folder=${words[0]:-}
+minutes=${words[1]:-30}
+if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ || ${#words[@]} -gt 2 ]]; then
     usage
+fi
+if [[ $own_tokenizer == yes ]]; then
+    from_scratch=yes
 fi
 folder=$(cd "$folder" && pwd)
 num=256

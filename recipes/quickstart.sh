@@ -20,16 +20,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-minutes=15 # in all
+full=
 work=
-while (($#)); do
-    case $1 in
-        --full) minutes=360 && shift ;;
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        *[!0-9]* | "") usage ;;
-        *) minutes=$1 && shift ;;
-    esac
-done
+take_arguments "work= full" "$@"
+minutes=$(take_number "$([[ -n $full ]] && echo 360 || echo 15)") # in all
 draw=(--no-variants --size 64) # one drawing a concept: 1,694 emoji
 after_training=3               # minutes kept for sampling, decoding and scoring
 num=64                         # samples

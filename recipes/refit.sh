@@ -5,10 +5,11 @@
 #   bash recipes/refit.sh --seeds 0,1,2          # three seeds, one after the other
 #   bash recipes/refit.sh --steps 6000 --finetune-steps 2000
 #   bash recipes/refit.sh --pictures DIR         # with what scripts/prepare_pictures.py writes
-#   bash recipes/refit.sh 2                      # two minutes beside --pictures: 2 steps of each training
+#   bash recipes/refit.sh 2                      # two minutes: 2 steps of each training, on emoji and digits drawn here
 #   bash recipes/refit.sh --work DIR             # default runs/refit-STEPS
 #
-# Without --pictures it downloads about 500 MB of packages of pictures, once, and prepares them; and what pip installs.
+# Without --pictures and 2 it downloads about 500 MB of packages of pictures, once, and prepares them; and what pip installs.
+# table.md has the scores, comparison.png held-out pictures over what each tokenizer makes of them.
 #
 # Plain is close to the training as first published: codes learn by gradients and nothing is done against collapse. They
 # start on single latents, after a twentieth of the run in which latents pass as they are; as published, at random.
@@ -30,25 +31,28 @@ batch=16
 seeds=0
 pictures=
 work=
-while (($#)); do
-    case $1 in
-        --steps) steps=${2:?--steps needs a number} && shift 2 ;;
-        --finetune-steps) finetune_steps=${2:?--finetune-steps needs a number} && shift 2 ;;
-        --seeds) seeds=${2:?--seeds needs numbers, such as 0,1,2} && shift 2 ;;
-        --pictures) pictures=${2:?--pictures needs a folder} && shift 2 ;;
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        2) steps=2 finetune_steps=2 && shift ;;
-        *) usage ;;
-    esac
-done
+take_arguments "steps= finetune-steps= seeds= pictures= work=" "$@"
+kinds=(emoji photos) # of held-out pictures
+if [[ ${words[*]} == 2 ]]; then
+    steps=2 finetune_steps=2
+    [[ -n $pictures ]] || kinds=(emoji digits)
+elif ((${#words[@]})); then
+    usage
+fi
 
 if [[ -n $pictures ]]; then
     pictures=$(cd "$pictures" && pwd)
 fi
-enter "${work:-$root/runs/refit-$steps}" "$steps and $finetune_steps steps of $batch"
+enter "${work:-$root/runs/refit-$steps}" "$steps and $finetune_steps steps of $batch$([[ ${kinds[1]} == photos ]] || echo ", digits")"
 work=$PWD
 pictures=${pictures:-$work}
 learned=("$pictures/emoji.tar.gz" "$pictures/clipart.tar.gz" "$pictures/extra.tar.gz")
+held_out=("${kinds[@]/#/$pictures/heldout-}")
+held_out=("${held_out[@]/%/.tar.gz}")
+if [[ ${kinds[1]} == digits ]]; then
+    learned=("$work/emoji" "$work/digits")
+    held_out=("$work/heldout-emoji" "$work/heldout-digits")
+fi
 
 finetune() { # a tokenizer's name
     train "$1-finetuned.safetensors" "--steps $finetune_steps" vqtool codebook finetune "$1.safetensors" \
@@ -57,23 +61,30 @@ finetune() { # a tokenizer's name
 
 # Scores of a tokenizer: PSNR of each kind of held-out pictures; usage of all of them; Frechet distance of 500.
 score() {
-    local kind held_out
-    for kind in emoji photos; do
-        held_out="$pictures/heldout-$kind.tar.gz"
-        make "$1-$kind.json" vqtool eval "$held_out" --tokenizer "$1.safetensors" -o "$1-$kind.json"
-        make "$1-$kind.h5" vqtool encode "$held_out" -t "$1.safetensors" --resume auto -o "$1-$kind.h5"
+    local number kind
+    for number in 0 1; do
+        kind=${kinds[number]}
+        make "$1-$kind.json" vqtool eval "${held_out[number]}" --tokenizer "$1.safetensors" -o "$1-$kind.json"
+        make "$1-$kind.h5" vqtool encode "${held_out[number]}" -t "$1.safetensors" --resume auto -o "$1-$kind.h5"
         make "$1-$kind.tar" vqtool decode "$1-$kind.h5" -o "$1-$kind.tar"
-        make "$1-$kind.png" vqtool show "$1-$kind.h5" --num 16 --columns 16 -o "$1-$kind.png"
     done
-    make "$1-distance.json" vqtool eval "$1-emoji.tar" "$1-photos.tar" --ref "$pictures/heldout-emoji.tar.gz" \
-        --ref "$pictures/heldout-photos.tar.gz" --max-images 500 -o "$1-distance.json"
+    make "$1-distance.json" vqtool eval "$1-${kinds[0]}.tar" "$1-${kinds[1]}.tar" --ref "${held_out[0]}" \
+        --ref "${held_out[1]}" --max-images 500 -o "$1-distance.json"
     if [[ ! -e $1-usage.json ]]; then
-        run vqtool codebook usage "$1-emoji.h5" "$1-photos.h5" --json >"$1-usage.json.part"
+        run vqtool codebook usage "$1-${kinds[0]}.h5" "$1-${kinds[1]}.h5" --json >"$1-usage.json.part"
         mv "$1-usage.json.part" "$1-usage.json"
     fi
 }
 
-if [[ ! -e $pictures/emoji.tar.gz ]]; then
+draw() { # KIND OPTIONS...: what needs no download, a part of it held out
+    python "$root/recipes/draw_$1.py" "drawn-$1/" --limit 240 "${@:2}"
+    hold_out "drawn-$1" "$1" "heldout-$1"
+}
+
+if [[ ${kinds[1]} == digits ]]; then
+    once emoji draw emoji --no-variants --size 64
+    once digits draw digits
+elif [[ ! -e $pictures/emoji.tar.gz ]]; then
     run python "$root/scripts/prepare_pictures.py" --work "$pictures"
 fi
 for seed in ${seeds//,/ }; do
@@ -92,4 +103,5 @@ for seed in ${seeds//,/ }; do
         score "$name-finetuned"
     done
 done
-run python "$root/scripts/refit_table.py" "$work" | tee "$work/table.md"
+run python "$root/scripts/refit_table.py" "$work" --held-out "${held_out[@]}" --picture "$work/comparison.png" |
+    tee "$work/table.md"

@@ -18,24 +18,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
-minutes=60
 size=64
 prompts=
-folder=
 work=
-while (($#)); do
-    case $1 in
-        --prompts) prompts=${2:?--prompts needs a file} && shift 2 ;;
-        --size) size=${2:?--size needs pixels} && shift 2 ;;
-        --work) work=${2:?--work needs a folder} && shift 2 ;;
-        -*) folder= && break ;;
-        *)
-            if [[ -z $folder ]]; then folder=$1; else minutes=$1; fi
-            shift
-            ;;
-    esac
-done
-if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ || (-n $prompts && ! -f $prompts) ]]; then
+take_arguments "work= size= prompts=" "$@"
+folder=${words[0]:-}
+minutes=${words[1]:-60}
+if [[ ! -d $folder || ! $minutes =~ ^[0-9.]+$ || (-n $prompts && ! -f $prompts) || ${#words[@]} -gt 2 ]]; then
     usage
 fi
 folder=$(cd "$folder" && pwd)

@@ -140,12 +140,16 @@ def test_what_documents_name_of_the_package_is_there_after_import_vqtool(name):
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAMPLING = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+PAGES = {  # those whose lines need nothing but what the README's path leaves
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("codebooks", "fine-tuning", "gpu")
+}
 SHORTER = {  # what the tests add to a line of a document, so that it takes less time
     "train-prior": ("--steps", 2, "--size", "tiny"),
     "sample": ("-n", 2, "--steps", 2),
     "inpaint": ("--steps", 2),
     "vary": ("--steps", 2),
     "outpaint": ("--steps", 2),
+    "codebook finetune": ("--steps", 2, "--size", 16, "-b", 2),
     "compare": ("-n", 2, "--seeds", 0, "--steps", 1, "--sampler", "purity"),
 }
 
@@ -162,29 +166,53 @@ def typed_lines(text):
 def type_line(vqtool, line, folder, shorter=SHORTER):
     """Run a line in this process, the commands of a pipe one after the other."""
     source = None
-    for args in commands_in(line):
-        result = vqtool(*args, *shorter.get(args[0], ()), stdin=source)
+    for args in commands_in(re.sub(r" --minutes \d+", "", line) if shorter else line):
+        more = shorter.get(" ".join(args[:2]), shorter.get(args[0], ()))
+        if "--from" in args:  # whose size stays
+            more = more[:2]
+        result = vqtool(*args, *more, stdin=source)
         assert (result.code, "nothing to guide" in result.err) == (0, False), f"{line}\n{result.err}"
         source = folder / "pipe"
         source.write_bytes(result.data)
 
 
-@pytest.mark.slow
-def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(vqtool, tmp_path, monkeypatch):
-    work = tmp_path / "work"
-    write_pictures(work / "imgs", 18, size=(64, 64))
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder, the current one, with a folder of captioned pictures."""
+    path = tmp_path / "work"
+    write_pictures(path / "imgs", 18, size=(64, 64))
     for i in range(18):
-        (work / "imgs" / f"{i:02d}.txt").write_text(f"noise {i}")
-    monkeypatch.chdir(work)
-    path = typed_lines(section(README, "Your own pictures"))
-    assert [line.split()[1] for line in path] == ["codebook", "encode", "train-prior", "sample", "eval"]
-    lines = [*path, *typed_lines(section(SAMPLING, "Editing")), *typed_lines(section(SAMPLING, "Measured"))]
+        (path / "imgs" / f"{i:02d}.txt").write_text(f"noise {i}")
+    monkeypatch.chdir(path)
+    return path
+
+
+PATH = typed_lines(section(README, "Your own pictures"))
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(vqtool, tmp_path, work):
+    assert [line.split()[1] for line in PATH] == ["codebook", "encode", "train-prior", "sample", "eval"]
+    lines = [*PATH, *typed_lines(section(SAMPLING, "Editing")), *typed_lines(section(SAMPLING, "Measured"))]
     assert len(lines) == 11
-    assert not any("--cfg-scale" in line for line in path)  # of a folder without captions it would be warned about
+    assert not any("--cfg-scale" in line for line in PATH)  # of a folder without captions it would be warned about
     for line in lines + lines:
         type_line(vqtool, line, tmp_path)
     assert len([*(work / "decoded").glob("*.png")]) == 2
     assert len([*(work / "halves").glob("*.png")]) == 18
+
+
+@pytest.mark.slow
+def test_the_lines_of_pages_can_be_typed_twice_after_those_of_the_readme(vqtool, tmp_path, work):
+    pages = [line for text in PAGES.values() for line in typed_lines(text) if not line.endswith("\\")]
+    assert len(pages) == 14
+    for line in [*PATH[:3], *pages, *pages]:
+        if " prune " in line:  # of codes that were fitted to so few vectors none is out of use
+            assert "there is nothing to prune" in vqtool(*line.split()[1:]).err
+        else:
+            type_line(vqtool, line, tmp_path)
+    for made in ("finetuned", "tuned", "new.prior", "new-tuned"):
+        assert (work / f"{made}.safetensors").is_file()
 
 
 def test_the_path_of_the_readme_is_that_of_the_help(vqtool):

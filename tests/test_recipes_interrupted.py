@@ -55,18 +55,21 @@ case $1 in
     *draw_emoji.py) mkdir -p "$2" && touch "$2/2764-fe0f.png" ;;
     *draw_digits.py) mkdir -p "$2/1" && touch "$2/1/0000.png" "$2/1/0005.png" ;;
     *prepare_pictures.py) touch "$3/emoji.tar.gz" ;;
-    *refit_table.py) echo "| table |" ;;
+    *refit_table.py) echo "| table |" && touch "${@: -1}" ;;
     *) exec "$REAL_PYTHON" "$@" ;;
 esac
 [[ $(wc -l <"$CALLS") != "$STOP_AT" ]] || exit 130
 """
+ASKS = ("info", "cat", "show -", "python -c")  # calls that leave no file of their own
 RECIPES = {  # arguments, and what is there in the end
     "quickstart": (["2"], ["sheet.png", "scores.json", "prompts.png", "prior.safetensors"]),
     "class-conditional": (["2"], ["sheet.png", "scores.json"]),
     "compare-kernels": (["2"], ["comparison.png", "uniform-scores.json", "absorbing-bits.json"]),
     "from-your-images": (["pictures", "1"], ["sheet.png", "scores.json", "prior.safetensors"]),
     "text-to-image": (["pictures", "1"], ["guidance.png", "scores.json"]),
-    "refit": (["2"], ["table.md", "seed-0/refit-512-finetuned-distance.json"]),
+    "refit": (["2"], ["table.md", "comparison.png", "heldout-digits", "seed-0/refit-512-finetuned-distance.json"]),
+    "refit --steps": (["--steps", "3"], ["table.md", "comparison.png", "emoji.tar.gz"]),
+    "editing": (["--work", "quickstart"], ["inpaint.png", "vary.png", "outpaint.png", "canvas.png"]),
 }
 
 
@@ -84,6 +87,10 @@ def tree(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "quickstart" / "imgs").mkdir(parents=True)  # which editing.sh goes on with
+    for name in ("prior.safetensors", "tok.h5", "imgs/1f600.png"):
+        (tmp_path / "quickstart" / name).touch()
+    (tmp_path / "quickstart" / "imgs" / "metadata.jsonl").write_text('{"file_name": "1f600.png"}\n')
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"a")
     return tmp_path
@@ -95,7 +102,7 @@ def run(tree, recipe, arguments, *, stop_at=0):
     calls.write_text("")
     environment = {**os.environ, "CALLS": str(calls), "STOP_AT": str(stop_at), "REAL_PYTHON": sys.executable}
     done = subprocess.run(
-        ["bash", tree / "tree" / "recipes" / f"{recipe}.sh", *arguments], cwd=tree, env=environment,
+        ["bash", tree / "tree" / "recipes" / f"{recipe.split()[0]}.sh", *arguments], cwd=tree, env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done, calls.read_text().splitlines()
@@ -106,10 +113,11 @@ def test_a_recipe_that_is_interrupted_anywhere_is_run_again_to_its_end(tree, rec
     arguments, results = RECIPES[recipe]
     done, calls = run(tree, recipe, arguments)
     assert done.returncode == 0, done.stderr
-    (work,) = (tree / "tree" / "runs").iterdir()
+    (work,) = [tree / "quickstart" / "editing"] if recipe == "editing" else (tree / "tree" / "runs").iterdir()
     again, _ = run(tree, recipe, arguments)
     assert again.returncode == 0, again.stderr
-    for stop_at in range(1, len(calls) + 1):
+    steps = len(calls) // 20 * 3 or 1  # at each call, or where there are many at some of them
+    for stop_at in {*range(1, len(calls) + 1, steps), len(calls)} if recipe != "refit --steps" else (1, 9, len(calls)):
         shutil.rmtree(work)
         stopped, before = run(tree, recipe, arguments, stop_at=stop_at)
         if stopped.returncode == 0:  # a command that writes nothing
@@ -118,7 +126,7 @@ def test_a_recipe_that_is_interrupted_anywhere_is_run_again_to_its_end(tree, rec
         assert done.returncode == 0, f"stopped at {before[-1]}\n{done.stderr}"
         for name in results:
             assert (work / name).exists(), name
-        repeated = [line for line in after if line in before[:-1] and not line.startswith(("info", "cat", "show -"))]
+        repeated = [line for line in after if line in before[:-1] and not line.startswith(ASKS)]
         assert repeated == [], "what was finished was done again"
 
 
@@ -142,9 +150,28 @@ def test_other_settings_of_a_recipe_are_refused_in_one_line(tree):
 def test_a_work_folder_that_cannot_be_written_is_refused_in_one_line(tree):
     (tree / "file").write_text("")
     for recipe, (arguments, _) in RECIPES.items():
-        done, calls = run(tree, recipe, [*arguments, "--work", tree / "file" / "x"])
+        if recipe != "editing":  # whose folder is the quickstart's
+            done, calls = run(tree, recipe, [*arguments, "--work", tree / "file" / "x"])
+            assert (done.returncode, calls) == (1, [])
+            assert done.stderr == (
+                f"error: {tree}/file/x cannot be written (Not a directory): name another folder with --work\n"
+            )
+
+
+def test_a_work_folder_on_a_full_disk_is_refused_in_one_line(tree):
+    """Its mark is a link to a device that is always full."""
+    for recipe, (arguments, _) in RECIPES.items():
+        place = tree / "full" / recipe.replace(" ", "")
+        work = place / "editing" if recipe == "editing" else place
+        work.mkdir(parents=True)
+        (place / "prior.safetensors").touch()
+        (work / f".{recipe.split()[0]}").symlink_to("/dev/full")
+        done, calls = run(tree, recipe, [*arguments, "--work", place])
         assert (done.returncode, calls) == (1, [])
-        assert done.stderr == f"error: {tree}/file/x cannot be written: name another folder with --work\n"
+        assert (
+            done.stderr
+            == f"error: {work} cannot be written (No space left on device): name another folder with --work\n"
+        )
 
 
 def test_the_digits_of_the_recipes_can_be_fewer(tmp_path):

@@ -5,6 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from vqtool import save_images
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 refit_table = importlib.import_module("refit_table")
 
@@ -47,3 +52,20 @@ def test_a_run_that_has_not_ended_is_named_with_what_is_missing(tmp_path, monkey
     assert refit_table.main() == 1
     streams = capsys.readouterr()
     assert (streams.out, str(missing) in streams.err, "recipes/refit.sh" in streams.err) == ("", True, True)
+
+
+def test_the_picture_has_a_row_of_each_tokenizer_under_the_originals(tmp_path):
+    """Oracle: pictures of one colour each, which says whose they are."""
+    folder = tmp_path / "seed-0"
+    folder.mkdir()
+    for row, name in enumerate(["held", *refit_table.TOKENIZERS]):
+        for column, kind in enumerate(refit_table.KINDS):
+            colour = np.full((9, 3, 64, 64), 30 * row + column, np.uint8)
+            path = tmp_path / f"{kind}.tar" if name == "held" else folder / f"{name}-{kind}.tar"
+            save_images(colour, path)
+    refit_table.draw(tmp_path, [tmp_path / f"{kind}.tar" for kind in refit_table.KINDS], tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    colours = pixels[np.arange(7) * pixels.shape[0] // 7 + pixels.shape[0] // 14]
+    found = colours[:, np.arange(16) * pixels.shape[1] // 16 + pixels.shape[1] // 32]
+    assert np.array_equal(found, 30 * np.arange(7)[:, None] + np.repeat([0, 1], 8))

@@ -10,6 +10,33 @@ usage() {
     exit 2
 }
 
+# Takes the arguments of a recipe apart: --finetune-steps 9 sets finetune_steps=9, --full sets full=yes; `words` are the others.
+take_arguments() { # "FLAG= FLAG ..." ARGUMENT...; a flag with = has a value
+    local known=" $1 " name
+    words=()
+    shift
+    while (($#)); do
+        name=${1#--}
+        if [[ $1 != -* ]]; then
+            words+=("$1") && shift
+        elif [[ $known == *" $name= "* ]]; then
+            printf -v "${name//-/_}" %s "${2:?$1 needs a value}" && shift 2
+        elif [[ $known == *" $name "* ]]; then
+            printf -v "${name//-/_}" yes && shift
+        else
+            usage
+        fi
+    done
+}
+
+# The one word of a recipe's arguments, which is a whole number, in place of a default.
+take_number() { # DEFAULT
+    if ((${#words[@]} > 1)) || [[ ! ${words[0]:-$1} =~ ^[0-9]+$ ]]; then
+        usage
+    fi
+    echo "${words[0]:-$1}"
+}
+
 # The name of a folder and twelve digits of what is in it: folders of one name share nothing, nor do two states of one.
 name_of_pictures() { # FOLDER
     local digest
@@ -19,18 +46,19 @@ name_of_pictures() { # FOLDER
 
 # Sets vqtool up and goes into a work folder, which is new, empty or an earlier run's of the same recipe and settings.
 enter() { # FOLDER [SETTINGS]
-    local mark
+    local mark reason
     mark=$1/.$(basename "$0" .sh)
     if [[ -d $1 && ! -e $mark && -n "$(ls -A "$1")" ]]; then
         echo "error: $1 holds something else: name an empty or new folder with --work" >&2
         exit 1
     fi
-    if [[ -e $mark && $(cat "$mark") != "${2:-}" ]]; then
+    if [[ -f $mark && $(cat "$mark") != "${2:-}" ]]; then
         echo "error: $1 was begun with other settings ($(cat "$mark")): remove it, or name a new folder with --work" >&2
         exit 1
     fi
-    if ! { mkdir -p "$1" && echo "${2:-}" >"$mark"; } 2>/dev/null; then
-        echo "error: $1 cannot be written: name another folder with --work" >&2
+    if ! reason=$({ mkdir -p "$1" && echo "${2:-}" >"$mark"; } 2>&1); then
+        rmdir "$1" 2>/dev/null || true
+        echo "error: $1 cannot be written (${reason##*: }): name another folder with --work" >&2
         exit 1
     fi
     bash "$root/scripts/setup.sh"
@@ -72,6 +100,17 @@ train() { # FILE LENGTH COMMAND...; LENGTH is "--steps 100" or "--minutes 10"
         length=(--resume)
     fi
     once "$1" "${@:3}" "${length[@]}" -o "$1"
+}
+
+# Parts a folder of PNG files: every tenth digit, or any file whose name ends with 5, is held out.
+hold_out() { # DRAWN TRAIN HELD
+    local file
+    rm -rf "$2" "$3"
+    while IFS= read -r file; do
+        mkdir -p "$3/$(dirname "$file")"
+        mv "$1/$file" "$3/$file"
+    done < <(cd "$1" && find . -name '*5.png')
+    mv "$1" "$2"
 }
 
 # Whole minutes that are left of some for a training.

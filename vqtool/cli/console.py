@@ -15,6 +15,7 @@ from vqtool.progress import Advance
 
 TABLE_WIDTH = 200  # characters, where there is no terminal
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
+FIRST_SECONDS = 2.0  # after which the first is
 
 
 def echo(message: str) -> None:
@@ -124,7 +125,8 @@ def _bar(description: str, total: int | None, unit: str, done: int, detail: Call
 
 @contextmanager
 def _lines(description: str, total: int | None, unit: str, before: int, detail: Callable[[], str]) -> Iterator[Advance]:
-    start = last = time.monotonic()
+    start = time.monotonic()
+    due = start + FIRST_SECONDS
     done, in_all = 0, total
 
     def more() -> str:
@@ -140,11 +142,11 @@ def _lines(description: str, total: int | None, unit: str, before: int, detail: 
         return f"{description}: {reached}/{in_all} {unit}, {rate:.1f} {unit}/s{more()}{known}"
 
     def advance(n: int, /, *, total: int | None = None) -> None:
-        nonlocal done, in_all, last
+        nonlocal done, in_all, due
         done, in_all = done + n, in_all if total is None else total
         now = time.monotonic()
-        if now - last >= PLAIN_SECONDS:
-            last = now
+        if done and now >= due:
+            due = now + PLAIN_SECONDS
             echo(line(now))
 
     yield advance

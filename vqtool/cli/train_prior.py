@@ -48,8 +48,9 @@ def train_prior(
 
     Writes the prior, and beside it a log (.log.jsonl), the state for --resume (.state.safetensors) and a preview of
     samples (.preview.png). Without --steps and --minutes a run passes 300 times through the grids, but takes no longer
-    than 10 minutes on a CPU or 30 on a GPU. With --from a prior goes on learning: its network, vocabulary and kernel
-    stay, classes and conditions that it lacks are added, and the learning rate is lower.
+    than 10 minutes on a CPU or 30 on a GPU. The prior is written eight times a run or more: what is stopped can be
+    sampled, and --resume goes on, with other --steps or --minutes too. With --from a prior goes on learning: its
+    network, vocabulary and kernel stay, classes and conditions that it lacks are added, and the learning rate is lower.
 
     Examples:
 

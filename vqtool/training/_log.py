@@ -1,6 +1,7 @@
 """What people and the JSON-lines log are told of a run."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from vqtool import distributed
 from vqtool.errors import VqtoolError, warn
 from vqtool.training._validation import Course
+from vqtool.training.clock import Moment
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -82,6 +84,25 @@ class Account:
         self._log.write({"step": step, **values, "seconds": round(seconds, 3)})
         if self._report is not None:
             self._report(step, values)
+
+
+def describe_stop(moment: Moment, *, by_clock: bool, state_path: Path) -> str:
+    """What people are told of a run that was interrupted."""
+    of = f"about {moment.num_steps:.0f}" if by_clock else f"{moment.num_steps:.0f}"
+    return (
+        f"stopped after step {moment.step} of {of}; the state is in {state_path}: the same command with `resume` goes "
+        "on from there"
+    )
+
+
+def check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:
+    """Raise VqtoolError, which says where the state of the run is, unless loss and gradient are finite."""
+    for name, word in (("loss", "the loss"), ("gradient_norm", "the norm of the gradient")):
+        if not math.isfinite(values[name]):
+            kept = f"; the state before that is in {state_path}" if state_path.exists() else ""
+            raise VqtoolError(
+                f"{word} became {values[name]} at step {step}: start anew with a smaller `learning_rate`{kept}"
+            )
 
 
 def _read_step(line: bytes) -> int | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.progress import Progress, silent
+from vqtool.progress import Advance, Progress, silent
 from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity
-from vqtool.training._log import Account, Report, RunLog
+from vqtool.training._log import Account, Report, RunLog, check_finite, describe_stop
 from vqtool.training._order import step_items
 from vqtool.training._signals import interruptible
 from vqtool.training._validation import Course, Validation
@@ -40,6 +41,7 @@ STATE_KIND = "training-state"
 Indices = NDArray[np.int64]
 Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[str, Tensor]]]
 Keep = Callable[[nn.Module, Mapping[str, Any]], object]
+Preview = Callable[[nn.Module, int], None]
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def run(
     resume: bool = False,
     memory: nn.Module | None = None,
     validation: Validation | None = None,
-    preview: Callable[[nn.Module, int], None] | None = None,
+    preview: Preview | None = None,
     keep: Keep | None = None,
     report: Report | None = None,
     progress: Progress = silent,
@@ -306,65 +308,66 @@ def run(
         training.save(state_path, identity)
     log = RunLog(log_path, training.step)
     account = Account(log, training.course, report, told)
-    draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
     try:
-        with (
-            interruptible() as interrupted,
-            progress("train", config.num_steps, "steps", done=training.step, detail=account.detail) as advance,
-        ):
-            training.start_clock()
-            while not training.is_over:
-                metrics = training.take_step(objective, num_items)
-                training.tick()
-                moment = training.moment
-                is_due = training.course.is_due(moment)
-                measured = training.look() if is_due else {}
-                logs = is_due or moment.step % config.log_steps == 0 or moment.is_last
-                # Several processes talk to each other in steps that are logged and in no others.
-                talks = logs or distributed.world_size() == 1
-                stop = interrupted() if talks else 0
-                keeps = keep is not None and is_due and training.has_new_to_keep
-                saves = bool(stop) or keeps or (talks and training.seconds_unsaved > config.save_seconds)
-                if saves or logs:
-                    training.note({**metrics, **measured})
-                    _check_finite(training.values, moment.step, state_path)
-                if logs:
-                    account.tell(moment.step, training.values, training.seconds, measured)
-                advance(1) if config.minutes is None else advance(1, total=round(moment.num_steps))
-                if preview is not None and draws and moment.step % config.preview_steps == 0:
-                    preview(training.ema, moment.step)
-                if saves:
-                    training.save(state_path, identity)
-                if keeps and keep is not None:  # after the state: without that one nobody could go on with it
-                    keep(training.kept, training.summary)
-                if stop:
-                    raise Interrupted(stop, _describe_stop(training, state_path))
-            training.save(state_path, identity)
+        with progress("train", config.num_steps, "steps", done=training.step, detail=account.detail) as advance:
+            _take_steps(
+                training, partial(training.take_step, objective, num_items), account, advance,
+                save=partial(training.save, state_path, identity), keep=keep, preview=preview, state_path=state_path,
+            )  # fmt: skip
     finally:
         log.close()
     return LoopResult(training.kept.cpu().eval(), training.summary)
 
 
-def _describe_stop(training: _Run, state_path: Path) -> str:
-    moment = training.moment
-    of = moment.num_steps if training.config.minutes is None else f"about {moment.num_steps:.0f}"
-    return (
-        f"stopped after step {moment.step} of {of}; the state is in {state_path}: the same command with `resume` goes "
-        "on from there"
-    )
+def _take_steps(
+    training: _Run,
+    take_step: Callable[[], dict[str, Tensor]],
+    account: Account,
+    advance: Advance,
+    *,
+    save: Callable[[], None],
+    keep: Keep | None,
+    preview: Preview | None,
+    state_path: Path,
+) -> None:
+    """Take the steps that are left; the arguments are made of those of `run`."""
+    config = training.config
+    draws = preview is not None and config.preview_steps > 0 and distributed.is_main_process()
+    training.start_clock()
+    with interruptible() as interrupted:
+        while not training.is_over:
+            metrics = take_step()
+            training.tick()
+            moment = training.moment
+            is_due = training.course.is_due(moment)
+            measured = training.look() if is_due else {}
+            logs = is_due or moment.step % config.log_steps == 0 or moment.is_last
+            # Several processes talk to each other in steps that are logged and in no others.
+            talks = logs or distributed.world_size() == 1
+            stop = interrupted() if talks else 0
+            keeps = keep is not None and is_due and training.has_new_to_keep
+            saves = bool(stop) or keeps or (talks and training.seconds_unsaved > config.save_seconds)
+            if saves or logs:
+                training.note({**metrics, **measured})
+                check_finite(training.values, moment.step, state_path)
+            if logs:
+                account.tell(moment.step, training.values, training.seconds, measured)
+            advance(1) if config.minutes is None else advance(1, total=round(moment.num_steps))
+            if preview is not None and draws and moment.step % config.preview_steps == 0:
+                preview(training.ema, moment.step)
+            if saves:
+                save()
+            if keeps and keep is not None:  # after the state: without that one nobody could go on with it
+                keep(training.kept, training.summary)
+            if stop:
+                raise Interrupted(
+                    stop, describe_stop(moment, by_clock=config.minutes is not None, state_path=state_path)
+                )
+        save()
 
 
 # Fields of LoopConfig that change the numbers of a run; the others may differ on resume.
 _FIXED = ("batch_size", "learning_rate", "weight_decay", "betas", "clip_norm", "seed", "bf16", "compile")
-
-
-def _check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:
-    for name, word in (("loss", "the loss"), ("gradient_norm", "the norm of the gradient")):
-        if not math.isfinite(values[name]):
-            kept = f"; the state before that is in {state_path}" if state_path.exists() else ""
-            raise VqtoolError(
-                f"{word} became {values[name]} at step {step}: start anew with a smaller `learning_rate`{kept}"
-            )
 
 
 def measure_step_seconds(

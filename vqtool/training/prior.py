@@ -143,14 +143,9 @@ def train_prior(
     trained = replace(trained, text_encoder=start.prior.text_encoder)
     if not distributed.is_main_process():
         return trained
-    summary = trained.summary
-    if "share" in summary:
-        notify(
-            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
-            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
-        )
+    _tell_early_end(trained.summary, notify)
     saved = save(trained)
-    preview(saved, summary["steps"])
+    preview(saved, trained.summary["steps"])
     notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
     return saved
 
@@ -178,6 +173,15 @@ def _save(
         adapter.save(adapter_file, tensors, history=history, force=True)
     denoiser = merged(trained.denoiser, trained.denoiser_name)
     return replace(trained, denoiser=denoiser, history=history).save(output, force=True)
+
+
+def _tell_early_end(summary: Mapping[str, Any], notify: Notify) -> None:
+    """Say that a run ended early, and why, if it did."""
+    if "share" in summary:
+        notify(
+            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
+            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
+        )
 
 
 def _announce(start: Beginning, notify: Notify) -> None:
@@ -316,13 +320,8 @@ def fit(
         )
     objective = PriorObjective(prior, data, loss, run)
     measure = None if held_out is None else lambda model, count: validate(model, prior, held_out.thin(count), run.seed)
-    validation = Validation(
-        BOUND,
-        lambda num_steps: plan_validation(num_steps, run.batch_size),
-        measure,
-        keep_best,
-        early_stop and keep_best,
-    )
+    plan = partial(plan_validation, batch_size=run.batch_size)
+    validation = Validation(BOUND, plan, measure, keep_best, early_stop and keep_best)
 
     def finish(model: nn.Module, summary: Mapping[str, Any]) -> Prior:
         return replace(_with_denoiser(prior, model), summary={**summary, "num_grids": len(data)})
