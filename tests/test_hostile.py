@@ -6,6 +6,8 @@ import os
 import pickle
 import resource
 import shutil
+import sys
+import types
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from vqtool.conditions.text_encoders import TextEncoder, load_text_encoder, save
 from vqtool.errors import FormatError
 from vqtool.images.sources.numpy_arrays import find_in_numpy
 from vqtool.interop._sources import read_yaml
-from vqtool.interop.pickles import read_pickle
+from vqtool.interop.pickles import read_pickle, read_script
 from vqtool.metrics.compare.scores import read_features
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,6 +112,58 @@ def test_a_torchscript_program_is_recognised_and_not_run(script, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     for read in (read_pickle, interop.read_source, interop.read_code_map):
         assert "a TorchScript program, which is not run" in refused(read, script)
+
+
+class _Names(dict):
+    """Pickles as an object of a class of a TorchScript program, with these attributes."""
+
+    def __reduce__(self):
+        return _Module, (), dict(self)
+
+
+class _Module:
+    pass
+
+
+_Module.__module__, _Module.__qualname__ = "__torch__.x", "Module"
+
+
+def script_of(path, attributes, monkeypatch):
+    """An archive of a TorchScript program that holds a module."""
+    fake = types.ModuleType("__torch__.x")
+    fake.Module = _Module
+    monkeypatch.setitem(sys.modules, "__torch__", types.ModuleType("__torch__"))
+    monkeypatch.setitem(sys.modules, "__torch__.x", fake)
+    archive(path, program(attributes), **{"0": bytes(8)})
+    with zipfile.ZipFile(path, "a") as made:
+        made.writestr("x/constants.pkl", b"cos\nsystem\n(X\x04\x00\x00\x00exittR.")
+        made.writestr("x/code/__torch__.py", b"exit()")
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"exit()", b"quit()"))  # another CRC: whoever reads it fails
+    return path
+
+
+def test_of_a_torchscript_program_only_attributes_are_read(tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    inner = _Names(weight=tensor(_Row(2), (2,), (1,)), call=_Call(os.system, f"touch {canary}"))
+    path = script_of(tmp_path / "x.pt", _Names(a=_Names(b=inner), plain=1, listed=[inner]), monkeypatch)
+    assert {name: value.tolist() for name, value in read_script(path).items()} == {"a.b.weight": [0, 0]}
+    assert not canary.exists()
+    assert "which is not run" in refused(read_pickle, path)
+    assert "which is not run" in refused(interop.read_source, path)
+
+
+def test_modules_in_one_another_end(tmp_path, monkeypatch):
+    loop = _Module()
+    loop.inside = loop
+    loop.weight = tensor(_Row(2), (2,), (1,))
+    path = script_of(tmp_path / "x.pt", loop, monkeypatch)
+    assert list(read_script(path)) == ["weight"]
+    path = script_of(tmp_path / "y.pt", _Names({"a" * 300: 1}), monkeypatch)
+    assert "names that none can have" in refused(read_script, path)
+    path = script_of(tmp_path / "z.pt", _Names(weight=tensor(_Row(9), (9,), (1,))), monkeypatch)
+    assert "has 8 bytes for 9 numbers" in refused(read_script, path)
+    assert "not a TorchScript program" in refused(read_script, archive(path, program({})))
 
 
 def test_a_pickle_reaches_nothing_but_tensors_and_containers(tmp_path):

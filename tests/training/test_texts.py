@@ -59,16 +59,20 @@ def test_a_folder_of_a_text_encoder_becomes_an_artifact_that_reads_captions(fold
     assert load_text_encoder("again.safetensors", fingerprint=again.fingerprint).captions.pad == encoder.captions.pad
 
 
-def test_weights_in_the_layout_of_openai_are_read_with_the_standard_vocabulary(tmp_path):
-    encoder = random_encoder()
+def openai_tensors():
     theirs = {"positional_embedding": torch.zeros(9, 64), "text_projection": torch.zeros(64, 64)}
-    theirs |= {"token_embedding.weight": torch.zeros(49408, 64), "visual.class_embedding": torch.zeros(3)}
+    theirs |= {"token_embedding.weight": torch.rand(49408, 64), "visual.class_embedding": torch.zeros(3)}
     theirs |= {f"ln_final.{part}": torch.ones(64) for part in ("weight", "bias")}
     block = {"attn.in_proj_weight": (192, 64), "attn.in_proj_bias": (192,), "attn.out_proj.weight": (64, 64)}
     block |= {"attn.out_proj.bias": (64,), "mlp.c_fc.weight": (128, 64), "mlp.c_fc.bias": (128,)}
     block |= {"mlp.c_proj.weight": (64, 128), "mlp.c_proj.bias": (64,)}
     block |= {f"{norm}.{part}": (64,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
-    theirs |= {f"transformer.resblocks.0.{name}": torch.zeros(shape) for name, shape in block.items()}
+    theirs |= {f"transformer.resblocks.0.{name}": torch.rand(shape) for name, shape in block.items()}
+    return theirs
+
+
+def test_weights_in_the_layout_of_openai_are_read_with_the_standard_vocabulary(tmp_path):
+    theirs = openai_tensors()
     torch.save(theirs, tmp_path / "ViT-B-32.pt")
     source = interop.read_source(tmp_path / "ViT-B-32.pt")
     assert interop.recognise(source) == "clip-text"
@@ -80,7 +84,40 @@ def test_weights_in_the_layout_of_openai_are_read_with_the_standard_vocabulary(t
     torch.save(theirs, tmp_path / "ViT-B-32.pt")
     with pytest.raises(FormatError, match="vocabulary has 49408 tokens, the text encoder 50"):
         interop.load(interop.read_source(tmp_path / "ViT-B-32.pt"), Options())
-    assert encoder.captions is None
+
+
+class _Program(torch.nn.Module):
+    """Modules in one another that hold tensors, with a method."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.input_resolution = 224
+        for name, tensor in tensors.items():
+            *path, last = name.split(".")
+            owner = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner._modules[part]
+            owner.register_parameter(last, torch.nn.Parameter(tensor.half()))
+
+    def forward(self, x):
+        return x @ self.text_projection
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_torchscript_program_of_openai_is_read_without_running_it(tmp_path, monkeypatch, vqtool):
+    theirs = openai_tensors()
+    torch.save({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "state.pt")
+    torch.jit.script(_Program(theirs)).save(str(tmp_path / "ViT-B-32.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
+    result = vqtool("import", tmp_path / "ViT-B-32.pt", "-o", "clip.safetensors")
+    assert result.code == 0, result.err
+    assert vqtool("import", tmp_path / "state.pt", "-o", "plain.safetensors").code == 0
+    encoder, plain = load_text_encoder("clip.safetensors"), load_text_encoder("plain.safetensors")
+    assert encoder.config == plain.config
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in encoder.state_dict().items())
+    assert torch.equal(encoder.state_dict()["positions"], theirs["positional_embedding"])
 
 
 def test_an_exact_gelu_is_read_where_the_settings_say_so(folder):

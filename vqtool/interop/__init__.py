@@ -31,6 +31,7 @@ from vqtool.interop._sources import (
     tensors_in,
     without,
 )
+from vqtool.interop.pickles import ScriptError, read_script
 from vqtool.registry import check_known, find_module
 
 FORMATS = (
@@ -152,11 +153,22 @@ def read_source(path: Path, config: Path | None = None) -> Source:
         return Source(path, None, read_config(config) if config and config != NO_CONFIG else None)
     if not path.is_file():
         raise VqtoolError(f"{path}: no such file or folder")
-    content = read_file(path)
+    content = _read_content(path)
     if config == NO_CONFIG:
         return Source(path, content)
     found, notes = (config, []) if config else find_config(path)
     return Source(path, content, read_config(found) if found else None, notes)
+
+
+def _read_content(path: Path) -> Any:
+    """What a file holds; of a TorchScript program the tensors, if it is a text encoder, as OpenAI publishes them."""
+    try:
+        return read_file(path)
+    except ScriptError:
+        tensors = read_script(path)
+        if tensors.keys() >= module("clip-text").MARKS:
+            return tensors
+        raise
 
 
 def recognise(source: Source) -> str:

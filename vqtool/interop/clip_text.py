@@ -2,8 +2,8 @@
 
 Its features are those that VQ-Diffusion was trained on: every token's state after the last norm, of length 1. The
 vocabulary is read from the folder, else it is CLIP's standard one, and stands in the artifact, so that
-`train-prior --text-encoder` needs nothing else. OpenAI's published `ViT-B-32.pt` is a TorchScript program, which is not
-run: its `state_dict()` in a file of its own is what is read here.
+`train-prior --text-encoder` needs nothing else. OpenAI's published `ViT-B-32.pt` is a TorchScript program: its tensors
+are read by the names of its modules' attributes, which are those of its `state_dict()`, and its code is not looked at.
 """
 
 from pathlib import Path

@@ -7,6 +7,9 @@ that hold trainer objects, callbacks or settings of packages nobody has installe
 torch.load is not used: it runs TorchScript archives, compares no CRC and takes what memory a pickle asks for. Both
 formats of torch.save are read here, a zip archive of `data.pkl` and a record a storage, and the older row of pickles
 and storages. Before it is unpickled, a pickle's instructions are read through (`_check_program`).
+
+A TorchScript archive is another thing, and `read_pickle` refuses it. Its `data.pkl` holds its modules as objects with
+attributes; `read_script` takes the tensors from them and looks at no other record: its code is neither read nor run.
 """
 
 import io
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from vqtool.errors import FormatError
 from vqtool.trust import ALLOWANCE, MAX_LEVELS, check_file, check_size
@@ -32,6 +36,7 @@ MAX_ITEMS = 1 << 22  # of all containers that a pickle has copied
 MAX_CLASSES = 10_000  # names of classes that are not loaded
 MAX_SHARED = 8  # times that the bytes of a file may be used by its tensors: averages may share the weights' storage
 _FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+MAX_NAME = 256  # characters of an attribute of a module
 _SCRIPT_RECORD = "constants.pkl"  # the record that makes an archive a TorchScript program
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the older format begins with this number, pickled
 _NUM_PREFIXES = 3  # pickles before the content in the older format
@@ -44,6 +49,10 @@ _STORAGES = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8,
 }  # fmt: skip
+
+
+class ScriptError(FormatError):
+    """A file is a TorchScript program where a checkpoint is expected."""
 
 
 class Inert:
@@ -109,20 +118,38 @@ def read_pickle(path: Path) -> Any:
         path: of the file, in the zip format of today or the older one.
 
     Raises:
-        FormatError: not such a file, damaged, or a TorchScript program.
+        ScriptError: a TorchScript program.
+        FormatError: not such a file, or damaged.
         OSError: it cannot be read.
     """
+    return _read(path, _read_archive)
+
+
+def read_script(path: Path) -> dict[str, Tensor]:
+    """The tensors of the modules in a TorchScript archive, by the path of attributes that leads to each.
+
+    Nothing is run, and no code is read: a module is an `Inert` with its attributes. One that stands at several paths
+    counts at one of them.
+
+    Raises:
+        FormatError: not such a file, or damaged.
+        OSError: it cannot be read.
+    """
+    return _find_tensors(_read(path, _read_script), path)
+
+
+def _read(path: Path, read_archive: Callable[[Path, IO[bytes], int], Any]) -> Any:
     size = check_file(path)
     with path.open("rb") as file:
         start = file.read(len(_MAGIC))
         file.seek(0)
         try:
             if start.startswith(b"PK"):
-                return _read_archive(path, file, size)
+                return read_archive(path, file, size)
             if start.startswith(_MAGIC):
                 return _read_row(file, size)
         except FormatError as error:
-            raise FormatError(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         except _BROKEN as error:
             raise FormatError(f"{path}: not a checkpoint that can be read, or damaged: {_reason(error)}") from error
     raise FormatError(f"{path}: not a checkpoint that can be read: torch.save writes another beginning")
@@ -132,35 +159,87 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _find_tensors(module: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors among the attributes of a module and of the modules in it."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    level = [("", module)]
+    for _ in range(MAX_LEVELS):
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif isinstance(value, Inert) and value.name.startswith("__torch__.") and id(value) not in seen:
+                seen.add(id(value))
+                attributes = value.state if isinstance(value.state, dict) else {}
+                if not all(isinstance(key, str) and len(key) <= MAX_NAME for key in attributes):
+                    raise FormatError(f"{path}: damaged: a module has attributes with names that none can have")
+                below += [(f"{name}.{key}".removeprefix("."), part) for key, part in attributes.items()]
+        level = below
+    return found
+
+
 def _read_archive(path: Path, file: IO[bytes], size: int) -> Any:
     """The content of a zip archive, whose tensors stay in the file until they are used."""
-    if not zipfile.is_zipfile(file):
-        raise FormatError("cut short: the end of the archive is missing; copy or download it again")
-    with zipfile.ZipFile(file) as archive:
-        records = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        if any(name.split("/")[-1] == _SCRIPT_RECORD or "/code/" in f"/{name}" for name in records):
-            raise FormatError(
+    with _open_archive(file) as archive:
+        if _is_script(archive):
+            raise ScriptError(
                 "a TorchScript program, which is not run: save the state_dict() of its module instead and import that"
             )
-        if len(records) != len([info for info in archive.infolist() if not info.is_dir()]):
-            raise FormatError("damaged: two of its records have the same name")
-        main = [name for name in records if re.fullmatch(r"[^/]*/data\.pkl", name)]
-        if len(main) != 1:
-            raise FormatError("not a checkpoint that can be read: a zip archive without one data.pkl")
-        check_size(sum(info.file_size for info in records.values()), size, "damaged")
-        if sum(info.compress_size for info in records.values()) > size:
-            raise FormatError("damaged: its records are longer than the file")
-        if records[main[0]].file_size > MAX_PICKLE:
-            raise FormatError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB, which none of a checkpoint is")
-        root = main[0].removesuffix("data.pkl")
-        order = archive.read(records[f"{root}byteorder"]) if f"{root}byteorder" in records else b"little"
-        if order != b"little":
-            raise FormatError("was written on a big-endian machine, which is not understood")
-        storages = _ArchiveStorages(path, archive, {name.removeprefix(root): info for name, info in records.items()})
-        content = _unpickle(archive.read(records[main[0]]), storages.find, size)
-        for info in records.values():
-            _compare_crc(archive, info)
-        return content
+        return _read_content(path, archive, size, archive.namelist())
+
+
+def _read_script(path: Path, file: IO[bytes], size: int) -> Any:
+    """The module in a TorchScript archive; records other than those of its attributes are not read."""
+    with _open_archive(file) as archive:
+        if not _is_script(archive):
+            raise FormatError("not a TorchScript program")
+        own = re.compile(r"[^/]*/(data\.pkl|data/[^/]*|byteorder)")
+        return _read_content(path, archive, size, [name for name in archive.namelist() if own.fullmatch(name)])
+
+
+def _open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+    if not zipfile.is_zipfile(file):
+        raise FormatError("cut short: the end of the archive is missing; copy or download it again")
+    return zipfile.ZipFile(file)
+
+
+def _is_script(archive: zipfile.ZipFile) -> bool:
+    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    return any(name.split("/")[-1] == _SCRIPT_RECORD or "/code/" in f"/{name}" for name in names)
+
+
+def _read_content(path: Path, archive: zipfile.ZipFile, size: int, names: Iterable[str]) -> Any:
+    """What the pickle of an archive holds.
+
+    Args:
+        path: of the file.
+        archive: in it.
+        size: of the file.
+        names: of the records that are read.
+    """
+    there = [info for info in archive.infolist() if not info.is_dir()]
+    if len({info.filename for info in there}) != len(there):
+        raise FormatError("damaged: two of its records have the same name")
+    check_size(sum(info.file_size for info in there), size, "damaged")
+    if sum(info.compress_size for info in there) > size:
+        raise FormatError("damaged: its records are longer than the file")
+    chosen = set(names)
+    records = {info.filename: info for info in there if info.filename in chosen}
+    main = [name for name in records if re.fullmatch(r"[^/]*/data\.pkl", name)]
+    if len(main) != 1:
+        raise FormatError("not a checkpoint that can be read: a zip archive without one data.pkl")
+    if records[main[0]].file_size > MAX_PICKLE:
+        raise FormatError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB, which none of a checkpoint is")
+    root = main[0].removesuffix("data.pkl")
+    order = archive.read(records[f"{root}byteorder"]) if f"{root}byteorder" in records else b"little"
+    if order != b"little":
+        raise FormatError("was written on a big-endian machine, which is not understood")
+    storages = _ArchiveStorages(path, archive, {name.removeprefix(root): info for name, info in records.items()})
+    content = _unpickle(archive.read(records[main[0]]), storages.find, size)
+    for info in records.values():
+        _compare_crc(archive, info)
+    return content
 
 
 def _compare_crc(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
