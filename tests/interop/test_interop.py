@@ -16,7 +16,8 @@ from vqtool import artifacts, interop
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop import Source
 from vqtool.interop._sources import read_yaml
-from vqtool.interop.pickles import Inert, read_pickle
+from vqtool.interop._unpickling import Inert
+from vqtool.interop.pickles import read_pickle
 from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer
 

@@ -13,8 +13,8 @@ from vqtool.errors import FormatError
 from vqtool.interop import _vqgan
 from vqtool.interop._contract import Imported, Options
 from vqtool.interop._sources import Source, tensors_in
+from vqtool.interop._unpickling import Inert
 from vqtool.interop._vqgan import Names
-from vqtool.interop.pickles import Inert
 
 LEFT_OUT = {
     "bookkeeping": r"quantize\.codebook_used$",
