@@ -248,6 +248,21 @@ def test_a_picture_keeps_its_size_and_all_pixels_outside_of_the_mask(vqtool, pho
     assert (soft[:, near & ~mask] != old[:, near & ~mask]).any()
 
 
+def test_transparent_pixels_come_back_white_and_that_is_told(vqtool, photo):
+    (old,) = read_pixels("photo")
+    opacity = np.full((90, 130), 255, np.uint8)
+    opacity[:30], opacity[30:40] = 0, 128
+    Image.fromarray(np.concatenate([old, opacity[None]]).transpose(1, 2, 0)).save("photo/01.png")
+    Image.fromarray(np.concatenate([old, np.full_like(opacity, 255)[None]]).transpose(1, 2, 0)).save("photo/02.png")
+    result = vqtool("inpaint", "photo", "-m", "box:60,5,9,9", "--steps", 2, "-o", "out")
+    assert "1 of 3 pictures (01) have transparent pixels, which come back white" in result.err
+    plain, clear, opaque = read_pixels("out")
+    assert (clear[:, :30] == 255).all()
+    assert np.abs(clear[:, 30:40] - (old[:, 30:40] * (128 / 255) + 127)).max() <= 1
+    assert np.array_equal(clear[:, 69:], old[:, 69:])
+    assert np.array_equal(plain[:, :60], opaque[:, :60])
+
+
 def test_pictures_go_through_the_pipe_as_pictures_with_the_caption_that_was_drawn(vqtool, photo, tokenizer_path):
     save_prior("prior.safetensors", tokenizer_path, kind="caption")
     line = '$vqtool inpaint photo/00.png -m box:5,5,9,9 --caption "A red apple." --steps 2 | $vqtool decode -o out'

@@ -77,6 +77,21 @@ def read_size(file: BinaryIO) -> tuple[int, int]:
         return (height, width) if is_turned else (width, height)
 
 
+def has_transparent_pixels(file: BinaryIO) -> bool:
+    """Whether an encoded image has pixels that are not opaque; it is decoded only if its header allows some.
+
+    Raises:
+        FormatError: as `read_pixels`.
+    """
+    with _explained():
+        image = _open(file)
+        if not image.has_transparency_data:
+            return False
+        check_num_pixels(image.height, image.width)
+        opacity: NDArray[np.uint8] = np.asarray(image.convert("RGBA").getchannel("A"))
+        return int(opacity.min()) < 255
+
+
 def read_pixels(file: BinaryIO, size: tuple[int, int] | None, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image.
 

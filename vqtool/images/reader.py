@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vqtool.captions import join_captions
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.pixels import fit_pixels, read_pixels
+from vqtool.images.pixels import fit_pixels, has_transparent_pixels, read_pixels
 from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
 from vqtool.images.sources.options import DEFAULTS
@@ -158,6 +158,15 @@ def read_image(item: ImageItem, size: tuple[int, int] | None, fit: str = "crop")
         raise FormatError(text if text.startswith(item.location) else f"{item.location}: {text}") from error
     except OSError as error:
         raise FormatError(f"{item.location}: cannot be read: {error.strerror or error}") from error
+
+
+def is_transparent(item: ImageItem) -> bool:
+    """Whether an image that can be read has pixels that are not opaque, which `read_image` puts on white."""
+    raw = item.origin.open()
+    if isinstance(raw, np.ndarray):
+        return False
+    with raw:
+        return has_transparent_pixels(raw)
 
 
 def read_batches(

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import VqtoolError, size_text
+from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size, read_image
+from vqtool.images.reader import is_transparent
 from vqtool.images.shapes import find_shape
 from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
@@ -141,10 +142,11 @@ def _open_images(
     notify(f"{len(items)} images in windows of {size_text(header.image_size)} pixels, {size_text(sizes[0])} tokens")
 
     def read(count: int) -> Iterator[Given]:
-        owners, frames, number = list[ImageItem](), list[Framed](), 0
+        owners, frames, number, transparent = list[ImageItem](), list[Framed](), 0, list[str]()
         for item in items:
             try:
                 image = read_image(item, None)
+                transparent += [item.id] if is_transparent(item) else []
             except VqtoolError as error:
                 if on_error is None:
                     raise
@@ -157,6 +159,9 @@ def _open_images(
             owners, frames, number = [*owners, item], [*frames, framed], number + 1
         if frames:
             yield _encode(owners, frames, model)
+        if transparent:
+            first = f"{transparent[0]}{', ...' if len(transparent) > 1 else ''}"
+            warn(f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which come back white")
 
     known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
     return Pictures(
