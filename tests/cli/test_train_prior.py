@@ -237,7 +237,9 @@ def test_the_prior_of_an_interrupted_run_is_there_to_sample_from(folder, vqtool,
     assert prior.summary["num_grids"] == (8 if num == 8 else 233)
     assert vqtool("sample", "p.safetensors", "-n", 2, "-o", "s.h5").code == 0
     refused = vqtool("train-prior", "many.h5", "-o", "p.safetensors")
-    assert "--resume goes on with it, --force starts anew" in error_lines(refused.err)[0]
+    assert error_lines(refused.err) == [
+        "error: p.safetensors: exists; use --force to start anew, or --resume to go on with the run that made it"
+    ]
     whole = api.train_prior("many.h5", "p.safetensors", resume=True, **run)
     assert load_prior("p.safetensors").fingerprint == whole.fingerprint != prior.fingerprint
     assert "share" not in whole.summary

@@ -92,10 +92,10 @@ class RunFiles:
             return replace(before, resume=True)
         refuse_existing(files.output, force=force or files.state.exists(), kind="an artifact")
         if files.state.exists() and not force:
-            there = f"{files.state}: an earlier run is there"
             if files.output.exists():
-                there = f"{files.output}: exists; use `force` or go on: {files.state} is of the run that made it"
-            raise VqtoolError(f"{there}: `resume` goes on with it, `force` starts anew")
+                remedy = "use `force` to start anew, or `resume` to go on with the run that made it"
+                raise VqtoolError(f"{files.output}: exists; {remedy}")
+            raise VqtoolError(f"{files.state}: an earlier run is there: `resume` goes on with it, `force` starts anew")
         if resume is True:
             raise VqtoolError(f"{files.state}: no earlier run is there to go on with: start without `resume`")
         return files
