@@ -12,6 +12,7 @@ import pytest
 
 from vqtool.errors import VqtoolError
 from vqtool.locks import claim, claims, is_held, lock_path, locked
+from vqtool.outputs import atomic_path
 
 HOLDER = """
 import sys, time
@@ -77,6 +78,24 @@ def test_claims_last_to_the_end_of_their_block(tmp_path):
         assert not claim(tmp_path / "x")
         assert is_held(tmp_path / "x")
     assert not is_held(tmp_path / "x")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interruption_says_what_became_of_each_output(tmp_path, there):
+    def interrupted(write):
+        with claims():
+            claim(path)
+            if write:
+                with atomic_path(path, force=True) as temporary:
+                    temporary.write_text("new")
+            raise KeyboardInterrupt
+
+    path = tmp_path / "x.h5"
+    if there:
+        path.write_text("old")
+    for write, what in ((False, "is as it was" if there else "was not written"), (True, "was written")):
+        with pytest.raises(KeyboardInterrupt, match=rf"x\.h5 {what}$"):
+            interrupted(write)
 
 
 def test_a_lock_file_that_is_removed_while_it_is_opened_is_made_again(tmp_path, monkeypatch):

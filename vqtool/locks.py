@@ -75,11 +75,11 @@ def unshared(folder: Path) -> Iterator[None]:
 
 
 class _Claims(ExitStack):
-    """Locks of outputs, and what these were called."""
+    """Locks of outputs, what these were called, and which files were there."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: list[str] = []
+        self.outputs: dict[str, tuple[int, int] | None] = {}
 
 
 @contextmanager
@@ -91,18 +91,29 @@ def claims() -> Iterator[None]:
             yield
         except KeyboardInterrupt as interruption:
             if stack.outputs and not interruption.args:
-                interruption.args = ("; ".join(map(_describe_kept, stack.outputs)),)
+                interruption.args = ("; ".join(map(_describe_kept, *zip(*stack.outputs.items(), strict=True))),)
             raise
         finally:
             _claims.reset(token)
 
 
-def _describe_kept(output: str) -> str:
+def _describe_kept(output: str, before: tuple[int, int] | None) -> str:
     """What an interrupted run leaves of an output: files are written as a whole or not at all."""
     path = Path(output)
     if path.is_dir():
         return f"{path} keeps what was written so far"
-    return f"{path} {'is as it was' if path.exists() else 'was not written'}"
+    if _mark(path) != before:
+        return f"{path} was written"
+    return f"{path} {'is as it was' if before else 'was not written'}"
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that has replaced it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def claim(output: str | Path) -> bool:
@@ -117,7 +128,7 @@ def claim(output: str | Path) -> bool:
     if stack is None or not is_main_process() or is_held(output):
         return False
     stack.enter_context(locked(output))
-    stack.outputs.append(str(output))
+    stack.outputs[str(output)] = _mark(Path(output))
     return True
 
 
