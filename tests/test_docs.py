@@ -140,7 +140,7 @@ def test_what_documents_name_of_the_package_is_there_after_import_vqtool(name):
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAMPLING = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
-PAGES = {  # those whose lines need nothing but what the README's path leaves
+PAGES = {  # those whose lines need nothing but what a prior in codes of one's own leaves
     name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("codebooks", "fine-tuning", "gpu")
 }
 SHORTER = {  # what the tests add to a line of a document, so that it takes less time
@@ -188,11 +188,16 @@ def work(tmp_path, monkeypatch):
 
 
 PATH = typed_lines(section(README, "Your own pictures"))
+OWN_CODES = (
+    "vqtool codebook refit imgs/ -f",
+    "vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 -f",
+    "vqtool train-prior --resume auto",
+)
 
 
 @pytest.mark.slow
 def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(vqtool, tmp_path, work):
-    assert [line.split()[1] for line in PATH] == ["codebook", "encode", "train-prior", "sample", "eval"]
+    assert [line.split()[1] for line in PATH] == ["encode", "train-prior", "sample", "show", "eval"]
     lines = [*PATH, *typed_lines(section(SAMPLING, "Editing")), *typed_lines(section(SAMPLING, "Measured"))]
     assert len(lines) == 11
     assert not any("--cfg-scale" in line for line in PATH)  # of a folder without captions it would be warned about
@@ -203,10 +208,10 @@ def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(
 
 
 @pytest.mark.slow
-def test_the_lines_of_pages_can_be_typed_twice_after_those_of_the_readme(vqtool, tmp_path, work):
+def test_the_lines_of_pages_can_be_typed_twice_after_a_training_in_codes_of_ones_own(vqtool, tmp_path, work):
     pages = [line for text in PAGES.values() for line in typed_lines(text) if not line.endswith("\\")]
     assert len(pages) == 14
-    for line in [*PATH[:3], *pages, *pages]:
+    for line in [*OWN_CODES, *pages, *pages]:
         if " prune " in line:  # of codes that were fitted to so few vectors none is out of use
             assert "there is nothing to prune" in vqtool(*line.split()[1:]).err
         else:

@@ -79,7 +79,7 @@ def test_the_five_commands_of_the_readme_run_as_typed_from_the_wheel(environment
     section = text.split("## Your own pictures")[1].split("\n## ")[0]
     lines = re.findall(r"^    (vqtool .*)$", section, flags=re.MULTILINE)
     assert [args[0] for line in lines for args in commands_in(line)] == [
-        "codebook", "encode", "train-prior", "sample", "decode", "eval",
+        "encode", "train-prior", "sample", "decode", "show", "eval",
     ]  # fmt: skip
     assert len(lines) == 5
     write_pictures(clean / "imgs", 10, size=(64, 64))

@@ -44,11 +44,11 @@ Nothing trained, nothing downloaded, an apple:
 
 From a folder of pictures to new ones like them, each line as often as you like (-f overwrites what it made before):
 
-    vqtool codebook refit imgs/ -f                             # your codes
-    vqtool encode imgs/ -t tokenizer.safetensors -o tok.h5 -f  # tokens
-    vqtool train-prior --resume auto                           # 10 minutes
-    vqtool sample --purity | vqtool decode -f                  # decoded/
-    vqtool eval decoded/ --ref imgs/                           # scores
+    vqtool encode imgs/ -f                           # tokens
+    vqtool train-prior --from builtin --resume auto  # 10 minutes
+    vqtool sample --purity | vqtool decode -f        # decoded/
+    vqtool show decoded/ -o sheet.png -f             # all in one
+    vqtool eval decoded/ --ref imgs/                 # scores
 
 50 to 5,000 pictures are sensible, and 10 to 60 minutes (--minutes). With captions or classes beside the pictures, add
 --cfg-scale 3 to sample. Fewer pictures are learned by heart.
