@@ -30,6 +30,9 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "pipeline": "pipeline.pipeline",
     "release-fast": "strides.release_fast",
     "tokenizer": "tokenizer.tokenizer",
+    "zoo-sample": "zoo.halton",
+    "zoo-import": "zoo.importing",
+    "zoo-decode": "zoo.decoding",
 }
 PEERS = ("sampling", "network", "pipeline", "tokenizer")  # modules that need diffusers, of the extra dev
 
