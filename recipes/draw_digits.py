@@ -53,10 +53,14 @@ def main() -> int:
         return 1
     every = max(1, NUM_DIGITS // max(1, options.limit))
     images, labels = (part[::every] for part in read_digits(path))
-    for label in range(10):
-        (options.folder / str(label)).mkdir(parents=True, exist_ok=True)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(options.folder / str(label) / f"{i:04d}.png")
+    try:
+        for label in range(10):
+            (options.folder / str(label)).mkdir(parents=True, exist_ok=True)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            Image.fromarray(image).save(options.folder / str(label) / f"{i:04d}.png")
+    except OSError as error:
+        print(f"error: {options.folder}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(f"{options.folder}: {len(images)} digits of {images.shape[1]} x {images.shape[2]} pixels", file=sys.stderr)
     return 0
 

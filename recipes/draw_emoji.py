@@ -220,7 +220,11 @@ def main() -> int:
     if options.limit is not None:  # drawn once to know the distinct ones
         emojis = spread([(sequence, text) for sequence, text, _ in drawn(font, emojis)], options.limit)
     font = font.font_variant(size=max(FONT_SIZE, round(0.8 * options.size)))
-    count = write_folder(options.folder, drawn(font, emojis), options.size)
+    try:
+        count = write_folder(options.folder, drawn(font, emojis), options.size)
+    except OSError as error:
+        print(f"error: {options.folder}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(f"{options.folder}: {count} emoji of {options.size} x {options.size} pixels, with captions", file=sys.stderr)
     return 0
 

@@ -396,3 +396,15 @@ def test_no_source_at_all_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prepare_pictures.py", "--work", str(tmp_path)])
     assert prepare_pictures.main() == 1
     assert "error: no source could be had" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("script", "name"), [(draw_digits, "0"), (draw_emoji, "metadata.jsonl")])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, script, name):
+    (tmp_path / "imgs").mkdir()
+    blocked = tmp_path / "imgs" / name
+    blocked.mkdir() if script is draw_emoji else blocked.touch()
+    monkeypatch.setattr(sys, "argv", ["draw", str(tmp_path / "imgs"), "--limit", "2"])
+    monkeypatch.setattr(draw_emoji, "sequences", lambda: [("\U0001f34e", "red apple")])
+    assert script.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'imgs'}: cannot be written: ")
