@@ -544,6 +544,22 @@ def test_patterns_include_and_exclude_files(tmp_path: Path, options: dict[str, s
         find_images([tmp_path], SourceOptions(include="*.gif"))
 
 
+@pytest.mark.parametrize("options", [{"include": "a*"}, {"exclude": "b*"}])
+def test_words_of_images_that_are_left_out_are_not_told(tmp_path: Path, options: dict[str, str]) -> None:
+    rows = "file_name,text\na1.png,one\nb2.png,two\nb.png,three\n"
+    files = {name: png() for name in ("a1.png", "b2.png", "b.png")}
+    assert captions(fill(tmp_path / "x", {"metadata.csv": rows, **files}), **options) == {"a1": ("one",)}
+    assert captions(make_tar(tmp_path / "x.tar", {"metadata.csv": rows, **files}), **options) == {"a1": ("one",)}
+    fill(tmp_path / "y", {"metadata.csv": rows.replace("a1", "y/a1"), **{f"y/{name}": files[name] for name in files}})
+    assert captions(tmp_path / "y" / "y", **options) == {"a1": ("one",)}
+    texts = {"a1.txt": "one", "b2.txt": "two", "b.txt": "three"}
+    assert captions(fill(tmp_path / "z", {**files, **texts}), **options) == {"a1": ("one",)}
+    (tmp_path / "x" / "b.png").unlink()
+    assert "1 of its 3 rows name no image: 'b.png'" in told(tmp_path / "x", **options)[1][0]
+    (tmp_path / "x" / "metadata.csv").write_text(rows.replace("a1.png,one\n", ""))
+    assert told(tmp_path / "x", **options)[0]["a1"][1] == ()  # where all rows are of others
+
+
 def test_a_folder_that_is_given_on_the_other_side_is_left_out_and_told(tmp_path: Path) -> None:
     fill(tmp_path, {"imgs/1.png": png(), "decoded/1.png": png(), "x.png": png()})
     with pytest.warns(VqtoolWarning, match="decoded: left out of .* given on the other side"):

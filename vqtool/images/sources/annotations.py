@@ -31,6 +31,7 @@ from vqtool.images.sources.items import (
     Words,
     counted,
     fold,
+    has_image_suffix,
     shown_names,
 )
 from vqtool.images.sources.options import SourceOptions
@@ -228,16 +229,18 @@ def _read_metadata(
         if any(dirname(other) == dirname(name) for other in files[:i]):
             raise VqtoolError(f"{tree.where(dirname(name))}: has both {' and '.join(METADATA_NAMES)}; keep one of them")
     index, read = NameIndex(images), set(files)
+    there = NameIndex(name for name in tree.names if has_image_suffix(name))  # with those that are not taken
     found: dict[str, Words] = {}
     if outer is not None and not any("/" not in name for name in files):
-        found, file = _read_outer(outer, images, index)
+        found, file = _read_outer(outer, images, index, there)
         read |= {file} - {""}
     for name in files:
         where, folder = tree.where(name), dirname(name)
         table = read_table(tree.read(name), where)
         rows = {normpath(f"{folder}/{key}".lstrip("/")): words for key, words in table.words.items()}
         matched = {image: words for path, words in rows.items() if (image := index.find(path)) is not None}
-        if rows and not matched and told and whole:
+        missing = [path for path in rows if index.find(path) is None and there.find(path) is None]
+        if len(missing) == len(rows) > 0 and told and whole:
             raise VqtoolError(
                 f"{where}: none of its {len(rows)} file names is an image of this folder "
                 f"(the first: {next(iter(rows))!r}){_nearest(next(iter(rows)), images)}; file_name is relative to the "
@@ -245,10 +248,8 @@ def _read_metadata(
             )
         found.update(matched)
         if told:
-            missing = [path for path in rows if index.find(path) is None]
-            if not whole:  # other rows may name images that are not taken
-                there = NameIndex(tree.names)
-                missing = [path for path in missing if there.find(path) is None and not exists(tree.where(path))]
+            if not whole:  # other rows may name images that were not given
+                missing = [path for path in missing if not exists(tree.where(path))]
             _tell_missing(where, missing, len(rows), images)
             _tell_columns(where, table)
             within = [image for image in images if not folder or image.startswith(f"{folder}/")]
@@ -256,7 +257,9 @@ def _read_metadata(
     return found, read
 
 
-def _read_outer(folder: Path, images: Sequence[str], index: NameIndex) -> tuple[dict[str, Words], str]:
+def _read_outer(
+    folder: Path, images: Sequence[str], index: NameIndex, there: NameIndex
+) -> tuple[dict[str, Words], str]:
     """Words from metadata in the parent of a folder, which may speak of other folders too; and the file, or ""."""
     path = folder.resolve()
     for name in METADATA_NAMES:
@@ -272,7 +275,7 @@ def _read_outer(folder: Path, images: Sequence[str], index: NameIndex) -> tuple[
             below = normpath(key).removeprefix(f"{path.name}/")
             if (image := index.find(below)) is not None:
                 found[image] = words
-            elif dirname(normpath(key)) in ("", path.name):  # others are of other folders
+            elif dirname(normpath(key)) in ("", path.name) and there.find(below) is None:  # others: of other folders
                 missing.append(key)
         if found:
             _tell_missing(str(file), missing, len(rows), images)
@@ -341,10 +344,12 @@ def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> Non
     folders = {dirname(image) for image in images} | {""}
     folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in CAPTION_FOLDERS}
     stems = set(map(_stem, images))
+    left_out = {_stem(name) for name in tree.names if has_image_suffix(name) and name not in images} - stems
     unused = [
         name
         for name in texts
         if (dirname(name) in folders or _stem(name) in stems)
+        and _stem(name) not in left_out
         and (not name.lower().endswith(".json") or _WORD_JSON.search(basename(name)))
     ]
     captioned = {place for image, words in images.items() if words.captions for place in (splitext(image)[0], image)}
