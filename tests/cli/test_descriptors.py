@@ -1,7 +1,13 @@
 """Standard input, output and error closed or full: no message in the data, no traceback, and finished work counts."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from support.commands import error_lines, shell, write_pictures
+
+from vqtool.cli import main as cli
+from vqtool.cli.main import COMMANDS
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +50,20 @@ def test_a_closed_or_full_descriptor_fails_what_needs_it_and_nothing_else(work, 
         (error,) = error_lines(result.err)
         assert error.startswith("error: standard output: cannot be written: ")
     assert not ("$o" in line and code == 0) or output.read_bytes()[:8] == b"\x89HDF\r\n\x1a\n"
+
+
+GROUP = ("apply-map", "finetune", "prune", "refit", "remap", "transplant", "usage")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"codebook {name}" for name in GROUP)])
+def test_help_that_cannot_be_written_is_one_line(monkeypatch, capsysbinary, command):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "argv", ["vqtool", *command.split(), "--help"])
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 1
+    assert capsysbinary.readouterr().err == b"error: standard output: cannot be written: No space left on device\n"
 
 
 def test_no_message_reaches_the_data_when_stderr_is_closed(work):

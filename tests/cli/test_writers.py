@@ -1,6 +1,7 @@
 """Every command that writes: one writer an output, links, names of other kinds of files, what killed runs left."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -21,6 +22,13 @@ from vqtool.tokenizers import SIZES
 SIDE_FILES = (".log.jsonl", ".state.safetensors", ".preview.png")  # of an output that is locked
 OTHER_KINDS = ("out.jpg", "out.zip", "out.tar.gz", "out.mp4", "sub/")
 every_writer = pytest.mark.parametrize("case", CASES, ids=lambda case: case.line.split(" -o ")[0].replace(" ", "_"))
+
+
+class Full(io.StringIO):
+    """As /dev/full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def run(line):
@@ -116,3 +124,16 @@ def test_a_link_is_written_through_and_what_killed_runs_left_is_removed(work, vq
         assert all(path.stat().st_size > 0 for path in files)
     new = {name for name in set(names(work)) - set(before) if "/" not in name}
     assert new <= {name for name in case.outputs if name.endswith(SIDE_FILES)}
+
+
+@every_writer
+def test_what_went_to_a_file_is_done_though_no_message_can_be_read(work, monkeypatch, case):
+    """Standard output and error are full; only `codebook usage` has data for standard output."""
+    monkeypatch.setattr(sys, "argv", ["vqtool", *case.line.split()])
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", Full())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    monkeypatch.undo()
+    assert (stop.value.code or 0) == ("codebook usage" in case.line)
+    assert all((work / name).exists() for name in case.outputs)

@@ -48,12 +48,12 @@ def usage(
         refuse_existing(plot, force=force, kind="a PNG image")
     found = count_grids(grids or ["-"], progress=progress)
     description = describe(found, top=top)
-    print(dumps(description, indent=2) if json else "\n".join(_lines(description)))
     for text in few_tokens(found.counts):
         warn(text)
     if plot is not None:
         plot_usage(found.counts, plot, force=force)
         echo(f"wrote {plot}")
+    print(dumps(description, indent=2) if json else "\n".join(_lines(description)))
 
 
 def _lines(about: Mapping[str, Any]) -> Iterator[str]:
