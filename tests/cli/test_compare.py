@@ -314,8 +314,9 @@ def test_the_same_numbers_give_the_same_picture_and_points_on_the_front_are_beat
     }
     assert [points[index][0] for index in front] == sorted({points[index][0] for index in front})
     assert trials.find_front([(calls, -score) for calls, score in points], better="higher") == front
+    rest = dict.fromkeys(("seconds", "network_seconds", "usage", "perplexity"), 1.0)
     rows = [
-        Row("fewer", None, {}, {"calls": calls, "KID-x": score, "FD-x": 100 * score}, {"KID-x": 0.1}, {}, {})
+        Row("fewer", None, {}, {**rest, "calls": calls, "KID-x": score, "FD-x": 100 * score}, {"KID-x": 0.1}, {}, {})
         for calls, score in points
     ]
     for name in ("a.png", "b.png"):

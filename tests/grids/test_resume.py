@@ -102,7 +102,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(folder, vqtool):
     num = int(kept[1])
     assert 0 < num < 40
     result = vqtool("sample", *RUN, "-o", "x.h5", "--resume")
-    assert f"sample: {40 - num} grids" in result.err
+    assert f"sample: {3 * (40 - num)} calls" in result.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
@@ -115,7 +115,7 @@ def test_polite_signals_keep_what_is_done_and_resume_auto_goes_on(folder, vqtool
     assert process.returncode == 128 + number
     kept = re.search(r"interrupted: (\d+) grids are kept in x.partial.h5; --resume goes on with them", errors)
     result = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
-    assert f"sample: {40 - int(kept[1])} grids" in result.err
+    assert f"sample: {3 * (40 - int(kept[1]))} calls" in result.err
     assert datasets("x.h5") == datasets("whole.h5")
     again = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
     assert (again.code, "x.h5: exists" in again.err) == (1, True)

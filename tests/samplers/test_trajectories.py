@@ -41,6 +41,10 @@ def test_kernels_without_a_mask_are_filmed_too():
 class Walk:
     samples = range(3, 5)
 
+    @staticmethod
+    def tokens(x_t):
+        return x_t
+
 
 def test_long_walks_are_thinned_out_evenly_and_keep_both_ends():
     trajectory = Trajectory(range(3, 5))

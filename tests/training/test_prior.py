@@ -96,9 +96,10 @@ def test_every_denoiser_learns_with_every_condition_that_it_takes(tmp_path, name
     data = GridData(
         grids.tokens, conditioner.encode(grids.labels if kind != "none" else [None] * 16), grid_spec((2, 3))
     )
-    forward = build_kernel("mask-replace", codebook_size=7, num_steps=20)
+    num_codes, parts = (8, {"num_parts": 1}) if name == "maskbit" else (7, {})  # whose codes are bits
+    forward = build_kernel("mask-replace", codebook_size=num_codes, num_steps=20)
     prior = building.build_prior(
-        forward, conditioner, data.grid_spec, "tiny", seed=0, tokens=data.tokens, denoiser=name
+        forward, conditioner, data.grid_spec, "tiny", seed=0, tokens=data.tokens, denoiser=name, **parts
     )
     assert prior.parameterisation == denoisers.module(name).PARAMETERISATION
     fresh = float(validate(prior.denoiser, prior, data, 1))

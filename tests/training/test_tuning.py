@@ -40,7 +40,10 @@ def batch(labels=None, captions=None, size=SIZE, num=8):
 def random_prior(name="transformer", kind="none", kernel="mask-replace", **changes):
     """A prior over 2x3 grids whose denoiser is all noise: everything in it counts."""
     conditioner = conditions.build(kind, LABELS["class"], CAPTIONS)
-    forward = build_kernel(kernel, codebook_size=7, num_steps=20)
+    num_codes = 7
+    if name == "maskbit":  # its codes are bits
+        num_codes, changes = 8, {"num_parts": 1, **changes}
+    forward = build_kernel(kernel, codebook_size=num_codes, num_steps=20)
     prior = build_prior(
         forward, conditioner, grid_spec(SIZE), "tiny", seed=0, tokens=batch().tokens, denoiser=name, **changes
     )
@@ -60,7 +63,9 @@ def go_on(old, grids=None, head=None, **given):
     names = ("condition", "vocabulary")
     condition = ConditionOptions(**{name: given[name] for name in names if name in given})
     tuned = TuningOptions(**{name: given[name] for name in vars(TuningOptions()) if name in given})
-    return tuning.go_on(old, head or header(), grids or batch(), condition, tuned, given=given, seed=0)
+    return tuning.go_on(
+        old, head or header(codebook_size=old.codebook_size), grids or batch(), condition, tuned, given=given, seed=0
+    )
 
 
 def predict(prior, texts, *, size=SIZE):

@@ -132,7 +132,7 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
         raise VqtoolError("an AmusedPipeline holds captions that CLIP reads, and this prior comes without its encoder")
     if len(set(config.grid_size)) > 1:
         raise VqtoolError(f"an AmusedPipeline holds square grids, not {size_text(config.grid_size)}")
-    diffusers.export_around(prior, tokenizer, conditioner, encoder, folder)
+    diffusers.export_around(prior, config.codebook_size, tokenizer, conditioner, encoder, folder)
     tensors = {name: _as_published(name, tensor) for name, tensor in renamed(prior.denoiser, NAMES).items()}
     diffusers.write_part(folder / "transformer", _settings(config), diffusers.WEIGHTS, tensors)
     scheduler = {"_class_name": "AmusedScheduler", "mask_token_id": config.codebook_size, "masking_schedule": "cosine"}

@@ -204,7 +204,7 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
         MismatchError: they do not fit together.
     """
     config, conditioner, encoder = _exportable(prior)
-    export_around(prior, tokenizer, conditioner, encoder, folder)
+    export_around(prior, config.codebook_size, tokenizer, conditioner, encoder, folder)
     tensors: dict[str, Tensor] = {}
     for name, tensor in prior.denoiser.state_dict().items():
         theirs = names_of(config)[name]
@@ -224,9 +224,22 @@ def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
 
 
 def export_around(
-    prior: Prior, tokenizer: Tokenizer, conditioner: ClipCondition, encoder: TextEncoder, folder: Path
+    prior: Prior,
+    codebook_size: int,
+    tokenizer: Tokenizer,
+    conditioner: ClipCondition,
+    encoder: TextEncoder,
+    folder: Path,
 ) -> None:
     """Write what stands around the transformer in the folder of a pipeline: tokenizer, text encoder and vocabulary.
+
+    Args:
+        prior: that is exported.
+        codebook_size: K of its network.
+        tokenizer: what its tokens decode with.
+        conditioner: its captions.
+        encoder: reads them.
+        folder: of the pipeline.
 
     Raises:
         VqtoolError: VQModel has no such network.
@@ -234,10 +247,8 @@ def export_around(
     """
     if prior.grid_spec.tokenizer_fingerprint:
         prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
-    if tokenizer.codebook_size != prior.kernel.codebook_size:
-        raise MismatchError(
-            f"the prior has {prior.kernel.codebook_size} tokens, the tokenizer {tokenizer.codebook_size} codes"
-        )
+    if tokenizer.codebook_size != codebook_size:
+        raise MismatchError(f"the prior has {codebook_size} tokens, the tokenizer {tokenizer.codebook_size} codes")
     diffusers_vqmodel.export(tokenizer, folder / "vqvae")
     tensors, settings = transformers.export_text_encoder(encoder)
     write_part(folder / "text_encoder", settings, "model.safetensors", tensors)
