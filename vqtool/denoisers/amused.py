@@ -88,18 +88,6 @@ def micro_embedding(numbers: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
 
 
-def split_features(condition: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """States (B, L, text_width) and pooled texts (B, pooled_width) in features (B, L + 1, the larger of both).
-
-    Raises:
-        ValueError: they are of another shape.
-    """
-    least = max(config.text_width, config.pooled_width)
-    if condition.ndim != 3 or condition.shape[-1] != least:
-        raise ValueError(f"features (B, L + 1, {least}) are needed, not {tuple(condition.shape)}")
-    return condition[:, :-1, : config.text_width], condition[:, -1, : config.pooled_width]
-
-
 class _Attention(nn.Module):
     """Attention without biases; keys and values may have been made before."""
 
@@ -225,9 +213,31 @@ class TextNetwork(Denoiser):
     """A network of captions, whose head has no bias."""
 
     stretches = True
+    text: nn.Linear  # that states pass first
 
     def set_frequencies(self, frequencies: Tensor) -> None:
         """Nothing: the head has no bias."""
+
+    def split(self, condition: Tensor, micro: Tensor | None, sinusoids: int) -> tuple[Tensor, Tensor]:
+        """States (B, L, text_width); pooled texts and what pictures are to be (B, pooled_width + n * sinusoids).
+
+        Args:
+            condition: (B, L + 1, the larger of text_width and pooled_width) features.
+            micro: (B, n) numbers of the pictures; None for those of the config.
+            sinusoids: that each number becomes.
+
+        Raises:
+            ValueError: the condition is of another shape.
+        """
+        config, least = self.config, max(self.config.text_width, self.config.pooled_width)
+        if condition.ndim != 3 or condition.shape[-1] != least:
+            raise ValueError(f"features (B, L + 1, {least}) are needed, not {tuple(condition.shape)}")
+        features = condition.to(self.text.weight.dtype)
+        if micro is None:
+            micro = torch.tensor(config.micro_conditions, device=features.device).expand(len(features), -1)
+        numbers = micro_embedding(micro, sinusoids).to(features.dtype)
+        pooled = features[:, -1, : config.pooled_width]
+        return features[:, :-1, : config.text_width], torch.cat([pooled, numbers], dim=1)
 
     def read(self, x_t: Tensor, condition: Tensor | EncodedCondition | None) -> tuple[Tensor, Tensor]:
         """Both parts of an encoded text: of the one that is given, else of zeros."""
@@ -280,11 +290,8 @@ class Network(TextNetwork):
         Raises:
             ValueError: the condition is of another shape.
         """
-        states, pooled = split_features(condition.to(self.text.weight.dtype), self.config)
-        if micro is None:
-            micro = torch.tensor(self.config.micro_conditions, device=states.device).expand(len(states), -1)
-        numbers = micro_embedding(micro, self.config.micro_width).to(states.dtype)
-        conditioning = self.condition_out(F.silu(self.condition_in(torch.cat([pooled, numbers], dim=1))))
+        states, picture = self.split(condition, micro, self.config.micro_width)
+        conditioning = self.condition_out(F.silu(self.condition_in(picture)))
         text = self.text_norm(self.text(states))
         parts = [part for outer in self._outer() for part in outer.keys_values(text)]
         parts += [layer.get_submodule("attn2").keys_values(text) for layer in self.layers]  # type: ignore[operator]

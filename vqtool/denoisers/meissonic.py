@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
-from vqtool.denoisers.amused import Resample, RmsNorm, TextNetwork, micro_embedding, split_features
+from vqtool.denoisers.amused import Resample, RmsNorm, TextNetwork, micro_embedding
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -209,11 +209,8 @@ class Network(TextNetwork):
         Raises:
             ValueError: the condition is of another shape.
         """
-        states, pooled = split_features(condition.to(self.text.weight.dtype), self.config)
-        if micro is None:
-            micro = torch.tensor(self.config.micro_conditions, device=states.device).expand(len(states), -1)
-        numbers = micro_embedding(micro, SINUSOIDS).to(states.dtype)
-        return EncodedCondition(self.picture(torch.cat([pooled, numbers], dim=1)), self.text_norm(self.text(states)))
+        states, picture = self.split(condition, micro, SINUSOIDS)
+        return EncodedCondition(self.picture(picture), self.text_norm(self.text(states)))
 
     def embed(self, t: Tensor, conditioning: Tensor) -> Tensor:
         """(B, width), of (B,) times in [1, T] and what `encode_condition` made."""
