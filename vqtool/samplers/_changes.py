@@ -62,6 +62,21 @@ class Wanted:
             _check_placeless(header, name, self.mask, self.sides, self.feather)
 
 
+def check_array(array: Array, grid_size: tuple[int, int], image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask that is given as an array, if it is of cells or of pixels.
+
+    Raises:
+        VqtoolError: another shape or type.
+    """
+    found = np.asarray(array)
+    if found.dtype != bool or found.shape[-2:] not in (grid_size, image_size):
+        raise VqtoolError(
+            f"`mask` has shape {found.shape} and type {found.dtype}: bool of {grid_size} cells or {image_size} pixels "
+            "is expected"
+        )
+    return found
+
+
 class ArrayMask:
     """Masks given as an array: one for all grids, or one for each; of cells, or of pixels."""
 
@@ -75,12 +90,7 @@ class ArrayMask:
         Raises:
             VqtoolError: another shape or type.
         """
-        self._array, self._header = np.asarray(array), header
-        if self._array.dtype != bool or self._array.shape[-2:] not in (header.grid_size, header.image_size):
-            raise VqtoolError(
-                f"`mask` has shape {self._array.shape} and type {self._array.dtype}: bool of {header.grid_size} cells "
-                f"or {header.image_size} pixels is expected"
-            )
+        self._array, self._header = check_array(array, header.grid_size, header.image_size), header
 
     def cells(self, number: int) -> NDArray[np.bool_]:
         """(H, W) bool: the masked cells."""

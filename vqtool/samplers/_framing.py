@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.images.pixels import find_fit
-from vqtool.samplers._changes import Wanted, parse_sides
+from vqtool.samplers._changes import Wanted, check_array, parse_sides
 from vqtool.samplers._windows import Picture, Size, Window, canvas_window, scale_of, whole_window, window_around
 from vqtool.samplers.masks import Mask, spread, to_cells
 
@@ -107,12 +107,7 @@ class Framing:
         return self._masks[shape]
 
     def _own_array(self, number: int, shape: Size) -> NDArray[np.bool_]:
-        array = np.asarray(self.wanted.mask)
-        if array.dtype != bool or array.shape[-2:] not in (self.header.grid_size, tuple(shape)):
-            raise VqtoolError(
-                f"`mask` has shape {array.shape} and type {array.dtype}: bool of {self.header.grid_size} cells or "
-                f"{tuple(shape)} pixels is expected"
-            )
+        array = check_array(np.asarray(self.wanted.mask), self.header.grid_size, (shape[0], shape[1]))
         own = array if array.ndim == 2 else array[number]
         if not own.any():
             raise VqtoolError("`mask` keeps the whole picture, so that there is nothing to make anew")
