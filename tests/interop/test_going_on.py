@@ -22,6 +22,7 @@ KINDS = {  # of importers and networks: source, options of its import
     "u-net": ("vqddm-unet/last.ckpt", {}),
     "noise": ("vqddm-noise/last.ckpt", {}),
     "pipeline": ("df-pipeline", {}),
+    "muse": ("om-transformer/model", {}),
 }
 
 

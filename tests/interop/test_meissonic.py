@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.replayed import features, replay
 from torch import nn
 
@@ -16,7 +16,7 @@ from vqtool.denoisers.meissonic import rotations
 from vqtool.diffusion.guidance import guide
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, GridWriter
-from vqtool.interop import Options
+from vqtool.interop import Options, meissonic
 from vqtool.priors import load_prior
 from vqtool.samplers import condition, sample
 
@@ -182,6 +182,28 @@ def changed(tmp_path, file, **changes):
     path = tmp_path / "p" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     return interop.read_source(tmp_path / "p")
+
+
+def test_a_network_that_does_not_halve_its_grid_is_sampled_as_monetico(tmp_path):
+    source = changed(tmp_path, "transformer/config.json", downsample=False, upsample=False)
+    weights = source.path / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    halving = [name for name in tensors if "_block.downsample." in name or "_block.upsample." in name]
+    assert len(halving) == 4
+    save_file({name: tensor for name, tensor in tensors.items() if name not in halving}, weights)
+    prior = interop.load(source, Options()).prior
+    negative = prior.sampling.pop("negative")
+    assert (negative[:27], negative[-16:]) == ("worst quality, low quality,", "identifying mark")
+    assert prior.sampling == {  # of inference_fp16_Monetico.py: 48 steps; temperatures from 2 to 0
+        "sampler": "confidence",
+        "steps": 16,  # there are no more cells in this tiny one of 512 pixels
+        "choice_temperature": 2 * 16 / 15,
+        "cfg_scale": 9.0,
+        "completing": {"plan": "linear"},
+    }
+    assert meissonic.STEPS[False] == 48
+    assert prior.denoiser.config.micro_conditions == (512.0, 512.0, 0.0, 0.0, 6.0)
+    assert prior.grid_spec.image_size == (512, 512)
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,17 @@ class Replayed(Walk):
         return places, self.drawn.gather(1, cells).gather(1, places)
 
 
-def replay(prior, size, condition, exponentials, uniforms, scale, *, known=None, plan="cosine", **chosen):
-    """All grids of a walk with temperatures from 2 to 0: (steps, B, H, W)."""
+def replay(
+    prior, size, condition, exponentials, uniforms, scale, *, known=None, plan="cosine", temperatures=None, **chosen
+):
+    """All grids of a walk with temperatures from 2 to 0, or others: (steps, B, H, W)."""
     settings = Settings(cfg_scale=scale, **chosen)
     steps = len(exponentials)
     walk = Replayed(
         prior, range(len(condition)), condition, seed=0, grid_size=size, settings=settings, edit=Edit(known, None, None)
     )
     walk.seen, walk.numbers = [], (exponentials, uniforms)
-    walk.temperatures = torch.linspace(2, 0, steps)
+    walk.temperatures = torch.linspace(2, 0, steps) if temperatures is None else temperatures
     final = confidence.sample(walk, confidence.Options(steps=steps, plan=plan))
     return torch.stack([*walk.seen[1:], final])
 

@@ -24,6 +24,7 @@ NAMES = (
     "halton-maskgit",
     "titok",
     "maskbit",
+    "muse",
     "amused",
     "meissonic",
 )

@@ -49,6 +49,7 @@ FORMATS = (
     "maskbit-generator",
     "showo",
     "open-muse",
+    "muse",
     "diffusers",
     "amused",
     "meissonic",

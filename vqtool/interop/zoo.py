@@ -154,6 +154,15 @@ MODELS: dict[str, Model] = {
     "titok-bl64": _titok("bl64_vq8k_imagenet", 64, 390, "2.06", old=False),
     "titok-bl128": _titok("bl128_vq8k_imagenet", 128, 390, "1.49", old=False),
     "titok-sl256": _titok("sl256_vq8k_imagenet", 256, 330, "1.03", old=False),
+    "muse-imagenet": Model(
+        "classes of ImageNet, 256 px, 16x16 tokens; with tokenizer",
+        "prior",
+        "hub:openMUSE/maskgit-large-imagenet",
+        "not stated (code Apache-2.0)",
+        283,
+        "-",
+        "18 steps of `generate2`, no guidance",
+    ),
     "llamagen-f16": Model(
         "tokenizer of K = 16384, factor 16",
         "tokenizer",

@@ -19,6 +19,7 @@ from torch import Tensor
 from vqtool.errors import VqtoolError
 from vqtool.options import usual
 from vqtool.samplers._cells import pick, place_first, put
+from vqtool.samplers._settings import interpolate
 from vqtool.samplers._walk import Times, Walk
 
 Plan = Iterable[Tensor]  # of (H * W + 1,) int64
@@ -164,15 +165,18 @@ def unmask_by_choice_temperature(walk: Walk, options: Any, choose: Rule) -> Tens
         walk: the batch; its kernel has a mask.
         options: of the sampler, with `steps` and `choice_temperature`.
         choose: choose(temperature, count, log_x0, choice, order, masked), a rule of ``unmask_by_prediction`` that is
-            told a = choice_temperature * (1 - i / S) in call i of S.
+            told a = choice_temperature * (1 - i / S) in call i of S, or what a list of temperatures has there.
 
     Returns:
         (B, H, W) int64 tokens.
     """
-    steps = choose_steps(walk, options)
+    steps, heat = choose_steps(walk, options), options.choice_temperature
+    told = (
+        interpolate(heat, torch.linspace(0, 1, steps, dtype=torch.float64)) if isinstance(heat, tuple | list) else None
+    )
 
     def rule(call: int, *seen: Any) -> tuple[Tensor, Tensor]:
-        return choose(options.choice_temperature * (1 - call / steps), *seen)
+        return choose(heat * (1 - call / steps) if told is None else float(told[call - 1]), *seen)
 
     plan = PLANS[getattr(options, "plan", "cosine")]
     return unmask_by_prediction(walk, rule, plan(walk.num_cells, steps))

@@ -40,7 +40,12 @@ class Options(Checked):
         choices=("log-p", "logit"),
         advanced=True,
     )
-    choice_temperature: float = option(4.5, "Randomness of the choice of cells; falls to 0.", minimum=0, advanced=True)
+    choice_temperature: float | tuple[float, ...] = option(
+        4.5,
+        "Randomness of the choice of cells; falls to 0. A list goes from the first call to the last.",
+        minimum=0,
+        advanced=True,
+    )
 
 
 def sample(walk: Walk, options: Options) -> Tensor:
