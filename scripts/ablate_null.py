@@ -31,7 +31,7 @@ from vqtool import codebooks, conditions
 from vqtool.diffusion import kernels
 from vqtool.errors import VqtoolError
 from vqtool.images import PREPROCESSING, ImageItem, read_images, to_float
-from vqtool.metrics.features import EfficientNetLite0
+from vqtool.metrics import EfficientNetLite0
 from vqtool.priors import GridSpec, Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer
 from vqtool.training.adapters import TuningOptions, merged

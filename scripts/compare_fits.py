@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vqtool.images import find_images, parse_size, read_image, to_float, to_uint8
 from vqtool.images.pixels import FITS, fit_pixels
 from vqtool.images.shapes import find_shape, median_size, shared
-from vqtool.metrics import EfficientNetLite0
+from vqtool.metrics import EfficientNetLite0, extract
 from vqtool.tokenizers import load_tokenizer
 
 Pixels = NDArray[np.uint8]  # (3, height, width)
@@ -58,7 +58,7 @@ def main() -> None:
 
     def features(pictures: list[Pixels]) -> NDArray[np.float64]:
         square = [fit_pixels(picture.transpose(1, 2, 0), (LONGEST, LONGEST), "pad") for picture in pictures]
-        found = np.concatenate([network(np.stack(square[i : i + 16])) for i in range(0, len(square), 16)])
+        found = extract(network, (np.stack(square[i : i + 16]) for i in range(0, len(square), 16))).pooled
         found = found.astype(np.float64)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 

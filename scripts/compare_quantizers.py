@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError
 from vqtool.images import find_images, parse_size, read_images, to_float, to_uint8
-from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
+from vqtool.metrics import EfficientNetLite0, FeatureNetwork, extract
 from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
 from vqtool.tokenizers import SIZES, NetworkConfig, Tokenizer, quantizers
@@ -75,7 +75,7 @@ def score(
         "usage": usage(counts),
         "perplexity": perplexity(counts),
         "PSNR": float(psnr(errors).mean()),
-        "FD": frechet_distance(features, extract(network, [np.concatenate(rebuilt)])),
+        "FD": frechet_distance(features, extract(network, [np.concatenate(rebuilt)]).pooled),
     }
 
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, network: FeatureNetwork | None 
         pictures, held_out = pictures[~kept], pictures[kept]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = network or EfficientNetLite0(device)
-    features = extract(network, [held_out])
+    features = extract(network, [held_out]).pooled
     clock, unit = (time.process_time, "CPU min") if options.cpu_time else (time.perf_counter, "min")
     length = f"{options.steps} steps" if options.steps else f"{options.minutes:g} {unit}"
     print(f"{len(pictures)} pictures of {options.size} px, {length} each; N = {len(held_out)} held out\n")

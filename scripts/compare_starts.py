@@ -31,8 +31,7 @@ from vqtool.captions import split_captions
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, read_grids
 from vqtool.images import read_images, to_float
-from vqtool.metrics import kernel
-from vqtool.metrics.features import EfficientNetLite0, extract
+from vqtool.metrics import EfficientNetLite0, extract, kernel
 from vqtool.options import distribute
 from vqtool.priors import GridSpec, Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer
@@ -108,7 +107,9 @@ class Folder:
         features = settings.work / f"{name}-features.npy"
         if not features.exists():
             network = EfficientNetLite0()
-            np.save(features, extract(network, (read_images(source, size).images for source in sources.values())))
+            np.save(
+                features, extract(network, (read_images(source, size).images for source in sources.values())).pooled
+            )
         return cls(header, batch, np.load(mirrored), found["-heldout"][1], np.load(features))
 
     def batch_of(self, way: Way) -> GridBatch:

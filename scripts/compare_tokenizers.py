@@ -25,7 +25,7 @@ from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError
 from vqtool.images import read_images, to_float, to_uint8
 from vqtool.images.preview import preview_grid, save_image
-from vqtool.metrics.features import EfficientNetLite0, extract
+from vqtool.metrics import EfficientNetLite0, extract
 from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.kernel import kernel_distance
 from vqtool.metrics.reconstruction import mean_squared_errors, psnr
@@ -149,7 +149,7 @@ def main() -> int:
                 images = read_images([path], size, words="none").images
                 images = images[np.linspace(0, len(images) - 1, min(options.num, len(images))).astype(int)]
                 found, rebuilt = score(
-                    tokenizers, images, lambda batch: extract(network, batches(batch)), judge, options.num_judged
+                    tokenizers, images, lambda batch: extract(network, batches(batch)).pooled, judge, options.num_judged
                 )
                 name = path.name.partition(".")[0]
                 for tokenizer, row in zip(tokenizers, found, strict=True):

@@ -34,8 +34,7 @@ import vqtool
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, read_images, to_float, to_uint8
-from vqtool.metrics import frechet, kernel, prdc
-from vqtool.metrics.features import EfficientNetLite0
+from vqtool.metrics import EfficientNetLite0, extract, frechet, kernel, prdc
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
@@ -132,7 +131,7 @@ def save(path: Path, array: np.ndarray) -> np.ndarray:
 def decoded_features(tokenizer: Tokenizer, network: EfficientNetLite0, grids: torch.Tensor) -> np.ndarray:
     """EfficientNet-Lite0's features (N, 1280) of the pictures of grids (N, H, W)."""
     parts = (to_uint8(tokenizer.decode(part).cpu()) for part in grids.split(DECODED))
-    return np.concatenate([network(images) for images in parts])
+    return extract(network, parts).pooled
 
 
 def score(

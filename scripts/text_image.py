@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, SourceOptions, find_images, read_batches
-from vqtool.metrics.features import EfficientNetLite0, extract
+from vqtool.metrics import EfficientNetLite0, extract
 
 NAME = "EfficientNetLite0+MiniLM"  # stands in every score made with it
 DIM, EPOCHS, BATCH = 256, 60, 512
@@ -199,7 +199,7 @@ def picture_features(items: Sequence[ImageItem], cache: Path, size: int) -> NDAr
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         network = EfficientNetLite0()
-        features = extract(network, (batch.images for batch in read_batches(items, (size, size), 64)))
+        features = extract(network, (batch.images for batch in read_batches(items, (size, size), 64))).pooled
         partial = path.with_suffix(".partial.npy")
         np.save(partial, features)
         partial.replace(path)

@@ -100,7 +100,6 @@ def test_modules_are_documented_short_and_without_assert(path):
             metrics.NAMES,
             {
                 "evaluation",
-                "features",
                 "likelihood",
                 "plots",
                 "reconstruction",

@@ -9,21 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import TINY, build_tokenizer, write_pictures
+from support.features import MeanColour
 
-from vqtool.metrics.features import extract
+from vqtool.metrics import extract
 from vqtool.tokenizers import SIZES
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 compare = importlib.import_module("compare_quantizers")
-
-
-class MeanColour:
-    """Stands in for a network: three numbers a picture."""
-
-    name, feature_dim = "MeanColour", 3
-
-    def __call__(self, images):
-        return images.mean((2, 3)).astype(np.float32)
 
 
 @pytest.fixture
@@ -65,7 +57,7 @@ def test_scores_are_those_of_the_pictures_as_the_tokenizer_rebuilds_them():
     tokenizer = build_tokenizer()
     tokenizer.codebook[1:] = 1e3
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16)).astype(np.uint8)
-    found = compare.score(tokenizer, images, MeanColour(), extract(MeanColour(), [images]))
+    found = compare.score(tokenizer, images, MeanColour(), extract(MeanColour(), [images]).pooled)
     assert (found["usage"], found["perplexity"]) == (1 / 16, 1.0)
     same = compare.to_uint8(tokenizer.decode(tokenizer.encode(compare.to_float(images[:1]))))[0]
     error = ((images.astype(float) - same) ** 2).mean((1, 2, 3))

@@ -13,6 +13,7 @@ from PIL import Image
 from support.exact import random_prior
 
 from vqtool.errors import VqtoolError
+from vqtool.metrics import Features
 from vqtool.tokenizers import load_tokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
@@ -98,7 +99,7 @@ def test_the_table_of_the_document_has_both_sets_in_each_cell():
 class FakeNetwork:
     """Pictures of 8 x 8 blocks as features."""
 
-    feature_dim = 1280
+    name, feature_dim = "blocks", 1280
 
     def __init__(self, device="cpu"):
         pass
@@ -107,7 +108,7 @@ class FakeNetwork:
         small = (
             images.reshape(len(images), 3, 8, images.shape[2] // 8, 8, -1).mean(axis=(3, 5)).reshape(len(images), -1)
         )
-        return np.tile(small, 7)[:, :1280].astype(np.float32)
+        return Features(self.name, np.tile(small, 7)[:, :1280].astype(np.float32))
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from support.commands import build_tokenizer, error_lines, write_pictures
 from support.exact import random_prior
-from support.features import MeanColour
+from support.features import MeanColour, use_mean_colour
 
-from vqtool import metrics
 from vqtool.images import find_images, read_batches, to_uint8
 from vqtool.metrics import frechet_distance, kernel_distance
 from vqtool.metrics.compare import trials
@@ -30,7 +29,7 @@ from vqtool.tokenizers import load_tokenizer, save_tokenizer
 def folder(tmp_path, monkeypatch):
     """A current folder with a prior that takes labels, its tokenizer, and 12 pictures."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "EfficientNetLite0", MeanColour)
+    use_mean_colour(monkeypatch)
     save_tokenizer("tokenizer.safetensors", build_tokenizer())
     write_prior("prior.safetensors", kind="class")
     write_pictures(tmp_path / "imgs", 12, size=(32, 48))
@@ -233,7 +232,7 @@ def test_one_seed_gives_the_errors_that_the_metrics_know(folder, vqtool):
 
 def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
     (batch,) = read_batches(find_images([folder / "imgs"]), (32, 48), 12)
-    np.save("features.npy", MeanColour()(batch.images))
+    np.save("features.npy", MeanColour()(batch.images).pooled)
     first, second = (
         json.loads(vqtool("compare", *SMALL, "--ref", path).out)["rows"][0]["values"]
         for path in ("imgs", "features.npy")

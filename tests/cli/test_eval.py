@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from support.commands import error_lines, write_pictures
 from support.exact import random_prior
-from support.features import MeanColour
+from support.features import use_mean_colour
 
-from vqtool import metrics
 from vqtool.cli.main import main
 from vqtool.grids import GridBatch, GridHeader, GridWriter
 from vqtool.images import find_images, read_batches, to_float, to_uint8
@@ -24,7 +23,7 @@ from vqtool.tokenizers.vqvae import VqVaeConfig
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(metrics, "EfficientNetLite0", MeanColour)
+    use_mean_colour(monkeypatch)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["vqtool", "eval", *map(str, arguments)])

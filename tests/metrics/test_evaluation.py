@@ -4,26 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.exact import random_prior
+from support.features import use_mean_colour
 
 import vqtool
-from vqtool import metrics
 from vqtool.grids import GridBatch, GridHeader, GridWriter
 from vqtool.metrics import frechet_distance, measure_likelihood
 
 
-class MeanColour:
-    name, feature_dim = "MeanColour", 3
-
-    def __init__(self, device="cpu"):
-        pass
-
-    def __call__(self, images):
-        return images.mean(axis=(2, 3)).astype(np.float32)
-
-
 @pytest.fixture(autouse=True)
 def network(monkeypatch, tmp_path):
-    monkeypatch.setattr(metrics, "EfficientNetLite0", MeanColour)
+    use_mean_colour(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

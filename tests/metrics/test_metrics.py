@@ -10,7 +10,7 @@ import pytest
 
 import vqtool
 from vqtool.errors import VqtoolError
-from vqtool.metrics import NAMES, measure_features
+from vqtool.metrics import NAMES, Features, measure_features
 from vqtool.metrics.score import find_metric
 from vqtool.options import options_of, read_registered
 
@@ -39,6 +39,7 @@ import sys
 import numpy as np
 from support.commands import build_tokenizer, write_pictures
 from support.exact import random_prior
+from support.features import MeanColour
 from dataclasses import replace
 from pathlib import Path
 from vqtool import metrics
@@ -46,12 +47,7 @@ from vqtool.cli.main import main
 from vqtool.priors import GridSpec
 from vqtool.tokenizers import save_tokenizer
 
-class MeanColour:
-    name, feature_dim = "MeanColour", 3
-    def __init__(self, device="cpu"): pass
-    def __call__(self, images): return images.mean(axis=(2, 3)).astype(np.float32)
-
-metrics.EfficientNetLite0 = MeanColour
+metrics.features.load_features = lambda name="", device="cpu", **_: MeanColour()
 tokenizer = build_tokenizer()
 fingerprint = save_tokenizer("tokenizer.safetensors", tokenizer).fingerprint
 spec = GridSpec(fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
@@ -107,14 +103,17 @@ def test_features_that_cannot_be_measured_are_refused(name, wrong):
 
 
 def test_scores_of_all_metrics_have_names_of_their_own_and_bear_that_of_the_network():
-    names = [score.name for score in measure_features(features(0), features(1), "Net")]
+    names = [score.name for score in measure_features(Features("Net", features(0)), Features("Net", features(1)))]
     assert len(set(names)) == len(names) >= len(NAMES)
     assert all(name.endswith("-Net") for name in names)
 
 
 def test_options_go_to_the_metrics_that_have_them():
     default, other = (
-        {score.name: score for score in measure_features(features(0), features(1), "Net", **options)}
+        {
+            score.name: score
+            for score in measure_features(Features("Net", features(0)), Features("Net", features(1)), **options)
+        }
         for options in ({}, {"subset_size": 7, "nearest_k": 2})
     )
     assert other["FD-Net"] == default["FD-Net"]
@@ -133,12 +132,12 @@ def test_options_go_to_the_metrics_that_have_them():
 )
 def test_options_that_are_not_possible_are_refused(options, message):
     with pytest.raises(VqtoolError, match=message):
-        measure_features(features(0), features(1), "Net", **options)
+        measure_features(Features("Net", features(0)), Features("Net", features(1)), **options)
 
 
 def test_an_option_that_no_metric_has_is_refused():
     with pytest.raises(TypeError, match="called magic; there are nearest_k, num_subsets, subset_size"):
-        measure_features(features(0), features(1), "Net", magic=1)
+        measure_features(Features("Net", features(0)), Features("Net", features(1)), magic=1)
 
 
 def test_a_metric_of_ones_own_is_one_file_and_one_name(tmp_path):

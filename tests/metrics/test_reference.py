@@ -5,25 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from support.features import MeanColour
 
 from vqtool.errors import VqtoolError
 from vqtool.images import common_size, find_images
 from vqtool.metrics import Report, Score, compare_images, compare_pairs, frechet, frechet_distance, kernel, prdc
 from vqtool.metrics.report import choose
-
-
-class MeanColour:
-    """A feature network that can be worked out by hand: mean red, green and blue."""
-
-    name = "MeanColour"
-    feature_dim = 3
-
-    def __init__(self):
-        self.sizes = set()
-
-    def __call__(self, images):
-        self.sizes.add(images.shape[2:])
-        return images.mean(axis=(2, 3)).astype(np.float32)
 
 
 def write_colours(folder, num, size=(8, 8), *, seed=0, low=0, high=256):

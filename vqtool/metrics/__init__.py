@@ -4,6 +4,7 @@ A metric of features is a file `vqtool/metrics/NAME.py` with
 
     Options                                                a dataclass of its options, which become flags; may be empty
     measure(reference (N, D), generated (M, D), options, *, seed) -> list[Score]
+    NEEDS                                                  the array of `Features` it measures; without it "pooled"
 
 and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
 measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and
@@ -16,7 +17,8 @@ from vqtool.metrics.compare.file import Comparison, Row, Trial
 from vqtool.metrics.compare.scores import ImageScores
 from vqtool.metrics.compare.trials import measure_trial, plan
 from vqtool.metrics.evaluation import evaluate
-from vqtool.metrics.features import EfficientNetLite0, FeatureNetwork, extract
+from vqtool.metrics.features import FeatureNetwork, Features, extract, load_features
+from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
@@ -35,6 +37,7 @@ __all__ = [
     "Comparison",
     "EfficientNetLite0",
     "FeatureNetwork",
+    "Features",
     "ImageScores",
     "KernelDistance",
     "Likelihood",
@@ -54,6 +57,7 @@ __all__ = [
     "frechet_distance_of_statistics",
     "kernel_distance",
     "kernel_distances",
+    "load_features",
     "mean_squared_errors",
     "measure_features",
     "measure_grids",

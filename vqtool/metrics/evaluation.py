@@ -19,6 +19,7 @@ from vqtool.errors import VqtoolError
 from vqtool.images import OnError, SourceOptions, Tally, find_images, parse_size
 from vqtool.images.sources import holds_grids
 from vqtool.images.sources.options import refuse_for_grids
+from vqtool.metrics import features
 from vqtool.metrics.likelihood import DEFAULT_TIMES, measure_likelihood
 from vqtool.metrics.plots import check_matplotlib, plot_curve
 from vqtool.metrics.reconstruction import measure_reconstruction
@@ -165,8 +166,6 @@ def _check_likelihood(source: str | Path, ref: Sequence[str | Path], kind: str, 
 def _measure_images(
     sources: Sequence[str | Path], ref: Sequence[str | Path], options: ImageOptions, device: str, **common: Any
 ) -> Report:
-    from vqtool.metrics import EfficientNetLite0
-
     size = None if options.size is None else parse_size(str(options.size), "`size`")
     chosen: SourceOptions = common.pop("source_options")
     how: dict[str, Any] = {"options": chosen, "words": "none", "on_error": common["on_error"]}
@@ -185,7 +184,7 @@ def _measure_images(
     if options.paired:
         del common["seed"]
         return compare_pairs(images, reference, size=size, **common)
-    network = EfficientNetLite0(device)
+    network = features.load_features(device=device)
     return compare_images(images, reference, network, size=size, max_images=options.max_images, **common)
 
 

@@ -64,7 +64,8 @@ def compare_images(
     ours, theirs = (rows[choose(len(rows), num, seed)] for rows in features)
     about = {
         "kind": "images",
-        "network": network.name,
+        "network": ours.name,
+        "features": {"name": ours.name, "digest": ours.digest, "resize": ours.resize},
         "num_images": num,
         "num_given": {"images": len(images), "reference": len(reference)},
         "size": f"{size[0]}x{size[1]}",
@@ -74,7 +75,7 @@ def compare_images(
         f"{num} images a side, of {len(images)} and {len(reference)} (seed {seed}); "
         f"{about['size']} pixels; features of {network.name}"
     )
-    scores = measure_features(theirs, ours, network.name, seed=seed, **options)
+    scores = measure_features(theirs, ours, seed=seed, **options)
     return Report(headline, scores, about, _feature_warnings(num, network.feature_dim))
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vqtool.metrics.features import Features
 from vqtool.options import distribute
 from vqtool.registry import find_module
 
@@ -50,33 +51,39 @@ def find_metric(name: str) -> ModuleType:
     return find_module("vqtool.metrics", "metric", name, NAMES)
 
 
-def measure_features(
-    reference: ArrayLike, generated: ArrayLike, network_name: str, *, seed: int = 0, **options: Any
-) -> list[Score]:
+def needs(metric: ModuleType) -> str:
+    """Which array of `Features` a metric measures: its NEEDS, "pooled" where it states none."""
+    return str(getattr(metric, "NEEDS", "pooled"))
+
+
+def measure_features(reference: Features, generated: Features, *, seed: int = 0, **options: Any) -> list[Score]:
     """Every metric of `metrics.NAMES`; each score is named after its network too, e.g. "FD-EfficientNetLite0".
 
     Args:
-        reference: (N, D) features of real images.
-        generated: (M, D) features of generated images; M = N unless there is a reason.
-        network_name: of the network that made both.
+        reference: features of N real images.
+        generated: features of M generated images by the same network; M = N unless there is a reason.
         seed: of the subsets that some metrics draw.
         options: of the metrics, by name; each goes to those that have it.
 
     Returns:
-        The scores, in the order of `metrics.NAMES`.
+        The scores, in the order of `metrics.NAMES`, of the metrics whose arrays both sides have.
 
     Raises:
+        MismatchError: features of different networks.
         TypeError: an option that no metric has.
         VqtoolError: a value that is not possible.
     """
     from vqtool.metrics import NAMES
 
-    own = distribute(options, *metric_options())
-    return [
-        replace(score, name=f"{score.name}-{network_name}")
-        for name, its in zip(NAMES, own, strict=True)
-        for score in find_metric(name).measure(reference, generated, its, seed=seed)
-    ]
+    reference.check_same(generated)
+    theirs, ours = reference.arrays(), generated.arrays()
+    scores: list[Score] = []
+    for name, own in zip(NAMES, distribute(options, *metric_options()), strict=True):
+        metric = find_metric(name)
+        kind = needs(metric)
+        if kind in theirs and kind in ours:
+            scores += metric.measure(theirs[kind], ours[kind], own, seed=seed)
+    return [replace(score, name=f"{score.name}-{generated.name}") for score in scores]
 
 
 def metric_options() -> list[type[Any]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
-from vqtool.metrics.features import FeatureNetwork, extract
+from vqtool.metrics import features
+from vqtool.metrics.features import FeatureNetwork, Features, extract
 from vqtool.metrics.report import READ_BATCH, choose
 from vqtool.metrics.score import Score, measure_features
 from vqtool.progress import Progress, silent
@@ -28,7 +29,7 @@ class ImageScores:
     Args:
         tokenizer: decodes the grids, on its device.
         network: images -> features.
-        reference: (N, D) features of real images.
+        reference: features of real images.
         batch_size: pictures in the tokenizer at once.
         options: of the metrics, by name.
     """
@@ -37,7 +38,7 @@ class ImageScores:
         self,
         tokenizer: Tokenizer,
         network: FeatureNetwork,
-        reference: NDArray[np.floating],
+        reference: Features,
         *,
         batch_size: int = READ_BATCH,
         **options: Any,
@@ -51,8 +52,8 @@ class ImageScores:
     def __call__(self, grids: Tensor) -> list[Score]:
         """The scores of grids (num, H, W) int64, num at least 2."""
         batches = (grids[start : start + self._batch_size] for start in range(0, len(grids), self._batch_size))
-        features = extract(self._network, map(self._decode, batches))
-        return measure_features(self._reference, features, self._network.name, **self._options)
+        generated = extract(self._network, map(self._decode, batches))
+        return measure_features(self._reference, generated, **self._options)
 
     @torch.no_grad()
     def _decode(self, grids: Tensor) -> NDArray[np.uint8]:
@@ -67,8 +68,8 @@ def reference_features(
     max_images: int = MAX_REFERENCE,
     on_error: OnError | None = None,
     progress: Progress = silent,
-) -> NDArray[np.float32]:
-    """Features (N, D) of at most so many images, brought to the size (height, width) of the prior's pictures.
+) -> Features:
+    """Features of at most so many images, brought to the size (height, width) of the prior's pictures.
 
     Raises:
         VqtoolError: fewer than two images.
@@ -77,14 +78,14 @@ def reference_features(
     with progress("features of reference", len(chosen)) as advance:
         fit = choose_fit(items, size)
         batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=on_error))
-        features = extract(network, batches, advance=advance)
-    if len(features) < 2:
-        raise VqtoolError(f"{len(features)} images as reference: at least 2 are needed")
-    return features
+        found = extract(network, batches, advance=advance)
+    if len(found) < 2:
+        raise VqtoolError(f"{len(found)} images as reference: at least 2 are needed")
+    return found
 
 
-def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.floating]:
-    """Features (N, D) from a .npy file, such as `numpy.save` writes.
+def read_features(path: str | Path, network: FeatureNetwork) -> Features:
+    """Features from a .npy file (N, D), such as `numpy.save` writes; they are taken for the network's.
 
     Raises:
         FormatError: no such array is in it.
@@ -92,17 +93,17 @@ def read_features(path: str | Path, network: FeatureNetwork) -> NDArray[np.float
     """
     check_file(Path(path))
     try:  # mapped first: what the header claims is compared with the file before memory is taken
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        pooled = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy raises nearly anything on damaged headers
         raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
-    if not isinstance(features, np.ndarray) or features.dtype.kind != "f" or features.ndim != 2 or len(features) < 2:
+    if not isinstance(pooled, np.ndarray) or pooled.dtype.kind != "f" or pooled.ndim != 2 or len(pooled) < 2:
         raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
-    if features.shape[1] != network.feature_dim:
+    if pooled.shape[1] != network.feature_dim:
         raise MismatchError(
-            f"{path}: {features.shape[1]} features an image, but {network.name} gives {network.feature_dim}: "
+            f"{path}: {pooled.shape[1]} features an image, but {network.name} gives {network.feature_dim}: "
             "take features of that network, or name the images themselves"
         )
-    return features
+    return extract(network, []).with_arrays({"pooled": pooled})
 
 
 def build(
@@ -128,14 +129,14 @@ def build(
         progress: shows how far it is.
         options: of the metrics, by name.
     """
-    from vqtool.metrics import EfficientNetLite0
-
-    network = EfficientNetLite0(tokenizer.device)
+    network = features.load_features(device=tokenizer.device)
     if [Path(path).suffix for path in ref] == [".npy"]:
         for name in given(source_options):
             raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")
-        features = read_features(ref[0], network)
+        reference = read_features(ref[0], network)
     else:
         items = find_images(ref, source_options, words="none", on_error=on_error)
-        features = reference_features(items, network, size, max_images=max_images, on_error=on_error, progress=progress)
-    return ImageScores(tokenizer, network, features, **options)
+        reference = reference_features(
+            items, network, size, max_images=max_images, on_error=on_error, progress=progress
+        )
+    return ImageScores(tokenizer, network, reference, **options)

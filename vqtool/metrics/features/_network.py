@@ -1,0 +1,63 @@
+"""What feature networks in PyTorch share: batches, devices, digests and the names that follow from them."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqtool.metrics.features import Features
+
+CPU_BATCH = 4  # images through a network at once on a CPU, whatever the batches that come in: they stay in its cache
+DIGITS = 8  # of a digest that stand in a name
+
+
+class TorchFeatures(ABC):
+    """Base of networks in PyTorch: images (B, 3, h, w) uint8 RGB -> `Features`, in batches that suit the device.
+
+    Args:
+        device: where it runs.
+        digest: of weights and preprocessing.
+        resize: the policy by which pictures come to its size.
+    """
+
+    name: str
+    feature_dim: int
+
+    def __init__(self, device: str | torch.device, digest: str, resize: str) -> None:
+        self.device, self.digest, self.resize = torch.device(device), digest, resize
+
+    @abstractmethod
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """The arrays of `Features`, by name, of images (B, 3, h, w) uint8 on the device."""
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> Features:
+        """Features of images (B, 3, h, w) uint8 RGB."""
+        batch = len(images) if self.device.type != "cpu" else CPU_BATCH
+        starts = range(0, len(images), max(1, batch))
+        parts = [self.run(torch.from_numpy(images[start : start + batch]).to(self.device)) for start in starts]
+        empty = np.empty((0, self.feature_dim), np.float32)
+        found = Features(self.name, empty, self.digest, self.resize)
+        if not parts:
+            return found
+        arrays = {kind: torch.cat([part[kind] for part in parts]).float().cpu().numpy() for kind in parts[0]}
+        return found.with_arrays(arrays)
+
+
+def digest_of(tensors: Mapping[str, Tensor], *about: str) -> str:
+    """Sixteen digits of the SHA-256 of tensors, by name, and of words on what is done to pictures."""
+    found = hashlib.sha256("\n".join(about).encode())
+    for name in sorted(tensors):
+        array = tensors[name].detach().cpu().contiguous()
+        found.update(f"\n{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        found.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+    return found.hexdigest()[:16]
+
+
+def own_name(network: str, digest: str) -> str:
+    """The name of features whose weights are a user's own: with the first digits of the digest."""
+    return f"{network}@{digest[:DIGITS]}"
