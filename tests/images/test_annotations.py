@@ -560,6 +560,21 @@ def test_words_of_images_that_are_left_out_are_not_told(tmp_path: Path, options:
     assert told(tmp_path / "x", **options)[0]["a1"][1] == ()  # where all rows are of others
 
 
+@pytest.mark.parametrize("options", [{"include": "train/*"}, {"exclude": "*/b*"}, {"split": "train"}])
+def test_rows_of_a_table_about_images_that_are_left_out_are_not_told(tmp_path: Path, options: dict[str, str]) -> None:
+    files = {name: png() for name in ("train/a1.png", "val/b2.png", "val/b.png")}
+    table = tmp_path / "words.csv"
+    table.write_text("file_name,text,label\na1.png,one,x\nval/b2.png,two,y\nb,three,z\n")
+    for place in (fill(tmp_path / "x", files), make_tar(tmp_path / "x.tar", files)):
+        words = told(place, captions=str(table), labels=str(table), **options)
+        assert words == ({"train/a1": ("x", ("one",))}, [])
+    (tmp_path / "x" / "val" / "b.png").unlink()
+    assert "1 of its 3 rows name no image: 'b'" in told(tmp_path / "x", captions=str(table), **options)[1][0]
+    table.write_text("file_name,text\nb2.png,two\n")
+    with pytest.raises(VqtoolError, match=r"none of its 1 file names is one of the images$"):
+        told(tmp_path / "x", captions=str(table), **options)
+
+
 def test_a_folder_that_is_given_on_the_other_side_is_left_out_and_told(tmp_path: Path) -> None:
     fill(tmp_path, {"imgs/1.png": png(), "decoded/1.png": png(), "x.png": png()})
     with pytest.warns(VqtoolWarning, match="decoded: left out of .* given on the other side"):

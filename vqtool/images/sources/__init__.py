@@ -153,6 +153,7 @@ class _Finder:
     folders: list[Path] = field(default_factory=list)  # sources that are folders of images
     texts: list[Path] = field(default_factory=list)  # sources that hold words, as a glob gives them
     used: list[tuple[Tree, set[str]]] = field(default_factory=list)  # the files that words were taken from
+    left_out: list[str] = field(default_factory=list)  # names of images that the user does not want
 
     def find_groups(self, sources: Sequence[Path]) -> dict[str, list[Entry]]:
         """The images of all sources, by the name of the source."""
@@ -221,7 +222,7 @@ class _Finder:
         tree = FileTree(files)
         named = dict(zip(tree.images, files, strict=True))
         images = self._wanted(tree, tree.images, [path.as_posix() for path in files])
-        images = choose_split(images, self.options.split, str(tree), told=self.words == "all")
+        images = self._of_split(tree, images)
         words = self._words(tree, images, tree.folder, among=tree.images, whole=False)
         return [
             Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(path), each)
@@ -238,7 +239,7 @@ class _Finder:
         entries = [entry for group in groups.values() for entry in group]
         for kind, said in (("captions", self.options.captions), ("labels", self.options.labels)):
             if said == "none" or (said is not None and (kind == "captions" or said != "folder")):
-                entries = annotations.with_table(entries, kind, said)
+                entries = annotations.with_table(entries, kind, said, self.left_out)
         ordered = iter(entries)
         return {name: [next(ordered) for _ in group] for name, group in groups.items()}
 
@@ -249,7 +250,7 @@ class _Finder:
         images = self._wanted(tree, images, images)
         images.sort(key=natural_key)
         among = images
-        images = choose_split(images, self.options.split, str(tree), told=self.words == "all")
+        images = self._of_split(tree, images)
         words = self._words(tree, images, outer, among=among)
         return [
             _with_id(Entry((splitext(name)[0], name), tree.origin(name), each), each.id)
@@ -269,10 +270,17 @@ class _Finder:
 
     def _wanted(self, source: object, images: Sequence[_T], names: Sequence[str]) -> list[_T]:
         """Those of some images whose names the user wants."""
-        wanted = [image for image, name in zip(images, names, strict=True) if self._is_wanted(name)]
-        if not wanted:
+        kept = [self._is_wanted(name) for name in names]
+        if not any(kept):
             raise VqtoolError(f"{source}: `include` and `exclude` leave no image")
-        return wanted
+        self.left_out.extend(name for name, is_kept in zip(names, kept, strict=True) if not is_kept)
+        return [image for image, is_kept in zip(images, kept, strict=True) if is_kept]
+
+    def _of_split(self, tree: Tree, images: Sequence[str]) -> list[str]:
+        """Those of some images that are of the split that the user wants."""
+        chosen = choose_split(images, self.options.split, str(tree), told=self.words == "all")
+        self.left_out.extend(set(images).difference(chosen))
+        return chosen
 
     def _is_wanted(self, name: str) -> bool:
         options = self.options

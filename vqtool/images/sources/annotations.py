@@ -121,7 +121,9 @@ def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
     return [Words(id=rows.get(image, NO_WORDS).id) for image in images]
 
 
-def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> list[Words]:
+def match_table(
+    table: Table, names: Sequence[tuple[str, ...]], where: str, left_out: Sequence[str] = ()
+) -> list[Words]:
     """The words of a table that a user named, for images by their names; tells what fits nothing.
 
     A row may name an image by its path, by the end of it, or without its extension, where this is one image only.
@@ -130,6 +132,7 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
         table: what was read.
         names: of each image: with and without its extension.
         where: the table, for messages.
+        left_out: names of images that the user does not want, whose rows are no fault.
 
     Raises:
         VqtoolError: no row names an image.
@@ -141,16 +144,19 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
         known.update(spelled)
         place |= dict.fromkeys(spelled, i)
     index = NameIndex(name for name, num in known.items() if num == 1)
-    words, missing = [NO_WORDS] * len(names), []
+    others = NameIndex(name for path in left_out for own in (path, splitext(path)[0]) for name in (own, basename(own)))
+    words, missing, unwanted = [NO_WORDS] * len(names), list[str](), 0
     for key, each in table.words.items():
         path = normpath(key).lstrip("/")
         tried = (path, splitext(path)[0], basename(path), splitext(basename(path))[0])
         found = next(filter(None, map(index.find, tried)), None)
-        if found is None:
-            missing.append(key)
-        else:
+        if found is not None:
             words[place[found]] = each
-    if not names or len(missing) == len(table.words):
+        elif any(map(others.find, tried)):
+            unwanted += 1
+        else:
+            missing.append(key)
+    if not names or len(missing) + unwanted == len(table.words):
         example = f" (the first: {missing[0]!r})" if missing else ""
         example += _nearest(missing[0], [own[-1] for own in names]) if missing else ""
         raise VqtoolError(f"{where}: none of its {len(table.words)} file names is one of the images{example}")
@@ -160,8 +166,11 @@ def match_table(table: Table, names: Sequence[tuple[str, ...]], where: str) -> l
     return words
 
 
-def with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
-    """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none."""
+def with_table(entries: list[Entry], kind: str, said: str, left_out: Sequence[str] = ()) -> list[Entry]:
+    """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none.
+
+    Rows of images that were left out are passed over.
+    """
     if said == "none":
         words: list[Words] = [NO_WORDS] * len(entries)
     else:
@@ -173,7 +182,7 @@ def with_table(entries: list[Entry], kind: str, said: str) -> list[Entry]:
         except OSError as error:
             raise VqtoolError(f"`{kind}` {said}: {file} cannot be read: {error.strerror}") from error
         table = read_table(data, file, **{"caption" if kind == "captions" else "label": column})
-        words = match_table(table, [entry.names for entry in entries], file)
+        words = match_table(table, [entry.names for entry in entries], file, left_out)
         if not any(each.captions if kind == "captions" else each.label for each in words):
             raise VqtoolError(
                 f"`{kind}` {said}: no {kind} in its columns {', '.join(table.columns)}; name one: {file}:COLUMN"
