@@ -113,6 +113,13 @@ def test_its_samples_can_be_drawn_and_decoded(folder, vqtool):
     [
         ({"labels": ["a", "b"] * 4}, (), "class", "2 classes"),
         ({"labels": ["a", "b"] * 4}, ("--condition", "none"), "none", "no condition"),
+        (
+            {"labels": [f"kind {i}" for i in range(8)]},
+            (),
+            "none",
+            "8 classes of 8 grids are no condition, which takes two grids of each: --condition class learns them",
+        ),
+        ({"labels": ["bees"] * 8}, (), "none", "bees is the only class, and no condition"),
         ({"captions": ["a red one", "a blue one"] * 4}, (), "caption", "captions"),
         (
             {"captions": ["a red one", ""] * 4},

@@ -248,6 +248,19 @@ def choose_kind(labels: Sequence[str] | None, captions: Sequence[str] | None) ->
     return "class" if 2 <= len(distinct) <= len(labels or ()) / 2 else "none"
 
 
+def explain_none(labels: Sequence[str] | None) -> str:
+    """Why labels that are there are no condition; nothing where there are none."""
+    distinct = sorted({label for label in labels or () if label})
+    if not distinct:
+        return ""
+    if len(distinct) == 1:
+        return f"{distinct[0]} is the only class, and no condition"
+    return (
+        f"{len(distinct)} classes of {len(labels or ())} grids are no condition, which takes two grids of each: "
+        "`condition` class learns them all the same"
+    )
+
+
 def build(
     kind: str,
     labels: Sequence[str] | None = None,

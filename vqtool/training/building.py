@@ -214,7 +214,10 @@ def begin(
         dropout=network.dropout, text_encoder=encoder, **parts,
     )  # fmt: skip
     settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
-    return Beginning(prior, data, held_out, choose_learning_rate(denoiser, size), size, settings=settings)
+    has_none = (condition.condition, conditioner.kind) == ("auto", "none")
+    notes = list(filter(None, [conditions.explain_none(batch.labels) if has_none else ""]))
+    rate = choose_learning_rate(denoiser, size)
+    return Beginning(prior, data, held_out, rate, size, notes=notes, settings=settings)
 
 
 def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
