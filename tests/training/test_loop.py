@@ -386,6 +386,17 @@ def test_a_run_by_minutes_ends_on_time_whatever_its_steps_take_and_its_rate_foll
     assert (told[15], told[-1]) == (26, 40)  # 15 steps in 35 s
 
 
+def test_progress_never_has_more_steps_than_there_are(tmp_path):
+    told = []
+
+    @contextmanager
+    def progress(description, total, unit, *, done, detail):
+        yield lambda n, total: told.append(total)
+
+    summary = run(Line(), pull_up, tmp_path, clock=Clock(lambda step: 27.0), more={"progress": progress}, **BY_CLOCK)
+    assert (summary.summary["steps"], told) == (3, [2, 2, 3])  # the last one ends 21 s late
+
+
 def test_a_run_by_minutes_that_is_resumed_uses_the_minutes_that_are_left(tmp_path):
     def stop(step, metrics):
         if step == 23:

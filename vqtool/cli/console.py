@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ TABLE_WIDTH = 200  # characters, where there is no terminal
 PLAIN_SECONDS = 10.0  # how often a line is printed where there is no terminal
 FIRST_SECONDS = 2.0  # after which the first is
 
+_named: ContextVar[Callable[[str], str]] = ContextVar("named", default=str)  # puts flags in place of parameters
+
 
 def echo(message: str) -> None:
-    """Print one line on stderr (the main process only), with what could control the terminal escaped."""
+    """Print one line on stderr (the main process only), with what could control the terminal escaped.
+
+    In a command, flags stand in place of the parameters that it names.
+    """
     if is_main_process():
-        print(printable(message), file=sys.stderr, flush=True)
+        print(printable(_named.get()(message)), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -34,8 +40,9 @@ def shown_warnings(name_flags: Callable[[str], str] = str) -> Iterator[None]:
     """Print warnings of the library as lines on stderr, each text once; other warnings appear as Python shows them.
 
     Args:
-        name_flags: puts flags in place of the parameters that a text names.
+        name_flags: puts flags in place of the parameters that a text names, in what `echo` prints too.
     """
+    token = _named.set(name_flags)
     with warnings.catch_warnings():
         warnings.simplefilter("always", VqtoolWarning)
         as_python, seen = warnings.showwarning, set[str]()
@@ -56,7 +63,10 @@ def shown_warnings(name_flags: Callable[[str], str] = str) -> Iterator[None]:
                 warn(text)
 
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        finally:
+            _named.reset(token)
 
 
 @contextmanager
@@ -117,7 +127,7 @@ def _bar(description: str, total: int | None, unit: str, done: int, detail: Call
         def advance(n: int, /, *, total: int | None = None) -> None:
             bar.advance(task, n)
             speed = bar.tasks[0].speed
-            rate = " ".join([f"{speed:.1f} {unit}/s" if speed else "", detail()]).strip()
+            rate = " ".join([_rate(speed, unit) if speed else "", detail()]).strip()
             bar.update(task, rate=rate, total=total)
 
         yield advance
@@ -136,10 +146,10 @@ def _lines(description: str, total: int | None, unit: str, before: int, detail: 
         rate = done / max(now - start, 1e-9)
         reached = before + done
         if in_all is None:
-            return f"{description}: {reached} {unit}, {rate:.1f} {unit}/s" + more()
+            return f"{description}: {reached} {unit}, {_rate(rate, unit)}" + more()
         left = max(0, in_all - reached) / max(rate, 1e-9)
         known = f", {left:.0f} s left" if done else ""
-        return f"{description}: {reached}/{in_all} {unit}, {rate:.1f} {unit}/s{more()}{known}"
+        return f"{description}: {reached}/{in_all} {unit}, {_rate(rate, unit)}{more()}{known}"
 
     def advance(n: int, /, *, total: int | None = None) -> None:
         nonlocal done, in_all, due
@@ -151,7 +161,12 @@ def _lines(description: str, total: int | None, unit: str, before: int, detail: 
 
     yield advance
     seconds = time.monotonic() - start
-    echo(f"{description}: {done} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} {unit}/s{more()})")
+    echo(f"{description}: {done} {unit} in {seconds:.1f} s ({_rate(done / max(seconds, 1e-9), unit)}{more()})")
+
+
+def _rate(rate: float, unit: str) -> str:
+    """Units a second, or seconds a unit where that is more than one."""
+    return f"{1 / rate:.1f} s/{unit.removesuffix('s')}" if 0 < rate < 1 else f"{rate:.1f} {unit}/s"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

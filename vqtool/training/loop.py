@@ -352,7 +352,7 @@ def _take_steps(
                 check_finite(training.values, moment.step, state_path)
             if logs:
                 account.tell(moment.step, training.values, training.seconds, measured)
-            advance(1) if config.minutes is None else advance(1, total=round(moment.num_steps))
+            advance(1) if config.minutes is None else advance(1, total=max(moment.step, round(moment.num_steps)))
             if preview is not None and draws and moment.step % config.preview_steps == 0:
                 preview(training.ema, moment.step)
             if saves:
