@@ -1,9 +1,10 @@
 """Compare ways to train a prior on a folder of some hundred pictures: from nothing, or from the built-in prior.
 
 For each folder of scripts/own_folders.py, and each way that suits it, a prior is trained for so many minutes of one
-core. On the way the bound on the folder's held-out pictures is measured, under the averaged weights; at the end, of the
-weights with the lowest bound and of the last ones, what samples of them are: how many copy a training picture (the
-nearest training grid has the same token in more than half of the cells), and KID against all pictures of the folder.
+core, or for so many steps. On the way the bound on the folder's held-out pictures is measured, under the averaged
+weights; at the end, of the weights with the lowest bound and of the last ones, the bound on pictures that were learned
+from, and what samples are: how many copy a training picture (the nearest training grid has the same token in more than
+half of the cells), and KID against all pictures of the folder. Pictures are cropped: white borders would be copies.
 
     python scripts/compare_starts.py --folders build/own --work build/starts
     python scripts/compare_starts.py --folders build/own --work build/starts --names flags --ways scratch builtin lora
@@ -30,7 +31,7 @@ import vqtool
 from vqtool.captions import split_captions
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, read_grids
-from vqtool.images import read_images, to_float
+from vqtool.images import SourceOptions, read_images, to_float
 from vqtool.metrics import EfficientNetLite0, extract, kernel
 from vqtool.options import distribute
 from vqtool.priors import GridSpec, Prior, load_prior
@@ -47,6 +48,7 @@ from vqtool.training.tuning import go_on
 NAMES = ("clipart", "flags", "photos", "digits")
 MIRRORED = ("clipart", "photos")  # folders whose pictures may be mirrored
 SEVERAL = ("clipart", "flags")  # folders with several captions a picture
+CROPPED = SourceOptions(fit="crop")
 COPIED = 0.5  # of the cells that are the same: more is a copy
 CALLS, CFG_SCALE = 8, 3.0
 TIMED_STEPS = 4
@@ -72,6 +74,7 @@ WAYS = {
     "builtin": Way("from built-in", from_builtin=True),
     "builtin-dropout": Way("from built-in, dropout .2", from_builtin=True, options={"dropout": 0.2}),
     "builtin-mirrored": Way("from built-in, mirrored too", from_builtin=True, mirrored=True),
+    "builtin-one-caption": Way("from built-in, one caption each", from_builtin=True, one_caption=True),
     "lora": Way("from built-in, LoRA 16", from_builtin=True, options={"lora": 16}),
 }
 
@@ -94,23 +97,22 @@ class Folder:
         for kind, source in sources.items():
             path = settings.work / f"{name}{kind}.h5"
             if not path.exists():
-                vqtool.encode([source], path, image_size=size)
+                vqtool.encode([source], path, options=CROPPED, image_size=size)
             found[kind] = read_grids(path)
         header, batch = found[""]
         mirrored = settings.work / f"{name}-mirrored.npy"
         if not mirrored.exists():
-            images = read_images(sources[""], size)
+            images = read_images(sources[""], size, options=CROPPED)
             if images.ids != batch.ids:
                 raise VqtoolError(f"{source}: its pictures are not those of {name}.h5: remove that")
             flipped = torch.from_numpy(np.ascontiguousarray(images.images[..., ::-1]))
             np.save(mirrored, _encode(flipped))
         features = settings.work / f"{name}-features.npy"
         if not features.exists():
-            network = EfficientNetLite0()
-            np.save(
-                features, extract(network, (read_images(source, size).images for source in sources.values())).pooled
-            )
-        return cls(header, batch, np.load(mirrored), found["-heldout"][1], np.load(features))
+            pictures = (read_images(source, size, options=CROPPED).images for source in sources.values())
+            np.save(features, extract(EfficientNetLite0(), pictures).pooled)
+        kept = slice(None, None, len(batch) // min(len(batch), settings.most))
+        return cls(header, batch[kept], np.load(mirrored)[kept], found["-heldout"][1], np.load(features))
 
     def batch_of(self, way: Way) -> GridBatch:
         """What such a way learns from."""
@@ -203,8 +205,9 @@ def run(name: str, way: Way, folder: Folder, settings: argparse.Namespace) -> di
     if course[-1]["step"] != steps:
         look(last, steps)
     tokenizer, network = load_tokenizer("builtin"), EfficientNetLite0()
-    judge = {"tokenizer": tokenizer, "network": network, "folder": folder, "grids": start.data.tokens}
+    judge = {"tokenizer": tokenizer, "network": network, "folder": folder, "data": start.data}
     found = {"folder": name, "way": way.said, "steps": steps, "grids": len(start.data), "course": course}
+    found["alike"] = share_copied(held_out.tokens, start.data.tokens)
     found["best"] = {"step": best["step"], "bound": best["bound"], **score(best["prior"], settings, **judge)}
     same = best["step"] == steps
     found["last"] = found["best"] if same else {"bound": course[-1]["bound"], **score(last, settings, **judge)}
@@ -218,9 +221,10 @@ def score(
     tokenizer: Tokenizer,
     network: EfficientNetLite0,
     folder: Folder,
-    grids: np.ndarray,
+    data: GridData,
 ) -> dict[str, float]:
-    """What samples of a prior are: how many are copies of training grids (N, H, W), and KID."""
+    """The bound on grids that were learned from; what samples are: how many are copies of those, and KID."""
+    learned = validate(prior.denoiser, prior, data.thin(settings.held_out), settings.seed)
     options: dict[str, Any] = {"sampler": "purity", "steps": CALLS}
     if prior.conditioner.kind != "none" and (folder.batch.captions or folder.batch.labels):
         said = [split_captions(text)[0] for text in folder.batch.captions or folder.batch.labels or []]
@@ -232,7 +236,8 @@ def score(
     features = decoded_features(tokenizer, network, samples)
     subset = max(2, min(100, settings.samples // 2))
     distance = kernel.kernel_distance(folder.features, features, subset_size=subset, seed=settings.seed).mean
-    return {"copied": share_copied(samples.numpy(), grids), "KID": float(distance)}
+    copied = share_copied(samples.numpy(), data.tokens)
+    return {"learned": float(learned), "copied": copied, "KID": float(distance)}
 
 
 def share_copied(samples: np.ndarray, grids: np.ndarray) -> float:
@@ -251,20 +256,22 @@ def suits(way: str, name: str) -> bool:
 
 def table(found: list[dict[str, Any]]) -> Iterator[str]:
     """Lines of markdown."""
-    yield "| folder | way | steps | bound, lowest | after | copied | KID | bound, last | copied | KID |"
-    yield "|---" * 10 + "|"
+    yield "| folder | way | steps | bound, lowest | step | learned | copied | KID | last | learned | copied | KID |"
+    yield "|---" * 12 + "|"
     for run in found:
         best, last = run["best"], run["last"]
-        minutes = next(point["minutes"] for point in run["course"] if point["step"] == best["step"])
         yield (
-            f"| {run['folder']} | {run['way']} | {run['steps']} | {best['bound']:.2f} | {minutes:.1f} min "
-            f"| {best['copied']:.0%} | {best['KID']:.3f} | {last['bound']:.2f} | {last['copied']:.0%} "
-            f"| {last['KID']:.3f} |"
+            f"| {run['folder']} | {run['way']} | {run['steps']} | {best['bound']:.2f} | {best['step']} "
+            f"| {best['learned']:.2f} | {best['copied']:.0%} | {best['KID']:.3f} | {last['bound']:.2f} "
+            f"| {last['learned']:.2f} | {last['copied']:.0%} | {last['KID']:.3f} |"
         )
+    alike = {run["folder"]: run["alike"] for run in found}
+    yield ""
+    yield "Held-out pictures that agree as much: " + ", ".join(f"{name} {share:.0%}" for name, share in alike.items())
 
 
 def draw_plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Draw the bounds over minutes, a panel a folder, a line a way."""
+    """Draw the bounds over steps, a panel a folder, a line a way."""
     from matplotlib.figure import Figure
 
     names = [name for name in NAMES if any(run["folder"] == name for run in found)]
@@ -273,10 +280,10 @@ def draw_plot(found: list[dict[str, Any]], path: Path) -> None:
         for number, way in enumerate(WAYS.values()):
             own = [run for run in found if (run["folder"], run["way"]) == (name, way.said)]
             for run in own:
-                x, y = ([point[key] for point in run["course"]] for key in ("minutes", "bound"))
+                x, y = ([point[key] for point in run["course"]] for key in ("step", "bound"))
                 style = "-" if way.from_builtin else "--"
                 axes.plot(x, y, style, marker="o", markersize=3, linewidth=1, color=f"C{number}", label=way.said)
-        axes.set(xlabel="minutes of one core", title=name)
+        axes.set(xlabel="steps", title=name)
         axes.grid(color="#eeeeee")
     drawing.axes[0].set_ylabel("bound on held-out pictures, nats a token")
     lines = {
@@ -297,6 +304,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.5, help="of one core a training (default: 1.5)")
     parser.add_argument("--steps", type=int, help="of each training, in place of minutes")
     parser.add_argument("--batch", type=int, default=64, help="grids a step (default: 64)")
+    parser.add_argument("--most", type=int, default=10**6, help="pictures of a folder that are learned from, about")
     parser.add_argument("--looks", type=int, default=5, help="at the bound on the way (default: 5)")
     parser.add_argument("--held-out", type=int, default=40, help="held-out pictures (default: 40)")
     parser.add_argument("--samples", type=int, default=48, help="to score (default: 48)")
