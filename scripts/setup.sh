@@ -2,7 +2,7 @@
 # Prepares .venv in the repository root: vqtool (editable), the extras named, and what the recipes draw pictures with.
 #
 #   bash scripts/setup.sh            # for users
-#   bash scripts/setup.sh dev eval   # extras of pyproject.toml; eval is always among them
+#   bash scripts/setup.sh dev        # extras of pyproject.toml; eval and onnx are always among them
 #
 # Does nothing, quickly, when nothing has changed since the last time. PYTHON names the interpreter (3.10 or later,
 # default python3). Where packages come from is pip's own configuration; if it offers a CPU build of torch, that is
@@ -10,9 +10,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras=(eval)
+extras=(eval onnx)
 for extra in "$@"; do
-    [[ $extra == eval ]] || extras+=("$extra")
+    [[ $extra == eval || $extra == onnx ]] || extras+=("$extra")
 done
 python=.venv/bin/python
 

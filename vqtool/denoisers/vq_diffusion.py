@@ -298,7 +298,7 @@ class Network(Denoiser):
         if self.config.time == "sinusoidal":
             waves = sinusoids((t.double() - 1) / self.config.num_steps * TIME_SCALE, self.config.width)
             return waves.to(self.head.weight.dtype)
-        return t.ceil().long() - 1
+        return (t.ceil() if t.is_floating_point() else t).long() - 1
 
     def _places(self, size: tuple[int, int]) -> Tensor:
         """(H * W, D): where each cell is."""
