@@ -78,6 +78,23 @@ def test_tok_h5_becomes_prior_safetensors_with_log_state_and_preview(folder, vqt
         assert words in result.err
 
 
+def test_a_preset_trains_as_published_and_says_which_flags_go_before_it(folder, vqtool):
+    result = vqtool("train-prior", *SHORT, "--preset", "unleashing", "--learning-rate", "1e-3")
+    assert result.code == 0, result.err
+    line = "as published for unleashing, but batch_size 4 in place of 20, learning_rate 0.001 in place of 0.0002"
+    assert line in result.err.splitlines()
+    prior = load_prior("prior.safetensors")
+    assert (prior.kernel.name, prior.kernel.num_steps, prior.denoiser.config.time) == ("absorbing", 256, "none")
+    refused = vqtool("train-prior", *SHORT, "--preset", "vq-ddm", "--resume")
+    assert refused.code == 1
+    assert len(error_lines(refused.err)) == 1
+    assert "when the run began, now it is" in error_lines(refused.err)[0]
+    refused = vqtool("train-prior", *SHORT, "--preset", "vq-ddm", "--from", "prior.safetensors", "-o", "b.safetensors")
+    assert error_lines(refused.err) == [
+        "error: --preset vq-ddm is for fresh weights: leave it out, or train without --from"
+    ]
+
+
 def test_python_trains_what_the_command_trains_and_is_told_of_every_step(folder, vqtool):
     assert vqtool("train-prior", *SHORT, "--kernel", "absorbing", "--cond-dropout", "0.5").code == 0
     seen = []

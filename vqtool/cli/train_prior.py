@@ -15,6 +15,7 @@ from vqtool.cli.training import Seed
 OPTIONS = (
     FlagGroup.of_file("training/building.py", "ConditionOptions", panel=INPUT_OUTPUT)
     | FlagGroup.of_file("training/building.py", "DiffusionOptions", panel=METHOD)
+    | FlagGroup.of_file("training/presets.py", "PresetOptions", panel=METHOD)
     | FlagGroup.of_file("training/objectives.py", "PriorLoss", panel=METHOD)
     | FlagGroup.of_file("training/building.py", "DenoiserOptions", panel=NETWORK)
     | FlagGroup.of_file("training/adapters.py", "TuningOptions", panel=METHOD)
@@ -57,6 +58,8 @@ def train_prior(
         vqtool train-prior --kernel mask-replace
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
+
+        vqtool train-prior tok.h5 --preset vq-diffusion --size tiny --steps 600 -o published.safetensors
 
         vqtool train-prior --from prior.safetensors more.h5 -o tuned.safetensors
 

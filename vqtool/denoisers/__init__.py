@@ -2,7 +2,8 @@
 
 The contract is `Denoiser`: a module that maps (x_t, t, condition) to logits over the K tokens. The list of names below
 is the registration: a denoiser is a file of that name with `Config`, `Network` (made from a `Config`), `SIZES`,
-`LEARNING_RATES`, `CONDITIONS` (that it can be trained with) and its `PARAMETERISATION`.
+`LEARNING_RATES`, `CONDITIONS` (that it can be trained with), its `PARAMETERISATION`, and, where another than the usual
+one serves it better, its `LOSS`.
 """
 
 from abc import ABC, abstractmethod

@@ -11,13 +11,13 @@ from vqtool.errors import VqtoolError
 
 
 def build_optimizer(
-    model: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float
+    model: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float, *, decays_all: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW, whose decay spares biases, gains and what a module names `undecayed`; fused on a GPU."""
+    """AdamW, whose decay spares biases, gains and what a module names `undecayed`, unless all decay; fused on a GPU."""
     exempt = {parameter for module in model.modules() for parameter in getattr(module, "undecayed", ())}
     learned = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learned if p.ndim >= 2 and p not in exempt]
-    others = [p for p in learned if p.ndim < 2 or p in exempt]
+    matrices = [p for p in learned if decays_all or (p.ndim >= 2 and p not in exempt)]
+    others = [p for p in learned if not decays_all and (p.ndim < 2 or p in exempt)]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = learned[0].device.type == "cuda" or None  # on a CPU it would round otherwise than runs that began without
     return torch.optim.AdamW([g for g in groups if g["params"]], rate, betas, fused=fused)

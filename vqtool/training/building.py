@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
 from vqtool.priors import GridSpec, Prior
 from vqtool.training.data import GridData, build_data
+from vqtool.training.presets import NO_PRESET, Preset, choose_denoiser
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
 CONDITION_TABLES = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
@@ -195,14 +197,15 @@ def begin(
     condition: ConditionOptions,
     *,
     seed: int,
+    preset: Preset = NO_PRESET,
 ) -> Beginning:
-    """A fresh prior for grids.
+    """A fresh prior for grids; the preset says what else is set of its network.
 
     Raises:
         VqtoolError: the options do not go together or with the grids.
     """
     encoder = condition.load_encoder()
-    denoiser = network.denoiser or ("transformer" if encoder is None else "vq-diffusion")
+    denoiser = choose_denoiser({"denoiser": network.denoiser, "text_encoder": encoder})
     conditioner = condition.build(batch, denoiser, encoder)
     num_codes, parts = choose_parts(denoiser, network.num_parts, header.codebook_size)
     split = partial(split_tokens, num_codes=num_codes, num_parts=parts.get("num_parts", 1))
@@ -211,9 +214,10 @@ def begin(
     prior = build_prior(
         diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
         denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
-        dropout=network.dropout, text_encoder=encoder, **parts,
+        dropout=network.dropout, text_encoder=encoder, network=preset.network, **parts,
     )  # fmt: skip
     settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
+    settings |= {"preset": preset.name} if preset.name else {}
     has_none = (condition.condition, conditioner.kind) == ("auto", "none")
     notes = list(filter(None, [conditions.explain_none(batch.labels) if has_none else ""]))
     rate = choose_learning_rate(denoiser, size)
@@ -300,6 +304,7 @@ def build_prior(
     dropout: float = 0.0,
     text_encoder: TextEncoder | None = None,
     num_parts: int | None = None,
+    network: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prior:
     """A prior with fresh weights that predicts each token as often as it is found in the grids.
 
@@ -316,6 +321,7 @@ def build_prior(
         dropout: of the denoiser, in training.
         text_encoder: whose features the denoiser is told; the null text is learned.
         num_parts: of a token, for a denoiser that sees them apart; the kernel is that of a part.
+        network: fields of the denoiser's config beside those of its size.
 
     Raises:
         VqtoolError: the denoiser does not take such conditions or has no dropout, or the parameterisation does not go
@@ -343,6 +349,7 @@ def build_prior(
         "num_steps": kernel.num_steps,
         **told,
         **file.SIZES[size],
+        **network,
     }
     if num_parts is not None:
         config["num_parts"] = num_parts
@@ -350,7 +357,7 @@ def build_prior(
         config["dropout"] = check_dropout(dropout, denoiser)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = denoisers.build(denoiser, config)
+        fresh = denoisers.build(denoiser, config)
     counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5
-    network.set_frequencies(torch.from_numpy(counts / counts.sum()))
-    return Prior(kernel, network, denoiser, conditioner, grid_spec, parameterisation, rule, text_encoder)
+    fresh.set_frequencies(torch.from_numpy(counts / counts.sum()))
+    return Prior(kernel, fresh, denoiser, conditioner, grid_spec, parameterisation, rule, text_encoder)

@@ -60,10 +60,12 @@ class LoopConfig:
 
     num_steps: int | None  # of the run; None where minutes alone decide
     batch_size: int  # items a step over all processes
-    learning_rate: float = 1e-3  # at the end of the warm-up; falls to 0 along a cosine
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    rate_course: str = "cosine"  # how it goes on: falls to 0 along a cosine, or "constant"
     warmup_steps: int = 100
     warmup_share: float | None = None  # of the run, that the warm-up takes if that is less
     weight_decay: float = 0.01  # on matrices and kernels, not on biases, gains and what a module names `undecayed`
+    decays_all: bool = False  # whether on all parameters instead
     betas: tuple[float, float] = (0.9, 0.96)
     ema_decay: float = 0.999  # of the weights, a step
     ema_share: float | None = None  # of the run, over which weights are averaged if that is less, but ten steps
@@ -86,12 +88,13 @@ class LoopConfig:
 
 
 def learning_rate(moment: Moment, config: LoopConfig) -> float:
-    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at the end of the run."""
+    """Linear warm-up to `config.learning_rate`, then a half cosine to 0 at the end of the run, or no change."""
     steps: float = config.warmup_steps
     if config.warmup_share is not None:
         steps = min(steps, config.warmup_share * moment.num_steps)
     warm = min(1.0, (moment.step + 1) / max(1, steps))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * moment.share))
+    left = 0.5 * (1 + math.cos(math.pi * moment.share)) if config.rate_course == "cosine" else 1.0
+    return config.learning_rate * warm * left
 
 
 def ema_decay(moment: Moment, config: LoopConfig) -> float:

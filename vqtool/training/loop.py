@@ -76,7 +76,9 @@ class _Run:
         self._keeps_best = validation is not None and validation.keep_best
         self.best = copy.deepcopy(self.ema) if self._keeps_best else nn.Module()
         self.bare.train()
-        self.optimizer = build_optimizer(self.bare, config.learning_rate, config.betas, config.weight_decay)
+        self.optimizer = build_optimizer(
+            self.bare, config.learning_rate, config.betas, config.weight_decay, decays_all=config.decays_all
+        )
         if config.checkpoint:
             checkpoint_blocks(self.bare)
         if config.compile:

@@ -51,6 +51,7 @@ class PriorLoss(Checked):
         "reweighted",
         "reweighted: for samples. bound: for likelihood. The others are for kernels that do nothing but mask.",
         choices="diffusion/losses.py:LOSSES",
+        shown="reweighted; bound for vq-diffusion",
         advanced=True,
     )
     auxiliary_weight: float | None = option(
@@ -64,6 +65,7 @@ class PriorLoss(Checked):
         "stratified",
         "How t is drawn; importance: where the loss is large.",
         choices="training/times.py:TIMES",
+        shown="stratified; importance for vq-diffusion without --loss",
         advanced=True,
     )
     cond_dropout: float = option(

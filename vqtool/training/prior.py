@@ -33,6 +33,7 @@ from vqtool.training.building import Beginning, ConditionOptions, DenoiserOption
 from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
+from vqtool.training.presets import settle
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.texts import keep_texts
 from vqtool.training.tuning import go_on
@@ -98,7 +99,7 @@ def train_prior(
         progress: shows the steps.
         report: is told (step, metrics) after each step.
         **options: of `DiffusionOptions`, `PriorLoss`, `DenoiserOptions`, `ConditionOptions`, `TuningOptions`,
-            `PriorRunOptions` and `MachineOptions`, by name.
+            `PriorRunOptions`, `MachineOptions` and `PresetOptions`, by name.
 
     Returns:
         The prior as it was written (in the main process).
@@ -107,6 +108,8 @@ def train_prior(
         VqtoolError: files are missing or in the way, or options do not go together.
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
+    old = None if from_ is None else load_prior(from_)
+    options, preset = settle(options, denoiser=None if old is None else old.denoiser_name, notify=notify)
     diffusion, loss, network, condition, tuning, run, machine = distribute(
         options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, TuningOptions, PriorRunOptions,
         MachineOptions,
@@ -116,13 +119,13 @@ def train_prior(
     if tuning.keep_adapter is not None:
         refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
     header, batch = _read(grids)
-    if from_ is None:
+    if old is None:
         tuning.check_fresh()
         if fits_builtin(header):
             notify("the built-in prior knows these tokens: `vqtool train-prior --from builtin` would be quicker")
-        start = begin(header, batch, diffusion, network, condition, seed=seed)
+        start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset)
     else:
-        start = go_on(load_prior(from_), header, batch, condition, tuning, given=options, seed=seed)
+        start = go_on(old, header, batch, condition, tuning, given=options, seed=seed)
     data, held_out, place = start.data, start.held_out, output if is_stream(grids) else grids
     prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
     check_loss(loss, prior)
@@ -131,7 +134,7 @@ def train_prior(
     length = choose_length(run, files, default=choose_default(len(data), run.batch_size), notify=notify)
     config = choose_run(
         length, run=run, learning_rate=run.learning_rate or start.learning_rate, seed=seed, machine=machine,
-        fresh=from_ is None,
+        fresh=old is None, optimiser=preset.optimiser,
     )  # fmt: skip
     notify(f"{files.output} is written on the way, eight times or more: it can be sampled meanwhile")
     save = partial(_save, start=start, header=header, output=files.output, adapter_file=tuning.keep_adapter, seed=seed)
@@ -217,6 +220,7 @@ def choose_run(
     seed: int,
     machine: MachineOptions,
     fresh: bool = True,
+    optimiser: Mapping[str, Any] = MappingProxyType({}),
 ) -> LoopConfig:
     """How a run of that length goes: a tenth of it warms up, at most 100 steps, and a tenth of it is averaged.
 
@@ -227,11 +231,12 @@ def choose_run(
         seed: of the run.
         machine: what is asked of the GPU.
         fresh: whether the weights are, so that the average forgets the first of them soon.
+        optimiser: what a preset says of it.
 
     Raises:
         VqtoolError: something for GPUs without one.
     """
-    return LoopConfig(
+    config = LoopConfig(
         length.steps,
         run.batch_size,
         learning_rate,
@@ -246,6 +251,7 @@ def choose_run(
         checkpoint=run.checkpoint,
         **machine.settings(),
     )
+    return replace(config, **optimiser)
 
 
 def choose_keep(run: PriorRunOptions, files: RunFiles, held_out: GridData | None) -> str:
