@@ -393,8 +393,8 @@ def test_progress_and_the_last_line_tell_calls_seconds_and_rates(folder):
 
 def test_a_file_that_can_be_resumed_is_written_in_batches_of_which_little_is_lost(folder):
     arguments = ["-n", 2000, "--steps", 4, "--dry-run"]
-    assert "batches of 63: about" in run(*arguments, "-o", "x.h5").stderr  # 3 microbatches of 21
-    assert "batches of 672: about" in run(*arguments).stderr
+    assert "batches of 60: about" in run(*arguments, "-o", "x.h5").stderr  # 6 microbatches of 10
+    assert "batches of 680: about" in run(*arguments).stderr
     assert "batches of 500: about" in run(*arguments, "-b", 500, "-o", "x.h5").stderr
 
 

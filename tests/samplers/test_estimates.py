@@ -42,16 +42,16 @@ def test_guidance_by_a_second_prior_is_rehearsed_too():
 def test_a_batch_is_as_large_as_useful_and_memory_allows_in_whole_groups():
     prior = random_prior()
     windows = samplers.build_tiling(prior, (4, 6))
-    assert windows.microbatch == 21  # of 512 cells
-    assert estimates.find_batch_size(prior, windows, 10_000, 10**12) == 16384 // 24 // 21 * 21
+    assert windows.microbatch == 10  # of 256 cells
+    assert estimates.find_batch_size(prior, windows, 10_000, 10**12) == 16384 // 24 // 10 * 10
     assert estimates.find_batch_size(prior, windows, 50, 10**12) == 50
-    assert estimates.find_batch_size(prior, windows, 10_000, 0) == 21
+    assert estimates.find_batch_size(prior, windows, 10_000, 0) == 10
     sizes = [estimates.find_batch_size(prior, windows, 10_000, free) for free in range(10**6, 10**7, 10**6)]
     assert sizes == sorted(sizes)
     for size, free in zip(sizes, range(10**6, 10**7, 10**6), strict=True):
-        assert size == 21 or estimates.estimate_memory(prior, windows, size) <= free / 2
-    assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=64) == 63
-    assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=5) == 21
+        assert size == 10 or estimates.estimate_memory(prior, windows, size) <= free / 2
+    assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=64) == 60
+    assert estimates.find_batch_size(prior, windows, 10_000, 10**12, most=5) == 10
     assert estimates.find_batch_size(prior, windows, 50, 10**12, most=64) == 50
     large = samplers.build_tiling(prior, (64, 96))
     assert estimates.find_batch_size(prior, large, 100, 10**12) == 16384 // (64 * 96)

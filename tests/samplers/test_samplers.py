@@ -45,7 +45,7 @@ def test_ancestral_sampling_of_one_cell_has_the_law_of_the_data_for_any_number_o
     prior = exact_prior(law, (1, 1), build_kernel(name, codebook_size=4, num_steps=50))
     drawn = vqtool.sample(prior, 2048, steps=steps, batch_size=1024)
     assert chi_square(drawn, law) > FALSE_ALARM
-    assert prior.denoiser.calls == 2048 // 512 * steps
+    assert prior.denoiser.calls == 2048 // 256 * steps
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -88,7 +88,7 @@ def test_purity_chooses_cells_in_proportion_to_purity():
         return forward(x_t, t, condition, cells)
 
     prior.denoiser.forward = watch
-    vqtool.sample(prior, 4096, sampler="purity", steps=2, batch_size=256)
+    vqtool.sample(prior, 4096, sampler="purity", steps=2, batch_size=128)
     assert len(firsts) == 4096
     assert stats.binomtest(firsts.count(0), 4096, 0.9 / 1.5).pvalue > FALSE_ALARM
 

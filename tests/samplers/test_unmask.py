@@ -161,9 +161,9 @@ def test_moment_chooses_cells_by_their_moments_and_draws_from_the_power_of_the_l
 
 def test_fewer_opens_any_cell_first_alike():
     prior = exact_prior(torch.ones(64), (2, 3), kernels.build("absorbing", codebook_size=2, num_steps=6))
-    seen = watch(prior, 85)
-    vqtool.sample(prior, 1020, sampler="fewer", steps=6, batch_size=1020)
-    shown = torch.stack([(x_t != 2).flatten(1) for x_t, _ in seen]).view(6, 12, 85, 6)[1]  # groups, samples, cells
+    seen = watch(prior, 42)
+    vqtool.sample(prior, 1008, sampler="fewer", steps=6, batch_size=1008)
+    shown = torch.stack([(x_t != 2).flatten(1) for x_t, _ in seen]).view(6, 24, 42, 6)[1]  # groups, samples, cells
     firsts = shown.long().argmax(-1).flatten()
     assert bool((shown.sum(-1) == 1).all())
     assert stats.chisquare(torch.bincount(firsts, minlength=6)).pvalue > FALSE_ALARM
@@ -262,11 +262,11 @@ def test_a_halton_order_visits_every_cell_once(size):
 
 def test_a_rolled_halton_order_starts_anywhere_and_goes_round():
     prior = random_prior()
-    seen = watch(prior, 21)
-    vqtool.sample(prior, 21, sampler="halton", steps=24, roll=True)
+    seen = watch(prior, 10)
+    vqtool.sample(prior, 10, sampler="halton", steps=24, roll=True)
     order, starts = halton.find_order(4, 6).tolist(), set()
-    shown = torch.stack([(x_t != 11).flatten(1) for x_t, _ in seen] + [torch.ones(21, 24, dtype=torch.bool)])
-    opened = (shown[1:] & ~shown[:-1]).long().argmax(-1)  # (24, 21): the cell that a call opens
+    shown = torch.stack([(x_t != 11).flatten(1) for x_t, _ in seen] + [torch.ones(10, 24, dtype=torch.bool)])
+    opened = (shown[1:] & ~shown[:-1]).long().argmax(-1)  # (24, 10): the cell that a call opens
     for cells in opened.T.tolist():
         start = order.index(cells[0])
         starts.add(start)
