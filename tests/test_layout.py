@@ -100,6 +100,7 @@ def test_modules_are_documented_short_and_without_assert(path):
             metrics.NAMES,
             {
                 "evaluation",
+                "judges",
                 "likelihood",
                 "plots",
                 "reconstruction",
