@@ -174,7 +174,9 @@ def save(
     header = Header(
         kind=kind,
         config=config,
-        fingerprint=fingerprint(kind, config, ((name, _describe(tensor)) for name, tensor in sorted(tensors.items()))),
+        fingerprint=fingerprint(
+            kind, config, ((name, describe_tensor(tensor)) for name, tensor in sorted(tensors.items()))
+        ),
         parents=dict(parents or {}),
         history=tuple(dict(record) for record in history),
         summary=dict(summary or {}),
@@ -185,7 +187,7 @@ def save(
     return header
 
 
-def _describe(tensor: "Tensor") -> dict[str, Any]:
+def describe_tensor(tensor: "Tensor") -> dict[str, Any]:
     """The type, shape and bytes of a tensor, as `safetensors.deserialize` gives them, but without a copy."""
     import torch
 
@@ -201,13 +203,13 @@ def _write(file: BinaryIO, tensors: "Mapping[str, Tensor]", metadata: Mapping[st
     end = 0
     for name in order:
         begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        part = _describe(tensors[name])
+        part = describe_tensor(tensors[name])
         header[name] = {"dtype": part["dtype"], "shape": part["shape"], "data_offsets": [begin, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for name in order:
-        file.write(_describe(tensors[name])["data"])
+        file.write(describe_tensor(tensors[name])["data"])
 
 
 def load(path: str | Path, kind: str | None = None) -> "tuple[Header, dict[str, Tensor]]":

@@ -1,5 +1,6 @@
 """`vqtool decode`: images of grids; what arrived of a broken stream is kept, and nothing leaves the output folder."""
 
+import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -336,3 +337,16 @@ def test_what_a_killed_run_left_in_the_folder_is_removed_by_the_next(work, vqtoo
     (folder / ".hidden").write_bytes(b"of the user")
     assert vqtool("decode", "tok.h5", "-o", folder, "--force").code == 0
     assert [path.name for path in folder.glob(".*")] == [".hidden"]
+
+
+def test_another_runtime_makes_the_same_pictures_and_is_named_where_it_is_missing(vqtool, work, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work))
+    assert vqtool("decode", "tok.h5", "-o", "torch").code == 0
+    assert vqtool("decode", "tok.h5", "-o", "onnx", "--runtime", "onnx").code == 0
+    for one, other in zip(pictures("torch").values(), pictures("onnx").values(), strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1  # rounding, at most
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = vqtool("decode", "tok.h5", "-o", "x", "--runtime", "onnx")
+    assert result.code == 1
+    assert "error: --runtime onnx: onnx and onnxruntime not installed: pip install " in result.err

@@ -551,3 +551,14 @@ def test_folders_of_one_picture_and_of_the_same_picture_are_encoded(encode, work
     assert result.code == 0
     assert f"{num} of {num} pictures would lose" in result.err
     assert len(np.unique(read_grids("tok.h5")[1].tokens, axis=0)) == 1
+
+
+def test_another_runtime_gives_the_same_tokens_and_stands_in_the_history(encode, work, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work))
+    for runtime in ("torch", "onnx"):
+        assert encode("imgs", "-o", f"{runtime}.h5", "--runtime", runtime).code == 0
+    (first, tokens), (second, others) = read_grids("torch.h5"), read_grids("onnx.h5")
+    assert np.array_equal(tokens.tokens, others.tokens)
+    assert "runtime" not in first.history[-1]
+    assert second.history[-1]["runtime"] == "onnx"

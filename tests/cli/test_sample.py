@@ -1,5 +1,6 @@
 """`vqtool sample`: files, streams, conditions, processes and what is refused."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -53,22 +54,6 @@ def test_the_file_holds_what_the_library_draws_and_says_how_it_was_made(folder):
     assert result.stdout == ""
     assert "5 grids by ancestral sampling" in result.stderr
     assert "4 network calls a grid" in result.stderr
-
-
-def test_the_best_of_several_candidates_is_among_them_and_what_cannot_be_judged_is_one_line(folder):
-    result = run("-n", 2, "--steps", 2, "--best", 3, "--judge-times", 2, "-o", "best.h5")
-    assert "best of 3 by likelihood: a grid takes the calls of 3, and 6 to judge them" in result.stderr
-    assert "12 network calls a grid" in result.stderr
-    run("-n", 6, "--steps", 2, "-o", "all.h5")
-    kept, candidates = (read_grids(name)[1].tokens for name in ("best.h5", "all.h5"))
-    assert all((candidates[3 * i : 3 * i + 3] == kept[i]).all((1, 2)).any() for i in (0, 1))
-    run("-n", 2, "--steps", 2, "--best", 3, "--dry-run")
-    for options, words in (
-        (("--judge", "features"), "error: --judge is about candidates to choose from: give --best 2 or more"),
-        (("--best", 2, "--judge", "text", "--judge-with", "x"), "error: --judge text compares pictures with captions"),
-        (("--best", 2, "--judge", "features", "--judge-with", "none"), "error: none: no such file"),
-    ):
-        assert run(*options, "-o", "y.h5", code=1).stderr.splitlines()[-1].startswith(words)
 
 
 def test_without_a_prior_in_the_folder_the_built_in_one_is_used_and_told(builtin, tmp_path, monkeypatch):
@@ -444,3 +429,17 @@ def test_an_animation_of_samples_that_were_drawn_before_is_left_out_with_a_warni
     ):
         assert observe is not None
     assert not (folder / "x.webp").exists()
+
+
+def test_another_runtime_draws_the_same_and_is_refused_in_one_line_where_it_is_missing(folder, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    for runtime in ("torch", "onnx", "auto"):
+        run("-n", 5, "--steps", 4, "--runtime", runtime, "-o", f"{runtime}.h5")
+    expected = read_grids("torch.h5")[1].tokens
+    assert all(np.array_equal(read_grids(f"{runtime}.h5")[1].tokens, expected) for runtime in ("onnx", "auto"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = run("-n", 5, "--runtime", "onnx", "-o", "x.h5", code=1)
+    assert result.stderr.startswith("error: --runtime onnx: onnx and onnxruntime not installed: pip install ")
+    assert result.stderr.count("\n") == 1
+    assert "unknown; known are torch, onnx, auto" in run("--runtime", "tensorrt", "-o", "x.h5", code=1).stderr

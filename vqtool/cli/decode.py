@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Precision, TokenizerOption
+from vqtool.cli.options import BatchSize, Device, Force, Precision, Runtime, TokenizerOption
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -24,6 +24,7 @@ def decode(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "fp32",
+    runtime: Runtime = "torch",
     force: Force = False,
 ) -> None:
     """Turn token grids into images.
@@ -53,6 +54,7 @@ def decode(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        runtime=runtime,
         force=force,
         on_start=start,
         progress=progress,

@@ -8,7 +8,18 @@ import typer
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Images, Precision, Resume, ResumeAuto, Strict, TokenizerOption
+from vqtool.cli.options import (
+    BatchSize,
+    Device,
+    Force,
+    Images,
+    Precision,
+    Resume,
+    ResumeAuto,
+    Runtime,
+    Strict,
+    TokenizerOption,
+)
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -35,6 +46,7 @@ def encode(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "fp32",
+    runtime: Runtime = "torch",
     strict: Strict = False,
     resume: Resume = False,
     resume_auto: ResumeAuto = None,
@@ -77,6 +89,7 @@ def encode(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        runtime=runtime,
         resume=resume_auto or resume,
         force=force,
         on_error=skipped.on_error,

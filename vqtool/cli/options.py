@@ -90,6 +90,16 @@ Precision = Annotated[
         rich_help_panel=advanced(MACHINE),
     ),
 ]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        metavar="[torch|onnx|auto]",
+        help="What runs networks on a CPU; auto: ONNX Runtime, if there.",
+        autocompletion=names("runtimes.py", "RUNTIMES"),
+        rich_help_panel=advanced(MACHINE),
+    ),
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="JSON file; - is stdout. Default: that, if no terminal."),

@@ -144,6 +144,6 @@ class ConvolutionalMlp(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Of (B, H * W, D) on a grid of this size."""
-        hidden = self.first(x.view(len(x), *size, -1).permute(0, 3, 1, 2))  # already channels last
+        hidden = self.first(x.view(x.shape[0], *size, -1).permute(0, 3, 1, 2))  # already channels last
         hidden = F.gelu(hidden) if self.activation == "gelu" else F.silu(GELU2_SLOPE * hidden) / GELU2_SLOPE
         return self.second(hidden).permute(0, 2, 3, 1).flatten(1, 2)  # type: ignore[no-any-return]

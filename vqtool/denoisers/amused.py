@@ -243,7 +243,7 @@ class TextNetwork(Denoiser):
         """Both parts of an encoded text: of the one that is given, else of zeros."""
         if condition is None:
             least = max(self.config.text_width, self.config.pooled_width)
-            condition = torch.zeros(len(x_t), 2, least, device=x_t.device)
+            condition = torch.zeros(x_t.shape[0], 2, least, device=x_t.device)
         encoded = self.encode_condition(condition) if isinstance(condition, Tensor) else condition
         if encoded.embedding is None or encoded.keys_values is None:
             raise ValueError("this network was made for a text, and none is given")
@@ -329,5 +329,5 @@ class Network(TextNetwork):
         widths = [config.outer_width] * (4 * config.num_outer_blocks) + [config.width] * config.num_layers
         length = keys_values.shape[1] // (2 * sum(widths))
         parts = torch.split(keys_values, [2 * length * width for width in widths], dim=1)
-        shaped = [part.view(len(part), 2, length, width) for part, width in zip(parts, widths, strict=True)]
+        shaped = [part.view(part.shape[0], 2, length, width) for part, width in zip(parts, widths, strict=True)]
         return iter(shaped[: 4 * config.num_outer_blocks]), shaped[4 * config.num_outer_blocks :]

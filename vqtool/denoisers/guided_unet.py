@@ -195,7 +195,7 @@ class Network(Denoiser):
             conditioning = conditioning + condition.embedding
         features = F.silu(self.norm(self._features(self._inputs(x_t), F.silu(conditioning))))  # (B, D, H, W)
         if cells is None:
-            return self.head(features).movedim(1, -1)  # type: ignore[no-any-return]
+            return self.head(features).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
         around = F.unfold(features, 3, padding=1).transpose(1, 2)  # (B, H * W, 9 * D)
         return F.linear(pick(around, cells), self.head.weight.flatten(1), self.head.bias)
 

@@ -169,7 +169,7 @@ class Network(Denoiser):
     ) -> Tensor:
         """Logits of the K tokens and of the mask, which the head was trained with: (..., K + 1)."""
         if condition is None:
-            condition = x_t.new_full((len(x_t),), self.config.num_classes)
+            condition = x_t.new_full((x_t.shape[0],), self.config.num_classes)
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
         if condition.embedding is None:
@@ -178,7 +178,7 @@ class Network(Denoiser):
         sizes = [6 * self.config.width] * len(self.blocks) + [2 * self.config.width]
         parts = torch.split(condition.embedding, sizes, dim=1)
         x = self.tokens(x_t.flatten(1)) + resized_places(self.positions, self.config.grid_size, size)
-        x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
+        x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)
         for block, modulation in zip(self.blocks, parts[:-1], strict=True):
             x = block(x, modulation)
         x = x[:, :num] if cells is None else pick(x, cells)

@@ -97,7 +97,7 @@ class Network(ClassNetwork):
         config = self.config
         places = torch.arange(config.num_bits, device=x_t.device)
         bits = ((x_t[..., None] >> places & 1) * 2 - 1).masked_fill((x_t == config.codebook_size)[..., None], 0)
-        return bits.reshape(len(x_t), -1, config.num_parts * config.num_bits).to(self.bits.weight.dtype)
+        return bits.reshape(x_t.shape[0], -1, config.num_parts * config.num_bits).to(self.bits.weight.dtype)
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
@@ -108,5 +108,5 @@ class Network(ClassNetwork):
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm_out(F.gelu(self.last(x[:, :-1]))))  # (B, N, G K')
-        logits = logits.view(len(x_t), -1, self.config.codebook_size)
+        logits = logits.view(x_t.shape[0], -1, self.config.codebook_size)
         return logits.view(*x_t.shape, -1) if cells is None else pick(logits, cells)

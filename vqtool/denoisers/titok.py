@@ -88,7 +88,7 @@ class ClassNetwork(Denoiser):
     def class_row(self, x_t: Tensor, condition: Tensor | EncodedCondition | None) -> Tensor:
         """(B, 1, D), of the class that is given, else of none."""
         if condition is None:
-            condition = x_t.new_full((len(x_t),), self.config.num_classes)
+            condition = x_t.new_full((x_t.shape[0],), self.config.num_classes)
         encoded = self.encode_condition(condition) if isinstance(condition, Tensor) else condition
         if encoded.embedding is None:
             raise ValueError("this network was made for a class, and none is given")

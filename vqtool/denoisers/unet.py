@@ -172,8 +172,8 @@ class Network(Denoiser):
         conditioning = self._embed_time(t)
         if condition is not None and condition.embedding is not None:
             conditioning = conditioning + condition.embedding
-        features = self._features(self.tokens(x_t).movedim(-1, 1), F.mish(conditioning))  # (B, D, H, W)
-        features = features.movedim(1, -1)
+        features = self._features(self.tokens(x_t).permute(0, 3, 1, 2), F.mish(conditioning))  # (B, D, H, W)
+        features = features.permute(0, 2, 3, 1)
         if cells is not None:
             features = features.flatten(1, 2)
             features = pick(features, cells)

@@ -283,7 +283,7 @@ class Network(Denoiser):
             x = block(
                 x,
                 time,
-                None if embedding is None else embedding.view(len(x), last + 1, -1)[:, number],
+                None if embedding is None else embedding.view(x.shape[0], last + 1, -1)[:, number],
                 None if keys_values is None else keys_values[:, number],
                 mask,
                 grid_size=size,

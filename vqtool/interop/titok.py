@@ -246,8 +246,7 @@ def _split_rows(tensors: Mapping[str, Tensor], config: generators.Config, source
     name = "model.embeddings.token_type_embeddings.weight"
     if name not in found:
         raise FormatError(f"{source.path}: 1 tensors are missing: {name}")
-    places = found.pop("model.embeddings.position_embeddings.weight").float()
-    found["positions"] = places + found.pop(name)[0].float()
+    found["positions"] = found.pop("model.embeddings.position_embeddings.weight") + found.pop(name)[0]
     return found
 
 

@@ -6,15 +6,17 @@ unless `exact` is on; the tokens of a seed are then those of another batch size 
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
+from vqtool.denoisers._onnx import run_by_onnx
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
+from vqtool.runtimes import try_to_run
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
 CPU_CELLS = (
@@ -40,6 +42,12 @@ class MachineOptions(Checked):
         choices=("auto", "fp32", "bf16"),
         advanced=True,
     )
+    runtime: str = option(
+        "torch",
+        "What runs networks on a CPU; auto: ONNX Runtime, if there.",
+        choices="runtimes.py:RUNTIMES",
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Machine:
 
     exact: bool = True
     bf16: bool = False
+    runtime: str = "torch"
 
     @classmethod
     def choose(cls, options: MachineOptions, device: torch.device) -> "Machine":
@@ -65,9 +74,9 @@ class Machine:
     @property
     def record(self) -> dict[str, Any]:
         """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
-        return (
-            {} if self.exact and not self.bf16 else {"exact": self.exact, "precision": "bf16" if self.bf16 else "fp32"}
-        )
+        usual = self.exact and not self.bf16
+        precision = {} if usual else {"exact": self.exact, "precision": "bf16" if self.bf16 else "fp32"}
+        return precision | ({} if self.runtime == "torch" else {"runtime": self.runtime})
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Where the network computes; probabilities are made of its logits in float32 in any case."""
@@ -84,6 +93,24 @@ class Machine:
 
 
 EXACT = Machine()
+
+
+def use_runtime(prior: Prior, runtime: str) -> tuple[Prior, str]:
+    """The same prior with its denoiser run as asked, and what runs it, "torch" or "onnx".
+
+    Args:
+        prior: on the device to use.
+        runtime: one of `runtimes.RUNTIMES`.
+
+    Raises:
+        VqtoolError: as `runtimes.choose`; or the denoiser cannot be exported, and `runtime` is onnx.
+    """
+
+    def by_onnx() -> Prior:
+        example = prior.encode_condition(None, 1)
+        return replace(prior, denoiser=run_by_onnx(prior.denoiser, example, f"the denoiser {prior.denoiser_name}"))
+
+    return try_to_run(runtime, prior.device, prior, by_onnx)
 
 
 def find_free_memory(device: torch.device) -> int:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridHeader, open_grids
-from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size
-from vqtool.images.reader import read_original
+from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size, read_image
+from vqtool.images.reader import is_transparent
 from vqtool.images.shapes import find_shape
 from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
@@ -21,6 +21,7 @@ from vqtool.samplers._changes import Wanted, build_change, check_fits
 from vqtool.samplers._framing import Framed, Framing, Given, cut_all, mask_frames
 from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers._onnx import use_runtime
 from vqtool.tokenizers.batches import check_lengths, encode_batch, grid_header
 
 Images = NDArray[np.uint8]  # (B, 3, height, width)
@@ -68,6 +69,7 @@ def open_pictures(
     size: str | None,
     options: SourceOptions,
     tokenizer: str | Path | None,
+    runtime: str,
     on_error: OnError | None,
     notify: Notify,
 ) -> Iterator[Pictures]:
@@ -81,6 +83,7 @@ def open_pictures(
         size: pixels that windows are brought to, such as "64" or "48x80"; None for those of the prior's training.
         options: which images are taken.
         tokenizer: a file or "builtin"; None for the one that the grids or the prior name.
+        runtime: what runs it on a CPU: see `vqtool.runtimes`.
         on_error: told of a bad image, which is left out; None raises.
         notify: is told what was found.
 
@@ -90,7 +93,8 @@ def open_pictures(
     paths = [Path(source) for source in sources]
     source = paths[0]
     if not are_grids:
-        yield _open_images(paths, prior, wanted, size, options, tokenizer, on_error, notify)
+        model = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
+        yield _open_images(paths, prior, wanted, size, options, use_runtime(model, runtime)[0], on_error, notify)
         return
     if len(paths) > 1:
         raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5` joins several in a pipe")
@@ -106,6 +110,10 @@ def open_pictures(
                 yield Given(batch, change.open(batch, number))
                 number += len(batch)
 
+        def find() -> Tokenizer:
+            found = tokenizer_of(reader.header, source, given=tokenizer).to(prior.device)
+            return use_runtime(found, runtime, ["decoder"])[0]
+
         yield Pictures(
             name=reader.name,
             header=change.header,
@@ -116,7 +124,7 @@ def open_pictures(
             num_images=None,
             digests={reader.name: reader.digest} if reader.digest else {},
             read=read,
-            tokenizer=cache(lambda: tokenizer_of(reader.header, source, given=tokenizer).to(prior.device)),
+            tokenizer=cache(find),
         )
 
 
@@ -126,12 +134,11 @@ def _open_images(
     wanted: Wanted,
     size: str | None,
     options: SourceOptions,
-    tokenizer: str | Path | None,
+    model: Tokenizer,
     on_error: OnError | None,
     notify: Notify,
 ) -> Pictures:
     name = str(sources[0])
-    model = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
     framing = build_framing(prior, model, wanted, name, size)
     skipped = len(on_error.skipped) if isinstance(on_error, Tally) else 0
     items = find_images(sources, options=options, on_error=on_error)
@@ -145,13 +152,13 @@ def _open_images(
         owners, frames, number, transparent = list[ImageItem](), list[Framed](), 0, list[str]()
         for item in items:
             try:
-                image = read_original(item)
+                image = read_image(item, None)
+                transparent += [item.id] if is_transparent(item) else []
             except VqtoolError as error:
                 if on_error is None:
                     raise
                 on_error(item, error)
                 continue
-            transparent += [item.id] if len(image) % 2 == 0 and image[-1].min() < 255 else []
             framed = framing.frame(image, number)
             if frames and (len(frames) == count or frames[0].window.size != framed.window.size):
                 yield _encode(owners, frames, model)
@@ -161,10 +168,7 @@ def _open_images(
             yield _encode(owners, frames, model)
         if transparent:
             first = f"{transparent[0]}{', ...' if len(transparent) > 1 else ''}"
-            warn(
-                f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which the prior sees as "
-                "white: what it draws is opaque"
-            )
+            warn(f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which come back white")
 
     known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
     return Pictures(

@@ -38,6 +38,7 @@ from vqtool.samplers.runs import Run, Summary, animated, grid_header, take_run_o
 from vqtool.samplers.trajectories import NUM_SAMPLES
 from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers._onnx import use_runtime
 from vqtool.tokenizers.batches import decode_batch
 
 GRID_FILES = (".h5", ".hdf5")
@@ -110,10 +111,11 @@ def edit(
     def method(size: tuple[int, int]) -> Method:
         return Method.build(prior, seed=seed, grid_size=size, **how)
 
+    runtime = how.get("runtime", "torch")
     editor = Editor(cache(method), wanted, variants, texts)
     make = partial(editor.make, batch_size=batch_size, observe=observe)
     if are_images:
-        decoder = _tokenizer(prior, tokenizer)
+        decoder, _ = use_runtime(_tokenizer(prior, tokenizer), runtime)
         framing = build_framing(prior, decoder, wanted, "pictures")
         frames = [framing.frame(picture, number) for number, picture in enumerate(rows.cpu().numpy())]
         finished = []
@@ -229,6 +231,7 @@ def edit_to_file(
                 size=size,
                 options=options,
                 tokenizer=tokenizer,
+                runtime=how.get("runtime", "torch"),
                 on_error=None if on_error is None else tally,
                 notify=notify,
             )

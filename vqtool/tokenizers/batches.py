@@ -32,7 +32,6 @@ from vqtool.images import (
     to_float,
     to_uint8,
 )
-from vqtool.images.reader import read_original
 from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources import pipes_images
 from vqtool.images.sources.options import DEFAULTS
@@ -43,6 +42,7 @@ from vqtool.progress import Progress, silent
 from vqtool.registry import check_known
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer, tokenizer_of
+from vqtool.tokenizers._onnx import use_runtime
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -63,6 +63,7 @@ def encode(
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "fp32",
+    runtime: str = "torch",
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
@@ -83,6 +84,7 @@ def encode(
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
         precision: of the encoder: "fp32", or on a GPU "bf16", which the history says: some tokens are others.
+        runtime: of the encoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`; the history says it.
         resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
@@ -100,6 +102,7 @@ def encode(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
     bf16 = is_bf16(precision, tokenizer)
+    tokenizer, runtime = use_runtime(tokenizer, runtime, ["encoder"])
     image_size = image_size or tokenizer.usual_size
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
@@ -111,6 +114,7 @@ def encode(
     known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
     inputs = {"tokenizer": tokenizer.fingerprint}
     how: dict[str, Any] = {"precision": precision} if bf16 else {}
+    how |= {} if runtime == "torch" else {"runtime": runtime}
     record = history_record("encode", inputs=inputs, num=num, images=known, **how)
     header = grid_header(tokenizer, image_size, record, fit=fit)
     if fit == "pad":
@@ -218,6 +222,7 @@ def decode(
     batch_size: int = 32,
     device: str = "auto",
     precision: str = "fp32",
+    runtime: str = "torch",
     force: bool = False,
     on_start: Callable[[GridHeader, Tokenizer], None] | None = None,
     progress: Progress = silent,
@@ -236,6 +241,7 @@ def decode(
         batch_size: grids in the network at once.
         device: to compute on.
         precision: of the decoder: "fp32", or on a GPU "bf16".
+        runtime: of the decoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`.
         force: overwrite; and decode with another tokenizer than that of the grids, if codes and grids fit.
         on_start: told the header of the grids and the tokenizer, before the first is decoded.
         progress: shows how many are done.
@@ -253,15 +259,15 @@ def decode(
         if tokenizer is not None:
             raise VqtoolError("`tokenizer` is for token grids, but standard input holds images: nothing is decoded")
         with kind(output, force=force) as writer:
-            for item in find_images([source]):
-                image = ImageBatch(read_original(item)[None], [item])
-                writer.write(image.images, image.ids, image.labels, image.captions)
+            for images in read_batches(find_images([source]), None, 1):
+                writer.write(images.images, images.ids, images.labels, images.captions)
         return DecodedImages(writer.num_images, ())
     with kind(output, force=force) as writer, open_grids(source) as reader:
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, source, given=tokenizer, force=force).to(distributed.choose_device(device))
         bf16 = is_bf16(precision, model)
+        model, _ = use_runtime(model, runtime, ["decoder"])
         if on_start is not None:
             on_start(reader.header, model)
         with progress("decode", reader.num_grids) as advance:

@@ -112,7 +112,7 @@ class _Trunk(nn.Module):
 
     def forward(self, patches: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, P, width) and tokens (B, N, width), after all layers."""
-        image = torch.cat([self.start.expand(len(patches), -1, -1), patches], dim=1) + self.positions
+        image = torch.cat([self.start.expand(patches.shape[0], -1, -1), patches], dim=1) + self.positions
         x = self.norm_in(torch.cat([image, tokens + self.token_positions], dim=1))
         for block in self.blocks:
             x = block(x)
@@ -133,12 +133,14 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, D, 1, N)."""
-        patches = self.patches((images + 1) / 2).flatten(2).mT
-        _, tokens = self.trunk(patches, self.tokens.expand(len(images), -1, -1))
+        patches = self.patches((images + 1) / 2).flatten(2).transpose(1, 2)
+        _, tokens = self.trunk(patches, self.tokens.expand(images.shape[0], -1, -1))
         x = self.trunk.norm_out(tokens)  # (B, N, width)
         if self.legacy:
-            x = x.reshape(len(x), x.shape[2], x.shape[1]).mT  # numbers in another order, not a transposition
-        latents: Tensor = self.out(x).mT[:, :, None]
+            x = x.reshape(x.shape[0], x.shape[2], x.shape[1]).transpose(
+                1, 2
+            )  # numbers in another order, not a transposition
+        latents: Tensor = self.out(x).transpose(1, 2)[:, :, None]
         return latents
 
 
@@ -165,14 +167,14 @@ class Decoder(nn.Module):
         x = self.first(self._patches(codes))  # (B, P, ...)
         if hasattr(self, "pixels"):
             mixed = self.second(x.tanh()).softmax(-1) @ self.proxies
-            return self.pixels(mixed.mT.unflatten(2, self.trunk.size).contiguous())  # type: ignore[no-any-return]
+            return self.pixels(mixed.transpose(1, 2).unflatten(2, self.trunk.size).contiguous())  # type: ignore[no-any-return]
         (rows, columns), patch = self.trunk.size, self.patch
-        image = x.view(len(x), rows, columns, patch, patch, 3).permute(0, 5, 1, 3, 2, 4)  # (B, 3, rows, p, columns, p)
-        return self.conv_out(image.reshape(len(x), 3, rows * patch, columns * patch)) * 2 - 1  # type: ignore[no-any-return]
+        image = x.view(-1, rows, columns, patch, patch, 3).permute(0, 5, 1, 3, 2, 4)  # (B, 3, rows, p, columns, p)
+        return self.conv_out(image.reshape(-1, 3, rows * patch, columns * patch)) * 2 - 1  # type: ignore[no-any-return]
 
     def _patches(self, codes: Tensor) -> Tensor:
-        tokens = self.embed(codes.flatten(2).mT)
-        patches, _ = self.trunk(self.mask.expand(len(codes), self.trunk.num_patches, -1), tokens)
+        tokens = self.embed(codes.flatten(2).transpose(1, 2))
+        patches, _ = self.trunk(self.mask.expand(codes.shape[0], self.trunk.num_patches, -1), tokens)
         return self.trunk.norm_out(patches)  # type: ignore[no-any-return]
 
 

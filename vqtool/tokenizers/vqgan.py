@@ -90,7 +90,7 @@ class Attention(nn.Module):
         normed = self.norm(x)
         q, k, v = (part(normed).permute(0, 2, 3, 1).flatten(1, 2)[:, None] for part in (self.q, self.k, self.v))
         mixed = functional.scaled_dot_product_attention(q, k, v)  # (B, 1, h w, C)
-        cells = mixed.reshape(len(x), *x.shape[-2:], -1).permute(0, 3, 1, 2)
+        cells = mixed.reshape(x.shape[0], *x.shape[-2:], -1).permute(0, 3, 1, 2)
         total: Tensor = self.proj_out(cells).add_(x)
         return total
 

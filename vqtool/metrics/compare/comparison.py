@@ -18,9 +18,9 @@ from vqtool.options import Checked, distribute, option, options_of
 from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
-from vqtool.samplers import Guidance, choose_texts, describe, leave_out_guidance, load_second, sample_batches
+from vqtool.samplers import Guidance, _machine, choose_texts, describe, leave_out_guidance, load_second, sample_batches
 from vqtool.samplers._texts import in_turn
-from vqtool.tokenizers import tokenizer_of
+from vqtool.tokenizers import _onnx, tokenizer_of
 from vqtool.version import __version__
 
 LONGEST_LIST = 64  # steps or seeds
@@ -36,6 +36,12 @@ class TrialOptions(Checked):
     seeds: tuple[int, ...] = option((0, 1, 2), "Of all noise; several give error bars.")
     max_images: int = option(2048, "Images to score against, at most.", minimum=2, advanced=True)
     batch_size: int = option(64, "Pictures drawn at once.", minimum=1, flag="-b", advanced=True)
+    runtime: str = option(
+        "torch",
+        "What runs networks on a CPU; auto: ONNX Runtime, if there.",
+        choices="runtimes.py:RUNTIMES",
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +113,7 @@ def compare(
         raise VqtoolError(f"`{next(iter(given(of_images)))}` is for images of `ref`, which is not given")
     model = prior if isinstance(prior, Prior) else load_prior(prior).to(choose_device(device))
     varied = trials.parse_options(options) if not isinstance(options, Mapping) else options
+    model, runtime = _machine.use_runtime(model, wanted.runtime)
     planned, notes = trials.plan(model, sampler, wanted.steps, varied)
     for note in notes:
         warn(note)
@@ -125,12 +132,14 @@ def compare(
         **describe(settings),
         **given(of_images),
         **of_metrics,
+        **({} if runtime == "torch" else {"runtime": runtime}),
     }
     results = Comparison(path, about, resume=resume, force=force)
     left = [trial for trial in planned if not results.has(trial)]
-    arguments |= {"condition": in_turn(model, texts), **settings}
+    arguments |= {"condition": in_turn(model, texts), "runtime": runtime, **settings}
     if references and left:
         decoder = tokenizer_of(model.grid_spec, model.location or None, given=tokenizer).to(model.device)
+        decoder, _ = _onnx.use_runtime(decoder, runtime, ["decoder"])
         arguments["score"] = scores.build(
             decoder,
             references,
