@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick, resized_places
+from vqtool.denoisers._classes import INITIAL_SCALE, ClassConfig
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 6, "width": 384, "num_heads": 6, "mlp_width": 1024},
@@ -34,21 +35,12 @@ LEARNING_RATES = {"tiny": 6e-4, "small": 3e-4, "base": 2e-4, "large": 1e-4}
 CONDITIONS = ("none", "class")
 PARAMETERISATION = "direct"
 EPSILON = 1e-5
-INITIAL_SCALE = 0.02  # std of fresh weights
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ClassConfig):
     """What a network is built from."""
 
-    codebook_size: int
-    grid_size: tuple[int, int]  # (H, W) cells of the training grids
-    num_steps: int  # T of the kernel; the network is not told t
-    num_layers: int
-    width: int
-    num_heads: int
-    mlp_width: int
-    num_classes: int = 0  # 0: no class condition
     num_registers: int = 1
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
-from vqtool.denoisers.titok import ClassNetwork
+from vqtool.denoisers._classes import ClassConfig, ClassNetwork
 from vqtool.tokenizers.titok import Block
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -33,22 +33,13 @@ EPSILON = 1e-12  # of all norms
 
 
 @dataclass(frozen=True)
-class Config:
-    """What a network is built from."""
+class Config(ClassConfig):
+    """What a network is built from: `codebook_size` is K' of a part, a power of 2, and grids have G W columns."""
 
-    codebook_size: int  # K' of a part, a power of 2
-    grid_size: tuple[int, int]  # (H, G W) parts of the training grids
-    num_steps: int  # T of the kernel; the network is not told t
-    num_layers: int
-    width: int
-    num_heads: int
-    mlp_width: int
-    num_classes: int = 0  # 0: no class condition
     num_parts: int = 2  # G, of a token
 
     def __post_init__(self) -> None:
-        if not self.num_heads or self.width % self.num_heads:
-            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
+        super().__post_init__()
         if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):
             raise ValueError(f"{self.codebook_size} codes of a part are no power of 2")
         if self.num_parts < 1 or self.grid_size[1] % self.num_parts:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
-from vqtool.denoisers.titok import ClassNetwork
+from vqtool.denoisers._classes import ClassConfig, ClassNetwork
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 4, "width": 128, "num_heads": 4, "mlp_width": 512},
@@ -33,22 +33,10 @@ PARAMETERISATION = "direct"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ClassConfig):
     """What a network is built from."""
 
-    codebook_size: int
-    grid_size: tuple[int, int]  # (H, W) cells of the training grids
-    num_steps: int  # T of the kernel; the network is not told t
-    num_layers: int
-    width: int
-    num_heads: int
-    mlp_width: int
-    num_classes: int = 0  # 0: no class condition
     epsilon: float = 1e-6  # of all norms
-
-    def __post_init__(self) -> None:
-        if not self.num_heads or self.width % self.num_heads:
-            raise ValueError(f"a width of {self.width} cannot be shared by {self.num_heads} heads")
 
 
 class _Block(nn.Module):
