@@ -6,28 +6,26 @@ beyond the codes are never used. Sampling as published: 12 steps, guidance 10, a
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vqtool.conditions.clip import ClipCondition
 from vqtool.conditions.text_encoders import TextEncoder
-from vqtool.denoisers import amused
 from vqtool.denoisers.amused import Config
-from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
-from vqtool.interop import diffusers, diffusers_vqmodel, transformers
+from vqtool.errors import FormatError, VqtoolError, size_text
+from vqtool.interop import diffusers
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._masked import build_prior
-from vqtool.interop._renaming import fill_renamed, renamed
-from vqtool.interop._sources import Source, listed
+from vqtool.interop._pipelines import AROUND, SCORE, load_pipeline, sampling
+from vqtool.interop._renaming import renamed
+from vqtool.interop._sources import Source
 from vqtool.priors import Prior
-from vqtool.samplers._published import COMPLETING
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE, NETWORK = "AmusedPipeline", "UVit2DModel"
-STEPS, SCALE, TEMPERATURE, SCORE = 12, 10.0, 2.0, 6.0  # of the published pipeline
+STEPS, SCALE = 12, 10.0  # of the published pipeline
 NUM_MICRO = 5
 EXPECTED = {"use_bias": False, "ln_elementwise_affine": True}
 SETTINGS = {  # a field of Config -> its name in config.json
@@ -45,20 +43,6 @@ SETTINGS = {  # a field of Config -> its name in config.json
     "micro_width": "micro_cond_encode_dim",
     "epsilon": "layer_norm_eps",
 }
-AROUND = (  # the layers, in Meissonic too: pattern of ours -> theirs
-    (r"^tokens\.", "embed.embeddings."),
-    (r"^token_norm\.", "embed.layer_norm."),
-    (r"^token_out\.", "embed.conv."),
-    (r"^halving\.", "down_block.downsample."),
-    (r"^doubling\.", "up_block.upsample."),
-    (r"^into_norm\.", "project_to_hidden_norm."),
-    (r"^into\.", "project_to_hidden."),
-    (r"^back_norm\.", "project_from_hidden_norm."),
-    (r"^back\.", "project_from_hidden."),
-    (r"^head_in\.", "mlm_layer.conv1."),
-    (r"^head_norm\.", "mlm_layer.layer_norm."),
-    (r"^head_out\.", "mlm_layer.conv2."),
-)
 NAMES = (  # pattern of ours -> theirs, in this order
     *AROUND,
     (r"^text\.", "encoder_proj."),
@@ -93,23 +77,8 @@ def load(source: Source, options: Options) -> Imported:
         FormatError: it is incomplete, or of another kind of network.
         MismatchError: its parts do not fit together.
     """
-    notes: list[str] = []
-    encoder, conditioner = read_text(source, options)
-    tokenizer = diffusers_vqmodel.read_vqmodel(source, "vqvae", options=options, notes=notes)
-    settings = source.json("transformer/config.json")
-    config = _config(settings, source, encoder, tokenizer, options)
-    compare_parts(config.codebook_size, config.text_width, config.pooled_width, tokenizer, encoder, source)
-    mask_id = read_mask_id(source, settings)
-    tensors = take_tokens(source.tensors("transformer"), mask_id, config, source)
-    denoiser = fill_renamed(lambda: amused.Network(config), NAMES, tensors, source)
-    settled = sampling(STEPS, SCALE, TEMPERATURE, config.grid_size)
-    notes.append("null condition: the empty caption")
-    return Imported(
-        tokenizer=tokenizer,
-        prior=build_prior(denoiser, "amused", conditioner, settled, text_encoder=encoder),
-        text_encoder=encoder,
-        notes=[*notes, f"micro-conditions: {listed(f'{number:g}' for number in config.micro_conditions)}"],
-    )
+    found = load_pipeline(source, options, "amused", NAMES, _config, lambda config: sampling(STEPS, SCALE, config))
+    return replace(found, notes=[*found.notes, "null condition: the empty caption"])
 
 
 def export(prior: Prior, tokenizer: Tokenizer, folder: Path) -> list[str]:
@@ -172,64 +141,7 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def read_text(source: Source, options: Options) -> tuple[TextEncoder, ClipCondition]:
-    """The text encoder of a pipeline, and its vocabulary."""
-    folder = Source(source.path / "text_encoder")
-    encoder = transformers.read_text_encoder(folder.tensors(), folder.json("config.json"), folder, pooled=True)
-    length = encoder.config.max_length
-    conditioner = transformers.read_vocabulary(options.vocabulary or source.path / "tokenizer", length)
-    if conditioner.vocabulary_size > encoder.config.vocabulary_size:
-        raise MismatchError(
-            f"{source.path}: the vocabulary has {conditioner.vocabulary_size} tokens, the text encoder "
-            f"{encoder.config.vocabulary_size}: name the right one with `vocabulary`"
-        )
-    return encoder, conditioner
-
-
-def compare_parts(
-    codes: int, text_width: int, pooled_width: int, tokenizer: Tokenizer, encoder: TextEncoder, source: Source
-) -> None:
-    """Raise MismatchError unless the parts of a pipeline fit together."""
-    for what, prior, other in (
-        ("codes of the transformer and the tokenizer", codes, tokenizer.codebook_size),
-        ("widths of the transformer's text and the text encoder", text_width, encoder.config.width),
-        ("widths of the transformer's pooled text and the text encoder's", pooled_width, encoder.config.pooled_width),
-    ):
-        if prior != other:
-            raise MismatchError(f"{source.path}: its parts do not fit together: {what} are {prior} and {other}")
-
-
-def read_mask_id(source: Source, settings: Mapping[str, Any]) -> int:
-    """The row of the mask in the embedding: the scheduler's, which has to be beyond the codes."""
-    mask_id, size = source.json("scheduler/scheduler_config.json").get("mask_token_id"), settings.get("vocab_size", 0)
-    if not isinstance(mask_id, int) or not settings.get("codebook_size", 0) <= mask_id < size:
-        raise FormatError(f"{source.path}/scheduler: mask_token_id {mask_id!r} is no row of a mask among {size}")
-    return mask_id
-
-
-def take_tokens(tensors: Mapping[str, Tensor], mask_id: int, config: Any, source: Source) -> dict[str, Tensor]:
-    """The tensors, with the rows of the codes and of the mask alone in the embedding of tokens."""
-    name, codes = "embed.embeddings.weight", config.codebook_size
-    if name not in tensors or tensors[name].ndim != 2 or len(tensors[name]) <= max(mask_id, codes):
-        raise FormatError(f"{source.path}: {name} is missing, or has no row of the mask {mask_id}")
-    return {**tensors, name: torch.cat([tensors[name][:codes], tensors[name][mask_id : mask_id + 1]])}
-
-
-def sampling(steps: int, scale: float, temperature: float, grid_size: tuple[int, int]) -> dict[str, Any]:
-    """The published settings; their temperature falls by i / (S - 1), ours by (i + 1) / S, times a factor."""
-    steps = min(steps, grid_size[0] * grid_size[1])
-    return {
-        "sampler": "confidence",
-        "steps": steps,
-        "choice_temperature": temperature * steps / max(1, steps - 1),
-        "cfg_scale": scale,
-        COMPLETING: {"plan": "linear"},
-    }
-
-
-def _config(
-    settings: Mapping[str, Any], source: Source, encoder: TextEncoder, tokenizer: Tokenizer, options: Options
-) -> Config:
+def _config(settings: Mapping[str, Any], source: Source, encoder: TextEncoder, tokenizer: Tokenizer) -> Config:
     where = f"{source.path}/transformer"
     if settings.get("_class_name", NETWORK) != NETWORK:
         raise FormatError(f"{where}: _class_name is {settings['_class_name']!r}: {NETWORK} is expected")

@@ -22,6 +22,7 @@ from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.interop import diffusers_vqmodel, transformers
 from vqtool.interop._contract import Imported, Options
+from vqtool.interop._pipelines import read_text
 from vqtool.interop._sources import Source
 from vqtool.interop._stacking import Names, block_names, fill_stacked
 from vqtool.outputs import atomic_path
@@ -59,15 +60,11 @@ def load(source: Source, options: Options) -> Imported:
         MismatchError: its parts do not fit together.
     """
     notes: list[str] = []
-    folder = Source(source.path / "text_encoder")
-    encoder = transformers.read_text_encoder(folder.tensors(), folder.json("config.json"), folder)
-    conditioner = transformers.read_vocabulary(
-        options.vocabulary or source.path / "tokenizer", encoder.config.max_length
-    )
+    encoder, conditioner = read_text(source, options, pooled=False)
     settings = source.json("transformer/config.json")
     kernel = _kernel(source.json("scheduler/scheduler_config.json"), source, notes)
     config = _config(settings, source, conditioner)
-    _compare(config, kernel, encoder, conditioner, source)
+    _compare(config, kernel, encoder, source)
     tensors = source.tensors("transformer")
     if config.learned_null:
         tensors[f"{NULL_TEXT}.embeddings"] = source.tensors(NULL_TEXT).get("embeddings", torch.zeros(0))
@@ -139,9 +136,7 @@ def _config(settings: Mapping[str, Any], source: Source, conditioner: ClipCondit
         raise FormatError(f"{where}: its config.json is not that of a text prior over tokens: {error}") from error
 
 
-def _compare(
-    config: vq_diffusion.Config, kernel: Kernel, encoder: TextEncoder, conditioner: ClipCondition, source: Source
-) -> None:
+def _compare(config: vq_diffusion.Config, kernel: Kernel, encoder: TextEncoder, source: Source) -> None:
     """Raise unless the parts of a pipeline fit together."""
     for what, prior, other in (
         ("codes of the transformer and the scheduler", config.codebook_size, kernel.codebook_size),
@@ -150,11 +145,6 @@ def _compare(
     ):
         if prior != other:
             raise MismatchError(f"{source.path}: its parts do not fit together: {what} are {prior} and {other}")
-    if conditioner.vocabulary_size > encoder.config.vocabulary_size:
-        raise MismatchError(
-            f"{source.path}: the vocabulary has {conditioner.vocabulary_size} tokens, the text encoder "
-            f"{encoder.config.vocabulary_size}: name the right one with `vocabulary`"
-        )
 
 
 def names_of(config: vq_diffusion.Config) -> Names:

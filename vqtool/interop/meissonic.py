@@ -11,24 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqtool.conditions.text_encoders import TextEncoder
-from vqtool.denoisers import meissonic
 from vqtool.denoisers.meissonic import Config
 from vqtool.errors import FormatError
-from vqtool.interop import diffusers_vqmodel
 from vqtool.interop._contract import Imported, Options
-from vqtool.interop._masked import build_prior
-from vqtool.interop._renaming import fill_renamed
-from vqtool.interop._sources import Source, listed
-from vqtool.interop.amused import (
-    AROUND,
-    SCORE,
-    TEMPERATURE,
-    compare_parts,
-    read_mask_id,
-    read_text,
-    sampling,
-    take_tokens,
-)
+from vqtool.interop._pipelines import AROUND, SCORE, load_pipeline, sampling
+from vqtool.interop._sources import Source
 from vqtool.tokenizers import Tokenizer
 
 PIPELINE, MARKS = "Pipeline", {"axes_dims_rope", "joint_attention_dim"}
@@ -83,22 +70,11 @@ def load(source: Source, options: Options) -> Imported:
         FormatError: it is incomplete, or of another kind of network.
         MismatchError: its parts do not fit together.
     """
-    notes: list[str] = []
-    encoder, conditioner = read_text(source, options)
-    tokenizer = diffusers_vqmodel.read_vqmodel(source, "vqvae", options=options, notes=notes)
-    settings = source.json("transformer/config.json")
-    config = _config(settings, source, encoder, tokenizer)
-    compare_parts(config.codebook_size, config.text_width, config.pooled_width, tokenizer, encoder, source)
-    mask_id = read_mask_id(source, settings)
-    tensors = take_tokens(source.tensors("transformer"), mask_id, config, source)
-    denoiser = fill_renamed(lambda: meissonic.Network(config), NAMES, tensors, source)
-    settled = {**sampling(STEPS[config.halves], SCALE, TEMPERATURE, config.grid_size), "negative": NEGATIVE}
-    return Imported(
-        tokenizer=tokenizer,
-        prior=build_prior(denoiser, "meissonic", conditioner, settled, text_encoder=encoder),
-        text_encoder=encoder,
-        notes=[*notes, f"micro-conditions: {listed(f'{number:g}' for number in config.micro_conditions)}"],
-    )
+    return load_pipeline(source, options, "meissonic", NAMES, _config, _sampling)
+
+
+def _sampling(config: Config) -> dict[str, Any]:
+    return {**sampling(STEPS[config.halves], SCALE, config), "negative": NEGATIVE}
 
 
 def _config(settings: Mapping[str, Any], source: Source, encoder: TextEncoder, tokenizer: Tokenizer) -> Config:
