@@ -25,6 +25,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "step": "sampling.step",
     "outside": "sampling.outside",
     "training": "training.loss",
+    "parts": "training.parts",
     "guidance": "network.guidance",
     "ceiling": "network.ceiling",
     "pipeline": "pipeline.pipeline",

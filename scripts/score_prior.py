@@ -10,6 +10,7 @@ shuffled captions is the chance.
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --only-sample  # on a GPU
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --minutes 20   # on one core
+    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --best 8
 
 The ways stand in order of worth; the first seed of all of them comes first. After --minutes no other one is begun. What
 is done stands in --work and is not done again: tokens (a few MB for all ways), features. Written are scores.json,
@@ -20,9 +21,10 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,9 @@ import torch
 import vqtool
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
+from vqtool.grids import read_grids
 from vqtool.images import ImageItem, read_images, to_float, to_uint8
-from vqtool.metrics import EfficientNetLite0, extract, frechet, kernel, prdc
+from vqtool.metrics import EfficientNetLite0, extract, frechet, judges, kernel, prdc
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
@@ -56,6 +59,7 @@ class Way:
     null: str | None = None  # what guidance compares with; None is the learned null
     truncation: float = 1.0
     temperature: float = 1.0
+    best: int = 1  # candidates of each picture, of which the prior's likelihood keeps one
 
     @property
     def name(self) -> str:
@@ -63,7 +67,8 @@ class Way:
         null = f"-{self.null}" if self.null else ""
         top = f"-top{self.truncation:g}" if self.truncation < 1 else ""
         warm = f"-t{self.temperature:g}" if self.temperature != 1 else ""
-        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}{warm}-seed{self.seed}"
+        best = f"-best{self.best}" if self.best > 1 else ""
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}{warm}{best}-seed{self.seed}"
 
     @property
     def said(self) -> str:
@@ -71,7 +76,8 @@ class Way:
         null = f", {self.null} null" if self.null else ""
         top = f", truncation {self.truncation:g}" if self.truncation < 1 else ""
         warm = f", temperature {self.temperature:g}" if self.temperature != 1 else ""
-        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}{warm}"
+        best = f", best of {self.best}" if self.best > 1 else ""
+        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}{warm}{best}"
 
 
 def ways(seeds: Sequence[int], calls: int = 16) -> list[Way]:
@@ -101,11 +107,14 @@ def choose_prompts(items: Sequence[ImageItem], num: int, seed: int, styles: Sequ
 
 def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
     """Tokens (N, H, W) of one sample a caption."""
-    with torch.inference_mode():
-        grids = vqtool.sample(
+    judge = judges.build(prior, judges.JudgeOptions(best=way.best), seed=way.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.h5"
+        vqtool.sample_to_file(
             prior,
+            path,
             len(captions),
-            condition=vqtool.condition(prior, captions=captions),
+            captions=captions,
             sampler=way.sampler,
             steps=way.steps,
             cfg_scale=float(way.cfg_scale),
@@ -113,9 +122,11 @@ def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
             truncation=way.truncation,
             temperature=way.temperature,
             seed=way.seed,
+            best=way.best,
+            judge=judge,
             batch_size=BATCH,
         )
-    return grids.numpy().astype(np.uint16)
+        return read_grids(path)[1].tokens.astype(np.uint16)
 
 
 def save(path: Path, array: np.ndarray) -> np.ndarray:
@@ -275,6 +286,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2", help="of the samples (default: 0,1,2)")
     parser.add_argument("--most", type=int, help="measure only so many ways, the most telling (default: all)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no other way is begun after these")
+    parser.add_argument("--best", type=int, help="measure only purity with guidance 3, and the best of so many of it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only-sample", action="store_true", help="write tokens, no scores")
     return parser.parse_args()
@@ -298,6 +310,14 @@ def run(options: argparse.Namespace) -> None:
     captions = [item.captions[0] for name in SETS for item in prompts[name]]
     calls = 8 if math.prod(prior.grid_spec.grid_size) <= SMALL_CELLS else 16
     chosen = [way for seed in options.seeds.split(",") for way in ways([int(seed)], calls)[: options.most]]
+    if options.best:
+        both = [
+            replace(way, best=best, temperature=warmth)
+            for way in chosen[:1]
+            for warmth in (1.0, 0.6)
+            for best in (1, options.best)
+        ]
+        chosen = [replace(way, seed=int(seed)) for seed in options.seeds.split(",") for way in both]
     done: list[Way] = []
     for way in chosen:
         path = work / "tokens" / f"{way.name}.npy"

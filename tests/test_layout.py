@@ -100,6 +100,7 @@ def test_modules_are_documented_short_and_without_assert(path):
             metrics.NAMES,
             {
                 "evaluation",
+                "judges",
                 "likelihood",
                 "plots",
                 "reconstruction",
@@ -109,6 +110,7 @@ def test_modules_are_documented_short_and_without_assert(path):
                 "tokens",
             },
         ),
+        ("metrics/features", metrics.features.NAMES, {"resizing"}),
         ("diffusion/kernels", tuple(kernels.KERNELS), set()),
         ("tokenizers/quantizers", quantizers.NAMES, set()),
     ],

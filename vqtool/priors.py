@@ -270,10 +270,14 @@ def find_prior(named: str | Path | None, *, notify: Notify = ignore) -> str:
     return BUILTIN
 
 
-def fits_builtin(header: GridHeader) -> bool:
-    """Whether there is a built-in prior, and grids of these are of its tokenizer."""
+def fits_builtin(header: GridHeader, *, size: bool = False) -> bool:
+    """Whether there is a built-in prior, and grids of these are of its tokenizer; with `size`, of its size too."""
     path = artifacts.builtin_path(KIND)
-    return path.is_file() and artifacts.read_header(path).parents.get("tokenizer") == header.tokenizer_fingerprint
+    if not path.is_file():
+        return False
+    found = artifacts.read_header(path)
+    is_its_size = tuple(found.config["origin"]["grid_size"]) == header.grid_size
+    return found.parents.get("tokenizer") == header.tokenizer_fingerprint and (is_its_size or not size)
 
 
 def load_prior(path_or_name: str | Path = BUILTIN) -> Prior:

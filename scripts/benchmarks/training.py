@@ -1,5 +1,6 @@
-"""Noise, loss and its gradient of one training step, against the dense formulation."""
+"""Noise, loss and its gradient of one training step, against the dense formulation; and tokens in parts."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from benchmarks import Row, race
 from benchmarks.dense import DenseDiffusion
+from vqtool.denoisers import transformer
 from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import auxiliary, variational_bound
 from vqtool.diffusion.parameterisations import log_probabilities
@@ -63,3 +65,32 @@ def loss(folder: Path, num: int) -> Iterator[Row]:
     dense, fast = race(case.theirs, case.ours, repeats=9)
     figure = f"{dense / fast:.1f}x ({dense * 1e3:.0f} and {fast * 1e3:.1f} ms)"
     yield f"{NAME}, the published dense formulation over ours", figure
+
+
+def parts(folder: Path, num: int) -> Iterator[Row]:
+    """A step's forward and backward pass, and a call without gradient: 16,384 codes whole, and as two parts of 128.
+
+    `transformer` base on two grids of 16x16 tokens, by the processor's clock; the loss is that of an absorbing kernel.
+    """
+    networks, grids = {}, {}
+    for count, codes in ((1, 16384), (2, 128)):
+        config = transformer.Config(codes, (16, 16 * count), 100, num_parts=count, **transformer.SIZES["base"])
+        networks[count] = transformer.Network(config)
+        grids[count] = torch.randint(codes + 1, (2, 16, 16 * count))
+    t = torch.tensor([20, 80])
+
+    def step(count: int) -> None:
+        log_p = networks[count](grids[count], t).log_softmax(-1)
+        loss = -log_p.gather(-1, grids[count].clamp(max=log_p.shape[-1] - 1)[..., None]).mean()
+        torch.autograd.grad(loss, [*networks[count].parameters()], allow_unused=True)
+
+    @torch.no_grad()
+    def call(count: int) -> None:
+        networks[count](grids[count], t).log_softmax(-1)
+
+    sizes = [sum(value.numel() for value in networks[count].parameters()) / 1e6 for count in networks]
+    yield "weights of `transformer` base, K = 16,384, whole and in two parts", f"{sizes[0]:.1f} and {sizes[1]:.1f} M"
+    for name, function in (("training step", step), ("call", call)):
+        whole, apart = race(lambda f=function: f(1), lambda f=function: f(2), repeats=3, clock=time.process_time)  # type: ignore[misc]
+        figure = f"{whole / apart:.1f}x ({whole * 500:.0f} and {apart * 500:.0f} ms a grid)"
+        yield f"{name} of it, whole over two parts", figure

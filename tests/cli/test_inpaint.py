@@ -248,19 +248,59 @@ def test_a_picture_keeps_its_size_and_all_pixels_outside_of_the_mask(vqtool, pho
     assert (soft[:, near & ~mask] != old[:, near & ~mask]).any()
 
 
-def test_transparent_pixels_come_back_white_and_that_is_told(vqtool, photo):
-    (old,) = read_pixels("photo")
+MODES = {"grey": "L", "dim": "LA", "clear": "RGBA", "palette": "P"}  # of pictures by their names
+
+
+@pytest.fixture
+def modes(photo):
+    """Pictures as files have them: grey, with opacity, of a palette; of the second and third a half is transparent."""
     opacity = np.full((90, 130), 255, np.uint8)
     opacity[:30], opacity[30:40] = 0, 128
-    Image.fromarray(np.concatenate([old, opacity[None]]).transpose(1, 2, 0)).save("photo/01.png")
-    Image.fromarray(np.concatenate([old, np.full_like(opacity, 255)[None]]).transpose(1, 2, 0)).save("photo/02.png")
-    result = vqtool("inpaint", "photo", "-m", "box:60,5,9,9", "--steps", 2, "-o", "out")
-    assert "1 of 3 pictures (01) have transparent pixels, which come back white" in result.err
-    plain, clear, opaque = read_pixels("out")
-    assert (clear[:, :30] == 255).all()
-    assert np.abs(clear[:, 30:40] - (old[:, 30:40] * (128 / 255) + 127)).max() <= 1
-    assert np.array_equal(clear[:, 69:], old[:, 69:])
-    assert np.array_equal(plain[:, :60], opaque[:, :60])
+    for name, mode in MODES.items():
+        image = Image.open("photo/00.png").convert(mode)
+        if "A" in mode:
+            image.putalpha(Image.fromarray(opacity))
+        image.save(f"photo/{name}.png")
+    return photo
+
+
+def own_pixels(path):
+    """(height, width, C) as Pillow reads the file; of a palette the colours."""
+    with Image.open(path) as image:
+        return np.atleast_3d(np.asarray(image.convert("RGB") if image.mode == "P" else image))
+
+
+def test_pictures_keep_their_greys_and_opacity_outside_of_the_mask(vqtool, modes):
+    result = vqtool("inpaint", "photo", "-m", "box:20,5,40,9", "--steps", 2, "-n", 2, "-o", "out")
+    assert result.code == 0, result.err
+    assert "2 of 5 pictures (clear, ...) have transparent pixels, which the prior sees as white" in result.err
+    mask = np.zeros((90, 130), bool)
+    mask[20:60, 5:14] = True
+    for name in MODES:
+        old = own_pixels(f"photo/{name}.png")
+        variants = list((modes / "out").glob(f"{name}*.png"))
+        assert len(variants) == 2
+        for variant in variants:
+            new = own_pixels(variant)
+            assert new.shape == old.shape, name
+            assert np.array_equal(new[~mask], old[~mask])
+            assert (new[mask] != old[mask]).any()
+            if old.shape[2] in (2, 4):
+                assert (new[mask, -1] == 255).all()
+
+
+def test_opacity_goes_through_pipes_and_on_larger_canvases(vqtool, modes, tokenizer_path):
+    line = "$vqtool inpaint photo/clear.png -m box:60,5,9,9 --steps 2 | $vqtool decode -o out"
+    assert shell(line, modes).code == 0
+    old, new = own_pixels("photo/clear.png"), own_pixels("out/clear.png")
+    assert np.array_equal(new[:60], old[:60])
+    assert vqtool("outpaint", "photo/clear.png", "--left", "20px", "--steps", 2, "-o", "wide.png").code == 0
+    wide = own_pixels("wide.png")
+    assert wide.shape == (90, 150, 4)
+    assert np.array_equal(wide[:, 20:], old)
+    assert (wide[:, :20, 3] == 255).all()
+    assert vqtool("vary", "photo", "--strength", 0.5, "--steps", 2, "-o", "sheet.png").code == 0
+    assert own_pixels("sheet.png").shape[2] == 3
 
 
 def test_pictures_go_through_the_pipe_as_pictures_with_the_caption_that_was_drawn(vqtool, photo, tokenizer_path):

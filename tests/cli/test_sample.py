@@ -56,6 +56,22 @@ def test_the_file_holds_what_the_library_draws_and_says_how_it_was_made(folder):
     assert "4 network calls a grid" in result.stderr
 
 
+def test_the_best_of_several_candidates_is_among_them_and_what_cannot_be_judged_is_one_line(folder):
+    result = run("-n", 2, "--steps", 2, "--best", 3, "--judge-times", 2, "-o", "best.h5")
+    assert "best of 3 by likelihood: a grid takes the calls of 3, and 6 to judge them" in result.stderr
+    assert "12 network calls a grid" in result.stderr
+    run("-n", 6, "--steps", 2, "-o", "all.h5")
+    kept, candidates = (read_grids(name)[1].tokens for name in ("best.h5", "all.h5"))
+    assert all((candidates[3 * i : 3 * i + 3] == kept[i]).all((1, 2)).any() for i in (0, 1))
+    run("-n", 2, "--steps", 2, "--best", 3, "--dry-run")
+    for options, words in (
+        (("--judge", "features"), "error: --judge is about candidates to choose from: give --best 2 or more"),
+        (("--best", 2, "--judge", "text", "--judge-with", "x"), "error: --judge text compares pictures with captions"),
+        (("--best", 2, "--judge", "features", "--judge-with", "none"), "error: none: no such file"),
+    ):
+        assert run(*options, "-o", "y.h5", code=1).stderr.splitlines()[-1].startswith(words)
+
+
 def test_without_a_prior_in_the_folder_the_built_in_one_is_used_and_told(builtin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = random_prior(kind="caption").save(builtin / "prior.safetensors")

@@ -585,7 +585,11 @@ def test_a_training_from_nothing_says_that_the_built_in_prior_would_be_quicker_w
         write_grids("other.h5", None)
     result = vqtool("train-prior", "tok.h5" if is_its_tokenizer else "other.h5", *SHORT)
     assert result.code == 0, result.err
-    assert ("--from builtin` would be quicker" in result.err) == is_its_tokenizer
+    assert ("the built-in prior knows these tokens: --from builtin would be quicker" in result.err) == is_its_tokenizer
     assert result.err.index("reading") < result.err.index("a run of") < result.err.index("wrote")
     tuned = vqtool("train-prior", "--from", "builtin", "tok.h5", "--steps", 2, "-o", "tuned.safetensors")
     assert (tuned.code, "would be quicker" in tuned.err) == (0, False), tuned.err
+    if is_its_tokenizer:  # without a word of a new network, it is what few grids begin with
+        alone = vqtool("train-prior", "--steps", 2, "-o", "alone.safetensors")
+        assert "fewer than 2,000 grids teach a new one little (--from none begins a new one)" in alone.err
+        assert load_prior("alone.safetensors").fingerprint == load_prior("tuned.safetensors").fingerprint

@@ -14,7 +14,8 @@ from PIL import Image
 
 from vqtool.errors import FormatError
 from vqtool.images.pixels import FORMATS as READ_FORMATS
-from vqtool.images.pixels import fit_pixels, read_mask, read_pixels
+from vqtool.images.pixels import fit_pixels, put_on_white, read_mask, read_own_pixels, read_pixels, to_grey
+from vqtool.images.preview import png_bytes
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -26,7 +27,10 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def read(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    return read_pixels(io.BytesIO(data), size)
+    pixels = read_pixels(io.BytesIO(data), size)
+    if size is None:  # of any file that is read here, channels of its own make the same picture on white
+        assert np.array_equal(put_on_white(read_own_pixels(io.BytesIO(data))), pixels)
+    return pixels
 
 
 def read_or_none(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray | None:
@@ -125,6 +129,35 @@ def test_a_colour_key_is_transparent_in_grey_and_rgb() -> None:
     assert [pixel(grey, 0, i) for i in range(2)] == [WHITE, (9, 9, 9)]
     rgb = read(make_png(2, 1, 8, 2, bytes([0, *RED, *BLUE]), chunk(b"tRNS", b"\x00\xff\x00\x00\x00\x00")))
     assert [pixel(rgb, 0, i) for i in range(2)] == [WHITE, BLUE]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 2), ("RGB", 3), ("P", 3), ("RGBA", 4)])
+def test_an_image_can_be_read_in_channels_of_its_own_and_comes_back_so(mode: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    if mode == "LA":
+        image = Image.fromarray(values[..., :2])
+    else:
+        image = Image.fromarray(values if mode == "RGBA" else values[..., :3]).convert(mode)
+    own = read_own_pixels(io.BytesIO(encode(image, "PNG")))
+    assert own.shape == (channels, 5, 7)
+    expected = np.asarray(image.convert({"1": "L", "P": "RGB"}.get(mode, mode))).reshape(5, 7, channels)
+    assert np.array_equal(own.transpose(1, 2, 0), expected)
+    assert np.array_equal(read_own_pixels(io.BytesIO(png_bytes(own))), own)
+    read(encode(image, "PNG"))
+
+
+def test_a_palette_or_colour_key_of_transparent_pixels_has_opacity() -> None:
+    key = make_png(2, 1, 8, 0, b"\x00\x07\x09", chunk(b"tRNS", b"\x00\x07"))
+    assert read_own_pixels(io.BytesIO(key)).tolist() == [[[7, 9]], [[0, 255]]]
+    palette = chunk(b"PLTE", bytes([*RED, *GREEN, *BLUE]))
+    image = make_png(3, 1, 8, 3, b"\x00\x00\x01\x02", palette, chunk(b"tRNS", bytes([255, 0, 51])))
+    assert read_own_pixels(io.BytesIO(image))[3].tolist() == [[255, 0, 51]]
+
+
+def test_lightness_of_grey_is_the_grey() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    assert np.array_equal(to_grey(put_on_white(grey)), grey)
+    assert to_grey(np.array([[[255]], [[0]], [[0]]], np.uint8)).tolist() == [[[76]]]  # .299
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:

@@ -227,7 +227,12 @@ def test_a_fine_tuning_of_an_imported_generator_lowers_its_bound(tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "num_codes", "message"),
     [
-        ({"num_parts": 2}, 256, "`num_parts` 2: the denoiser transformer has no parts, maskbit has"),
+        (
+            {"denoiser": "vq-diffusion", "num_parts": 2},
+            256,
+            "the denoiser vq-diffusion has no parts, transformer and maskbit have",
+        ),
+        ({"num_parts": 3}, 256, "a codebook of 256 codes is not made of so many parts"),
         ({"denoiser": "maskbit", "num_parts": 3}, 256, "a codebook of 256 codes is not made of so many parts"),
         ({"denoiser": "maskbit"}, 250, "a codebook of 250 codes is not made of so many parts"),
     ],

@@ -12,6 +12,8 @@ from vqtool import interop
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop import Options, read_source
 from vqtool.interop.pickles import read_pickle
+from vqtool.priors import load_prior
+from vqtool.tokenizers import load_tokenizer
 from vqtool.tokenizers.quantizers import nearest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -180,3 +182,25 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(tmp_path):
     (tmp_path / "m.pt").write_bytes(data)
     with pytest.raises(FormatError, match=r"m\.pt: .*Bad CRC-32"):
         read_source(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_stay_so_on_disk_and_are_the_same_numbers(dtype, tmp_path):
+    """A whole pipeline: prior, tokenizer and text encoder take half the space, and are computed in float32."""
+    shutil.copytree(GOLDEN / "meissonic-pipeline", tmp_path / "p")
+    for file in (tmp_path / "p").rglob("*/*.safetensors"):
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    list(interop.convert(tmp_path / "p", tmp_path / "short.safetensors"))
+    list(interop.convert(GOLDEN / "meissonic-pipeline", tmp_path / "long.safetensors"))
+    for part in ("", ".tokenizer", ".text-encoder"):
+        short, long = (load_file(tmp_path / f"{name}{part}.safetensors") for name in ("short", "long"))
+        weights = [name for name in short if not name.startswith(("kernel.", "condition.", "captions."))]
+        floats = [name for name in weights if short[name].is_floating_point() and name != "codebook"]
+        assert len(floats) > 10
+        assert all(short[name].element_size() == 2 for name in floats)
+        for name in floats:
+            assert torch.equal(short[name].float(), long[name].float().to(dtype).float())
+    prior = load_prior(tmp_path / "short.safetensors")
+    assert {value.dtype for value in prior.denoiser.state_dict().values()} == {torch.float32}
+    tokenizer = load_tokenizer(tmp_path / "short.tokenizer.safetensors")
+    assert tokenizer.decode(torch.zeros(1, 4, 4, dtype=torch.int64)).isfinite().all()

@@ -22,6 +22,7 @@ from vqtool.interop.pickles import read_pickle
 from vqtool.tokenizers import Tokenizer, load_tokenizer, magvit2, maskgit, save_tokenizer
 from vqtool.tokenizers.quantizers import nearest
 from vqtool.tokenizers.vqgan import VqganConfig
+from vqtool.training.tokenizer import train_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SOURCES = {  # fixture -> file or folder in it, format, whether its images are in [0, 1]
@@ -718,3 +719,37 @@ def test_eight_bit_images_survive_the_border_of_a_network_between_0_and_1():
     assert (seen[0].min(), seen[0].max()) == (0, 1)
     tokenizer.decoder.conv_out.register_forward_hook(lambda *_: seen[0])
     assert (to_uint8(tokenizer.decode(torch.zeros(1, 8, 8, dtype=torch.int64))) == to_uint8(images)).all()
+
+
+# Training on
+
+
+TRAINED = {
+    name: SOURCES[name][0] for name in ("om-maskgit-vqgan", "mb-vqgan-plus", "magvit2-tokenizer", "showo-tokenizer")
+}
+TRAINED |= {"titok-tokenizer": "legacy", "titok-tokenizer/rgb": ""}
+
+
+@pytest.mark.parametrize("fixture", TRAINED)
+def test_training_goes_on_with_an_imported_tokenizer_and_lowers_its_loss(fixture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("imgs"), 4)
+    list(interop.convert(GOLDEN / fixture / TRAINED[fixture], "old.safetensors"))
+    losses = []
+    train_tokenizer(
+        "imgs", "new.safetensors", from_="old.safetensors", size=16, steps=6, batch_size=4, learning_rate=1e-3,
+        flip=False, report=lambda step, metrics: losses.append(float(metrics["loss"])),
+    )  # fmt: skip
+    old, new = (load_tokenizer(f"{name}.safetensors") for name in ("old", "new"))
+    assert losses[-1] < losses[0]
+    assert (new.config, new.lookup) == (old.config, old.lookup)
+    grid = torch.zeros(1, *old.grid_size((16, 16)), dtype=torch.int64)
+    assert not torch.equal(old.decode(grid), new.decode(grid))
+
+
+def test_a_tokenizer_of_one_size_is_trained_on_that_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("imgs"), 2)
+    list(interop.convert(GOLDEN / "titok-tokenizer" / "rgb", "old.safetensors"))
+    with pytest.raises(VqtoolError, match="images of 32x32 do not fit this tokenizer, which knows those of 16x16"):
+        train_tokenizer("imgs", "new.safetensors", from_="old.safetensors", size=32, steps=1)

@@ -1,6 +1,7 @@
 """Priors that go on learning: what is predicted at first, what learns and what stays, and what is refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -368,3 +369,44 @@ def test_learning_rates_are_those_of_the_nearest_size_and_lower_where_all_learns
     network = random_prior().denoiser
     assert tuning.choose_tuning_rate("transformer", network, small=True) == 1.5e-3
     assert tuning.choose_tuning_rate("transformer", network, small=False) == pytest.approx(4.5e-4)
+
+
+@pytest.fixture
+def known(builtin):
+    """A built-in prior of captions, and grids of its tokenizer and size."""
+    random_prior("transformer", "caption").save(builtin / "prior.safetensors")
+    return header()
+
+
+def test_few_grids_that_the_built_in_prior_knows_go_on_with_it(known, monkeypatch):
+    told = []
+    begins = partial(tuning.begins_with_builtin, known, given={}, notify=told.append)
+    assert all(map(begins, (batch(), batch(captions=CAPTIONS), batch(["a"] * 8), batch(list("abcdefgh")))))
+    assert all("goes on learning" in line and "`from_` none begins a new one" in line for line in told)
+    for given in ({"condition": "caption"}, {"dropout": 0.1, "lora": 2}, {"condition": "auto", "kernel": None}):
+        assert begins(batch(captions=CAPTIONS), given=given)
+    told.clear()
+    assert not begins(batch(["a", "b"] * 4))  # it knows no classes
+    for given in ({"size": "tiny"}, {"kernel": "absorbing"}, {"condition": "none"}, {"vocabulary_size": 300}):
+        assert not begins(batch(captions=CAPTIONS), given=given)
+    assert not begins(batch(), given={"condition": "class"})
+    monkeypatch.setattr(tuning, "FEW", 8)
+    assert not begins(batch())
+    assert told == ["the built-in prior knows these tokens: `from_` builtin would be quicker"] * 7
+
+
+def test_other_grids_do_not_begin_with_the_built_in_prior(known):
+    told = []
+    begins = partial(tuning.begins_with_builtin, batch=batch(), given={}, notify=told.append)
+    assert not begins(header(fingerprint="beef" * 4))
+    assert told == []
+    assert not begins(header(size=(3, 4)))
+    assert "would be quicker" in told[0]
+
+
+def test_a_run_goes_on_with_what_it_began_with(known, monkeypatch):
+    begins = partial(tuning.begins_with_builtin, batch=batch(), given={})
+    assert not begins(known, begun={"kernel": "absorbing"})
+    monkeypatch.setattr(tuning, "FEW", 8)
+    assert begins(known, begun={"from_": "feed" * 4})
+    assert not begins(header(fingerprint="beef" * 4), begun={"from_": "feed" * 4})

@@ -1,11 +1,12 @@
 """`vqtool sample`: prior -> token grids."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vqtool.cli.console import echo, progress
+from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import Captions, Device, Force, Labels, PriorArgument, RareTokenizer, Resume, ResumeAuto, Seed
@@ -39,6 +40,7 @@ def sample(
     force: Force = False,
     purity: Purity = False,
     how: SamplingFlags,
+    judged: Annotated[dict[str, Any], FlagGroup.of_file("metrics/judges.py", "JudgeOptions", panel=METHOD)],
     seed: Seed = 0,
     grid_size: Annotated[
         str | None,
@@ -66,25 +68,31 @@ def sample(
 
         cat prompts.txt | vqtool sample --captions - | vqtool decode -o preview.png
 
+        vqtool sample --caption "a red apple" --cfg-scale 3 --purity --best 8 | vqtool decode -o best.png
+
         vqtool sample -n 50000 -o many.h5 --resume auto
 
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
     from vqtool.distributed import choose_device
     from vqtool.images import parse_size
+    from vqtool.metrics import judges
     from vqtool.samplers.runs import sample_to_file
 
     how = sampling_arguments(how, purity)
     if grid_size is not None:
         how["grid_size"] = parse_size(grid_size, "--grid", "cells")
     model = load_named_prior(prior).to(choose_device(device))
+    choice = judges.JudgeOptions(**judged)
     texts = text_arguments(model, labels, captions, captions_file)
     if num is None:
         num = sum(len(named or ()) for named in texts.values()) or DEFAULT_NUM
     how |= texts | {
         "start": start,
         "seed": seed,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer if "trajectory" in how or choice.judge == "likelihood" else None,
+        "best": choice.best,
+        "judge": judges.build(model, choice, seed=seed, tokenizer=tokenizer, progress=progress),
         "resume": resume_auto or resume,
         "force": force,
     }

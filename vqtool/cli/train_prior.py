@@ -28,7 +28,10 @@ OPTIONS = (
 def train_prior(
     grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("tok.h5"),
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
-    from_: Annotated[str | None, typer.Option("--from", help="Prior to begin with: a file, or 'builtin'.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", help="Prior to begin with: a file, builtin, or none for a new one."),
+    ] = None,
     *,
     options: Annotated[dict[str, Any], OPTIONS],
     tokenizer: Annotated[
@@ -52,6 +55,7 @@ def train_prior(
     than 10 minutes on a CPU or 30 on a GPU. The prior is written eight times a run or more: what is stopped can be
     sampled, and --resume goes on, with other --steps or --minutes too. With --from a prior goes on learning: its
     network, vocabulary and kernel stay, classes and conditions that it lacks are added, and the learning rate is lower.
+    The built-in one does so by itself with fewer than 2,000 grids of its own, unless options ask for a new one.
 
     Examples:
 
@@ -67,7 +71,7 @@ def train_prior(
 
         vqtool train-prior --from prior.safetensors --train null --steps 200 -o guided.safetensors
     """
-    echo(f"reading {grids}")  # importing the rest takes seconds
+    echo(f"reading {grids}, and PyTorch, which takes some seconds")
     from vqtool.training.prior import train_prior
 
     train_prior(

@@ -10,6 +10,9 @@ with (s, b, g) linear in an embedding of time + class (+ the mean of the caption
 fresh network predicts all tokens with equal probability. Captions pass a small encoder once a sample; null conditions
 are learned rows of the same tables.
 
+With `num_parts` G a token is G parts, each masked on its own: a cell's embedding is the sum of those of its parts, and
+each part has a head of its own. A codebook of 2^14 codes then has two heads and tables of 128, not of 16,384.
+
 The size "light" is for small files: of the 22 * width^2 weights of a block with captions it keeps 15. One linear map
 makes (s, b, g) for all blocks, and each adds numbers of its own; embedding and head share one table of `token_width`
 numbers a token, with a map into the network and one out of it; the text encoder is `caption_width` wide.
@@ -56,8 +59,8 @@ PAD, NULL = 0, 1  # the caption tokens that is not attended to, and that stands 
 class Config:
     """What a transformer denoiser is built from."""
 
-    codebook_size: int
-    grid_size: tuple[int, int]  # (H, W) cells of the training grids
+    codebook_size: int  # of a part
+    grid_size: tuple[int, int]  # (H, G W) parts of the training grids
     num_steps: int  # T
     num_layers: int
     width: int
@@ -71,8 +74,11 @@ class Config:
     caption_width: int = 0  # of the text encoder; 0: that of the network
     shared_modulation: bool = False  # whether one linear map makes scales, shifts and gates for all blocks
     dropout: float = 0.0  # share of what a block adds that is left out in training
+    num_parts: int = 1  # G, of a token
 
     def __post_init__(self) -> None:
+        if self.num_parts < 1 or self.grid_size[1] % self.num_parts:
+            raise ValueError(f"rows of {self.grid_size[1]} parts are not made of {self.num_parts} each")
         for width in (self.width, self.caption_width):
             if not self.num_heads or width % self.num_heads:
                 raise ValueError(f"a width of {width} cannot be shared by {self.num_heads} heads")
@@ -203,11 +209,11 @@ class Network(Denoiser):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        width, token_width = config.width, config.token_width
-        self.tokens = nn.Embedding(config.codebook_size + 1, token_width or width)  # the last row is the mask
+        width, token_width, parts = config.width, config.token_width, config.num_parts
+        self.tokens = nn.Embedding(parts * (config.codebook_size + 1), token_width or width)  # the last row is the mask
         self.enter = nn.Linear(token_width, width) if token_width else None
         self.rows = nn.Parameter(torch.zeros(config.grid_size[0], width))
-        self.columns = nn.Parameter(torch.zeros(config.grid_size[1], width))
+        self.columns = nn.Parameter(torch.zeros(config.grid_size[1] // parts, width))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         self.text = _TextEncoder(config) if config.vocabulary_size else None
@@ -216,7 +222,8 @@ class Network(Denoiser):
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_modulation else None
         self.modulation = _modulation(config, 2)
         self.leave = nn.Linear(width, token_width) if token_width else None
-        self.head = _Bias(config.codebook_size) if token_width else nn.Linear(width, config.codebook_size)
+        num_logits = parts * config.codebook_size
+        self.head = _Bias(num_logits) if token_width else nn.Linear(width, num_logits)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -237,6 +244,11 @@ class Network(Denoiser):
         for layer in zeroed:
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
+
+    @torch.no_grad()
+    def set_frequencies(self, frequencies: Tensor) -> None:
+        """Make a fresh network predict these shares of the codes of all parts, (K,): see `Denoiser`."""
+        self.head.bias.copy_(frequencies.log().repeat(self.config.num_parts))
 
     @property
     def null_weights(self) -> tuple[tuple[str, int | None], ...]:
@@ -278,22 +290,39 @@ class Network(Denoiser):
         conditioning = F.silu(conditioning)
         if self.shared_modulation is not None:
             conditioning = self.shared_modulation(conditioning)
-        height, width = x_t.shape[1:]
-        x = self.tokens(x_t) if self.enter is None else self.enter(self.tokens(x_t))
-        x = x + _resized(self.rows, height)[:, None] + _resized(self.columns, width)
+        parts = self.config.num_parts
+        x = self._embed_tokens(x_t)
+        x = x + _resized(self.rows, x.shape[1])[:, None] + _resized(self.columns, x.shape[2])
         x = x.flatten(1, 2)  # (B, H * W, D)
         for number, block in enumerate(self.blocks):
             x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask)
         if cells is not None:
-            x = pick(x, cells)
+            x = pick(x, cells // parts)
         scale, shift = self.modulation(conditioning).chunk(2, dim=-1)
-        logits = self._find_logits(_modulate(self.norm(x), scale, shift))
-        return logits if cells is not None else logits.view(len(x_t), height, width, -1)
+        logits = self._find_logits(_modulate(self.norm(x), scale, shift))  # (B, H * W or n, G K)
+        if cells is None:
+            return logits.view(*x_t.shape, -1)
+        if parts == 1:
+            return logits
+        own = (cells % parts)[..., None, None].expand(-1, -1, 1, self.config.codebook_size)
+        return logits.view(*cells.shape, parts, -1).gather(2, own)[:, :, 0]
+
+    def _embed_tokens(self, x_t: Tensor) -> Tensor:
+        """(B, H, W, D), of (B, H, G W) parts."""
+        parts = self.config.num_parts
+        if parts == 1:
+            x = self.tokens(x_t)
+        else:
+            first = torch.arange(parts, device=x_t.device) * (self.config.codebook_size + 1)  # row of each part's table
+            x = self.tokens(x_t.reshape(*x_t.shape[:2], -1, parts) + first).sum(-2)
+        return x if self.enter is None else self.enter(x)  # type: ignore[no-any-return]
 
     def _find_logits(self, x: Tensor) -> Tensor:
         if self.leave is None:
             return self.head(x)  # type: ignore[no-any-return]
-        return F.linear(self.leave(x), self.tokens.weight[:-1], self.head.bias)
+        table = self.tokens.weight
+        tables = table.view(self.config.num_parts, -1, table.shape[-1])[:, :-1]  # without the masks
+        return F.linear(self.leave(x), tables.flatten(0, 1), self.head.bias)
 
     def _embed_time(self, t: Tensor) -> Tensor:
         half = self.config.width // 2

@@ -77,21 +77,6 @@ def read_size(file: BinaryIO) -> tuple[int, int]:
         return (height, width) if is_turned else (width, height)
 
 
-def has_transparent_pixels(file: BinaryIO) -> bool:
-    """Whether an encoded image has pixels that are not opaque; it is decoded only if its header allows some.
-
-    Raises:
-        FormatError: as `read_pixels`.
-    """
-    with _explained():
-        image = _open(file)
-        if not image.has_transparency_data:
-            return False
-        check_num_pixels(image.height, image.width)
-        opacity: NDArray[np.uint8] = np.asarray(image.convert("RGBA").getchannel("A"))
-        return int(opacity.min()) < 255
-
-
 def read_pixels(file: BinaryIO, size: tuple[int, int] | None, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image.
 
@@ -107,13 +92,64 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None, fit: str = "crop")
         FormatError: whatever is wrong with the image; the message does not name the file.
     """
     with _explained():
-        image = _open(file)
-        is_jpeg = image.format in ("JPEG", "MPO")
-        check_num_pixels(image.height, image.width, 2 if is_jpeg else 1)  # as Pillow itself has it for all
-        if is_jpeg:
-            image.draft(None, _draft_size(image, size))
-        image.load()
-        return _fit(_over_white(_turn_upright(image)), size, fit)
+        return _fit(_over_white(_decode(file, size)), size, fit)
+
+
+def read_own_pixels(file: BinaryIO) -> NDArray[np.uint8]:
+    """Decode an image in channels of its own: grey or colour, with opacity if it has some; 8 bits each.
+
+    Returns:
+        (C, height, width) uint8, C = 1 (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGB, opacity).
+
+    Raises:
+        FormatError: as `read_pixels`.
+    """
+    with _explained():
+        image = _decode(file, None)
+        is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+        if image.has_transparency_data and not image.mode.startswith("I"):
+            own = image.convert("LA" if is_grey else "RGBA")
+        else:
+            own = _over_white(image).convert("L" if is_grey else "RGB")
+        return _channels_first(np.asarray(own, dtype=np.uint8))
+
+
+def put_on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, height, width) RGB of what `read_own_pixels` gives: what `read_pixels` makes of the same file."""
+    return pixels if len(pixels) == 3 else _channels_first(np.asarray(_over_white(to_pillow(pixels))))
+
+
+def to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Pixels (C, height, width) of 1 to 4 channels as `read_own_pixels` gives them.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if pixels.ndim != 3 or not 1 <= len(pixels) <= 4 or pixels.dtype != np.uint8:
+        raise ValueError(f"expected (C, h, w) uint8 of 1 to 4 channels, not {pixels.shape} {pixels.dtype}")
+    last = pixels.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(last[..., 0] if len(pixels) == 1 else last))
+
+
+def to_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(1, height, width): the lightness of RGB (3, height, width); of grey the same number."""
+    return _channels_first(np.asarray(to_pillow(pixels).convert("L")))
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(height, width) or (height, width, C) -> (C, height, width)."""
+    return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+
+
+def _decode(file: BinaryIO, size: tuple[int, int] | None) -> Image.Image:
+    """An upright image; a JPEG no smaller than the size asks for."""
+    image = _open(file)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    check_num_pixels(image.height, image.width, 2 if is_jpeg else 1)  # as Pillow itself has it for all
+    if is_jpeg:
+        image.draft(None, _draft_size(image, size))
+    image.load()
+    return _turn_upright(image)
 
 
 @contextlib.contextmanager
@@ -167,7 +203,7 @@ def _fit(image: Image.Image, size: tuple[int, int] | None, fit: str) -> NDArray[
     """Bring an RGB image to (height, width); -> (3, height, width) uint8."""
     if size is not None and size != (image.height, image.width):
         image = {"crop": _cover, "pad": _surround, "stretch": _resize}[fit](image, *size)
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+    return _channels_first(np.asarray(image, dtype=np.uint8))
 
 
 def _cover(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vqtool.errors import VqtoolError
+from vqtool.images.pixels import to_pillow
 from vqtool.outputs import atomic_path
 
 _CELL = 128  # pixels that the longer side of a small picture is magnified to, about
@@ -103,14 +104,14 @@ def comparison_grid(
 
 
 def png_bytes(image: NDArray[np.uint8] | Image.Image) -> bytes:
-    """Encode (3, h, w) uint8, or a preview, as PNG."""
+    """Encode (C, h, w) uint8 of 1 to 4 channels, or a preview, as PNG."""
     buffer = io.BytesIO()
     _to_pillow(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 
 def save_image(image: NDArray[np.uint8] | Image.Image, path: str | Path, *, force: bool = False) -> None:
-    """Write (3, h, w) uint8, or a preview, as a PNG file: whole or not at all.
+    """Write (C, h, w) uint8 of 1 to 4 channels, or a preview, as a PNG file: whole or not at all.
 
     Raises:
         VqtoolError: the file exists, and not `force`.
@@ -174,11 +175,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> Image.Image:
 
 
 def _to_pillow(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected (3, h, w) uint8, not {image.shape} {image.dtype}")
-    return Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    return image if isinstance(image, Image.Image) else to_pillow(image)
 
 
 @cache

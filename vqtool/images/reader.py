@@ -13,16 +13,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.captions import join_captions
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.pixels import fit_pixels, has_transparent_pixels, read_pixels
+from vqtool.images.pixels import fit_pixels, read_own_pixels, read_pixels
 from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
 from vqtool.images.sources.options import DEFAULTS
@@ -147,26 +148,34 @@ def read_image(item: ImageItem, size: tuple[int, int] | None, fit: str = "crop")
     Raises:
         FormatError: the image cannot be read; names it and says why.
     """
+    return _read(item, partial(fit_pixels, size=size, fit=fit), partial(read_pixels, size=size, fit=fit))
+
+
+def read_original(item: ImageItem) -> NDArray[np.uint8]:
+    """Read one image in channels of its own, (C, height, width) uint8: see `pixels.read_own_pixels`.
+
+    Raises:
+        FormatError: as `read_image`.
+    """
+    return _read(item, partial(fit_pixels, size=None), read_own_pixels)
+
+
+def _read(
+    item: ImageItem,
+    from_array: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    from_file: Callable[[BinaryIO], NDArray[np.uint8]],
+) -> NDArray[np.uint8]:
     try:
         raw = item.origin.open()
         if isinstance(raw, np.ndarray):
-            return fit_pixels(raw, size, fit)
+            return from_array(raw)
         with raw:
-            return read_pixels(raw, size, fit)
+            return from_file(raw)
     except FormatError as error:
         text = str(error)
         raise FormatError(text if text.startswith(item.location) else f"{item.location}: {text}") from error
     except OSError as error:
         raise FormatError(f"{item.location}: cannot be read: {error.strerror or error}") from error
-
-
-def is_transparent(item: ImageItem) -> bool:
-    """Whether an image that can be read has pixels that are not opaque, which `read_image` puts on white."""
-    raw = item.origin.open()
-    if isinstance(raw, np.ndarray):
-        return False
-    with raw:
-        return has_transparent_pixels(raw)
 
 
 def read_batches(

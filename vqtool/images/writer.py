@@ -22,7 +22,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids.batch import clean_text
 from vqtool.images.naming import UniqueNames
-from vqtool.images.pixels import check_images, fit_pixels
+from vqtool.images.pixels import check_images, fit_pixels, put_on_white
 from vqtool.images.preview import png_bytes, preview_grid, save_image
 from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
@@ -69,7 +69,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
         """Add pictures.
 
         Args:
-            images: (B, 3, h, w).
+            images: (B, C, h, w): RGB, or of channels as `pixels.read_own_pixels` gives them.
             ids: one a picture; names are made from them.
             labels: one a picture, "" where unknown.
             captions: one a picture, "" where unknown; several of them as `captions.join_captions` joins them.
@@ -257,7 +257,8 @@ class PreviewWriter(ImageWriter):
 
 
 def _alike(images: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
-    """Images of one size: those of several are put whole on white squares."""
+    """Images of one size, RGB: those of several are put whole on white squares."""
+    images = [put_on_white(image) for image in images]
     if len({image.shape for image in images}) == 1:
         return images
     side = min(_PREVIEWED, max(max(image.shape) for image in images))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, int8, int16, int32, int64, nn, uint8
+from torch import Tensor, bfloat16, float16, int8, int16, int32, int64, nn, uint8
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.interop.pickles import read_pickle
@@ -214,10 +214,13 @@ def fill(
     return made
 
 
-def _mapped(build: Callable[[], Module], wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Module:
-    """A network that uses tensors as they are: they are written to a file before the source can change."""
+def _mapped(build: Callable[[], Module], wanted: Mapping[str, Tensor], found: dict[str, Tensor]) -> Module:
+    """A network that uses tensors as they are, of 16 bits too: they are written to a file before the source changes."""
     made = bare(build)
-    made.load_state_dict({name: found[name].to(value.dtype) for name, value in wanted.items()}, assign=True)
+    for name, value in wanted.items():
+        if found[name].dtype not in (float16, bfloat16):
+            found[name] = found[name].to(value.dtype)
+    made.load_state_dict(found, assign=True)
     return made
 
 

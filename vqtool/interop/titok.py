@@ -246,7 +246,8 @@ def _split_rows(tensors: Mapping[str, Tensor], config: generators.Config, source
     name = "model.embeddings.token_type_embeddings.weight"
     if name not in found:
         raise FormatError(f"{source.path}: 1 tensors are missing: {name}")
-    found["positions"] = found.pop("model.embeddings.position_embeddings.weight") + found.pop(name)[0]
+    places = found.pop("model.embeddings.position_embeddings.weight").float()
+    found["positions"] = places + found.pop(name)[0].float()
     return found
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.images.pixels import find_fit
+from vqtool.images.pixels import find_fit, put_on_white, to_grey
 from vqtool.samplers._changes import Wanted, check_array, parse_sides
 from vqtool.samplers._windows import Picture, Size, Window, canvas_window, scale_of, whole_window, window_around
 from vqtool.samplers.masks import Mask, spread, to_cells
@@ -20,6 +20,7 @@ class Framed:
     """A picture and its window."""
 
     picture: Picture  # on its larger canvas, if it is enlarged
+    own: NDArray[np.uint8]  # (C, height, width): the same in channels of its own
     window: Window
     mask: NDArray[np.bool_] | None  # (height, width) of the picture; None where all of it may change
     cells: NDArray[np.bool_]  # (H, W) of the window that are drawn again
@@ -55,29 +56,44 @@ class Framing:
     def _factor(self) -> int:
         return self._known[0] // self.header.grid_size[0]
 
-    def frame(self, picture: Picture, number: int) -> Framed:
-        """A picture (3, height, width) as it is edited, by its number in the run.
+    def frame(self, own: NDArray[np.uint8], number: int) -> Framed:
+        """A picture as it is edited, by its number in the run.
+
+        Args:
+            own: (C, height, width) in channels of its own, as `read_original` gives it; the prior sees it on white.
+            number: of the picture.
 
         Raises:
             VqtoolError: the mask does not fit it.
         """
+        picture = put_on_white(own)
         if not self.header.has_places:
             window = whole_window((picture.shape[1], picture.shape[2]), self._known, self._factor, "stretch")
-            return Framed(picture, window, None, self._placeless_cells(number))
+            return Framed(picture, own, window, None, self._placeless_cells(number))
         if self.wanted.sides is not None:
-            return self._enlarge(picture)
+            return self._enlarge(own)
         if self.wanted.mask is None:
             window = self._whole(picture.shape[1:])
-            return Framed(picture, window, None, np.zeros(self.grid_size(window), bool))
+            return Framed(picture, own, window, None, np.zeros(self.grid_size(window), bool))
         mask, window = self._find_mask(picture.shape[1:], number)
-        return Framed(picture, window, mask, to_cells(window.cut_mask(mask), self.grid_size(window)))
+        return Framed(picture, own, window, mask, to_cells(window.cut_mask(mask), self.grid_size(window)))
 
-    def finish(self, framed: Framed, made: Picture) -> Picture:
-        """A made window (3, h, w) as a picture of the original's size, with the pixels that are kept of it."""
+    def finish(self, framed: Framed, made: Picture) -> NDArray[np.uint8]:
+        """A made window (3, h, w) as a picture of the original's size and channels, with the pixels kept of it.
+
+        What is drawn again is opaque.
+        """
         is_kept = self.wanted.paste and framed.mask is not None
-        return framed.window.put_back(
+        whole = framed.window.put_back(
             made, framed.picture, framed.mask if is_kept else None, self.wanted.feather if is_kept else 0
         )
+        channels = len(framed.own)
+        colours = whole if channels > 2 else to_grey(whole)
+        if channels % 2:
+            return colours
+        is_drawn = framed.mask is None or framed.mask | (whole != framed.picture).any(0)  # (height, width)
+        opaque = np.concatenate([colours, np.full_like(colours[:1], 255)])
+        return np.where(is_drawn, opaque, framed.own)
 
     def grid_size(self, window: Window) -> Size:
         """(H, W) cells of a window."""
@@ -121,16 +137,16 @@ class Framing:
             return np.zeros(self.header.grid_size, bool)
         return np.asarray(mask) if np.ndim(mask) == 2 else np.asarray(mask)[number]
 
-    def _enlarge(self, picture: Picture) -> Framed:
-        shape = (picture.shape[1], picture.shape[2])
+    def _enlarge(self, own: NDArray[np.uint8]) -> Framed:
+        shape = (own.shape[1], own.shape[2])
         cell = self._factor * scale_of(shape, self._known)  # pixels of the picture
         counts = parse_sides(self.wanted.sides or {})
         added = {side: count if in_pixels else round(count * cell) for side, (count, in_pixels) in counts.items()}
         around = ((added["top"], added["bottom"]), (added["left"], added["right"]))
         mask = np.pad(np.zeros(shape, bool), around, constant_values=True)
-        canvas = np.pad(picture, ((0, 0), *around), mode="edge")
+        canvas = np.pad(own, ((0, 0), *around), mode="edge")
         window = canvas_window((mask.shape[0], mask.shape[1]), shape, self._known, self._factor)
-        return Framed(canvas, window, mask, to_cells(mask, self.grid_size(window)))
+        return Framed(put_on_white(canvas), canvas, window, mask, to_cells(mask, self.grid_size(window)))
 
 
 def cut_all(frames: Sequence[Framed]) -> NDArray[np.uint8]:
@@ -145,6 +161,9 @@ def mask_frames(batch: GridBatch, frames: Sequence[Framed], mask_id: int) -> Giv
 
 
 def finish_all(framing: Framing, frames: Sequence[Framed], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Made windows (B * variants, 3, h, w), variants of each in a row, as pictures of their originals' size."""
+    """Made windows (B * variants, 3, h, w), variants of each in a row, as pictures of their originals' size.
+
+    Pictures that are finished together have one size and the same channels.
+    """
     variants = len(made) // len(frames)
     return np.stack([framing.finish(frames[row // variants], image) for row, image in enumerate(made)])

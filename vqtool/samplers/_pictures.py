@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridHeader, open_grids
-from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size, read_image
-from vqtool.images.reader import is_transparent
+from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size
+from vqtool.images.reader import read_original
 from vqtool.images.shapes import find_shape
 from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
@@ -152,13 +152,13 @@ def _open_images(
         owners, frames, number, transparent = list[ImageItem](), list[Framed](), 0, list[str]()
         for item in items:
             try:
-                image = read_image(item, None)
-                transparent += [item.id] if is_transparent(item) else []
+                image = read_original(item)
             except VqtoolError as error:
                 if on_error is None:
                     raise
                 on_error(item, error)
                 continue
+            transparent += [item.id] if len(image) % 2 == 0 and image[-1].min() < 255 else []
             framed = framing.frame(image, number)
             if frames and (len(frames) == count or frames[0].window.size != framed.window.size):
                 yield _encode(owners, frames, model)
@@ -168,7 +168,10 @@ def _open_images(
             yield _encode(owners, frames, model)
         if transparent:
             first = f"{transparent[0]}{', ...' if len(transparent) > 1 else ''}"
-            warn(f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which come back white")
+            warn(
+                f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which the prior sees as "
+                "white: what it draws is opaque"
+            )
 
     known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
     return Pictures(

@@ -35,6 +35,7 @@ from vqtool.samplers import (
     estimates,
     trajectories,
 )
+from vqtool.samplers._best import Best, Judge
 from vqtool.samplers._published import published
 from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
@@ -225,6 +226,8 @@ def sample_to_file(
     labels: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
     start: int = 0,
+    best: int = 1,
+    judge: Judge | None = None,
     tokenizer: str | Path | None = None,
     resume: bool | str = False,
     force: bool = False,
@@ -244,6 +247,8 @@ def sample_to_file(
         labels: drawn in turn, if the prior takes labels. Without labels and captions its own examples are.
         captions: drawn in turn, if the prior takes captions.
         start: number of the first sample.
+        best: candidates of each sample, of which the judge keeps one.
+        judge: who chooses among them, as from `vqtool.metrics.judges.build`.
         tokenizer: that a trajectory is decoded with; None for the one that the prior names.
         resume: go on with an interrupted run of the same arguments, to the same file; "auto": if there is one.
         force: overwrite what is there.
@@ -273,14 +278,17 @@ def sample_to_file(
         shown = ", ".join(f"{name} {_shown(value)}" for name, value in describe(theirs).items())
         notify(f"as published for this prior: {shown}")
     own = own_range(num)
-    samples = range(start + own.start, start + own.stop)
+    chosen = Best(method, judge, best, texts)
+    samples = chosen.candidates(range(start + own.start, start + own.stop))
 
-    rows: dict[str, Any] = {"condition": in_turn(prior, texts)}
+    rows: dict[str, Any] = {"condition": chosen.rows(in_turn(prior, texts))}
     run = Run(method, len(samples), options, notify=notify, progress=progress, output=output)
     run.tell_estimates()
+    chosen.tell(notify)
     if options.dry_run:
         return run.rehearse(samples, **rows)
-    details = {"num": num, "start": start, **method.record, **({PLURALS[kind]: text_digest(texts)} if texts else {})}
+    named = {PLURALS[kind]: text_digest(texts)} if texts else {}
+    details = {"num": num, "start": start, **method.record, **chosen.record, **named}
     record = history_record("sample", inputs={"prior": prior.fingerprint}, seed=method.seed, **details)
     header = grid_header(prior, method.grid_size, record)
     find = partial(tokenizer_of, header, prior.location or None, given=tokenizer)
@@ -288,11 +296,12 @@ def sample_to_file(
         animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify) as observe,
         resumable_writer(output, header, resume=go_on, force=force) as writer,
     ):
-        left = samples[writer.num_grids :]
-        draw = partial(method.batches, len(left), start=left.start, **rows)
-        for batch in run.batches(draw, observe, done=writer.num_grids):
-            writer.write(_grid_batch(kind, batch, texts))
-    return run.summary
+        left = samples[writer.num_grids * best :]
+        draw = partial(chosen.batches, len(left), start=left.start, **rows)
+        for batch in run.batches(draw, observe, done=writer.num_grids * best):
+            writer.write(_grid_batch(kind, chosen.choose(batch), texts))
+    done = run.summary
+    return Summary(done.num // best, chosen.calls(done.num_calls), done.seconds)
 
 
 def _shown(value: Any) -> str:

@@ -246,9 +246,8 @@ def save_tokenizer(
         summary: steps, seconds, scores.
         force: overwrite.
     """
-    dtype = torch.float16 if tokenizer.half_precision else torch.float32
     tensors = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        name: (tensor.half() if tokenizer.half_precision and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in tokenizer.state_dict().items()
     }
     fields = {name: value for name, value in asdict(tokenizer.config).items() if name not in _LATER or value}

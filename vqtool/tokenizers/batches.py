@@ -32,6 +32,7 @@ from vqtool.images import (
     to_float,
     to_uint8,
 )
+from vqtool.images.reader import read_original
 from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources import pipes_images
 from vqtool.images.sources.options import DEFAULTS
@@ -259,8 +260,9 @@ def decode(
         if tokenizer is not None:
             raise VqtoolError("`tokenizer` is for token grids, but standard input holds images: nothing is decoded")
         with kind(output, force=force) as writer:
-            for images in read_batches(find_images([source]), None, 1):
-                writer.write(images.images, images.ids, images.labels, images.captions)
+            for item in find_images([source]):
+                image = ImageBatch(read_original(item)[None], [item])
+                writer.write(image.images, image.ids, image.labels, image.captions)
         return DecodedImages(writer.num_images, ())
     with kind(output, force=force) as writer, open_grids(source) as reader:
         if is_shared:

@@ -148,8 +148,8 @@ class DenoiserOptions(Checked):
         listed=False,
     )
     num_parts: int | None = option(
-        None, "Parts of a token, each with a head of its own; for maskbit and large codebooks.",
-        shown="2 where the denoiser has parts", minimum=1, flag="--parts", advanced=True,
+        None, "Parts of a token, each with a head of its own, as 2 of 128 codes for 16,384; for large codebooks.",
+        shown="1, 2 for maskbit", minimum=1, flag="--parts", advanced=True,
     )  # fmt: skip
     dropout: float = option(
         0.0, "Share of each block's output left out in training; for few grids.", minimum=0, maximum=0.9, advanced=True
@@ -266,11 +266,14 @@ def choose_parts(denoiser: str, num_parts: int | None, codebook_size: int) -> tu
     Raises:
         VqtoolError: the denoiser has none, or the codebook is not made of so many.
     """
-    if not hasattr(denoisers.module(denoiser).Config, "num_parts"):
-        if num_parts not in (None, 1):
-            raise VqtoolError(f"`num_parts` {num_parts}: the denoiser {denoiser} has no parts, maskbit has")
+    usual = getattr(denoisers.module(denoiser).Config, "num_parts", None)
+    if usual is None and num_parts not in (None, 1):
+        raise VqtoolError(
+            f"`num_parts` {num_parts}: the denoiser {denoiser} has no parts, transformer and maskbit have"
+        )
+    count: int = num_parts or usual or 1
+    if count == 1 and usual in (None, 1):
         return codebook_size, {}
-    count: int = num_parts or denoisers.module(denoiser).Config.num_parts
     bits = (codebook_size - 1).bit_length()
     if codebook_size != 1 << bits or bits % count:
         raise VqtoolError(

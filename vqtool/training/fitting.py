@@ -265,7 +265,7 @@ def _read_pixels(
 def _check_sizes(model: Autoencoder, perceptual: Perceptual | None, size: tuple[int, int]) -> None:
     """Raise VqtoolError unless all networks can see images of (h, w) pixels."""
     factor = model.tokenizer.factor
-    if size[0] % factor or size[1] % factor:
+    if factor and (size[0] % factor or size[1] % factor):
         raise VqtoolError(f"`size` {size[0]}x{size[1]}: both sides must be multiples of the factor {factor}")
     model.tokenizer.grid_size(size)
     if perceptual is not None:

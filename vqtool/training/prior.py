@@ -20,13 +20,12 @@ from vqtool.images.preview import preview_grid, save_image
 from vqtool.locks import claims
 from vqtool.options import distribute, option
 from vqtool.outputs import is_stream, refuse_existing
-from vqtool.priors import Prior, fits_builtin, load_prior
+from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training._identity import read_identity
 from vqtool.training._validation import Validation
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
@@ -36,7 +35,7 @@ from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjecti
 from vqtool.training.presets import settle
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.texts import keep_texts
-from vqtool.training.tuning import go_on
+from vqtool.training.tuning import NEW, begins_with_builtin, go_on
 
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out, at most
@@ -90,7 +89,8 @@ def train_prior(
     Args:
         grids: grid file, or "-" for stdin.
         output: file to write.
-        from_: prior to begin with, a file or "builtin"; None for fresh weights.
+        from_: prior to begin with, a file or "builtin"; "none" for fresh weights; None: the built-in one for fewer than
+            2,000 grids of its tokenizer and size, unless classes or something of a new prior are asked for.
         tokenizer: draws the previews: a file or "builtin"; None for the one that the grids name.
         seed: of all noise.
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
@@ -108,7 +108,7 @@ def train_prior(
         VqtoolError: files are missing or in the way, or options do not go together.
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
-    old = None if from_ is None else load_prior(from_)
+    old = None if from_ in (None, NEW) else load_prior(from_)
     options, preset = settle(options, denoiser=None if old is None else old.denoiser_name, notify=notify)
     diffusion, loss, network, condition, tuning, run, machine = distribute(
         options, DiffusionOptions, PriorLoss, DenoiserOptions, ConditionOptions, TuningOptions, PriorRunOptions,
@@ -119,10 +119,10 @@ def train_prior(
     if tuning.keep_adapter is not None:
         refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
     header, batch = _read(grids)
+    if from_ is None and begins_with_builtin(header, batch, given=options, begun=files.begun, notify=notify):
+        old = load_prior()
     if old is None:
         tuning.check_fresh()
-        if fits_builtin(header):
-            notify("the built-in prior knows these tokens: `vqtool train-prior --from builtin` would be quicker")
         start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset)
     else:
         start = go_on(old, header, batch, condition, tuning, given=options, seed=seed)
@@ -144,13 +144,7 @@ def train_prior(
         keep=save, preview=preview, report=report, progress=progress, settings=start.settings,
     )  # fmt: skip
     trained = replace(trained, text_encoder=start.prior.text_encoder)
-    if not distributed.is_main_process():
-        return trained
-    _tell_early_end(trained.summary, notify)
-    saved = save(trained)
-    preview(saved, trained.summary["steps"])
-    notify(f"wrote {files.output}: prior {saved.fingerprint}; {files.describe()}")
-    return saved
+    return _finish(trained, save, preview, files, notify) if distributed.is_main_process() else trained
 
 
 def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
@@ -176,6 +170,23 @@ def _save(
         adapter.save(adapter_file, tensors, history=history, force=True)
     denoiser = merged(trained.denoiser, trained.denoiser_name)
     return replace(trained, denoiser=denoiser, history=history).save(output, force=True)
+
+
+def _finish(
+    trained: Prior,
+    save: Callable[[Prior], Prior],
+    preview: Callable[[Prior, int], None],
+    files: RunFiles,
+    notify: Notify,
+) -> Prior:
+    """Write what a run has come to, then draw samples of it, which takes a while, and say so."""
+    _tell_early_end(trained.summary, notify)
+    saved = save(trained)
+    notify(f"wrote {files.output}: prior {saved.fingerprint}; log {files.log}")
+    preview(saved, trained.summary["steps"])
+    if files.preview.exists():
+        notify(f"preview of its samples: {files.preview}")
+    return saved
 
 
 def _tell_early_end(summary: Mapping[str, Any], notify: Notify) -> None:
@@ -258,8 +269,8 @@ def choose_keep(run: PriorRunOptions, files: RunFiles, held_out: GridData | None
     """Which weights a run leaves: those asked for, else those that it began with, else the best that can be told."""
     if run.keep is not None:
         return run.keep
-    if files.resume:
-        return str(read_identity(files.state).settings.get("keep", "last"))
+    if files.begun is not None:
+        return str(files.begun.get("keep", "last"))
     return "last" if held_out is None else "best"
 
 

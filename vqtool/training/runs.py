@@ -1,6 +1,6 @@
 """What all training runs share: how long they are, and the files that they leave beside their output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,11 @@ class RunFiles:
         if resume is True:
             raise VqtoolError(f"{files.state}: no earlier run is there to go on with: start without `resume`")
         return files
+
+    @property
+    def begun(self) -> Mapping[str, Any] | None:
+        """What the run that goes on began with; None where none does."""
+        return read_identity(self.state).settings if self.resume else None
 
     @property
     def state(self) -> Path:

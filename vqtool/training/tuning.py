@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from vqtool import conditions, denoisers
+from vqtool.artifacts import BUILTIN
 from vqtool.conditions import Conditioner
 from vqtool.denoisers import Denoiser
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.priors import GridSpec, Prior
+from vqtool.priors import GridSpec, Prior, fits_builtin
+from vqtool.progress import Notify, ignore
 from vqtool.training.adapters import TuningOptions
 from vqtool.training.building import (
     CONDITION_TABLES,
@@ -32,7 +34,47 @@ from vqtool.training.data import build_data
 
 # By the prior to begin with.
 FIXED = ("denoiser", "text_encoder", "size", "parameterisation", "rule", "diffusion_steps")
+OF_A_NEW_ONE = (*FIXED, "kernel", "schedule", "num_parts", "vocabulary", "vocabulary_size")
+FEW = 2000  # grids: from fewer a new prior learns little but these by heart
+NEW = "none"  # what stands for a new prior where a prior to begin with is named
 TUNING_SHARE = 0.3  # of the rate that suits fresh weights
+
+
+def begins_with_builtin(
+    header: GridHeader,
+    batch: GridBatch,
+    *,
+    given: Mapping[str, Any],
+    begun: Mapping[str, Any] | None = None,
+    notify: Notify = ignore,
+) -> bool:
+    """Whether the built-in prior is what suits grids, where nobody names a prior to begin with.
+
+    It does if they are few and of its tokenizer and size, nobody asks for something of a new prior, and no classes
+    would be lost, which it does not know.
+
+    Args:
+        header: of the grids.
+        batch: the grids.
+        given: the options that somebody gave.
+        begun: settings of the run that goes on, which began with it or not.
+        notify: is told of it.
+    """
+    if not fits_builtin(header):
+        return False
+    if begun is not None:
+        return "from_" in begun
+    kind = given.get("condition", "auto")
+    has_classes = kind == "auto" and conditions.choose_kind(batch.labels, batch.captions) == "class"
+    wants_new = kind in ("none", "class") or any(given.get(name) is not None for name in OF_A_NEW_ONE)
+    if len(batch) >= FEW or not fits_builtin(header, size=True) or has_classes or wants_new:
+        notify(f"the built-in prior knows these tokens: `from_` {BUILTIN} would be quicker")
+        return False
+    notify(
+        f"the built-in prior goes on learning: it knows these tokens, and fewer than {FEW:,} grids teach a new one "
+        f"little (`from_` {NEW} begins a new one)"
+    )
+    return True
 
 
 def go_on(

@@ -3,13 +3,19 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from vqtool.errors import FormatError
+from vqtool.interop.pickles import ScriptError, read_pickle, read_script
 from vqtool.metrics.features import Features
+from vqtool.trust import check_file
 
 CPU_BATCH = 4  # images through a network at once on a CPU, whatever the batches that come in: they stay in its cache
 DIGITS = 8  # of a digest that stand in a name
@@ -61,3 +67,29 @@ def digest_of(tensors: Mapping[str, Tensor], *about: str) -> str:
 def own_name(network: str, digest: str) -> str:
     """The name of features whose weights are a user's own: with the first digits of the digest."""
     return f"{network}@{digest[:DIGITS]}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, by name: .safetensors, a state dict of torch.save, or a TorchScript archive.
+
+    Of an archive the tensors among its modules' attributes are taken; its code is neither run nor read.
+
+    Raises:
+        FormatError: it is none of them, or damaged.
+        VqtoolError: it cannot be read.
+    """
+    check_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    try:
+        found = read_pickle(path)
+    except ScriptError:
+        return read_script(path)
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping):
+        raise FormatError(f"{path}: no tensors by name are in it")
+    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}

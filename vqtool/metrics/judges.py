@@ -1,0 +1,226 @@
+"""Judges: which of several candidates for a picture is the best one. What `sample --best` chooses by.
+
+- ``likelihood``: the prior itself, as a classifier: the bound on log p(x_0 | condition) less that without a condition,
+  at a few t, with the same masks and noise for all candidates of a sample. Without a condition, the bound alone, by
+  which the likeliest pictures, which may be the plainest, win. Cost: two denoiser calls a t and candidate.
+- ``features``: realism (Kynkäänniemi et al. 2019): among real pictures the largest ratio of one's distance to its third
+  neighbour over the candidate's distance to it, where those half with the largest neighbourhoods do not count.
+- ``text``: the cosine of CLIP's features of picture and caption, with weights from a local folder.
+
+Source: Gu et al. 2022 (arXiv:2111.14822), acceptance by a classifier; Li et al. 2023 (arXiv:2303.16203), a diffusion
+model as classifier; Kynkäänniemi et al. 2019 (arXiv:1904.06991), section 5; Radford et al. 2021 (arXiv:2103.00020).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqtool import rng
+from vqtool.diffusion.losses import variational_bound
+from vqtool.errors import VqtoolError
+from vqtool.images import find_images, to_uint8
+from vqtool.metrics.compare.scores import reference_features
+from vqtool.metrics.features import FeatureNetwork, extract
+from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
+from vqtool.options import Checked, option, options_of
+from vqtool.priors import Prior
+from vqtool.progress import Progress, silent
+from vqtool.tokenizers import Tokenizer, tokenizer_of
+
+NEIGHBOURS = 3
+JUDGES = ("likelihood", "features", "text")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(Checked):
+    """Who chooses among candidates."""
+
+    best: int = option(1, "Candidates a picture, of which the judge keeps one.", minimum=1)
+    judge: str = option(
+        "likelihood", "Who chooses: the prior, realism by --judge-with IMAGES, or --judge-with CLIP's folder.",
+        choices="metrics/judges.py:JUDGES",
+    )  # fmt: skip
+    judge_with: Path | None = option(None, "Real images for features; a folder of CLIP for text.", advanced=True)
+    judge_times: int = option(8, "Looks of the likelihood at each candidate.", minimum=1, advanced=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for each in options_of(JudgeOptions):
+            if self.best == 1 and getattr(self, each.name) != each.default:
+                raise VqtoolError(f"`{each.name}` is about candidates to choose from: give `best` 2 or more")
+        if (self.judge_with is None) != (self.judge == "likelihood"):
+            what = {"features": "real images", "text": "the folder of a CLIP model"}.get(self.judge)
+            raise VqtoolError(
+                f"`judge` {self.judge} judges with {what}: name them with `judge_with`"
+                if what
+                else "`judge_with` is for `judge` features or text: leave it out"
+            )
+        if self.judge_times != 8 and self.judge != "likelihood":
+            raise VqtoolError(f"`judge_times` is for `judge` likelihood, not for {self.judge}")
+
+
+def build(
+    prior: Prior, options: JudgeOptions, *, seed: int, tokenizer: str | Path | None = None, progress: Progress = silent
+) -> Any:
+    """The judge that is asked for; None for one candidate a picture.
+
+    Args:
+        prior: whose samples are judged.
+        options: who judges.
+        seed: of the likelihood's noise.
+        tokenizer: decodes candidates; None for the one that the prior names.
+        progress: shows how far reference features are.
+
+    Raises:
+        VqtoolError: the prior takes no captions, or what is judged with cannot be read.
+    """
+    if options.best == 1:
+        return None
+    if options.judge == "likelihood":
+        return LikelihoodJudge(prior, times=options.judge_times, seed=seed)
+    given = Path(options.judge_with or "")
+    if options.judge == "text" and prior.conditioner.kind == "none":
+        raise VqtoolError("`judge` text compares pictures with captions or labels, and this prior takes none")
+    clip = Clip(given, prior.device) if options.judge == "text" else None
+    items = [] if clip is not None else find_images([given])
+    decoder = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
+    if clip is not None:
+        return TextJudge(decoder, clip)
+    network = EfficientNetLite0(decoder.device)
+    reference = reference_features(items, network, prior.grid_spec.image_size, progress=progress)
+    return RealismJudge(decoder, network, reference.pooled)
+
+
+class LikelihoodJudge:
+    """The prior: what it says of candidates with their condition, less what it says without one."""
+
+    name = "likelihood"
+
+    def __init__(self, prior: Prior, *, times: int, seed: int) -> None:
+        self._prior, self._times, self._seed = prior, times, seed
+        self._halves = 1 if prior.conditioner.kind == "none" else 2
+        self.calls = float(times * self._halves)
+
+    @torch.no_grad()
+    def __call__(self, grids: Tensor, samples: Sequence[int], texts: Sequence[str | None]) -> Tensor:
+        """Scores (n,) float64, nats; see `samplers._best.Judge`."""
+        prior, kernel = self._prior, self._prior.kernel
+        x_0, numbers = prior.split(grids).to(prior.device), torch.tensor(samples)
+        encoded = prior.encode_condition(prior.conditioner.encode(list(texts)), len(grids))
+        conditions = [encoded, prior.encode_condition(None, len(grids))][: self._halves]
+        shifts = rng.uniform(self._seed, numbers, 0, (), stream=rng.JUDGE)
+        total = torch.zeros(len(grids), dtype=torch.float64)
+        for look in range(self._times):
+            places = (look + shifts) / self._times
+            t = (1 + (places * kernel.num_steps).long().clamp(max=kernel.num_steps - 1)).to(prior.device)
+            noise = rng.uniform(self._seed, numbers, 1 + look, tuple(x_0.shape[1:]), stream=rng.JUDGE)
+            x_t = kernel.sample(x_0, t, noise.to(prior.device))
+            bounds = [
+                variational_bound(prior.log_x0(x_t, t, each), x_0, x_t, t, kernel, prior.rule).double().sum((1, 2))
+                for each in conditions
+            ]
+            total -= (bounds[0] - sum(bounds[1:])).cpu()
+        return total * kernel.num_steps / self._times
+
+
+class _PictureJudge:
+    """Base of judges of decoded pictures."""
+
+    calls = 0.0
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def _decode(self, grids: Tensor) -> NDArray[np.uint8]:
+        return to_uint8(self._tokenizer.decode(grids.to(self._tokenizer.device)))
+
+
+class RealismJudge(_PictureJudge):
+    """How near a candidate is to real pictures, by how near these are to each other.
+
+    Raises:
+        VqtoolError: too few real pictures.
+    """
+
+    name = "features"
+
+    def __init__(self, tokenizer: Tokenizer, network: FeatureNetwork, reference: NDArray[np.floating]) -> None:
+        super().__init__(tokenizer)
+        if len(reference) <= NEIGHBOURS:
+            raise VqtoolError(f"`judge_with`: {len(reference)} images; at least {NEIGHBOURS + 1} are needed")
+        self._network = network
+        real = torch.from_numpy(np.asarray(reference, np.float64))
+        radii = torch.cdist(real, real).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is itself
+        small = radii <= radii.median()
+        self._real, self._radii = real[small], radii[small]
+
+    def __call__(self, grids: Tensor, samples: Sequence[int], texts: Sequence[str | None]) -> Tensor:
+        """Scores (n,) float64: above 1 inside of what real pictures cover."""
+        found = torch.from_numpy(np.asarray(extract(self._network, [self._decode(grids)]).pooled, np.float64))
+        return (self._radii / torch.cdist(found, self._real).clamp(min=1e-12)).amax(1)
+
+
+class Clip:
+    """A CLIP model of a local folder of transformers: pictures and texts -> vectors of length 1.
+
+    Raises:
+        VqtoolError: transformers is not installed, or there is no such model.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        try:
+            from transformers import AutoTokenizer, CLIPModel
+        except ImportError as error:
+            raise VqtoolError(f"`judge` text needs transformers ({error}): pip install transformers") from error
+        if not (folder / "config.json").is_file():
+            raise VqtoolError(f"`judge_with` {folder}: no folder of a CLIP model (config.json, weights, tokenizer)")
+        try:
+            model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+            self._model = model.to(device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers raises nearly anything on folders that lack a part
+            raise VqtoolError(f"`judge_with` {folder}: not a CLIP model that can be read: {error}") from error
+        self._device, self._side = device, int(self._model.config.vision_config.image_size)
+
+    @torch.no_grad()
+    def pictures(self, images: NDArray[np.uint8]) -> Tensor:
+        """(N, 3, h, w) uint8 to (N, D) float64."""
+        pixels = torch.from_numpy(images).to(self._device).float() / 255
+        size = (self._side, self._side)
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(each, device=self._device).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+        return _unit(self._model.get_image_features(pixel_values=(pixels - mean) / std))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float64."""
+        tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
+        return _unit(self._model.get_text_features(**tokens))
+
+
+def _unit(features: Any) -> Tensor:
+    found: Tensor = getattr(features, "pooler_output", features)
+    return torch.nn.functional.normalize(found.double(), dim=1).cpu()
+
+
+class TextJudge(_PictureJudge):
+    """How well a candidate fits its caption, by CLIP."""
+
+    name = "text"
+
+    def __init__(self, tokenizer: Tokenizer, clip: Clip) -> None:
+        super().__init__(tokenizer)
+        self._clip = clip
+
+    def __call__(self, grids: Tensor, samples: Sequence[int], texts: Sequence[str | None]) -> Tensor:
+        """Scores (n,) float64: cosines."""
+        pictures = self._clip.pictures(self._decode(grids))
+        return (pictures * self._clip.texts([text or "" for text in texts])).sum(1)
