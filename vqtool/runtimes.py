@@ -64,7 +64,7 @@ def choose(runtime: str, device: torch.device) -> str:
         VqtoolError: an unknown one, or onnx on a GPU or without its packages.
     """
     check_known("runtime", runtime, RUNTIMES)
-    lacking = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    lacking = missing_packages()
     if runtime == "auto":
         return "onnx" if device.type == "cpu" and not lacking else "torch"
     if runtime == "onnx" and device.type != "cpu":
@@ -72,6 +72,11 @@ def choose(runtime: str, device: torch.device) -> str:
     if runtime == "onnx" and lacking:
         raise VqtoolError(f"`runtime` onnx: {' and '.join(lacking)} not installed: {install_command('onnx')}")
     return runtime
+
+
+def missing_packages() -> list[str]:
+    """Those of the extra vqtool[onnx] that are not installed."""
+    return [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
 
 
 def try_to_run(runtime: str, device: torch.device, network: N, by_onnx: Callable[[], N]) -> tuple[N, str]:
@@ -92,7 +97,7 @@ def try_to_run(runtime: str, device: torch.device, network: N, by_onnx: Callable
         return by_onnx(), "onnx"
     except VqtoolError as error:
         if runtime == "onnx":
-            raise
+            raise VqtoolError(f"`runtime` onnx: {error}: take `runtime` torch") from error
         warn(f"PyTorch runs this network: {error}")
         return network, "torch"
 
@@ -146,8 +151,12 @@ class Graphs:
         return self._sessions[key]
 
     @torch.no_grad()
-    def export(self, **inputs: Tensor) -> bytes:
+    def export(self, inputs: Inputs, outputs: Sequence[str] = ("output",)) -> bytes:
         """The graph for such inputs, an .onnx file.
+
+        Args:
+            inputs: by name.
+            outputs: names of what the network gives.
 
         Raises:
             VqtoolError: it has an operator that ONNX lacks, or is too large for such a file.
@@ -166,7 +175,7 @@ class Graphs:
                 )  # that this exporter is the older one, and that a trace may be of one size
                 torch.onnx.export(
                     _Flat(self._network, tuple(inputs)), example, file,  # type: ignore[arg-type]
-                    input_names=[*inputs], output_names=["output"], dynamic_axes=named, opset_version=OPSET,
+                    input_names=[*inputs], output_names=[*outputs], dynamic_axes=named, opset_version=OPSET,
                     dynamo=False,
                 )  # fmt: skip
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -180,7 +189,7 @@ class Graphs:
                 return self._checked(_open(path.read_bytes()), inputs)
             except Exception as error:  # ONNX Runtime's own are of no common kind
                 warn(f"{path}: damaged, and made anew: {_first_line(error)}")
-        graph = self.export(**inputs)
+        graph = self.export(inputs)
         self._keep(path, graph)
         try:
             return self._checked(_open(graph), inputs)
@@ -225,9 +234,7 @@ class Graphs:
         return fingerprint("onnx", about, ((name, describe_tensor(tensor.contiguous())) for name, tensor in tensors))
 
     def _refusal(self, error: Exception) -> VqtoolError:
-        return VqtoolError(
-            f"`runtime` onnx: {self._name} cannot be exported to ONNX ({_first_line(error)}): take `runtime` torch"
-        )
+        return VqtoolError(f"{self._name} cannot be exported to ONNX ({_first_line(error)})")
 
 
 class _Flat(nn.Module):

@@ -1,13 +1,16 @@
 """`vqtool export`: what other projects read comes out, and what they cannot hold is refused in one line."""
 
 import errno
+import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from support.commands import build_tokenizer, error_lines
+from support.exact import random_prior
 
 from vqtool.interop import Options, load, read_source
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
@@ -85,3 +88,57 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, vqtool, monkeypatc
     assert result.code == 1
     assert error_lines(result.err) == [f"error: {tmp_path / 'out'}: cannot be written: No space left on device"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "t.safetensors"]
+
+
+def run_graph(path, **inputs):
+    """What ONNX Runtime makes of tensors."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(each) for each in session.run(None, {name: t.numpy() for name, t in inputs.items()})]
+
+
+def test_a_prior_becomes_networks_in_onnx_and_a_readme_of_what_goes_in(tmp_path, vqtool):
+    pytest.importorskip("onnx")
+    prior = random_prior(kind="caption")
+    prior.save(tmp_path / "prior.safetensors")
+    result = vqtool("export", tmp_path / "prior.safetensors", "--format", "onnx", "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    condition = prior.conditioner.encode(["an ant", "a bee"])
+    x_t, t, cells = torch.full((2, 4, 6), 11), torch.tensor([20, 3]), torch.tensor([[0, 5, 7], [23, 1, 2]])
+    parts = run_graph(tmp_path / "out" / "condition.onnx", condition=condition)
+    encoded = dict(zip(("embedding", "keys_values", "mask"), parts, strict=True))
+    (logits,) = run_graph(tmp_path / "out" / "denoiser.onnx", x_t=x_t, t=t, cells=cells, **encoded)
+    torch.testing.assert_close(logits, prior.denoiser(x_t, t, condition, cells).detach(), rtol=1e-4, atol=1e-4)
+    text = (tmp_path / "out" / "README.md").read_text()
+    for name in (
+        "x_t | (batch, height, width) int64",
+        "cells | (batch, cells) int64",
+        "condition | (batch, ",
+        "output | ",
+    ):
+        assert name in text
+
+
+def test_a_tokenizer_becomes_networks_in_onnx(tmp_path, vqtool, tokenizer_path):
+    pytest.importorskip("onnx")
+    result = vqtool("export", tokenizer_path, "--format", "onnx", "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    tokenizer = load_tokenizer(tokenizer_path)
+    images = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (latents,) = run_graph(tmp_path / "out" / "encoder.onnx", images=images)
+    torch.testing.assert_close(latents.permute(0, 2, 3, 1), tokenizer.latents(images).detach(), rtol=1e-4, atol=1e-4)
+    codes = torch.from_numpy(np.load(tmp_path / "out" / "codebook.npy"))[tokenizer.encode(images)].permute(0, 3, 1, 2)
+    (made,) = run_graph(tmp_path / "out" / "decoder.onnx", codes=codes.contiguous())
+    torch.testing.assert_close(made, tokenizer.decode(tokenizer.encode(images)), rtol=1e-4, atol=1e-4)
+    assert "images | (batch, 3, height, width) float32" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_onnx_without_its_packages_or_with_a_tokenizer_is_refused_in_one_line(
+    tmp_path, vqtool, tokenizer_path, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = vqtool("export", tokenizer_path, "--format", "onnx", "-o", tmp_path / "out")
+    assert result.code == 1
+    assert "error: --format onnx: onnx and onnxruntime not installed: pip install " in result.err
+    result = vqtool("export", tokenizer_path, "--format", "onnx", "-t", tokenizer_path, "-o", tmp_path / "out")
+    assert "error: --tokenizer is for the folder of a pipeline" in result.err
+    assert not (tmp_path / "out").exists()

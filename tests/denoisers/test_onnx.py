@@ -58,7 +58,7 @@ def test_denoisers_of_texts_run_as_in_pytorch():
 
 def test_meissonic_s_turned_positions_are_refused():
     network = shaken("meissonic")
-    with pytest.raises(VqtoolError, match=r"`runtime` onnx: it cannot be exported to ONNX .*: take `runtime` torch"):
+    with pytest.raises(VqtoolError, match="it cannot be exported to ONNX"):
         check(network, texts(network))
 
 

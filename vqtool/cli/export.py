@@ -18,8 +18,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="diffusers: text priors and VQGANs. taming: VQGANs.",
-            autocompletion=lambda: ["diffusers", "taming"],
+            help="diffusers: text priors and VQGANs. taming: VQGANs. onnx: all.",
+            autocompletion=lambda: ["diffusers", "taming", "onnx"],
         ),
     ] = "diffusers",
     tokenizer: TokenizerOption = None,
@@ -29,13 +29,16 @@ def export(
 
     diffusers: a text prior with its tokenizer and text encoder becomes the folder of a VQDiffusionPipeline or, if it is
     one of aMUSEd's, of an AmusedPipeline; a VQGAN that of a VQModel. taming: a VQGAN becomes model.ckpt and model.yaml.
-    What a format cannot hold is refused.
+    What a format cannot hold is refused. onnx (extra vqtool[onnx]): the networks of any prior or tokenizer as
+    .onnx files, which ONNX Runtime runs, and a README of their inputs and outputs.
 
     Examples:
 
         vqtool export ithq.safetensors -o ithq/
 
         vqtool export tokenizer.safetensors --format taming -o vqgan/
+
+        vqtool export prior.safetensors --format onnx -o networks/
     """
     from vqtool.interop.exporting import export as export_artifact
 

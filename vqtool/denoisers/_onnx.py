@@ -35,9 +35,9 @@ class Graph:
 
     def __init__(self, denoiser: Denoiser, name: str) -> None:
         self._denoiser = denoiser
-        axes = {**AXES, **(STRETCHED if denoiser.stretches else {})}
+        self._axes: Axes = {**AXES, **(STRETCHED if denoiser.stretches else {})}
         kind = f"{type(denoiser).__module__} {denoiser.config!r}"
-        self._graphs = Graphs(_Tensors(denoiser), axes, kind, name=name)
+        self._graphs = Graphs(_Tensors(denoiser), self._axes, kind, name=name)
 
     def inputs(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
@@ -58,10 +58,10 @@ class Graph:
         """
         self._graphs.prepare(**self._example(example))
 
-    def export(self, example: EncodedCondition) -> tuple[bytes, dict[str, Tensor]]:
-        """An .onnx file for conditions such as one (1, ...), and an input of it."""
+    def export(self, example: EncodedCondition) -> tuple[bytes, dict[str, Tensor], Axes]:
+        """An .onnx file for conditions such as one (1, ...), inputs of it, and their axes."""
         inputs = self._example(example)
-        return self._graphs.export(**inputs), inputs
+        return self._graphs.export(inputs), inputs, self._axes
 
     def _example(self, condition: EncodedCondition) -> dict[str, Tensor]:
         config = self._denoiser.config

@@ -9,14 +9,16 @@ from pathlib import Path
 
 from vqtool.artifacts import read_header
 from vqtool.errors import VqtoolError
-from vqtool.interop import amused, diffusers, diffusers_vqmodel, taming
+from vqtool.extras import install_command
+from vqtool.interop import amused, diffusers, diffusers_vqmodel, onnx, taming
 from vqtool.locks import claim, locked, unshared
 from vqtool.outputs import FILES, explained, remove_stale
 from vqtool.priors import load_prior
+from vqtool.runtimes import missing_packages
 from vqtool.tokenizers import load_tokenizer, tokenizer_of
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".yaml")  # suffixes that say that a name is that of a file, as FILES do
-EXPORTS = {"prior": ("diffusers",), "tokenizer": ("diffusers", "taming")}  # kind of artifact -> formats
+EXPORTS = {"prior": ("diffusers", "onnx"), "tokenizer": ("diffusers", "taming", "onnx")}  # kind of artifact -> formats
 
 
 def export(
@@ -48,9 +50,19 @@ def export(
         remove_stale(folder)
     if folder.exists() and not force and (not folder.is_dir() or any(folder.iterdir())):
         raise VqtoolError(f"{folder}: exists and is not an empty folder; `force` replaces files of the same names")
+    if format == "onnx" and tokenizer is not None:
+        raise VqtoolError(
+            "`tokenizer` is for the folder of a pipeline; `format` onnx writes the networks of one artifact"
+        )
+    if format == "onnx" and (lacking := missing_packages()):
+        raise VqtoolError(f"`format` onnx: {' and '.join(lacking)} not installed: {install_command('onnx')}")
     if kind != "prior" and tokenizer is not None:
         raise VqtoolError(f"`tokenizer` goes with a prior, but {path} is a tokenizer itself")
     with _staged(folder) as staged:
+        if format == "onnx":
+            if kind == "prior":
+                return onnx.export_prior(load_prior(path), staged)
+            return onnx.export_tokenizer(load_tokenizer(path), staged)
         if kind == "prior":
             prior = load_prior(path)
             write = amused.export if prior.denoiser_name == "amused" else diffusers.export

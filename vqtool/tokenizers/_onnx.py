@@ -55,8 +55,8 @@ def example_of(tokenizer: Tokenizer, part: str) -> tuple[str, Tensor, Sequence[s
     return "codes", tokenizer.codebook[places].permute(0, 3, 1, 2), axes
 
 
-def graph_of(tokenizer: Tokenizer, part: str) -> tuple[bytes, Axes]:
-    """A part as an .onnx file, and the axes of its input.
+def graph_of(tokenizer: Tokenizer, part: str) -> tuple[bytes, dict[str, Tensor], Axes]:
+    """A part as an .onnx file, an input of it, and its axes.
 
     Raises:
         VqtoolError: it cannot be exported.
@@ -64,4 +64,4 @@ def graph_of(tokenizer: Tokenizer, part: str) -> tuple[bytes, Axes]:
     name, example, axes = example_of(tokenizer, part)
     network: nn.Module = tokenizer.get_submodule(part)
     graphs = runtimes.Graphs(network, {name: axes}, tokenizer.config, name=f"the {part}")
-    return graphs.export(**{name: example}), {name: axes}
+    return graphs.export({name: example}), {name: example}, {name: axes}
