@@ -139,7 +139,7 @@ def test_auto_leaves_a_network_that_cannot_be_exported_to_pytorch_and_says_so(ca
     with pytest.warns(VqtoolWarning, match=r"PyTorch runs this network: .*bessel_j0"):
         assert runtimes.try_to_run("auto", torch.device("cpu"), network, by_onnx) == (network, "torch")
     with pytest.raises(
-        VqtoolError, match="`runtime` onnx: the network cannot be exported .*bessel_j0.*: take `runtime` torch"
+        VqtoolError, match=r"`runtime` onnx: the network cannot be exported .*bessel_j0.*: take `runtime` torch"
     ):
         runtimes.try_to_run("onnx", torch.device("cpu"), network, by_onnx)
 
