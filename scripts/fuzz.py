@@ -823,7 +823,7 @@ def _import_all() -> None:
     from vqtool.cli.main import COMMANDS
 
     for command in COMMANDS:
-        module = command.replace("-", "_")
+        module = command.replace("-", "_").replace(" ", "_")
         importlib.import_module(f"vqtool.cli.{module}_" if module == "import" else f"vqtool.cli.{module}")
     for module in ("interop", "samplers", "priors", "tokenizers.batches", "grids", "images", "training.prior"):
         importlib.import_module(f"vqtool.{module}")

@@ -53,6 +53,15 @@ joined=$(IFS=,; echo "${extras[*]}")
 pip_install torch # first and pinned: nothing below may bring another one
 pip_install --editable ".[$joined]" --requirement recipes/requirements.txt
 pip_install --no-deps --requirement recipes/requirements-nodeps.txt
+if [[ " ${extras[*]} " == *" dev "* ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then
+    # a test opens the page of `vqtool eval --report` in it, and is skipped without it
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 ||
+            echo "no Chromium to be had from apt: the test of pages will be skipped" >&2
+    else
+        echo "no Chromium here, and no right to install it: the test of pages will be skipped" >&2
+    fi
+fi
 for extra in "${extras[@]}"; do
     current_state >".venv/setup-$extra.txt"
 done

@@ -1,8 +1,10 @@
 """What the tests of commands share: tokenizer files, and a way to run `vqtool` in this process."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,6 +12,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # two runs on a GPU can be compared bit for bit
+os.environ.setdefault(  # finding the fonts anew takes seconds
+    "MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib")
+)
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vqtool-tests-")  # features that commands remember
 os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start find support/
     filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
 )
@@ -22,6 +28,10 @@ from vqtool.tokenizers import save_tokenizer
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests send Ctrl-C, to themselves and to commands
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

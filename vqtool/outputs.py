@@ -19,6 +19,7 @@ from vqtool.locks import claim, locked
 SUFFIXES = (".h5", ".hdf5", ".safetensors")  # of ours, that the names of side files do without
 KINDS = {  # of files that are written -> their suffixes
     "token grids": (".h5", ".hdf5"), "an artifact": (".safetensors",), "JSON": (".json",), "a PNG image": (".png",),
+    "a page": (".html", ".htm"), "saved statistics": (".npz",),
 }  # fmt: skip
 FILES = (  # suffixes that say what a file is: none of another kind goes there, and no folder
     *(suffix for own in KINDS.values() for suffix in own),

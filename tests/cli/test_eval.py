@@ -83,7 +83,8 @@ def test_images_against_images_give_a_table_on_stderr_and_json_on_stdout(run, tm
 
 def test_a_small_number_of_images_gives_a_warning(run, tmp_path):
     write_colours(tmp_path / "a", 2)
-    code, out, err = run(tmp_path / "a", "--ref", tmp_path / "a")
+    write_colours(tmp_path / "b", 2, seed=1)
+    code, out, err = run(tmp_path / "a", "--ref", tmp_path / "b")
     assert code == 0
     assert "warning: 2 images a side are fewer than the 3 features" in err
     assert len(json.loads(out)["warnings"]) == 1
@@ -228,8 +229,11 @@ def test_tokens_of_different_tokenizers_do_not_compare(run, tmp_path):
     ("arguments", "message"),
     [
         (["imgs"], "images alone have no score: add --ref"),
-        (["imgs", "--ref", "tok.h5"], "imgs holds images, tok.h5 token grids: compare like with like"),
-        (["tok.h5", "--ref", "imgs"], "tok.h5 holds token grids, imgs images"),
+        (["imgs", "--ref", "tok.h5"], "is not the tokenizer 0123456789abcdef that this input was made with"),
+        (["tok.h5", "--ref", "imgs"], "is not the tokenizer 0123456789abcdef"),
+        (["imgs", "tok.h5", "--ref", "imgs"], "imgs holds images, tok.h5 token grids: one kind on a side"),
+        (["tok.h5", "--ref", "imgs", "--paired"], "--paired is for images, but tok.h5 holds token grids"),
+        (["tok.h5", "--decode"], "--decode compares token grids as pictures: add --ref"),
         (["tok.h5", "--tokenizer", "builtin"], "--tokenizer is for images, but tok.h5 holds token grids"),
         (["tok.h5", "--size", "64"], "--size is for images"),
         (["tok.h5", "--ref", "tok.h5", "--paired"], "--paired is for images"),

@@ -72,7 +72,7 @@ def test_the_help_groups_the_commands(vqtool):
     for line in lines:
         group = line if line in groups else group
         if group and line.strip():
-            found[line.split()[0]] = group[:-1]
+            found[re.split("  +", line.strip())[0]] = group[:-1]
     assert {name: found[name] for name in COMMANDS} == {name: its for name, (its, _) in COMMANDS.items()}
 
 

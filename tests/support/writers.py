@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from support.commands import build_tokenizer, write_pictures
 from support.exact import random_prior
 from vqtool.priors import GridSpec
@@ -28,7 +30,8 @@ class Case:
     def name(self) -> str:
         """Such as "codebook prune", and what kind of output it writes."""
         words = [word for word in self.line.split()[:2] if word.replace("-", "").isalpha()]
-        return f"{' '.join(words if words[0] == 'codebook' else words[:1])} {Path(self.outputs[0]).suffix or '/'}"
+        two = words[0] == "codebook" or words in (["eval", "merge"], ["eval", "compare"])
+        return f"{' '.join(words if two else words[:1])} {Path(self.outputs[0]).suffix or '/'}"
 
 
 CASES = (
@@ -48,7 +51,9 @@ CASES = (
     Case("head tok.h5 -n 2 -o out.h5", ("out.h5",)),
     Case("cat tok.h5 tok.h5 -o out.h5", ("out.h5",)),
     Case("show tok.h5 -o out.png", ("out.png",)),
-    Case("eval tok.h5 -o out.json", ("out.json",)),
+    Case("eval tok.h5 --report out.html -o out.json", ("out.html", "out.json")),
+    Case("eval merge part.npz part.npz -o out.npz", ("out.npz",)),  # `eval stats` writes in the same way
+    Case("eval compare scores.json scores.json -o out.json", ("out.json",)),
     Case(
         "eval tok.h5 --likelihood --prior prior.safetensors --times 2 --plot out.png -o out.json",
         ("out.png", "out.json"),
@@ -102,12 +107,14 @@ def make_inputs(run: Callable[[str], int]) -> None:
     fingerprint = load_tokenizer("tokenizer.safetensors").fingerprint
     spec = GridSpec(fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")
     replace(random_prior(codebook_size=16), grid_spec=spec).save("prior.safetensors")
+    np.savez("part.npz", features=np.random.default_rng(0).normal(size=(4, 3)))
     shutil.copyfile(GOLDEN / "taming-vqgan" / "last.ckpt", "checkpoint.ckpt")
     for config in (GOLDEN / "taming-vqgan").glob("*.yaml"):
         shutil.copy(config, ".")
     for line in (
         "encode imgs --size 32x48 -t tokenizer.safetensors -o tok.h5",
         "head tok.h5 -n 1 -o few.h5",
+        "eval tok.h5 -o scores.json",
         "inpaint tok.h5 -p prior.safetensors --mask left-half --masked -o masked.h5",
         "codebook prune few.h5 -o pruned.safetensors",
         "codebook refit imgs --size 32x48 -t tokenizer.safetensors -K 16 --seed 1 -o refitted.safetensors",

@@ -17,9 +17,10 @@ def eval(
     sources: Annotated[list[Path], typer.Argument(help="Images, or token grids (- is stdin).")],
     ref: Annotated[list[Path] | None, typer.Option("--ref", help="What to compare with. May be repeated.")] = None,
     source_options: Annotated[dict[str, Any], CHOICE_OPTIONS],
-    images: Annotated[dict[str, Any], FlagGroup.of_file("metrics/evaluation.py", "ImageOptions", panel=METHOD)],
+    report: Annotated[Path | None, typer.Option("--report", help="Page to write, .html, with pictures.")] = None,
+    images: Annotated[dict[str, Any], FlagGroup.of_file("metrics/jobs/__init__.py", "ImageOptions", panel=METHOD)],
     likelihood: Annotated[
-        dict[str, Any], FlagGroup.of_file("metrics/evaluation.py", "LikelihoodOptions", panel=METHOD)
+        dict[str, Any], FlagGroup.of_file("metrics/jobs/__init__.py", "LikelihoodOptions", panel=METHOD)
     ],
     options: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     seed: Seed = 0,
@@ -66,12 +67,14 @@ def eval(
     common: dict[str, Any] = {"seed": seed, "device": device, "on_error": skipped.on_error}
     common |= {"notify": echo, "progress": progress}
     common |= source_options
-    report = evaluate(sources, ref=ref or [], force=force, **common, **images, **likelihood, **options)
-    echo(report.headline)
-    print_table(("score", "value", "± error", "better"), report.rows())
-    for text in report.warnings:
+    found = evaluate(sources, ref=ref or [], report=report, force=force, **common, **images, **likelihood, **options)
+    echo(found.headline)
+    print_table(("score", "value", "± error", "better"), found.rows())
+    if found.per_class:
+        print_table(*found.class_table())
+    for text in found.warnings:
         warn(text)
-    if "plot" in likelihood:
-        echo(f"wrote {likelihood['plot']}")
-    write_json(report.as_dict(), output, force=force)
+    for path in filter(None, (likelihood.get("plot"), report)):
+        echo(f"wrote {path}")
+    write_json(found.as_dict(), output, force=force)
     skipped.finish()

@@ -55,7 +55,7 @@ From a folder of pictures to new ones like them, each line as often as you like 
 """
 
 # name -> (group in --help, line of help): in the order in which --help lists them. "codebook refit" is
-# cli/codebook/refit.py.
+# cli/codebook/refit.py; "eval stats" stands here itself, since `eval` does something without a second word.
 COMMANDS = {
     "encode": ("Begin", "Turn images into token grids."),
     "codebook": ("Begin", "Measure, rebuild and prune codebooks; convert token grids and priors."),
@@ -68,6 +68,9 @@ COMMANDS = {
     "vary": ("Edit", "Make pictures like those given."),
     "complete": ("Edit", "Fill the masked cells of token grids."),
     "eval": ("Look", "Score images or token grids: a table on stderr, JSON on stdout."),
+    "eval stats": ("Look", "Save statistics of images, which `eval --ref` takes in their place."),
+    "eval merge": ("Look", "Join saved statistics of parts into those of the whole."),
+    "eval compare": ("Look", "Put results of `eval` side by side, if their metric cards agree."),
     "compare": ("Look", "Compare samplers: network calls, seconds and scores of each."),
     "show": ("Look", "Draw one preview of pictures, with their captions, labels or ids under them."),
     "info": ("Look", "Show what a file is, be it token grids, tokenizer or prior, and its history."),
@@ -92,7 +95,7 @@ OLD_FLAGS = {
 
 # What a name that ends with a slash is: a folder, which only these commands write.
 FOLDERS = ("decode", "export", "inpaint", "outpaint", "vary")
-_OUTPUTS = ("--output", "--plot", "--trajectory", "-o")
+_OUTPUTS = ("--output", "--plot", "--report", "--trajectory", "-o")
 
 _state = {"debug": False}
 
@@ -212,6 +215,15 @@ class _Root(LazyGroup):
     table = COMMANDS
     load = staticmethod(_load)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command, of two words if there is one: `eval stats`. A folder of that name is ./stats."""
+        words = " ".join(args[:2])
+        if len(args) > 1 and words in COMMANDS:
+            if os.path.exists(args[1]) and not ctx.resilient_parsing:
+                warn(f"{words} is a command; type ./{args[1]} for what is called so here")
+            args = [words, *args[2:]]
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="vqtool",
@@ -236,8 +248,8 @@ def _global(
 
 
 def _function_name(command_name: str) -> str:
-    """The name of a command's file and function: train_prior of train-prior, import_ of import."""
-    name = command_name.replace("-", "_")
+    """The name of a command's file and function: train_prior of train-prior, eval_stats of eval stats, import_."""
+    name = command_name.replace("-", "_").replace(" ", "_")
     return f"{name}_" if keyword.iskeyword(name) else name
 
 

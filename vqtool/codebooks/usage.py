@@ -8,7 +8,7 @@ Source: van den Oord et al. 2017 (arXiv:1711.00937) for the perplexity. VQ-DDM w
 10 tokens on, which is `THRESHOLD`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.grids import GridHeader, open_grids
+from vqtool.grids import GridBatch, GridHeader, open_grids
 from vqtool.progress import Progress, silent
 
 THRESHOLD = 10  # tokens; usage is reported for 1 and for this
@@ -99,11 +99,14 @@ class GridCounts:
     num_grids: int
 
 
-def count_grids(sources: Sequence[str | Path], *, progress: Progress = silent) -> GridCounts:
+def count_grids(
+    sources: Sequence[str | Path], *, see: Callable[[GridBatch], None] = lambda batch: None, progress: Progress = silent
+) -> GridCounts:
     """Count the tokens of files and streams of one tokenizer; their grids may differ in size.
 
     Args:
         sources: files, or "-" for standard input.
+        see: is called with each batch.
         progress: shows how far it is.
 
     Raises:
@@ -121,6 +124,7 @@ def count_grids(sources: Sequence[str | Path], *, progress: Progress = silent) -
             for batch in reader.batches():
                 counts += count_tokens([batch.tokens], len(counts))
                 num += len(batch)
+                see(batch)
                 advance(len(batch))
     if first is None or not num:
         raise VqtoolError(f"{', '.join(map(str, sources))}: no token grids in it")

@@ -8,10 +8,11 @@ A metric of features is a file `vqtool/metrics/NAME.py` with
 
 and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
 measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and
-gives a `Report`: `evaluate`, or one by one `compare_images`, `compare_pairs`, `measure_reconstruction`,
-`measure_grids`, `measure_likelihood`.
+gives a `Report`: `evaluate` chooses one of `jobs`; one by one they are `compare_images`, `compare_pairs`,
+`measure_reconstruction`, `measure_grids`, `measure_likelihood`. `save_statistics` keeps what a reference needs.
 """
 
+from vqtool.metrics.card import Card
 from vqtool.metrics.compare.comparison import compare
 from vqtool.metrics.compare.file import Comparison, Row, Trial
 from vqtool.metrics.compare.scores import ImageScores
@@ -22,18 +23,22 @@ from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
 from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
+from vqtool.metrics.pairs import compare_pairs
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
-from vqtool.metrics.reference import compare_images, compare_pairs
+from vqtool.metrics.reference import compare_images
 from vqtool.metrics.report import Report
+from vqtool.metrics.results import compare_results
+from vqtool.metrics.saving import merge_saved, save_statistics
 from vqtool.metrics.score import Score, measure_features
-from vqtool.metrics.tokens import count_tokens, measure_grids, perplexity, total_variation, usage
+from vqtool.metrics.tokens import count_tokens, measure_grids, neighbour_divergence, perplexity, total_variation, usage
 
 NAMES = ("frechet", "kernel", "prdc")  # of the metrics of features
 
 __all__ = [
     "DEFAULT_TIMES",
     "NAMES",
+    "Card",
     "Comparison",
     "EfficientNetLite0",
     "FeatureNetwork",
@@ -50,6 +55,7 @@ __all__ = [
     "compare",
     "compare_images",
     "compare_pairs",
+    "compare_results",
     "count_tokens",
     "evaluate",
     "extract",
@@ -64,10 +70,13 @@ __all__ = [
     "measure_likelihood",
     "measure_reconstruction",
     "measure_trial",
+    "merge_saved",
+    "neighbour_divergence",
     "neighbour_scores",
     "perplexity",
     "plan",
     "psnr",
+    "save_statistics",
     "statistics",
     "total_variation",
     "usage",

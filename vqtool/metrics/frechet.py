@@ -100,6 +100,11 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     return [Score("FD", frechet_distance(reference, generated), better="lower")]
 
 
+def measure_statistics(reference: Statistics, generated: Statistics) -> list[Score]:
+    """The score "FD" of two Gaussians, where only their statistics were kept."""
+    return [Score("FD", frechet_distance_of_statistics(reference, generated), better="lower")]
+
+
 def _mean_and_factor(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean (D,) and F (R, D) with F^T F = covariance; R = N when there are few rows, else D."""
     if len(x) > x.shape[1]:

@@ -28,6 +28,8 @@ from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.losses import stationary_term, variational_bound
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, open_grids
+from vqtool.metrics.card import Card, side_of
+from vqtool.metrics.pictures import token_digests
 from vqtool.metrics.report import Report
 from vqtool.metrics.score import Score
 from vqtool.priors import Prior
@@ -186,6 +188,7 @@ def measure_likelihood(
     size = prior.cells
     batch_size = max(1, min(MAX_BATCH, MAX_LOGITS // (size[0] * size[1] * prior.kernel.codebook_size)))
     without = 0  # grids whose condition is not known
+    digests: list[bytes] = []
     for source in sources:
         with open_grids(source) as reader:
             prior.check_grids(reader.header, reader.name)
@@ -193,20 +196,23 @@ def measure_likelihood(
                 for batch in reader.batches(batch_size):
                     texts = _texts(prior, batch) if conditional else [None] * len(batch)
                     without += texts.count(None)
+                    digests += token_digests(batch.tokens)
                     x_0 = prior.split(torch.from_numpy(batch.tokens.astype("int64")))
                     likelihood.add(x_0, prior.conditioner.encode(texts))
                     advance(len(batch))
     if not likelihood.num_grids:
         raise VqtoolError(f"{', '.join(map(str, sources))}: no token grids in it")
     condition = prior.conditioner.kind if conditional else "none"
-    return _report(prior, likelihood, condition, without if condition != "none" else 0, seed)
+    return _report(prior, likelihood, condition, without if condition != "none" else 0, digests, seed)
 
 
 def _texts(prior: Prior, batch: GridBatch) -> list[str | None]:
     return prior.conditioner.select(batch.labels, batch.captions) or [None] * len(batch)
 
 
-def _report(prior: Prior, likelihood: Likelihood, condition: str, without: int, seed: int) -> Report:
+def _report(
+    prior: Prior, likelihood: Likelihood, condition: str, without: int, digests: Sequence[bytes], seed: int
+) -> Report:
     num_grids, kernel = likelihood.num_grids, prior.kernel
     num_tokens = num_grids * prior.grid_spec.grid_size[0] * prior.grid_spec.grid_size[1]
     about = {
@@ -228,7 +234,15 @@ def _report(prior: Prior, likelihood: Likelihood, condition: str, without: int, 
         f"{num_grids} grids, {num_tokens} tokens; prior {prior.fingerprint} ({kernel.name}, {kernel.schedule}, "
         f"{prior.rule}; condition {condition}), {likelihood.times} of {kernel.num_steps} steps a grid"
     )
-    return Report(headline, _scores(likelihood), about, _warnings(likelihood, without))
+    card = Card(
+        measure="likelihood",
+        tokenizer=prior.grid_spec.tokenizer_fingerprint,
+        prior=prior.fingerprint,
+        protocol=f"condition {condition}, {likelihood.times} of {kernel.num_steps} steps a grid",
+        generated=side_of(digests),
+        seed=seed,
+    )
+    return Report(headline, _scores(likelihood), about, _warnings(likelihood, without), card)
 
 
 def _scores(likelihood: Likelihood) -> list[Score]:

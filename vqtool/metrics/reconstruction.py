@@ -13,10 +13,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool.codebooks.usage import few_tokens
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, read_batches, to_float, to_uint8
 from vqtool.metrics import tokens
-from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
+from vqtool.metrics.card import Card, side_of
+from vqtool.metrics.exhibits import Exhibit
+from vqtool.metrics.galleries import Pair, keep_worst, show_usage, show_worst
+from vqtool.metrics.pictures import READ_BATCH, pixel_digests
+from vqtool.metrics.report import MAX_IMAGES, Report, choose
 from vqtool.metrics.score import Score
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
@@ -75,6 +79,7 @@ def measure_reconstruction(
     size: tuple[int, int],
     fit: str | None = None,
     max_images: int = MAX_IMAGES,
+    exhibits: bool = False,
     seed: int = 0,
     on_error: OnError | None = None,
     progress: Progress = silent,
@@ -87,6 +92,7 @@ def measure_reconstruction(
         size: (height, width) in pixels, multiples of the tokenizer's factor.
         fit: how they are brought to it: see `vqtool.images.choose_fit`.
         max_images: at most so many, chosen by seed.
+        exhibits: find what a page shows: the worst pictures, and usage.
         seed: of that choice.
         on_error: see read_batches.
         progress: shows how far it is.
@@ -98,12 +104,24 @@ def measure_reconstruction(
     chosen = [images[i] for i in choose(len(images), min(max_images, len(images)), seed)]
     fit = choose_fit(images, size, fit, factor=tokenizer.factor)
     counts = np.zeros(tokenizer.codebook_size, np.int64)
-    errors = []
+    errors, digests, worst = [], list[bytes](), list[Pair]()
+    left_out: list[str] = []
+
+    def skip(item: ImageItem, error: VqtoolError) -> None:
+        if on_error is None:
+            raise error
+        left_out.append(str(error))
+        on_error(item, error)
+
     with progress("reconstruct", len(chosen)) as advance:
-        for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=on_error):
+        for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=skip):
             grid = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
             counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
-            errors.append(mean_squared_errors(to_uint8(tokenizer.decode(grid)), batch.images))
+            decoded = to_uint8(tokenizer.decode(grid))
+            errors.append(mean_squared_errors(decoded, batch.images))
+            digests += pixel_digests(batch.images)
+            if exhibits:
+                worst = keep_worst(worst, batch.ids, decoded, batch.images, errors[-1])
             advance(len(batch.images))
     if not errors:
         raise VqtoolError(f"none of the {len(chosen)} images could be read")
@@ -124,4 +142,13 @@ def measure_reconstruction(
         f"{about['num_images']} of {len(images)} images; {about['size']} pixels, {about['grid_size']} tokens; "
         f"tokenizer {tokenizer.location} ({tokenizer.fingerprint}), codebook of {len(counts)}"
     )
-    return Report(headline, scores, about, few_tokens(counts))
+    card = Card(
+        measure="reconstruction",
+        size=size_text(size),
+        tokenizer=tokenizer.fingerprint,
+        generated=side_of(digests, num_given=len(images), unreadable=len(left_out), fit=fit),
+        seed=seed,
+    )
+    shown: list[Exhibit] = [show_worst(worst), show_usage(counts)] if exhibits else []
+    unreadable = {"images": left_out}
+    return Report(headline, scores, about, few_tokens(counts), card, unreadable=unreadable, exhibits=shown)

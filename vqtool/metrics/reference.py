@@ -1,31 +1,46 @@
-"""Images against other images: by their features, or pixel by pixel where their ids pair them."""
+"""Images against other images, by the features of both sides: pictures, decoded grids, or what was saved of them."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vqtool.errors import MismatchError, VqtoolError
-from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
-from vqtool.metrics import reconstruction
-from vqtool.metrics.features import FeatureNetwork, extract
-from vqtool.metrics.report import MAX_IMAGES, READ_BATCH, Report, choose
-from vqtool.metrics.score import measure_features
+from vqtool.errors import MismatchError, VqtoolError, size_text
+from vqtool.images import ImageItem, OnError
+from vqtool.metrics.card import Card, find_warnings
+from vqtool.metrics.features import FeatureNetwork
+from vqtool.metrics.galleries import show_images
+from vqtool.metrics.pictures import ImageFiles, Pictures, Size
+from vqtool.metrics.report import MAX_IMAGES, ClassScores, Report, choose
+from vqtool.metrics.score import measure_features, measure_statistics
+from vqtool.metrics.sides import (
+    About,
+    FeatureSet,
+    StatisticsSet,
+    count_copies,
+    facts_of,
+    read_features,
+    size_of,
+)
 from vqtool.progress import Progress, silent
 
 MIXED_SIZE = (256, 256)  # of images of several sizes: the feature network sees 224
+Given = Sequence[ImageItem] | Pictures | FeatureSet | StatisticsSet
+Found = FeatureSet | StatisticsSet
 
 
 def compare_images(
-    images: Sequence[ImageItem],
-    reference: Sequence[ImageItem],
-    network: FeatureNetwork,
+    images: Given,
+    reference: Given,
+    network: FeatureNetwork | None,
     *,
     size: tuple[int, int] | None = None,
     fit: str | None = None,
     max_images: int = MAX_IMAGES,
+    per_class: bool = False,
+    exhibits: bool = False,
+    splits: tuple[str, str] = ("", ""),
     seed: int = 0,
     on_error: OnError | None = None,
     progress: Progress = silent,
@@ -33,135 +48,210 @@ def compare_images(
 ) -> Report:
     """Every metric of features, such as the Fréchet distance and KID, of images against reference images.
 
-    Both sides are used in equal numbers (the larger one is subsampled) and read at the same size.
+    Both sides are used in equal numbers (the larger one is subsampled) and read at the same size. Against statistics
+    all images are used, and what needs single features is left out, with a warning.
 
     Args:
         images: what is scored.
         reference: what it is compared with.
-        network: images -> features.
-        size: (height, width) both sides are brought to; by default `common_size` of `images`, or else the reference's.
+        network: images -> features; None where both sides are saved.
+        size: (height, width) both sides are brought to; by default that of saved features, `common_size` of `images`,
+            or else the reference's.
         fit: how; None: each side as `vqtool.images.choose_fit` finds best.
         max_images: a side.
+        per_class: score the images of each label too.
+        exhibits: find what a page shows: neighbours and outliers.
+        splits: "train" or "test", of images and reference, where that is known.
         seed: chooses the images of the larger side, and the subsets of KID.
         on_error: see read_batches.
         progress: shows how far it is.
         options: of the metrics, by name.
 
     Raises:
+        MismatchError: saved features of other networks or sizes.
         VqtoolError: fewer than two images on a side, or an option that no metric has.
     """
-    size = size or common_size(images) or common_size(reference) or MIXED_SIZE
-    num = min(len(images), len(reference), max_images)
+    given = [ImageFiles(each) if isinstance(each, Sequence) else each for each in (images, reference)]
+    size = _choose_size(given, size)
+    num = min(max_images, *(len(each) if not isinstance(each, Pictures) else len(each.ids) for each in _rows(given)))
     _need_two(num)
-    features = []
-    for what, items in (("features of images", images), ("features of reference", reference)):
-        chosen, how = [items[i] for i in choose(len(items), num, seed)], choose_fit(items, size, fit)
-        with progress(what, num) as advance:
-            batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, fit=how, on_error=on_error))
-            features.append(extract(network, batches, advance=advance))
-    num = min(map(len, features))
+    found: list[Found] = []
+    for what, each, split in zip(("images", "reference"), given, splits, strict=True):
+        if isinstance(each, FeatureSet | StatisticsSet):
+            found.append(each)
+            continue
+        if network is None:
+            raise ValueError("a network is needed for pictures")
+        about = About(size=size, fit=each.choose_fit(size, fit), num_given=len(each.ids), split=split)
+        rows = choose(len(each.ids), num, seed)
+        with progress(f"features of {what}", num) as advance:
+            found.append(read_features(each, rows, network, about, on_error=on_error, advance=advance))
+    ours, theirs = _alike(*found)
+    num = min(max_images, *(len(each) for each in _rows([ours, theirs])))
     _need_two(num)
-    ours, theirs = (rows[choose(len(rows), num, seed)] for rows in features)
-    about = {
-        "kind": "images",
-        "network": ours.name,
-        "features": {"name": ours.name, "digest": ours.digest, "resize": ours.resize},
-        "num_images": num,
-        "num_given": {"images": len(images), "reference": len(reference)},
-        "size": f"{size[0]}x{size[1]}",
-        "seed": seed,
-    }
-    headline = (
-        f"{num} images a side, of {len(images)} and {len(reference)} (seed {seed}); "
-        f"{about['size']} pixels; features of {network.name}"
-    )
-    scores = measure_features(theirs, ours, seed=seed, **options)
-    return Report(headline, scores, about, _feature_warnings(num, network.feature_dim))
+    ours, theirs = (_subset(each, num, seed) for each in (ours, theirs))
+    shown: dict[str, Any] = {"per_class": per_class, "exhibits": exhibits, "progress": progress}
+    return _report(ours, theirs, given, size, seed, **shown, **options)
 
 
-def compare_pairs(
-    images: Sequence[ImageItem],
-    originals: Sequence[ImageItem],
-    *,
-    size: tuple[int, int] | None = None,
-    fit: str | None = None,
-    on_error: OnError | None = None,
-    progress: Progress = silent,
-) -> Report:
-    """PSNR of images against originals of the same ids.
+def _rows(given: Sequence[Any]) -> list[Any]:
+    """The sides that have single pictures; both where none has."""
+    return [each for each in given if not isinstance(each, StatisticsSet)] or list(given)
 
-    Args:
-        images: what is scored, e.g. reconstructions.
-        originals: what it is compared with.
-        size: (height, width) both are brought to; by default `common_size` of `images`.
-        fit: how; None: each side as `vqtool.images.choose_fit` finds best.
-        on_error: see read_batches.
-        progress: shows how far it is.
+
+def _subset(found: Found, num: int, seed: int) -> Found:
+    return found if isinstance(found, StatisticsSet) else found[choose(len(found), num, seed)]
+
+
+def _choose_size(given: Sequence[Pictures | Found], size: Size | None) -> Size:
+    """What is asked for, else what saved features were read in, else what pictures share.
 
     Raises:
-        MismatchError: no id is on both sides.
-        VqtoolError: none of the pairs could be read.
+        MismatchError: saved features were read in another one.
     """
-    size = size or common_size(images) or MIXED_SIZE
-    order = {item.id: i for i, item in enumerate(images)}
-    theirs = sorted((item for item in originals if item.id in order), key=lambda item: order[item.id])
-    ours = [images[order[item.id]] for item in theirs]
-    if not ours:
-        raise MismatchError(
-            f"no picture is on both sides: ids such as {images[0].id!r} and {originals[0].id!r}; "
-            "pairs have equal paths below their folders, apart from the ending"
+    saved = [its for each in given if not isinstance(each, Pictures) if (its := size_of(each)) is not None]
+    shared = [each.common_size() for each in given if isinstance(each, Pictures)] if not (size or saved) else []
+    size = size or next(filter(None, [*saved, *shared]), None) or MIXED_SIZE
+    for its in saved:
+        if its != size:
+            raise MismatchError(
+                f"features saved of pictures of {size_text(its)} pixels do not compare with ones of {size_text(size)}: "
+                "save both with one `size`"
+            )
+    return size
+
+
+def _alike(ours: Found, theirs: Found) -> tuple[Found, Found]:
+    """Both sides, where one does not know of what features it is by the name of the other.
+
+    Raises:
+        MismatchError: they are of different features.
+    """
+    if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
+        return _named(ours, theirs), _named(theirs, ours)
+    if isinstance(ours, FeatureSet) and isinstance(theirs, StatisticsSet):
+        theirs.check_features(ours.features, "the reference")
+    elif isinstance(ours, StatisticsSet) and isinstance(theirs, FeatureSet):
+        ours.check_features(theirs.features, "what is scored")
+    elif isinstance(ours, StatisticsSet) and isinstance(theirs, StatisticsSet):
+        ours.check_same(theirs)
+    return ours, theirs
+
+
+def _named(found: FeatureSet, other: FeatureSet) -> FeatureSet:
+    if found.features.name:
+        return found
+    about = {name: getattr(other.features, name) for name in ("name", "digest", "resize")}
+    return replace(found, features=replace(found.features, **about))
+
+
+def _report(
+    ours: Found,
+    theirs: Found,
+    given: Sequence[Pictures | Found],
+    size: Size,
+    seed: int,
+    *,
+    per_class: bool,
+    exhibits: bool,
+    progress: Progress,
+    **options: Any,
+) -> Report:
+    features = next((each.features for each in (ours, theirs) if isinstance(each, FeatureSet)), ours)
+    name, digest, resize = (getattr(features, what) for what in ("name", "digest", "resize"))
+    width = _width(ours)
+    facts = facts_of(ours), facts_of(theirs)
+    card = Card(
+        measure="images",
+        features=name,
+        features_digest=digest,
+        resize=resize,
+        size=size_text(size),
+        generated=facts[0].side,
+        reference=facts[1].side,
+        copies=count_copies(ours.digests, theirs.digests),
+        seed=seed,
+    )
+    warnings = find_warnings(*facts, card, width)
+    classes: dict[str, ClassScores] = {}
+    shown = []
+    if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
+        scores = measure_features(theirs.features, ours.features, seed=seed, **options)
+        if per_class:
+            classes, told = measure_classes(ours, theirs, seed=seed, **options)
+            warnings += told
+        if exhibits:
+            shown = show_images(ours, theirs, progress=progress)
+    else:
+        scores, left_out = measure_statistics(_statistics(theirs), _statistics(ours), name)
+        warnings.append(
+            f"from statistics alone {', '.join(left_out)} cannot be computed: `vqtool eval stats --keep-features` "
+            "keeps what they need"
         )
-    errors: list[NDArray[np.float64]] = []
-    with (
-        progress("compare", len(ours)) as advance,
-        closing(_pictures(ours, size, choose_fit(images, size, fit), on_error)) as left,
-        closing(_pictures(theirs, size, choose_fit(originals, size, fit), on_error)) as right,
-    ):
-        for picture, original in _pairs(left, right, order):
-            errors.append(reconstruction.mean_squared_errors(picture[None], original[None]))
-            advance(1)
-    if not errors:
-        raise VqtoolError("none of the pairs could be read")
-    unpaired = len(images) + len(originals) - 2 * len(ours)
-    warnings = [f"{unpaired} pictures have no counterpart on the other side and were left out"] if unpaired else []
-    about = {"kind": "pairs", "num_images": len(errors), "num_unpaired": unpaired, "size": f"{size[0]}x{size[1]}"}
-    headline = f"{len(errors)} pairs of images; {about['size']} pixels"
-    return Report(headline, reconstruction.measure(np.concatenate(errors)), about, warnings)
+        if per_class:
+            warnings.append("statistics know no classes: `per_class` needs the images, or saved features")
+    given_nums = [len(each.ids) if isinstance(each, Pictures) else each.about.num_given or len(each) for each in given]
+    about = {
+        "kind": "images",
+        "network": name,
+        "features": {"name": name, "digest": digest, "resize": resize},
+        "num_images": len(ours),
+        "num_given": dict(zip(("images", "reference"), given_nums, strict=True)),
+        "size": card.size,
+        "seed": seed,
+    }
+    nums = [str(each or "an unknown number") for each in (len(ours), len(theirs), *given_nums)]
+    side = f"{nums[0]} images a side" if nums[0] == nums[1] else f"{nums[0]} images against {nums[1]}"
+    headline = f"{side}, of {nums[2]} and {nums[3]} (seed {seed}); {card.size} pixels; features of {name}"
+    unreadable = {"images": list(ours.about.unreadable), "reference": list(theirs.about.unreadable)}
+    return Report(headline, scores, about, warnings, card, classes, unreadable, shown)
+
+
+def _width(found: Found) -> int:
+    """D."""
+    if isinstance(found, FeatureSet):
+        return int(found.features.pooled.shape[1])
+    return len(found.statistics["pooled"].mean)
+
+
+def _statistics(found: Found) -> dict[str, Any]:
+    return (found.statistics() if isinstance(found, FeatureSet) else found).statistics
+
+
+def measure_classes(
+    ours: FeatureSet, theirs: FeatureSet, *, seed: int, **options: Any
+) -> tuple[dict[str, ClassScores], list[str]]:
+    """The scores of the pictures of each label, in equal numbers a side; and which labels have none, and why.
+
+    Args:
+        ours: what is scored.
+        theirs: what it is compared with.
+        seed: chooses the pictures of the larger side.
+        options: of the metrics, by name.
+
+    Raises:
+        VqtoolError: a side has no labels.
+    """
+    for side, what in ((ours, "what is scored"), (theirs, "the reference")):
+        if not any(side.labels):
+            raise VqtoolError(f"`per_class`: {what} has no labels: give it in one folder a class, or `labels`")
+    found: dict[str, ClassScores] = {}
+    told = []
+    for label in sorted({*ours.labels, *theirs.labels} - {""}):
+        rows = [np.flatnonzero(np.array(side.labels) == label) for side in (ours, theirs)]
+        num = min(map(len, rows))
+        if num < 2:
+            told.append(
+                f"class {label!r}: {len(rows[0])} images against {len(rows[1])} of the reference: not scored, as 2 are "
+                "needed on each side"
+            )
+            continue
+        own, other = (its[choose(len(its), num, seed)] for its in rows)
+        scores = measure_features(theirs.features[other], ours.features[own], seed=seed, **options)
+        found[label] = ClassScores(num, scores)
+    return found, told
 
 
 def _need_two(num: int) -> None:
     if num < 2:
         raise VqtoolError(f"{num} image{'s' * (num != 1)} on one side: at least 2 on each are needed to compare")
-
-
-def _feature_warnings(num: int, feature_dim: int) -> list[str]:
-    if num >= feature_dim:
-        return []
-    return [
-        f"{num} images a side are fewer than the {feature_dim} features: the Fréchet distance is badly biased upwards "
-        "and compares only with ones of equally many images; KID is not biased"
-    ]
-
-
-def _pictures(
-    items: Sequence[ImageItem], size: tuple[int, int], fit: str, on_error: OnError | None
-) -> Generator[tuple[str, NDArray[np.uint8]], None, None]:
-    for batch in read_batches(items, size, READ_BATCH, fit=fit, on_error=on_error):
-        yield from zip((item.id for item in batch.items), batch.images, strict=True)
-
-
-def _pairs(
-    ours: Iterator[tuple[str, NDArray[np.uint8]]],
-    theirs: Iterator[tuple[str, NDArray[np.uint8]]],
-    order: dict[str, int],
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Pictures that came through on both sides; both come in this order, with gaps where one could not be read."""
-    a, b = next(ours, None), next(theirs, None)
-    while a and b:
-        if a[0] == b[0]:
-            yield a[1], b[1]
-            a, b = next(ours, None), next(theirs, None)
-        elif order[a[0]] < order[b[0]]:
-            a = next(ours, None)
-        else:
-            b = next(theirs, None)

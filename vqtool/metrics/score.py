@@ -1,5 +1,6 @@
 """One score, what every metric of features asks of its input, and all of these metrics at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -84,6 +85,34 @@ def measure_features(reference: Features, generated: Features, *, seed: int = 0,
         if kind in theirs and kind in ours:
             scores += metric.measure(theirs[kind], ours[kind], own, seed=seed)
     return [replace(score, name=f"{score.name}-{generated.name}") for score in scores]
+
+
+def measure_statistics(
+    reference: Mapping[str, Any], generated: Mapping[str, Any], network_name: str
+) -> tuple[list[Score], list[str]]:
+    """What can be computed from means and covariances alone, by the metrics that have `measure_statistics`.
+
+    Args:
+        reference: kind of array in `Features` -> `frechet.Statistics` of it.
+        generated: the same of generated images.
+        network_name: of the features; stands in the name of each score.
+
+    Returns:
+        The scores, and the names of the metrics that need the features of single images.
+    """
+    from vqtool.metrics import NAMES
+
+    scores: list[Score] = []
+    left_out = []
+    for name in NAMES:
+        metric = find_metric(name)
+        kind = needs(metric)
+        if not hasattr(metric, "measure_statistics"):
+            left_out.append(name)
+        elif kind in reference and kind in generated:
+            scores += metric.measure_statistics(reference[kind], generated[kind])
+    suffix = f"-{network_name}" if network_name else ""
+    return [replace(score, name=f"{score.name}{suffix}") for score in scores], left_out
 
 
 def metric_options() -> list[type[Any]]:

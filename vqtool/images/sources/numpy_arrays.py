@@ -83,7 +83,7 @@ def _read_archive(
         raise VqtoolError(
             f"{path}: call its array of images 'images' (it holds {', '.join(archive.files)}), or give `split`"
         )
-    images = _read_member(archive, path, name)
+    images = read_member(archive, path, name)
     count = check_array(images.shape, images.dtype, f"{path}: {name!r}")
     columns: Columns = {}
     used = {name}
@@ -91,7 +91,7 @@ def _read_archive(
         place = next((each for each in _column_names(name, kind) if each in archive.files), None)
         if place is not None:
             used.add(place)
-            values = _read_member(archive, path, place)
+            values = read_member(archive, path, place)
             columns[kind] = as_texts(values, count, f"{path}: {place!r}", several=kind == "caption")
     others = [each for each in archive.files if each not in used]
     if others and len(words) == len(WORDS):
@@ -99,25 +99,38 @@ def _read_archive(
     return images, columns
 
 
-def _read_member(archive: Any, path: Path, name: str) -> NDArray[Any]:
-    """One array, after its claims have been compared with what is stored.
+def read_member(archive: Any, path: Path, name: str) -> NDArray[Any]:
+    """One array of a .npz, after its claims have been compared with what is stored.
 
     Raises:
         FormatError: it claims more than there is.
     """
-    where, member = f"{path}: {name!r}", next(each for each in (f"{name}.npy", name) if each in archive.zip.namelist())
-    info = archive.zip.getinfo(member)
+    where, info = f"{path}: {name!r}", _member(archive, name)
     if info.file_size > MOST_ANYWAY:
         check_size(info.file_size, info.compress_size, where)
-    with archive.zip.open(member) as file:
-        read_header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(file))
-        if read_header is None:
-            raise FormatError(f"{where}: not an array that NumPy wrote")
-        shape, _, dtype = read_header(file)
+    shape, dtype = read_header(archive, path, name)
     if prod(shape) * dtype.itemsize > info.file_size:
         raise FormatError(f"{where}: {shape} of {dtype} cannot be in {info.file_size:,} bytes")
     found: NDArray[Any] = archive[name]
     return found
+
+
+def read_header(archive: Any, path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of one array of a .npz, as its header claims them.
+
+    Raises:
+        FormatError: it is no array.
+    """
+    with archive.zip.open(_member(archive, name)) as file:
+        read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(file))
+        if read is None:
+            raise FormatError(f"{path}: {name!r}: not an array that NumPy wrote")
+        shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _member(archive: Any, name: str) -> Any:
+    return archive.zip.getinfo(next(each for each in (f"{name}.npy", name) if each in archive.zip.namelist()))
 
 
 def _column_names(images: str, kind: str) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_im
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics import features
 from vqtool.metrics.features import FeatureNetwork, Features, extract
-from vqtool.metrics.report import READ_BATCH, choose
+from vqtool.metrics.pictures import READ_BATCH
+from vqtool.metrics.report import choose
 from vqtool.metrics.score import Score, measure_features
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer

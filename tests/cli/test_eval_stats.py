@@ -1,0 +1,104 @@
+"""vqtool eval stats: what it writes stands for the pictures, whole and part by part."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support.commands import error_lines
+from support.sets import SixNumbers, write_noise
+
+from vqtool.metrics import features
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A folder to work in, with pictures a/ and b/, scored by six numbers."""
+    monkeypatch.setattr(features, "load_features", lambda *_, **__: SixNumbers())
+    for seed, name in enumerate("ab"):
+        write_noise(tmp_path / name, 24, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def scores(result):
+    assert result.code == 0, result.err
+    return json.loads(result.out)["scores"]
+
+
+def test_statistics_stand_for_the_pictures_and_say_what_cannot_be_computed(work, vqtool):
+    whole = vqtool("eval", "a", "--ref", "b")
+    made = vqtool("eval", "stats", "b", "-o", "b.npz")
+    assert (made.code, made.out) == (0, "")
+    assert "24 images: statistics of features of SixNumbers" in made.err
+    found = vqtool("eval", "a", "--ref", "b.npz")
+    assert scores(found)["FD-SixNumbers"] == pytest.approx(scores(whole)["FD-SixNumbers"], rel=1e-9)
+    assert "KID-SixNumbers" not in scores(found)
+    assert "warning: from statistics alone" in found.err
+    assert "kernel" in found.err
+    cards = [json.loads(each.out)["card"] for each in (whole, found)]
+    assert cards[0]["reference"]["id"] == cards[1]["reference"]["id"]
+    assert cards[1]["reference"]["held"] == "statistics"
+
+
+def test_saved_features_stand_for_the_pictures_in_every_metric(work, vqtool):
+    assert vqtool("eval", "stats", "a", "--keep-features", "-o", "a.npz").code == 0
+    assert vqtool("eval", "stats", "b", "--keep-features", "-o", "b.npz").code == 0
+    shutil.move("a", "gone")  # no pictures are needed
+    expected = scores(vqtool("eval", "gone", "--ref", "b"))
+    assert scores(vqtool("eval", "a.npz", "--ref", "b.npz")) == expected
+    assert scores(vqtool("eval", "gone", "--ref", "b.npz")) == expected
+    page = vqtool("eval", "a.npz", "--ref", "b.npz", "--report", "r.html")
+    assert page.code == 0
+    assert "not at hand" in (work / "r.html").read_text()
+
+
+def test_parts_in_several_processes_merge_into_the_whole(work, vqtool):
+    assert vqtool("eval", "stats", "b", "--keep-features", "-o", "whole.npz").code == 0
+    for part in (1, 2, 3):
+        assert vqtool("eval", "stats", "b", "--keep-features", "--partial", f"{part}/3", "-o", f"{part}.npz").code == 0
+    merged = vqtool("eval", "merge", "1.npz", "2.npz", "3.npz", "-o", "merged.npz")
+    assert (merged.code, merged.out) == (0, "")
+    assert scores(vqtool("eval", "a", "--ref", "merged.npz")) == scores(vqtool("eval", "a", "--ref", "whole.npz"))
+    with np.load("merged.npz") as ours, np.load("whole.npz") as theirs:
+        assert ours["about"] == theirs["about"]
+        np.testing.assert_array_equal(ours["sigma"], theirs["sigma"])
+
+
+def test_a_bad_picture_is_named_left_out_and_counted(work, vqtool):
+    (work / "b" / "003.png").write_bytes(b"no picture")
+    result = vqtool("eval", "stats", "b", "-o", "b.npz")
+    assert result.code == 1
+    assert "003.png" in result.err
+    assert "1 bad input skipped" in result.err
+    assert json.loads(vqtool("eval", "a", "--ref", "b.npz").out)["card"]["reference"]["unreadable"] == 1
+
+
+def test_a_folder_called_stats_is_typed_with_its_path(work, vqtool):
+    shutil.move("b", "stats")
+    result = vqtool("eval", "stats", "a", "-o", "a.npz")
+    assert result.code == 0
+    assert "warning: eval stats is a command; type ./stats for what is called so here" in result.err
+    for name in ("./stats", "stats/"):
+        assert vqtool("eval", name, "--ref", "a").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["b", "--partial", "0/3"], "--partial 0/3: the number of the part and how many there are is expected"),
+        (["b", "--partial", "4/3"], "--partial 4/3"),
+        (["b", "--partial", "x"], "as in 1/4"),
+        (["b", "--partial", "1/24"], "statistics of 1 image: at least 2"),
+        (["b", "-o", "x.json"], "x.json: saved statistics would be written there; name it x.npz"),
+        (["b", "-o", "there.npz"], "exists; use --force"),
+        (["there.npz"], "there.npz: holds saved features already"),
+        (["none"], "none: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_saved_is_one_clear_line(work, vqtool, arguments, message):
+    np.savez("there.npz", mu=np.zeros(6), sigma=np.eye(6))
+    result = vqtool("eval", "stats", *arguments)
+    assert (result.code, result.out) == (1, "")
+    (error,) = error_lines(result.err)
+    assert message in error

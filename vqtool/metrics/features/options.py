@@ -1,0 +1,27 @@
+"""Which features pictures are scored by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqtool.options import Checked, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(Checked):
+    """The network, its weights, and how pictures come to its size."""
+
+    features: str = option(
+        "efficientnet-lite0",
+        "Whose; inception: FID's.",
+        choices="metrics/features/__init__.py:NAMES",
+        listed=False,
+    )
+    weights: Path | None = option(None, "File or folder of its weights, if it has none.", advanced=True)
+    resize: str | None = option(
+        None,
+        "How pictures come to its size.",
+        shown="its first",
+        choices="metrics/features/resizing.py:RESIZES",
+        listed=False,
+        advanced=True,
+    )

@@ -1,0 +1,67 @@
+"""The job of features: images, decoded grids or saved features against a reference of any of these."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vqtool.images import parse_size
+from vqtool.metrics import features
+from vqtool.metrics.cache import CachedNetwork
+from vqtool.metrics.card import split_of
+from vqtool.metrics.features import FeatureNetwork
+from vqtool.metrics.jobs import Request
+from vqtool.metrics.pictures import DecodedGrids, ImageFiles, Pictures, read_tokens
+from vqtool.metrics.reference import compare_images
+from vqtool.metrics.report import Report
+from vqtool.metrics.saved import load
+from vqtool.metrics.sides import FeatureSet, StatisticsSet
+from vqtool.tokenizers import Tokenizer, tokenizer_of
+
+
+def run(request: Request) -> Report:
+    """Every metric of features."""
+    options = request.images
+    size = None if options.size is None else parse_size(str(options.size), "`size`")
+    sides = [
+        open_side(request, side, request.sources if side == "images" else request.ref, kind)
+        for side, kind in (("images", request.kind), ("reference", request.ref_kind))
+    ]
+    network = load_network(request) if any(isinstance(side, Pictures) for side in sides) else None
+    return compare_images(
+        sides[0],
+        sides[1],
+        network,
+        size=size,
+        fit=request.source_options.fit,
+        max_images=options.max_images,
+        per_class=options.per_class,
+        exhibits=request.exhibits,
+        splits=(split_of(request.sources), split_of(request.ref, request.source_options.split)),
+        seed=request.seed,
+        on_error=request.on_error,
+        progress=request.progress,
+        **request.of_metrics,
+    )
+
+
+def load_network(request: Request) -> FeatureNetwork:
+    """The network of the request, which remembers what it has seen unless the request says otherwise."""
+    options = request.images
+    network = features.load_features(
+        options.features, weights=options.weights, resize=options.resize, device=request.device
+    )
+    return CachedNetwork(network) if options.cache else network
+
+
+def open_side(
+    request: Request, side: str, sources: Sequence[str | Path], kind: str
+) -> Pictures | FeatureSet | StatisticsSet:
+    """One side of a comparison: what is in its sources, of one kind."""
+    if kind == "saved":
+        return load(sources[0])
+    if kind == "images":
+        items = request.find(side, "some" if request.images.per_class else "none")
+        return ImageFiles(items, request.left_out[side])
+    header, batch = read_tokens(list(map(str, sources)), request.progress)
+    given = request.images.tokenizer
+    tokenizer = given if isinstance(given, Tokenizer) else tokenizer_of(header, sources[0], given=given)
+    return DecodedGrids(header, batch, tokenizer.to(request.device))

@@ -1,0 +1,27 @@
+"""The job of tokenizers: images encoded and decoded again."""
+
+from vqtool.images import parse_size
+from vqtool.metrics.jobs import Request
+from vqtool.metrics.reconstruction import measure_reconstruction
+from vqtool.metrics.report import Report
+from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
+
+
+def run(request: Request) -> Report:
+    """PSNR, usage and perplexity."""
+    options = request.images
+    tokenizer = options.tokenizer
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(BUILTIN if tokenizer is None else tokenizer)
+    size = tokenizer.usual_size if options.size is None else parse_size(str(options.size), "`size`")
+    return measure_reconstruction(
+        request.find("images"),
+        tokenizer.to(request.device),
+        size=size,
+        fit=request.source_options.fit,
+        max_images=options.max_images,
+        exhibits=request.exhibits,
+        seed=request.seed,
+        on_error=request.on_error,
+        progress=request.progress,
+    )
