@@ -34,6 +34,15 @@ class Wanted:
     seed: int = 0
 
     @property
+    def step(self) -> str:
+        """The name of what is done."""
+        if self.mask is not None:
+            return "inpaint"
+        if self.sides is not None:
+            return "outpaint"
+        return "complete" if self.strength is None else "vary"
+
+    @property
     def masks(self) -> bool:
         """Whether cells are masked that were not."""
         return self.mask is not None or self.sides is not None

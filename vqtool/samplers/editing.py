@@ -4,7 +4,7 @@ Known tokens come out as they went in. Several variants can be made of a picture
 i * variants + v of the run, whatever the batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
@@ -29,7 +29,7 @@ from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import DEFAULT_BATCH_SIZE, Method, Observer
 from vqtool.samplers._changes import Array, Sides, Wanted, build_change
 from vqtool.samplers._edit import check_tokens
-from vqtool.samplers._editor import ALIKE, Editor, Write
+from vqtool.samplers._editor import ALIKE, Editor, Variants, Write
 from vqtool.samplers._framing import Framed, Given, cut_all, finish_all, mask_frames
 from vqtool.samplers._pictures import Images, OnError, Pictures, build_framing, open_pictures
 from vqtool.samplers._texts import check_texts
@@ -116,14 +116,7 @@ def edit(
     make = partial(editor.make, batch_size=batch_size, observe=observe)
     if are_images:
         decoder, _ = use_runtime(_tokenizer(prior, tokenizer), runtime)
-        framing = build_framing(prior, decoder, wanted, "pictures")
-        frames = [framing.frame(picture, number) for number, picture in enumerate(rows.cpu().numpy())]
-        finished = []
-        for number, part in _alike(frames):
-            tokens = decoder.encode(to_float(cut_all(part)).to(prior.device)).cpu().numpy()
-            given = mask_frames(GridBatch(tokens, [""] * len(part)), part, decoder.codebook_size)
-            finished.append(finish_all(framing, part, decode_batch(make(given, number).batch, decoder)))
-        return np.concatenate(finished)
+        return _edit_images(prior, decoder, wanted, rows.cpu().numpy(), make)
     grids = rows.long()
     size, num_codes = (int(grids.shape[1]), int(grids.shape[2])), prior.codebook_size
     check_tokens("pictures", grids, size, num_codes + 1)
@@ -131,6 +124,20 @@ def edit(
     change = build_change(prior, header, "pictures", wanted)
     batch = GridBatch(grids.numpy().astype(np.uint64), [""] * len(grids))
     return torch.from_numpy(make(Given(batch, change.open(batch, 0)), 0).batch.tokens.astype(np.int64))
+
+
+def _edit_images(
+    prior: Prior, tokenizer: Tokenizer, wanted: Wanted, images: Images, make: Callable[[Given, int], Variants]
+) -> Images:
+    """Images with what `make(given, number of the first)` draws in their windows."""
+    framing = build_framing(prior, tokenizer, wanted, "pictures")
+    frames = [framing.frame(picture, number) for number, picture in enumerate(images)]
+    finished = []
+    for number, part in _alike(frames):
+        tokens = tokenizer.encode(to_float(cut_all(part)).to(prior.device)).cpu().numpy()
+        given = mask_frames(GridBatch(tokens, [""] * len(part)), part, tokenizer.codebook_size)
+        finished.append(finish_all(framing, part, decode_batch(make(given, number).batch, tokenizer)))
+    return np.concatenate(finished)
 
 
 def _alike(frames: Sequence[Framed]) -> Iterator[tuple[int, list[Framed]]]:
@@ -200,69 +207,31 @@ def edit_to_file(
     run_options = take_run_options(how)
     if not is_main_process():  # variants of a few pictures are one process's work
         return Summary(0, 0.0, 0.0)
-    step = "inpaint" if mask is not None else "outpaint" if sides is not None else "complete"
-    step = step if strength is None or mask is not None else "vary"
     wanted = Wanted(
-        mask=mask,
-        sides=sides,
-        strength=strength,
-        paste=paste,
-        feather=feather,
-        context=context,
-        masked=masked,
+        mask=mask, sides=sides, strength=strength, paste=paste, feather=feather, context=context, masked=masked,
         seed=seed,
-    )
-    are_grids = step == "complete" or holds_grids(sources[0])
-    to_grids = Path(output).suffix.lower() in GRID_FILES or (str(output) == "-" and (are_grids or masked))
+    )  # fmt: skip
+    output, are_grids = Path(output), wanted.step == "complete" or holds_grids(sources[0])
+    to_grids = output.suffix.lower() in GRID_FILES or (str(output) == "-" and (are_grids or masked))
     _check_output(to_grids, variants, wanted, bool(run_options.trajectory or run_options.dry_run))
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     with ExitStack() as stack:
-        image_writer = stack.enter_context(
-            nullcontext()
-            if run_options.dry_run
-            else _open_image_writer(Path(output), to_grids, run_options.trajectory, force=force)
-        )
+        image_writer = None
+        if not run_options.dry_run:
+            image_writer = stack.enter_context(
+                _open_image_writer(output, to_grids, run_options.trajectory, force=force)
+            )
         pictures = stack.enter_context(
             open_pictures(
-                sources,
-                prior,
-                wanted,
-                are_grids=are_grids,
-                size=size,
-                options=options,
-                tokenizer=tokenizer,
-                runtime=how.get("runtime", "torch"),
-                on_error=None if on_error is None else tally,
-                notify=notify,
+                sources, prior, wanted, are_grids=are_grids, size=size, options=options, tokenizer=tokenizer,
+                runtime=how.get("runtime", "torch"), on_error=None if on_error is None else tally, notify=notify,
             )
-        )
-        if len(pictures.sizes) > 1 and (to_grids or run_options.trajectory):
-            raise VqtoolError(
-                f"{pictures.name}: pictures of several shapes, whose windows make grids of several sizes, but "
-                f"`{'output' if to_grids else 'trajectory'}` takes one: edit them into a folder, x.tar or x.png"
-            )
+        )  # fmt: skip
+        _check_sizes(pictures, to_grids=to_grids, is_animated=run_options.trajectory is not None)
         texts = check_texts(prior, labels, captions)
-        has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
-        if not texts and prior.conditioner.kind == "class":
-            prior.conditioner.encode(pictures.labels)  # an unknown label is found before any work is done
-        how |= {"has_condition": has_condition, "completes": strength is None}
-
-        @cache
-        def methods(grid_size: tuple[int, int]) -> Method:
-            return Method.build(prior, seed=seed, grid_size=grid_size, **how)
-
-        method = methods(pictures.header.grid_size)
-        notify(f"prior {prior.fingerprint} ({prior.location}): {step} by {method.sampler} sampling, seed {seed}")
-        details = {
-            "num": variants,
-            "num_images": pictures.num_images,
-            "mask": mask,
-            "feather": feather or None,
-            "strength": strength,
-            **(sides or {}),
-        }
-        record = _record(step, method, pictures, details)
-        editor = Editor(methods, wanted, variants, texts)
+        editor = _build_editor(prior, pictures, wanted, variants, texts, how)
+        method = editor.method(pictures.header.grid_size)
+        notify(f"prior {prior.fingerprint} ({prior.location}): {wanted.step} by {method.sampler} sampling, seed {seed}")
         num = None if pictures.total is None else pictures.total * variants
         run = Run(method, num, run_options, notify=notify, progress=progress, output=output)
         if not masked:
@@ -273,14 +242,53 @@ def edit_to_file(
         observe = stack.enter_context(
             animated(run_options.trajectory, samples, find, texts=texts, force=force, notify=notify)
         )
-        alike = list[str]()
-        with _open_output(image_writer, Path(output), pictures, record, force=force) as write:
-            for made in run.batches(partial(editor.read_and_make, pictures, write), observe, name=step):
+        alike, record = list[str](), _record(method, pictures, wanted, variants)
+        with _open_output(image_writer, output, pictures, record, force=force) as write:
+            for made in run.batches(partial(editor.read_and_make, pictures, write), observe, name=wanted.step):
                 alike += made.find_alike()
             if tally.skipped and not run.num_drawn:
                 raise VqtoolError(f"none of the {len(tally.skipped)} images could be read")
         _tell_alike(alike, run.num_drawn // variants)
     return run.summary
+
+
+def _build_editor(
+    prior: Prior, pictures: Pictures, wanted: Wanted, variants: int, texts: Sequence[str], how: Mapping[str, Any]
+) -> Editor:
+    """What makes the variants of pictures.
+
+    Args:
+        prior: that makes them.
+        pictures: to edit.
+        wanted: what is done to them.
+        variants: of each.
+        texts: that they are made by in turn; empty for their own.
+        how: arguments of `sample`.
+
+    Raises:
+        VqtoolError: a label that the prior does not know, before any work is done.
+    """
+    has_condition = bool(texts) or prior.conditioner.kind in pictures.columns
+    if not texts and prior.conditioner.kind == "class":
+        prior.conditioner.encode(pictures.labels)
+
+    @cache
+    def methods(grid_size: tuple[int, int]) -> Method:
+        return Method.build(
+            prior, seed=wanted.seed, grid_size=grid_size, has_condition=has_condition,
+            completes=wanted.strength is None, **how,
+        )  # fmt: skip
+
+    return Editor(methods, wanted, variants, texts)
+
+
+def _check_sizes(pictures: Pictures, *, to_grids: bool, is_animated: bool) -> None:
+    """Raise VqtoolError where windows make grids of several sizes for a file that takes one."""
+    if len(pictures.sizes) > 1 and (to_grids or is_animated):
+        raise VqtoolError(
+            f"{pictures.name}: pictures of several shapes, whose windows make grids of several sizes, but "
+            f"`{'output' if to_grids else 'trajectory'}` takes one: edit them into a folder, x.tar or x.png"
+        )
 
 
 def _tell_alike(ids: Sequence[str], num: int) -> None:
@@ -297,12 +305,20 @@ def _tell_alike(ids: Sequence[str], num: int) -> None:
         )
 
 
-def _record(step: str, method: Method, pictures: Pictures, details: dict[str, Any]) -> dict[str, Any]:
+def _record(method: Method, pictures: Pictures, wanted: Wanted, variants: int) -> dict[str, Any]:
     """What stands in the history of what is made."""
+    details = {
+        "num": variants,
+        "num_images": pictures.num_images,
+        "mask": wanted.mask,
+        "feather": wanted.feather or None,
+        "strength": wanted.strength,
+        **(wanted.sides or {}),
+    }
     known = {name: value for name, value in details.items() if value is not None}
     own = {name: value for name, value in method.record.items() if name != "grid_size"}
     inputs = {"prior": method.prior.fingerprint, **pictures.digests}
-    return history_record(step, inputs=inputs, seed=method.seed, **known, **own)
+    return history_record(wanted.step, inputs=inputs, seed=method.seed, **known, **own)
 
 
 def _check_output(to_grids: bool, variants: int, wanted: Wanted, is_run: bool) -> None:

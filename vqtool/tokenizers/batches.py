@@ -112,17 +112,14 @@ def encode(
     num = len(items) + len(tally.skipped) - before
     check_lengths(items)
     fit = choose_fit(items, image_size, options.fit, factor=tokenizer.factor)
-    known = text_digest([text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))])
-    inputs = {"tokenizer": tokenizer.fingerprint}
-    how: dict[str, Any] = {"precision": precision} if bf16 else {}
+    how = {"precision": precision} if bf16 else {}
     how |= {} if runtime == "torch" else {"runtime": runtime}
-    record = history_record("encode", inputs=inputs, num=num, images=known, **how)
-    header = grid_header(tokenizer, image_size, record, fit=fit)
+    header = grid_header(tokenizer, image_size, _record(items, tokenizer, num, **how), fit=fit)
     if fit == "pad":
         _check_borders(items, tokenizer, image_size)
     if on_start is not None:
         on_start(header, len(items))
-    own, bad = distributed.own_share(items), list[tuple[ImageItem, str]]()
+    bad = list[tuple[ImageItem, str]]()
 
     def skip(item: ImageItem, error: VqtoolError) -> None:
         if on_error is None:
@@ -131,9 +128,9 @@ def encode(
         on_error(item, error)
 
     with resumable_writer(output, header, resume=resume, force=force) as writer:
-        left = own
+        left = distributed.own_share(items)
         if isinstance(writer, Journal) and writer.kept_ids:
-            left, passed = _not_done(own, writer)
+            left, passed = _not_done(left, writer)
             _skip_again(passed, skip)
         with progress("encode", len(left)) as advance:
             for batch in encode_images(
@@ -144,6 +141,13 @@ def encode(
         if _tell_main(items, bad, on_error) == len(items):
             raise VqtoolError(f"none of the {len(items)} images could be read")
     return writer.num_grids
+
+
+def _record(items: Sequence[ImageItem], tokenizer: Tokenizer, num: int, **how: Any) -> dict[str, Any]:
+    """What stands in the history of grids: how many images there were, which are taken and their words, and how."""
+    words = [text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))]
+    inputs = {"tokenizer": tokenizer.fingerprint}
+    return history_record("encode", inputs=inputs, num=num, images=text_digest(words), **how)
 
 
 def _tell_main(items: Sequence[ImageItem], bad: Sequence[tuple[ImageItem, str]], on_error: OnError | None) -> int:
