@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from support.exact import exact_prior
-from support.laws import FOUR_CELLS, ONE_CELL, all_states, build, stationary_law
+from support.laws import FOUR_CELLS, ONE_CELL, all_states, apart, build, stationary_law, step_back
 from support.matrices import CASES, between, check_law
 
 import vqtool
@@ -20,19 +20,6 @@ from vqtool.diffusion.posterior import average_posterior, draw, posterior, sampl
 
 GRIDS = torch.tensor(list(itertools.product(range(2), repeat=4)))  # (16, 4): all 2x2 grids of two tokens
 # Cells that depend on each other in pairs, threes and fours; the sixth grid never occurs.
-
-
-def step_back(kernel, law, grid_size, t, s, rule="mixture"):
-    """(S, S): p(x_s | x_t) of whole grids under the exact denoiser; cells are drawn independently."""
-    states = all_states(kernel, grid_size[0] * grid_size[1])
-    x_t = states.view(-1, *grid_size)
-    steps = torch.full((len(x_t),), t), torch.full((len(x_t),), s)
-    log_x0 = exact_prior(law, grid_size, kernel).denoiser(x_t, steps[0]).log_softmax(-1)
-    cells = average_posterior(log_x0, x_t, *steps, kernel, rule).exp().flatten(1, 2)  # (S, N, K + 1)
-    whole = torch.ones(len(states), len(states), dtype=torch.float64)
-    for cell in range(states.shape[1]):
-        whole *= cells[:, cell][:, states[:, cell]]
-    return whole
 
 
 def noisy_law(kernel, law, num_cells):
@@ -51,11 +38,6 @@ def walk_back(kernel, law, grid_size, times, start, rule="mixture"):
     clean = (states < kernel.codebook_size).all(-1)
     torch.testing.assert_close(start[~clean].sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-14)
     return start[clean]
-
-
-def apart(a, b):
-    """Total variation of two laws."""
-    return float((a - b).abs().sum() / 2)
 
 
 # ---------------------------------------------------------------------------- one cell

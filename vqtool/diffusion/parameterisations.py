@@ -1,4 +1,4 @@
-"""What a denoiser's logits mean: from them to log p(x_0 | x_t)."""
+"""What a denoiser's logits mean: from them to log p(x_0 | x_t), and to what the other cells say alone."""
 
 import torch
 from torch import Tensor
@@ -40,3 +40,24 @@ def log_probabilities(
         raised = torch.ones_like(t) if is_residual else log_evidence(t, kernel).clamp(max=MAX_EVIDENCE)
         logits = add_at_tokens(logits, x_t, raised, kernel.mask_id)
     return logits if raw else logits.log_softmax(-1)
+
+
+def leave_one_out(log_x0: Tensor, x_t: Tensor, t: Tensor, kernel: Kernel, temperature: float = 1.0) -> Tensor:
+    """Log p(x_0 | the other cells): p(x_0 | x_t) without what an unmasked cell's own token says of it, by Bayes' rule.
+
+    For "evidence" these are the logits, normalised. Evidence of more than MAX_EVIDENCE counts as that.
+
+    Args:
+        log_x0: (B, ..., K) log p(x_0 | x_t), nats.
+        x_t: (B, ...) int64 tokens or mask_id.
+        t: (B,) int64 in [0, T].
+        kernel: the forward process that made x_t.
+        temperature: that has been applied to log_x0, and so to the evidence in it.
+
+    Returns:
+        (B, ..., K) log-probabilities, nats; exp sums to 1 over the last axis.
+
+    Source: arXiv:2605.22765, equation 13, for the uniform kernel.
+    """
+    evidence = log_evidence(t, kernel).clamp(max=MAX_EVIDENCE)
+    return add_at_tokens(log_x0, x_t, -evidence / temperature, kernel.mask_id).log_softmax(-1)

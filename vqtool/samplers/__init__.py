@@ -33,7 +33,19 @@ from vqtool.samplers._texts import check_kind, choose_texts, condition
 from vqtool.samplers._tiles import TileOptions, Tiling
 from vqtool.samplers._walk import Observer, Walk
 
-NAMES = ("ancestral", "first-hitting", "psi", "fewer", "purity", "confidence", "halton", "entropy", "moment")
+NAMES = (
+    "ancestral",
+    "first-hitting",
+    "psi",
+    "fewer",
+    "purity",
+    "confidence",
+    "halton",
+    "entropy",
+    "moment",
+    "remask",
+    "gibbs",
+)
 DEFAULT = "ancestral"
 DEFAULT_BATCH_SIZE = 64
 MAX_NUMBER = 2**63 - 1

@@ -352,6 +352,11 @@ class Walk:
         sent = torch.full_like(t.there, float(values[0]), dtype=values.dtype) if alike else by_time[t.there]
         return microbatch.fill(sent, 1)
 
+    def temperature(self, t: Tensor) -> float:
+        """The temperature at times (B,) on the CPU that are alike in all samples, or in the present call."""
+        temperature = self._temperature(t)
+        return temperature if isinstance(temperature, float) else float(temperature[0])
+
     def _find_times(self, t: int | Times | Tensor) -> Times:
         if isinstance(t, Times):
             return t
