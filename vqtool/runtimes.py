@@ -135,8 +135,8 @@ class Graphs:
         self._folder = folder or cache_folder()
         self._sessions: dict[tuple[tuple[str, torch.dtype], ...], Session] = {}
 
-    def run(self, **inputs: Tensor) -> Tensor:
-        """What the network makes of inputs, by ONNX Runtime.
+    def run(self, **inputs: Tensor) -> Any:
+        """What the network makes of inputs, a tensor or a tuple of several, by ONNX Runtime.
 
         Raises:
             VqtoolError: it cannot be exported: says why.
@@ -166,13 +166,10 @@ class Graphs:
         example = tuple(_grow(tensor, self._axes[name]) for name, tensor in inputs.items())
         file = io.BytesIO()
         try:
-            torch.onnx.utils.register_custom_op_symbolic(
-                "aten::rms_norm", _rms_norm, OPSET
-            )  # which this exporter lacks
+            # The exporter lacks rms_norm; and it warns that it is the older one, and that a trace may be of one size.
+            torch.onnx.utils.register_custom_op_symbolic("aten::rms_norm", _rms_norm, OPSET)
             with warnings.catch_warnings(), _unlogged():
-                warnings.simplefilter(
-                    "ignore"
-                )  # that this exporter is the older one, and that a trace may be of one size
+                warnings.simplefilter("ignore")
                 torch.onnx.export(
                     _Flat(self._network, tuple(inputs)), example, file,  # type: ignore[arg-type]
                     input_names=[*inputs], output_names=[*outputs], dynamic_axes=named, opset_version=OPSET,
@@ -209,13 +206,13 @@ class Graphs:
     @torch.no_grad()
     def _checked(self, session: Session, inputs: Inputs) -> Session:
         """A session, if it computes what the network does."""
-        wanted: Tensor = _Flat(self._network, tuple(inputs))(*inputs.values())
-        found = _run(session, inputs)
-        if found.shape != wanted.shape:
-            raise ValueError(f"it gives {tuple(found.shape)}, the network {tuple(wanted.shape)}")
-        off = float((found - wanted).abs().max())
-        if not off <= TOLERANCE * max(1.0, float(wanted.abs().max())):
-            raise ValueError(f"its numbers are up to {off:.2g} from the network's")
+        wanted = _Flat(self._network, tuple(inputs))(*inputs.values())
+        for own, other in zip(_each(_run(session, inputs)), _each(wanted), strict=True):
+            if own.shape != other.shape:
+                raise ValueError(f"it gives {tuple(own.shape)}, the network {tuple(other.shape)}")
+            off = float((own - other).abs().max())
+            if not off <= TOLERANCE * max(1.0, float(other.abs().max())):
+                raise ValueError(f"its numbers are up to {off:.2g} from the network's")
         return session
 
     def _digest(self, inputs: Inputs) -> str:
@@ -246,9 +243,9 @@ class _Flat(nn.Module):
         self.names = names
         self.eval()
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Any:
         """What the network makes of them."""
-        return self.network(**dict(zip(self.names, tensors, strict=True)))  # type: ignore[no-any-return]
+        return self.network(**dict(zip(self.names, tensors, strict=True)))
 
 
 def run_by_onnx(module: M, axes: Axes, config: object, *, name: str, example: Tensor) -> M:
@@ -307,9 +304,14 @@ def _rms_norm(graph: Any, x: Any, shape: Any, weight: Any, epsilon: Any) -> Any:
     return normed if weight.node().mustBeNone() else graph.op("Mul", normed, weight)
 
 
-def _run(session: Session, inputs: Inputs) -> Tensor:
+def _run(session: Session, inputs: Inputs) -> Tensor | tuple[Tensor, ...]:
     feed = {each.name: inputs[each.name].detach().contiguous().numpy() for each in session.get_inputs()}
-    return torch.from_numpy(session.run(None, feed)[0])
+    found = tuple(map(torch.from_numpy, session.run(None, feed)))
+    return found[0] if len(found) == 1 else found
+
+
+def _each(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _grow(tensor: Tensor, axes: Sequence[str]) -> Tensor:

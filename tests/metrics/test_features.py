@@ -197,3 +197,15 @@ def test_features_that_are_not_finite_are_refused_by_the_name_of_the_network():
 def test_networks_and_policies_that_there_are_not_are_refused(arguments, message):
     with pytest.raises(VqtoolError, match=message):
         load_features(**arguments)
+
+
+@needs_network
+def test_onnx_runtime_gives_the_same_features(network, photographs, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = EfficientNetLite0()
+    assert other.use_runtime("auto") == "onnx"
+    found, expected = other(photographs), network(photographs)
+    found.check_same(expected)
+    for kind in ("pooled", "probabilities"):
+        np.testing.assert_allclose(found.arrays()[kind], expected.arrays()[kind], atol=1e-4)

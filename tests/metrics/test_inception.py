@@ -136,3 +136,18 @@ def test_other_files_are_refused_in_one_line(weights, tmp_path):
         load_features("inception", weights=tmp_path / "list.pth")
     with pytest.raises(VqtoolError, match="unknown resize policy of inception 'nearest': known are clean, legacy"):
         load_features("inception", weights=tmp_path / "list.pth", resize="nearest")
+
+
+@pytest.mark.slow
+def test_onnx_runtime_gives_the_same_features(weights, images, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for runtime in ("torch", "onnx"):
+        layers = inception.Network()
+        layers.load_state_dict(weights)
+        network = inception.Inception(layers, "clean")
+        assert network.use_runtime(runtime) == runtime
+        found.append(network(images).arrays())
+    for kind in ("pooled", "spatial", "probabilities"):
+        np.testing.assert_allclose(found[1][kind], found[0][kind], atol=1e-4)

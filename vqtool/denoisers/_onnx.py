@@ -72,7 +72,7 @@ class Graph:
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
     ) -> Tensor:
         """Logits, as of `Denoiser.forward`."""
-        logits = self._graphs.run(**self.inputs(x_t, t, condition, cells))
+        logits: Tensor = self._graphs.run(**self.inputs(x_t, t, condition, cells))
         return logits if cells is not None else logits.view(*x_t.shape, -1)
 
 

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtool.errors import FormatError
 from vqtool.interop.pickles import ScriptError, read_pickle, read_script
 from vqtool.metrics.features import Features
+from vqtool.runtimes import run_by_onnx, try_to_run
 from vqtool.trust import check_file
 
 CPU_BATCH = 4  # images through a network at once on a CPU, whatever the batches that come in: they stay in its cache
@@ -32,6 +33,8 @@ class TorchFeatures(ABC):
 
     name: str
     feature_dim: int
+    size: int  # px, of the square pictures that `network` takes
+    network: nn.Module  # x (B, 3, size, size) -> what `run` makes features of: what a runtime runs
 
     def __init__(self, device: str | torch.device, digest: str, resize: str) -> None:
         self.device, self.digest, self.resize = torch.device(device), digest, resize
@@ -39,6 +42,21 @@ class TorchFeatures(ABC):
     @abstractmethod
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features`, by name, of images (B, 3, h, w) uint8 on the device."""
+
+    def use_runtime(self, runtime: str) -> str:
+        """Let the network be run as asked, and say by what, "torch" or "onnx".
+
+        Raises:
+            VqtoolError: as `runtimes.choose`; or it cannot be exported, and `runtime` is onnx.
+        """
+
+        def by_onnx() -> nn.Module:
+            example = torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size)
+            about = f"{self.name} {self.digest}"
+            return run_by_onnx(self.network, {"x": ("batch",)}, about, name=self.name, example=example)
+
+        self.network, used = try_to_run(runtime, self.device, self.network, by_onnx)
+        return used
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Features:

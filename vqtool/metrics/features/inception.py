@@ -74,6 +74,7 @@ class Inception(TorchFeatures):
     """
 
     feature_dim = 2048
+    size = SIZE
 
     def __init__(
         self, network: "Network", resize: str, device: str | torch.device = "cpu", *, published: bool = False
@@ -81,14 +82,15 @@ class Inception(TorchFeatures):
         digest = digest_of(network.state_dict(), "Inception", resize)
         super().__init__(device, digest, resize)
         self.name = f"Inception-{resize}" if published else own_name(f"Inception-{resize}", digest)
-        self._network = network.eval().requires_grad_(False).fold().to(self.device)
+        self.network = network.eval().requires_grad_(False).fold().to(self.device)
+        self._classes = network.fc.weight
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
         x = resizing.resize_images(images, SIZE, self.resize)
         x = x / 127.5 - 1 if self.resize == "legacy-pytorch" else (x - 128) / 128
-        pooled, spatial = self._network(x.contiguous(memory_format=torch.channels_last))
-        logits = F.linear(pooled, self._network.fc.weight)
+        pooled, spatial = self.network(x.contiguous(memory_format=torch.channels_last))
+        logits = F.linear(pooled, self._classes)
         return {"pooled": pooled, "spatial": spatial, "probabilities": logits.softmax(dim=1)}
 
 
