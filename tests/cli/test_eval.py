@@ -315,3 +315,20 @@ def test_what_is_given_on_the_other_side_is_left_out_of_a_folder_that_holds_it(v
         result = vqtool("eval", *sources, "--ref", ref, "--paired", "--size", "8")
         assert f"warning: {told}, since " in result.err
         assert "no picture is on both sides" in error_lines(result.err)[0]  # 00 and imgs/00
+
+
+def test_another_runtime_gives_the_same_scores_and_is_named_in_the_report(run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    random_prior(codebook_size=8).save(tmp_path / "p.safetensors")
+    write_grids(tmp_path / "tok.h5", np.random.default_rng(0).integers(0, 8, (6, 4, 6)))
+    write_noise(tmp_path / "imgs", 5)
+    write_tokenizer(tmp_path / "t.safetensors")
+    for arguments in (
+        (tmp_path / "tok.h5", "--likelihood", "--prior", tmp_path / "p.safetensors", "--times", 4),
+        (tmp_path / "imgs", "--tokenizer", tmp_path / "t.safetensors", "--size", "16"),
+    ):
+        first, second = (json.loads(run(*arguments, "--runtime", runtime)[1]) for runtime in ("torch", "onnx"))
+        assert second["scores"] == pytest.approx(first["scores"], rel=1e-5)
+        assert "runtime" not in first
+        assert second["runtime"] == "onnx"

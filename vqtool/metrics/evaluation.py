@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from vqtool import runtimes
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
 from vqtool.images import OnError, SourceOptions, Tally
@@ -68,6 +71,7 @@ def evaluate(
         refuse_existing(report, force=force, kind="a page")
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     before = len(tally.skipped)
+    runtime = runtimes.choose(about_images.runtime, torch.device(choose_device(device)))
     request = Request(
         sources=paths,
         ref=others,
@@ -88,6 +92,7 @@ def evaluate(
     found = choose(request)(request)
     inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
     about = {"vqtool": __version__, **inputs, **found.about, "num_skipped": len(tally.skipped) - before}
+    about |= {} if runtime == "torch" else {"runtime": runtime}
     found = replace(found, about=about)
     if report is not None:
         write_page(found, report, force=force)

@@ -78,6 +78,7 @@ def save_statistics(
         kinds=kinds,
         images=ImageOptions(
             features=options.features,
+            runtime=options.runtime,
             weights=options.weights,
             resize=options.resize,
             tokenizer=options.tokenizer,

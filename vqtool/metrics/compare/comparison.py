@@ -146,6 +146,7 @@ def compare(
             model.grid_spec.image_size,
             max_images=wanted.max_images,
             source_options=of_images,
+            runtime=runtime,
             on_error=on_error,
             progress=progress,
             **of_metrics,

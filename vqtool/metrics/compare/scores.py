@@ -114,6 +114,7 @@ def build(
     *,
     max_images: int = MAX_REFERENCE,
     source_options: SourceOptions = DEFAULTS,
+    runtime: str = "torch",
     on_error: OnError | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -126,11 +127,12 @@ def build(
         size: (height, width) that images are brought to.
         max_images: at most so many.
         source_options: which images are taken.
+        runtime: of the feature network: see `vqtool.runtimes`.
         on_error: see read_batches.
         progress: shows how far it is.
         options: of the metrics, by name.
     """
-    network = features.load_features(device=tokenizer.device)
+    network = features.load_features(device=tokenizer.device, runtime=runtime)
     if [Path(path).suffix for path in ref] == [".npy"]:
         for name in given(source_options):
             raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")

@@ -104,6 +104,7 @@ def load_features(
     weights: str | Path | None = None,
     resize: str | None = None,
     device: str | torch.device = "cpu",
+    runtime: str = "torch",
 ) -> FeatureNetwork:
     """A feature network by its name.
 
@@ -112,6 +113,7 @@ def load_features(
         weights: the file or folder of its weights, where it brings none.
         resize: by which policy pictures come to its size; None: its usual one.
         device: where it runs.
+        runtime: by what on a CPU, "torch", "onnx" or "auto": see `vqtool.runtimes`.
 
     Raises:
         FormatError: the weights are damaged or those of another network.
@@ -120,9 +122,9 @@ def load_features(
     module = find_module("vqtool.metrics.features", "feature network", name, NAMES)
     if resize is not None:
         check_known(f"resize policy of {name}", resize, module.RESIZES)
-    network: FeatureNetwork = module.load(
-        None if weights is None else Path(weights), resize or module.RESIZES[0], torch.device(device)
-    )
+    loaded = module.load(None if weights is None else Path(weights), resize or module.RESIZES[0], torch.device(device))
+    loaded.use_runtime(runtime)
+    network: FeatureNetwork = loaded
     return network
 
 

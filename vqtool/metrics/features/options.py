@@ -25,3 +25,9 @@ class FeatureOptions(Checked):
         listed=False,
         advanced=True,
     )
+    runtime: str = option(
+        "torch",
+        "What runs networks on a CPU; auto: ONNX Runtime, if there.",
+        choices="runtimes.py:RUNTIMES",
+        advanced=True,
+    )

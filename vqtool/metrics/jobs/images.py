@@ -15,6 +15,7 @@ from vqtool.metrics.report import Report
 from vqtool.metrics.saved import load
 from vqtool.metrics.sides import FeatureSet, StatisticsSet
 from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers._onnx import use_runtime
 
 
 def run(request: Request) -> Report:
@@ -47,7 +48,11 @@ def load_network(request: Request) -> FeatureNetwork:
     """The network of the request, which remembers what it has seen unless the request says otherwise."""
     options = request.images
     network = features.load_features(
-        options.features, weights=options.weights, resize=options.resize, device=request.device
+        options.features,
+        weights=options.weights,
+        resize=options.resize,
+        device=request.device,
+        runtime=options.runtime,
     )
     return CachedNetwork(network) if options.cache else network
 
@@ -64,4 +69,5 @@ def open_side(
     header, batch = read_tokens(list(map(str, sources)), request.progress)
     given = request.images.tokenizer
     tokenizer = given if isinstance(given, Tokenizer) else tokenizer_of(header, sources[0], given=given)
-    return DecodedGrids(header, batch, tokenizer.to(request.device))
+    tokenizer, _ = use_runtime(tokenizer.to(request.device), request.images.runtime, ["decoder"])
+    return DecodedGrids(header, batch, tokenizer)

@@ -10,6 +10,7 @@ from vqtool.metrics.plots import check_matplotlib, plot_curve
 from vqtool.metrics.report import Report
 from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, find_prior, load_prior
+from vqtool.samplers._machine import use_runtime
 
 
 def run(request: Request) -> Report:
@@ -22,8 +23,9 @@ def run(request: Request) -> Report:
     prior = options.prior
     if not isinstance(prior, Prior):
         prior = load_prior(find_prior(prior, notify=request.notify))
+    prior, _ = use_runtime(prior.to(request.device), request.images.runtime)
     report = measure_likelihood(
-        prior.to(request.device),
+        prior,
         request.sources,
         times=DEFAULT_TIMES if options.times is None else options.times,
         conditional=not options.unconditional,

@@ -5,6 +5,7 @@ from vqtool.metrics.jobs import Request
 from vqtool.metrics.reconstruction import measure_reconstruction
 from vqtool.metrics.report import Report
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
+from vqtool.tokenizers._onnx import use_runtime
 
 
 def run(request: Request) -> Report:
@@ -14,9 +15,10 @@ def run(request: Request) -> Report:
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(BUILTIN if tokenizer is None else tokenizer)
     size = tokenizer.usual_size if options.size is None else parse_size(str(options.size), "`size`")
+    tokenizer, _ = use_runtime(tokenizer.to(request.device), options.runtime)
     return measure_reconstruction(
         request.find("images"),
-        tokenizer.to(request.device),
+        tokenizer,
         size=size,
         fit=request.source_options.fit,
         max_images=options.max_images,
