@@ -233,11 +233,13 @@ def test_one_seed_gives_the_errors_that_the_metrics_know(folder, vqtool):
 def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
     (batch,) = read_batches(find_images([folder / "imgs"]), (32, 48), 12)
     np.save("features.npy", MeanColour()(batch.images).pooled)
-    first, second = (
+    assert vqtool("eval", "stats", "imgs", "--size", "32x48", "--keep-features", "-o", "features.npz").code == 0
+    first, *others = (
         json.loads(vqtool("compare", *SMALL, "--ref", path).out)["rows"][0]["values"]
-        for path in ("imgs", "features.npy")
+        for path in ("imgs", "features.npy", "features.npz")
     )
-    assert first["FD-MeanColour"] == second["FD-MeanColour"]
+    for other in others:
+        assert first["FD-MeanColour"] == other["FD-MeanColour"]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +268,8 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--ref", "one"], "1 images as reference: at least 2"),
         (["--ref", "bad.npy"], "bad.npy: not a .npy file of numbers"),
         (["--ref", "flat.npy"], "flat.npy: features (N, D) of at least 2 images"),
+        (["--ref", "stats.npz"], "stats.npz: statistics alone"),
+        (["--ref", "imgs", "--features", "none"], "--features none: unknown; known are"),
         (["--ref", "wide.npy"], "wide.npy: 4 features an image, but MeanColour gives 3"),
         (["--ref", "imgs", "--tokenizer", "other.safetensors"], "other.safetensors"),
         (["--captions", "missing.txt"], "missing.txt"),
@@ -290,6 +294,7 @@ def test_what_cannot_be_compared_is_one_clear_line(folder, vqtool, arguments, me
     (folder / "bad.npy").write_bytes(b"not numbers")
     np.save("flat.npy", np.zeros(3))
     np.save("wide.npy", np.zeros((3, 4)))
+    np.savez("stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     base = ["-n", 2, "--seeds", 0] + ([] if "--steps" in arguments else ["--steps", 2])
     (folder / "bad.json").write_text("[]")
     if "half.json" in arguments or "other.json" in arguments:

@@ -23,6 +23,10 @@ from vqtool.cli.options import (
 )
 from vqtool.cli.sampling import GUIDANCE, load_named_prior, text_arguments
 
+TRIALS = FlagGroup.of_file(
+    "metrics/compare/comparison.py", "TrialOptions", panel=METHOD, panels={"features": advanced(METHOD)}
+)
+
 
 @command
 def compare(
@@ -30,7 +34,7 @@ def compare(
     prior: PriorArgument = None,
     ref: Annotated[
         list[Path] | None,
-        typer.Option("--ref", help="Images to score against, or .npy features; repeat for several."),
+        typer.Option("--ref", help="Images to score against, or features; repeat for several."),
     ] = None,
     output: JsonFile = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="PNG file of the scores against the calls.")] = None,
@@ -60,7 +64,7 @@ def compare(
             "--option", help="What else to vary: purity-weight=0,1,2. May be repeated.", rich_help_panel=METHOD
         ),
     ] = None,
-    trials: Annotated[dict[str, Any], FlagGroup.of_file("metrics/compare/comparison.py", "TrialOptions", panel=METHOD)],
+    trials: Annotated[dict[str, Any], TRIALS],
     guidance: Annotated[dict[str, Any], GUIDANCE],
     metrics: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     source_options: Annotated[dict[str, Any], CHOICE_OPTIONS],
@@ -76,7 +80,8 @@ def compare(
 ) -> None:
     """Compare samplers: network calls, seconds and scores of each.
 
-    With --ref also every metric of `eval`, on EfficientNet-Lite0 features of pictures decoded in memory. A line of
+    With --ref also every metric of `eval`, on features of pictures decoded in memory; the reference may be a file of
+    `eval stats --keep-features`. A line of
     the table is in the JSON file as soon as it is measured; --resume goes on, with further samplers and steps too.
     Guidance is the same for all lines, but for what --option varies.
 

@@ -11,7 +11,7 @@ from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batc
 from vqtool.metrics import reconstruction
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.galleries import Pair, keep_worst, show_worst
-from vqtool.metrics.pictures import READ_BATCH, pixel_digests
+from vqtool.metrics.pictures import READ_BATCH, noting, pixel_digests
 from vqtool.metrics.reference import MIXED_SIZE
 from vqtool.metrics.report import Report
 from vqtool.progress import Progress, silent
@@ -56,12 +56,7 @@ def compare_pairs(
     worst: list[Pair] = []
     left_out: list[str] = []
 
-    def skip(item: ImageItem, error: VqtoolError) -> None:
-        if on_error is None:
-            raise error
-        left_out.append(str(error))
-        on_error(item, error)
-
+    skip = noting(left_out, on_error)
     fits = choose_fit(images, size, fit), choose_fit(originals, size, fit)
     with (
         progress("compare", len(ours)) as advance,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, join_batches, open_grids
 from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches, to_uint8
 from vqtool.images.pixels import fit_pixels
@@ -148,6 +149,18 @@ def read_tokens(sources: Sequence[str], progress: Progress = silent) -> tuple[Gr
     if header is None:
         raise ValueError("no sources of token grids")
     return header, join_batches(header, batches)
+
+
+def noting(left_out: list[str], on_error: OnError | None) -> OnError:
+    """An `on_error` that keeps what was wrong with each image, and tells another one; without that it raises."""
+
+    def skip(item: ImageItem, error: VqtoolError) -> None:
+        if on_error is None:
+            raise error
+        left_out.append(str(error))
+        on_error(item, error)
+
+    return skip
 
 
 def token_digests(tokens: NDArray[np.integer]) -> list[bytes]:

@@ -19,7 +19,7 @@ from vqtool.metrics import tokens
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.exhibits import Exhibit
 from vqtool.metrics.galleries import Pair, keep_worst, show_usage, show_worst
-from vqtool.metrics.pictures import READ_BATCH, pixel_digests
+from vqtool.metrics.pictures import READ_BATCH, noting, pixel_digests
 from vqtool.metrics.report import MAX_IMAGES, Report, choose
 from vqtool.metrics.score import Score
 from vqtool.progress import Progress, silent
@@ -107,12 +107,7 @@ def measure_reconstruction(
     errors, digests, worst = [], list[bytes](), list[Pair]()
     left_out: list[str] = []
 
-    def skip(item: ImageItem, error: VqtoolError) -> None:
-        if on_error is None:
-            raise error
-        left_out.append(str(error))
-        on_error(item, error)
-
+    skip = noting(left_out, on_error)
     with progress("reconstruct", len(chosen)) as advance:
         for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=skip):
             grid = tokenizer.encode(to_float(batch.images).to(tokenizer.device))

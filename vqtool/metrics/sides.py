@@ -13,7 +13,7 @@ from vqtool.images import OnError
 from vqtool.metrics.card import Facts, Side, count_endings
 from vqtool.metrics.features import FeatureNetwork, Features, concatenate, extract
 from vqtool.metrics.frechet import Statistics
-from vqtool.metrics.pictures import Pictures, Size, pixel_digests
+from vqtool.metrics.pictures import Pictures, Size, noting, pixel_digests
 
 Digests = NDArray[np.uint64]
 
@@ -272,12 +272,7 @@ def _read(
     on_error: OnError | None,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[list[int], Features, Digests]]:
-    def skip(item: Any, error: VqtoolError) -> None:
-        if on_error is None:
-            raise error
-        left_out.append(str(error))
-        on_error(item, error)
-
+    skip = noting(left_out, on_error)
     for places, images in pictures.batches(rows, (about.size[0], about.size[1]), about.fit, skip):
         digests = [int.from_bytes(digest[:8], "little") for digest in pixel_digests(images)]
         yield places, extract(network, [images]), np.array(digests, dtype=np.uint64)

@@ -12,9 +12,10 @@ from vqtool.images import OnError, SourceOptions
 from vqtool.images.sources.options import given
 from vqtool.metrics.compare import scores, trials
 from vqtool.metrics.compare.file import Comparison, Trial, check_output
+from vqtool.metrics.features.options import FeatureOptions
 from vqtool.metrics.plots import check_matplotlib, plot_front
 from vqtool.metrics.score import metric_options
-from vqtool.options import Checked, distribute, option, options_of
+from vqtool.options import distribute, option, options_of
 from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Progress, silent
@@ -28,7 +29,7 @@ Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOptions(Checked):
+class TrialOptions(FeatureOptions):
     """How much is measured."""
 
     steps: tuple[int, ...] = option((8, 16, 32, 64), "Calls, for samplers that can be told.")
@@ -36,12 +37,6 @@ class TrialOptions(Checked):
     seeds: tuple[int, ...] = option((0, 1, 2), "Of all noise; several give error bars.")
     max_images: int = option(2048, "Images to score against, at most.", minimum=2, advanced=True)
     batch_size: int = option(64, "Pictures drawn at once.", minimum=1, flag="-b", advanced=True)
-    runtime: str = option(
-        "torch",
-        "What runs networks on a CPU; auto: ONNX Runtime, if there.",
-        choices="runtimes.py:RUNTIMES",
-        advanced=True,
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +73,8 @@ def compare(
         prior: what is sampled; if it is a file, it goes to `device`.
         sampler: names of samplers; none for all that go with the prior.
         options: what else to vary, such as {"purity_weight": [0, 1]}, or as commands take it: ["purity-weight=0,1"].
-        ref: images to score against, or one .npy file of their features; none for calls and seconds alone.
+        ref: images to score against, or one file of their features, .npy or as `eval stats` keeps them; none for calls
+            and seconds alone.
         labels: that are drawn in turn. None with `captions` None: the prior's own examples.
         captions: that are drawn in turn.
         tokenizer: decodes the grids; None: the one that the prior names.
@@ -100,14 +96,9 @@ def compare(
         MismatchError: the rows to resume depend on something else.
         VqtoolError: what is asked for is not possible, or no trial could be measured.
     """
-    guidance = {each.name: chosen.pop(each.name) for each in options_of(Guidance) if each.name in chosen}
-    wanted, of_images, *_ = distribute(chosen, TrialOptions, SourceOptions, *metric_options())
-    known = {*vars(wanted), *vars(of_images)}
-    of_metrics = {name: value for name, value in chosen.items() if name not in known}
+    wanted, of_images, guidance, of_metrics = _distribute(chosen)
     path, references = None if output is None else Path(output), _paths(ref)
-    if resume not in (True, False, "auto"):
-        raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
-    resume = resume is True or (resume == "auto" and path is not None and path.exists())
+    resume = _check_resume(resume, path)
     _check_files(path, plot, references, resume=resume, force=force)
     if given(of_images) and not references:
         raise VqtoolError(f"`{next(iter(given(of_images)))}` is for images of `ref`, which is not given")
@@ -119,42 +110,64 @@ def compare(
         warn(note)
     texts = choose_texts(model, labels, captions, notify)
     settings = _choose_settings(model, guidance, planned, varied, has_condition=bool(texts))
-    arguments: dict[str, Any] = {"num": wanted.num, "seeds": list(wanted.seeds), "batch_size": wanted.batch_size}
-    about = {
-        "vqtool": __version__,
-        "prior": model.fingerprint,
-        "captions": text_digest(texts) if texts else None,
-        "device": str(model.device),
-        "reference": list(map(str, references)),
-        "max_images": wanted.max_images if references else None,
-        **arguments,
-        "cfg_scale": 1.0,
-        **describe(settings),
-        **given(of_images),
-        **of_metrics,
-        **({} if runtime == "torch" else {"runtime": runtime}),
-    }
+    extra = {**describe(settings), **given(of_images), **of_metrics}
+    about = _describe(model, wanted, references, texts, extra, runtime)
     results = Comparison(path, about, resume=resume, force=force)
     left = [trial for trial in planned if not results.has(trial)]
+    arguments: dict[str, Any] = {"num": wanted.num, "seeds": list(wanted.seeds), "batch_size": wanted.batch_size}
     arguments |= {"condition": in_turn(model, texts), "runtime": runtime, **settings}
     if references and left:
         decoder = tokenizer_of(model.grid_spec, model.location or None, given=tokenizer).to(model.device)
         decoder, _ = _onnx.use_runtime(decoder, runtime, ["decoder"])
-        arguments["score"] = scores.build(
-            decoder,
-            references,
-            model.grid_spec.image_size,
-            max_images=wanted.max_images,
-            source_options=of_images,
-            runtime=runtime,
-            on_error=on_error,
-            progress=progress,
-            **of_metrics,
-        )
+        how: dict[str, Any] = {"source_options": of_images, "on_error": on_error, "progress": progress, **of_metrics}
+        how |= {"max_images": wanted.max_images, "of_features": wanted, "runtime": runtime}
+        arguments["score"] = scores.build(decoder, references, model.grid_spec.image_size, **how)
     _measure(model, left, arguments, results, notify, progress)
     if plot is not None:
         plot_front(results.rows, results.scores, plot, force=force or resume)
     return results
+
+
+def _distribute(chosen: dict[str, Any]) -> tuple[TrialOptions, SourceOptions, dict[str, Any], dict[str, Any]]:
+    """The options of trials and of images, and those of guidance and of metrics that are given."""
+    guidance = {each.name: chosen.pop(each.name) for each in options_of(Guidance) if each.name in chosen}
+    wanted, of_images, *_ = distribute(chosen, TrialOptions, SourceOptions, *metric_options())
+    known = {*vars(wanted), *vars(of_images)}
+    return wanted, of_images, guidance, {name: value for name, value in chosen.items() if name not in known}
+
+
+def _check_resume(resume: bool | str, path: Path | None) -> bool:
+    if resume not in (True, False, "auto"):
+        raise VqtoolError(f"`resume` {resume}: True, False or auto is expected")
+    return resume is True or (resume == "auto" and path is not None and path.exists())
+
+
+def _describe(
+    prior: Prior,
+    wanted: TrialOptions,
+    references: Sequence[str | Path],
+    texts: Sequence[str] | None,
+    extra: Mapping[str, Any],
+    runtime: str,
+) -> dict[str, Any]:
+    """What all rows depend on."""
+    defaults = FeatureOptions()
+    of_features = {name: getattr(wanted, name) for name in ("features", "weights", "resize")}
+    return {
+        "vqtool": __version__,
+        "prior": prior.fingerprint,
+        "captions": text_digest(texts) if texts else None,
+        "device": str(prior.device),
+        "reference": list(map(str, references)),
+        "max_images": wanted.max_images if references else None,
+        "num": wanted.num,
+        "seeds": list(wanted.seeds),
+        "batch_size": wanted.batch_size,
+        "cfg_scale": 1.0,
+        **extra,
+        **({} if runtime == "torch" else {"runtime": runtime}),
+        **{name: str(value) for name, value in of_features.items() if value != getattr(defaults, name)},
+    }
 
 
 def _paths(ref: str | Path | Sequence[str | Path]) -> list[str | Path]:

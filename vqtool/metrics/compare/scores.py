@@ -13,14 +13,19 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics import features
+from vqtool.metrics.cache import CachedNetwork
 from vqtool.metrics.features import FeatureNetwork, Features, extract
+from vqtool.metrics.features.options import FeatureOptions
 from vqtool.metrics.pictures import READ_BATCH
 from vqtool.metrics.report import choose
+from vqtool.metrics.saved import is_saved, load
 from vqtool.metrics.score import Score, measure_features
+from vqtool.metrics.sides import FeatureSet
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
 from vqtool.trust import check_file
 
+EFFICIENTNET = FeatureOptions()
 MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
 
 
@@ -86,12 +91,23 @@ def reference_features(
 
 
 def read_features(path: str | Path, network: FeatureNetwork) -> Features:
-    """Features from a .npy file (N, D), such as `numpy.save` writes; they are taken for the network's.
+    """Features from a file: (N, D) as `numpy.save` writes them, taken for the network's, or what `eval stats` kept.
 
     Raises:
         FormatError: no such array is in it.
         MismatchError: the features are of another network.
+        VqtoolError: it holds statistics alone.
     """
+    if Path(path).suffix != ".npy":
+        found = load(path)
+        if not isinstance(found, FeatureSet):
+            raise VqtoolError(
+                f"{path}: statistics alone; `vqtool eval stats --keep-features` keeps what is needed here"
+            )
+        empty = extract(network, [])
+        if found.features.name:
+            found.features.check_same(empty)
+        return empty.with_arrays(found.features.arrays())
     check_file(Path(path))
     try:  # mapped first: what the header claims is compared with the file before memory is taken
         pooled = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -113,6 +129,7 @@ def build(
     size: tuple[int, int],
     *,
     max_images: int = MAX_REFERENCE,
+    of_features: FeatureOptions = EFFICIENTNET,
     source_options: SourceOptions = DEFAULTS,
     runtime: str = "torch",
     on_error: OnError | None = None,
@@ -123,23 +140,30 @@ def build(
 
     Args:
         tokenizer: decodes the grids, on its device.
-        ref: images, or one .npy file of features.
+        ref: images, or one file of features: .npy, or as `eval stats` keeps them.
         size: (height, width) that images are brought to.
         max_images: at most so many.
+        of_features: which network looks at them.
         source_options: which images are taken.
         runtime: of the feature network: see `vqtool.runtimes`.
         on_error: see read_batches.
         progress: shows how far it is.
         options: of the metrics, by name.
     """
-    network = features.load_features(device=tokenizer.device, runtime=runtime)
-    if [Path(path).suffix for path in ref] == [".npy"]:
-        for name in given(source_options):
-            raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")
+    network = features.load_features(
+        of_features.features,
+        weights=of_features.weights,
+        resize=of_features.resize,
+        device=tokenizer.device,
+        runtime=runtime,
+    )
+    saved = len(ref) == 1 and (Path(ref[0]).suffix == ".npy" or is_saved(ref[0]))
+    for name in given(source_options) if saved else ():
+        raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")
+    if saved:
         reference = read_features(ref[0], network)
     else:
         items = find_images(ref, source_options, words="none", on_error=on_error)
-        reference = reference_features(
-            items, network, size, max_images=max_images, on_error=on_error, progress=progress
-        )
+        how: dict[str, Any] = {"max_images": max_images, "on_error": on_error, "progress": progress}
+        reference = reference_features(items, CachedNetwork(network), size, **how)
     return ImageScores(tokenizer, network, reference, **options)
