@@ -31,6 +31,8 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "pipeline": "pipeline.pipeline",
     "release-fast": "strides.release_fast",
     "tokenizer": "tokenizer.tokenizer",
+    "runtime": "runtime.runtime",
+    "runtime-beside": "runtime.beside",
     "zoo-sample": "zoo.halton",
     "zoo-import": "zoo.importing",
     "zoo-decode": "zoo.decoding",

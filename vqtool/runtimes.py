@@ -279,6 +279,8 @@ def _open(graph: bytes) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    # Else threads that wait for more to do keep the cores from PyTorch, which does the rest of a step.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session: Session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return session
 

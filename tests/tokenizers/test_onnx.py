@@ -57,7 +57,8 @@ def test_the_tiny_tokenizer_s_lookup_and_what_it_came_from_stay():
     tokenizer = build_tokenizer()
     tokenizer.fingerprint, tokenizer.location = "f", "here"
     check(tokenizer, (16, 32))
-    run, _ = use_runtime(tokenizer, "auto", ["decoder"])
+    run, _ = use_runtime(tokenizer, "onnx", ["decoder"])
     assert (run.fingerprint, run.location) == ("f", "here")
     assert run.encoder is tokenizer.encoder
     assert run.decoder is not tokenizer.decoder
+    assert use_runtime(tokenizer, "auto") == (tokenizer, "torch")

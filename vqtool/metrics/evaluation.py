@@ -91,8 +91,15 @@ def evaluate(
     check(request)
     found = choose(request)(request)
     inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
-    about = {"vqtool": __version__, **inputs, **found.about, "num_skipped": len(tally.skipped) - before}
-    about |= {} if runtime == "torch" else {"runtime": runtime}
+    about = {
+        "vqtool": __version__,
+        **inputs,
+        "runtime": runtime,
+        **found.about,
+        "num_skipped": len(tally.skipped) - before,
+    }
+    if about["runtime"] == "torch":
+        del about["runtime"]
     found = replace(found, about=about)
     if report is not None:
         write_page(found, report, force=force)

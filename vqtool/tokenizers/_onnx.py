@@ -17,14 +17,18 @@ EXAMPLE = 2  # cells a side of what a graph is compared with the network on, whe
 def use_runtime(tokenizer: Tokenizer, runtime: str, parts: Sequence[str] = PARTS) -> tuple[Tokenizer, str]:
     """The same tokenizer with its networks run as asked, and what runs them, "torch" or "onnx".
 
+    They are convolutions, which PyTorch computes as fast: on two free cores ONNX Runtime is .8 to .9 times as fast with
+    the built-in tokenizer, 1.05 to 1.2 times with a VQGAN of factor 16.
+
     Args:
         tokenizer: on the device to use.
-        runtime: one of `runtimes.RUNTIMES`.
+        runtime: one of `runtimes.RUNTIMES`; auto is torch here.
         parts: of PARTS, those that will be used.
 
     Raises:
         VqtoolError: as `runtimes.choose`; or it cannot be exported, and `runtime` is onnx.
     """
+    runtime = "torch" if runtime == "auto" else runtime
     return runtimes.try_to_run(runtime, tokenizer.device, tokenizer, lambda: run_by_onnx(tokenizer, parts))
 
 

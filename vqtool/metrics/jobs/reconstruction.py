@@ -1,5 +1,7 @@
 """The job of tokenizers: images encoded and decoded again."""
 
+from dataclasses import replace
+
 from vqtool.images import parse_size
 from vqtool.metrics.jobs import Request
 from vqtool.metrics.reconstruction import measure_reconstruction
@@ -15,8 +17,8 @@ def run(request: Request) -> Report:
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(BUILTIN if tokenizer is None else tokenizer)
     size = tokenizer.usual_size if options.size is None else parse_size(str(options.size), "`size`")
-    tokenizer, _ = use_runtime(tokenizer.to(request.device), options.runtime)
-    return measure_reconstruction(
+    tokenizer, runtime = use_runtime(tokenizer.to(request.device), options.runtime)
+    report = measure_reconstruction(
         request.find("images"),
         tokenizer,
         size=size,
@@ -27,3 +29,4 @@ def run(request: Request) -> Report:
         on_error=request.on_error,
         progress=request.progress,
     )
+    return replace(report, about={**report.about, "runtime": runtime})
