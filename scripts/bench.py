@@ -36,6 +36,8 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "zoo-sample": "zoo.halton",
     "zoo-import": "zoo.importing",
     "zoo-decode": "zoo.decoding",
+    "frechet": "scoring.frechet",
+    "prdc": "scoring.neighbours",
 }
 PEERS = ("sampling", "network", "pipeline", "tokenizer")  # modules that need diffusers, of the extra dev
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vqtool.metrics import neighbour_scores, prdc
+from vqtool.metrics import _neighbours, neighbour_scores, prdc
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "io.safetensors"
 
@@ -67,22 +67,74 @@ def test_equal_rows_are_at_distance_zero_in_spite_of_rounding():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
-def test_chunks_and_order_do_not_change_the_scores(rows):
+def test_tiles_and_order_do_not_change_the_scores(rows, monkeypatch):
     generator = np.random.default_rng(1)
     real, fake = generator.normal(size=(64, 5)), generator.normal(size=(50, 5)) + 0.3
     expected = neighbour_scores(real, fake)
-    shuffled = neighbour_scores(generator.permutation(real), generator.permutation(fake), chunk_rows=rows)
+    monkeypatch.setattr(_neighbours, "TILE_ROWS", rows)
+    shuffled = neighbour_scores(generator.permutation(real), generator.permutation(fake))
     assert shuffled == expected
 
 
 def test_distances_are_held_a_chunk_at_a_time(monkeypatch):
     shapes = []
-    original = prdc._squared_distances
-    monkeypatch.setattr(prdc, "CHUNK_BYTES", 8 * 300 * 10)
-    monkeypatch.setattr(prdc, "_squared_distances", lambda x, y: shapes.append((len(x), len(y))) or original(x, y))
+    original = _neighbours.tile
+
+    def tile(*arguments):
+        squared = original(*arguments)
+        shapes.append(squared.shape)
+        return squared
+
+    monkeypatch.setattr(_neighbours, "TILE_ROWS", 30)
+    monkeypatch.setattr(_neighbours, "tile", tile)
+    monkeypatch.setattr(prdc, "tile", tile)
     generator = np.random.default_rng(1)
     neighbour_scores(generator.normal(size=(300, 2)), generator.normal(size=(200, 2)))
-    assert max(rows for rows, _ in shapes) == 10
+    assert max(max(shape) for shape in shapes) == 30
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_what_single_precision_cannot_tell_is_told_as_in_double(scale, monkeypatch):
+    """Oracle: brute force in float64, of rows so close that float32 sees most distances of a cluster as one."""
+    monkeypatch.setattr(_neighbours, "TILE_ROWS", 16)
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(4, 6)) * 100
+    real, fake = (centres[generator.integers(0, 4, n)] + scale * generator.normal(size=(n, 6)) for n in (70, 60))
+    for most in (40, 1 << 14):  # by whole tiles first, and one by one
+        monkeypatch.setattr(_neighbours, "MOST_OPEN", most)
+        for k in (2, 5):
+            assert as_tuple(neighbour_scores(real, fake, nearest_k=k)) == pytest.approx(
+                brute_force(real, fake, k, False)
+            )
+
+
+def test_rows_that_repeat_more_often_than_neighbours_are_kept_score_as_brute_force():
+    generator = np.random.default_rng(3)
+    real, fake = generator.integers(0, 2, (60, 3)), generator.integers(0, 2, (50, 3))
+    assert as_tuple(neighbour_scores(real, fake, nearest_k=20, closed=True)) == pytest.approx(
+        brute_force(real, fake, 20, True)
+    )
+
+
+def test_each_score_has_the_neighbourhood_of_its_paper():
+    generator = np.random.default_rng(1)
+    real, fake = generator.normal(size=(64, 5)), generator.normal(size=(50, 5)) + 0.3
+    found = {score.name: score for score in prdc.measure(real, fake)}
+    assert {name: score.settings["nearest_k"] for name, score in found.items()} == {
+        "precision": 3, "recall": 3, "density": 5, "coverage": 5,
+    }  # fmt: skip
+    three, five = neighbour_scores(real, fake, nearest_k=3), neighbour_scores(real, fake, nearest_k=5)
+    assert [score.value for score in found.values()] == [three.precision, three.recall, five.density, five.coverage]
+    few = prdc.measure(real[:3], fake)
+    assert {score.settings["nearest_k"] for score in few} == {2}
+
+
+def test_scores_are_those_of_the_package_prdc():
+    compute = pytest.importorskip("prdc").compute_prdc
+    generator = np.random.default_rng(5)
+    real, fake = generator.normal(size=(300, 20)), generator.normal(size=(250, 20)) * 1.1
+    expected = compute(real_features=real, fake_features=fake, nearest_k=4)
+    assert as_tuple(neighbour_scores(real, fake, nearest_k=4)) == pytest.approx(tuple(expected.values()))
 
 
 def test_far_apart_sets_score_zero_and_a_set_against_itself_one():
