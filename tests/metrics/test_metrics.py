@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import vqtool
 from vqtool.errors import VqtoolError
 from vqtool.metrics import NAMES, Features, measure_features
-from vqtool.metrics.score import find_metric
+from vqtool.metrics.score import find_metric, needs
 from vqtool.options import options_of, read_registered
 
 TOY = '''"""How far the means are apart: a toy."""
@@ -68,6 +69,15 @@ def features(seed, shift=0.0, num=60):
     return np.random.default_rng(seed).normal(size=(num, 4)) + shift
 
 
+def arrays(name, *arguments):
+    """What a metric measures: features, or probabilities that favour the first of four classes by a shift."""
+    rows = features(*arguments)
+    if needs(find_metric(name)) != "probabilities":
+        return rows
+    rows[:, 1:] = features(*arguments[:1])[:, 1:]  # without the shift
+    return np.exp(2 * rows) / np.exp(2 * rows).sum(axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_is_documented_and_its_options_are_those_of_its_source(name):
     file = find_metric(name)
@@ -79,7 +89,7 @@ def test_a_metric_is_documented_and_its_options_are_those_of_its_source(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_of_the_same_law_scores_better_than_one_far_off(name):
     measure = find_metric(name).measure
-    near, far = (measure(features(0), features(1, shift)) for shift in (0.0, 3.0))
+    near, far = (measure(arrays(name, 0), arrays(name, 1, shift)) for shift in (0.0, 3.0))
     assert [score.name for score in near] == [score.name for score in far]
     for one, other in zip(near, far, strict=True):
         assert one.better in ("lower", "higher")
@@ -89,9 +99,9 @@ def test_a_set_of_the_same_law_scores_better_than_one_far_off(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_scores_in_any_precision(name):
     measure = find_metric(name).measure
-    first, again = (measure(features(0), features(1), seed=3) for _ in range(2))
+    first, again = (measure(arrays(name, 0), arrays(name, 1), seed=3) for _ in range(2))
     assert first == again
-    single = measure(features(0).astype(np.float32), features(1).astype(np.float32), seed=3)
+    single = measure(arrays(name, 0).astype(np.float32), arrays(name, 1).astype(np.float32), seed=3)
     assert [score.value for score in single] == pytest.approx([score.value for score in first], rel=1e-4, abs=1e-5)
 
 
@@ -99,12 +109,18 @@ def test_the_same_seed_gives_the_same_scores_in_any_precision(name):
 @pytest.mark.parametrize("wrong", [np.full((8, 4), np.nan), np.zeros((1, 4)), np.zeros((8, 3)), np.zeros(8)])
 def test_features_that_cannot_be_measured_are_refused(name, wrong):
     with pytest.raises(ValueError, match=r"features|dimensions"):
-        find_metric(name).measure(features(0), wrong)
+        find_metric(name).measure(arrays(name, 0), wrong)
 
 
 def test_scores_of_all_metrics_have_names_of_their_own_and_bear_that_of_the_network():
-    names = [score.name for score in measure_features(Features("Net", features(0)), Features("Net", features(1)))]
+    ours, theirs = (
+        Features("Net", features(seed), spatial=features(seed), probabilities=arrays("inception-score", seed))
+        for seed in (0, 1)
+    )
+    names = [score.name for score in measure_features(theirs, ours)]
     assert len(set(names)) == len(names) >= len(NAMES)
+    kept = [score.name for score in measure_features(theirs, replace(ours, spatial=None, probabilities=None))]
+    assert kept == [name for name in names if name not in ("IS-Net", "sFD-Net")]
     assert all(name.endswith("-Net") for name in names)
 
 
@@ -136,7 +152,10 @@ def test_options_that_are_not_possible_are_refused(options, message):
 
 
 def test_an_option_that_no_metric_has_is_refused():
-    with pytest.raises(TypeError, match="called magic; there are nearest_k, num_subsets, subset_size"):
+    with pytest.raises(
+        TypeError,
+        match="called magic; there are extrapolate, nearest_k, num_directions, num_splits, num_subsets, subset_size",
+    ):
         measure_features(Features("Net", features(0)), Features("Net", features(1)), magic=1)
 
 

@@ -20,7 +20,16 @@ from vqtool.metrics.compare.trials import measure_trial, plan
 from vqtool.metrics.evaluation import evaluate
 from vqtool.metrics.features import FeatureNetwork, Features, extract, load_features
 from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
-from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics, statistics
+from vqtool.metrics.frechet import (
+    Extrapolated,
+    Statistics,
+    extrapolated_distance,
+    frechet_distance,
+    frechet_distance_of_statistics,
+    merge_statistics,
+    statistics,
+)
+from vqtool.metrics.inception_score import inception_scores
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
 from vqtool.metrics.pairs import compare_pairs
@@ -31,9 +40,10 @@ from vqtool.metrics.report import Report
 from vqtool.metrics.results import compare_results
 from vqtool.metrics.saving import merge_saved, save_statistics
 from vqtool.metrics.score import Score, measure_features
+from vqtool.metrics.sliced import sliced_distances
 from vqtool.metrics.tokens import count_tokens, measure_grids, neighbour_divergence, perplexity, total_variation, usage
 
-NAMES = ("frechet", "kernel", "prdc")  # of the metrics of features
+NAMES = ("frechet", "kernel", "prdc", "inception-score", "spatial", "sliced")  # of the metrics of features
 
 __all__ = [
     "DEFAULT_TIMES",
@@ -41,6 +51,7 @@ __all__ = [
     "Card",
     "Comparison",
     "EfficientNetLite0",
+    "Extrapolated",
     "FeatureNetwork",
     "Features",
     "ImageScores",
@@ -59,8 +70,10 @@ __all__ = [
     "count_tokens",
     "evaluate",
     "extract",
+    "extrapolated_distance",
     "frechet_distance",
     "frechet_distance_of_statistics",
+    "inception_scores",
     "kernel_distance",
     "kernel_distances",
     "load_features",
@@ -71,12 +84,14 @@ __all__ = [
     "measure_reconstruction",
     "measure_trial",
     "merge_saved",
+    "merge_statistics",
     "neighbour_divergence",
     "neighbour_scores",
     "perplexity",
     "plan",
     "psnr",
     "save_statistics",
+    "sliced_distances",
     "statistics",
     "total_variation",
     "usage",
