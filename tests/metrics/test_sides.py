@@ -6,8 +6,9 @@ from support.sets import SixNumbers, features_of, write_noise
 
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import find_images
+from vqtool.metrics import merge_statistics
 from vqtool.metrics.pictures import ImageFiles
-from vqtool.metrics.sides import About, count_copies, facts_of, merge_statistics, read_statistics, set_id
+from vqtool.metrics.sides import About, count_copies, facts_of, read_statistics, set_id
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_statistics_that_are_read_batch_by_batch_are_mean_and_covariance(folder)
 def test_merged_statistics_are_those_of_all_rows(folder):
     whole = features_of(folder)
     parts = [whole[np.arange(*ends)].statistics().statistics["pooled"] for ends in ((0, 7), (7, 39), (37, 40))]
-    merged = merge_statistics(merge_statistics(parts[0], parts[1]), parts[2])
+    merged = merge_statistics([merge_statistics(parts[:2]), parts[2]])
     x = whole.features.pooled.astype(np.float64)
     x = np.concatenate([x[:39], x[37:]])
     assert merged.num_samples == 42

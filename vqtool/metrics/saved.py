@@ -26,8 +26,8 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images.sources import holds_grids
 from vqtool.images.sources.numpy_arrays import read_header, read_member
 from vqtool.metrics.features import Features, concatenate
-from vqtool.metrics.frechet import Statistics
-from vqtool.metrics.sides import About, FeatureSet, StatisticsSet, merge_statistics
+from vqtool.metrics.frechet import Statistics, merge_statistics
+from vqtool.metrics.sides import About, FeatureSet, StatisticsSet
 from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
 from vqtool.version import __version__
@@ -189,7 +189,7 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
                 raise MismatchError(f"{names[0]} and {name}: features of {what} {ours!r} and {theirs!r}")
     for part in found[1:]:
         both = merged.keys() & part.statistics.keys()
-        merged = {kind: merge_statistics(merged[kind], part.statistics[kind]) for kind in both}
+        merged = {kind: merge_statistics([merged[kind], part.statistics[kind]]) for kind in both}
     return StatisticsSet(merged, replace(about, held="statistics"), first.name, first.digest, first.resize, digests)
 
 

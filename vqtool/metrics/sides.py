@@ -202,13 +202,6 @@ def _join(a: _Sums | None, b: _Sums) -> _Sums:
     return num, a[1] + gap * (b[0] / num), a[2] + b[2] + np.outer(gap, gap) * (a[0] * b[0] / num)
 
 
-def merge_statistics(a: Statistics, b: Statistics) -> Statistics:
-    """The mean and covariance of the rows behind both, exactly."""
-    parts = [(each.num_samples, each.mean, each.covariance * (each.num_samples - 1)) for each in (a, b)]
-    num, mean, squares = _join(parts[0], parts[1])
-    return Statistics(mean, squares / (num - 1), num)
-
-
 def read_features(
     pictures: Pictures,
     rows: NDArray[np.int64],
