@@ -71,3 +71,20 @@ def test_parameters_that_do_not_go_together_are_named(tmp_path, parameters, mess
     write_grids(tmp_path / "tok.h5")
     with pytest.raises(vqtool.VqtoolError, match=message):
         vqtool.evaluate("tok.h5", **parameters)
+
+
+def test_pairs_and_reconstructions_are_scored_by_features_on_request_alone(tmp_path):
+    write_colours(tmp_path / "a", 5, 0)
+    write_colours(tmp_path / "b", 5, 1)
+    plain = vqtool.evaluate(tmp_path / "a", ref=tmp_path / "b", paired=True)
+    assert [score.name for score in plain.scores] == ["PSNR", "PSNR-pooled"]
+    more = vqtool.evaluate(tmp_path / "a", ref=tmp_path / "b", paired=True, with_features=True, nearest_k=2)
+    assert {"FD-MeanColour", "recall-MeanColour"} <= {score.name for score in more.scores}
+    for arguments, message in (
+        ({"paired": True, "nearest_k": 2}, "`nearest_k` is about scores of features, which nothing asks for"),
+        ({"with_features": True}, "`with_features` is for pairs: add `paired`"),
+        ({"perceptual": "efficientnet-lite0"}, "`perceptual` is for pairs"),
+        ({"paired": True, "perceptual": "efficientnet-lite0"}, "images of 8x8 are too small for a perceptual network"),
+    ):
+        with pytest.raises(vqtool.VqtoolError, match=message):
+            vqtool.evaluate(tmp_path / "a", ref=tmp_path / "b", **arguments)

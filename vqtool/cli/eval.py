@@ -32,7 +32,7 @@ def eval(
     """Score images or token grids: a table on stderr, JSON on stdout.
 
     Images with --ref: Fréchet distance, KID, precision, recall, density and coverage on EfficientNet-Lite0 features,
-    with equally many images on both sides. Images with --ref and --paired: PSNR of equal names.
+    with equally many images on both sides. Images with --ref and --paired: PSNR, SSIM of equal names.
 
     Images with --tokenizer: PSNR, codebook usage and perplexity of the images encoded and decoded again.
 

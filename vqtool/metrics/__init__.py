@@ -40,6 +40,7 @@ from vqtool.metrics.report import Report
 from vqtool.metrics.results import compare_results
 from vqtool.metrics.saving import merge_saved, save_statistics
 from vqtool.metrics.score import Score, measure_features
+from vqtool.metrics.similarity import ms_ssim, ssim
 from vqtool.metrics.sliced import sliced_distances
 from vqtool.metrics.tokens import count_tokens, measure_grids, neighbour_divergence, perplexity, total_variation, usage
 
@@ -85,6 +86,7 @@ __all__ = [
     "measure_trial",
     "merge_saved",
     "merge_statistics",
+    "ms_ssim",
     "neighbour_divergence",
     "neighbour_scores",
     "perplexity",
@@ -92,6 +94,7 @@ __all__ = [
     "psnr",
     "save_statistics",
     "sliced_distances",
+    "ssim",
     "statistics",
     "total_variation",
     "usage",

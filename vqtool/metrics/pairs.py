@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,13 @@ from vqtool.errors import MismatchError, VqtoolError, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
 from vqtool.metrics import reconstruction
 from vqtool.metrics.card import Card, side_of
+from vqtool.metrics.features import FeatureNetwork
 from vqtool.metrics.galleries import Pair, keep_worst, show_worst
 from vqtool.metrics.pictures import READ_BATCH, noting, pixel_digests
 from vqtool.metrics.reference import MIXED_SIZE
 from vqtool.metrics.report import Report
 from vqtool.progress import Progress, silent
+from vqtool.training.perceptual import Perceptual
 
 
 def compare_pairs(
@@ -24,10 +27,14 @@ def compare_pairs(
     size: tuple[int, int] | None = None,
     fit: str | None = None,
     exhibits: bool = False,
+    perceptual: Perceptual | None = None,
+    network: FeatureNetwork | None = None,
+    seed: int = 0,
     on_error: OnError | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> Report:
-    """PSNR of images against originals of the same ids.
+    """PSNR, SSIM and MS-SSIM of images against originals of the same ids.
 
     Args:
         images: what is scored, e.g. reconstructions.
@@ -35,8 +42,12 @@ def compare_pairs(
         size: (height, width) both are brought to; by default `common_size` of `images`.
         fit: how; None: each side as `vqtool.images.choose_fit` finds best.
         exhibits: find the worst pairs, which a page shows.
+        perceptual: a distance as a network sees it, measured too.
+        network: of features, by which both sides are compared as sets.
+        seed: of what metrics of features draw.
         on_error: see read_batches.
         progress: shows how far it is.
+        options: of metrics of features.
 
     Raises:
         MismatchError: no id is on both sides.
@@ -51,7 +62,7 @@ def compare_pairs(
             f"no picture is on both sides: ids such as {images[0].id!r} and {originals[0].id!r}; "
             "pairs have equal paths below their folders, apart from the ending"
         )
-    errors: list[NDArray[np.float64]] = []
+    found = reconstruction.PairScores(perceptual, network)
     digests: list[list[bytes]] = [[], []]
     worst: list[Pair] = []
     left_out: list[str] = []
@@ -64,18 +75,18 @@ def compare_pairs(
         closing(_pictures(theirs, size, fits[1], skip)) as right,
     ):
         for name, picture, original in _pairs(left, right, order):
-            errors.append(reconstruction.mean_squared_errors(picture[None], original[None]))
+            error = found.add(picture[None], original[None])
             digests[0] += pixel_digests(picture[None])
             digests[1] += pixel_digests(original[None])
             if exhibits:
-                worst = keep_worst(worst, [name], picture[None], original[None], errors[-1])
+                worst = keep_worst(worst, [name], picture[None], original[None], error)
             advance(1)
-    if not errors:
+    if not len(found):
         raise VqtoolError("none of the pairs could be read")
     unpaired = len(images) + len(originals) - 2 * len(ours)
     warnings = [f"{unpaired} pictures have no counterpart on the other side and were left out"] if unpaired else []
-    about = {"kind": "pairs", "num_images": len(errors), "num_unpaired": unpaired, "size": size_text(size)}
-    headline = f"{len(errors)} pairs of images; {about['size']} pixels"
+    about = {"kind": "pairs", "num_images": len(found), "num_unpaired": unpaired, "size": size_text(size)}
+    headline = f"{len(found)} pairs of images; {about['size']} pixels"
     card = Card(
         measure="pairs",
         size=size_text(size),
@@ -83,7 +94,7 @@ def compare_pairs(
         reference=side_of(digests[1], num_given=len(originals), fit=fits[1]),
     )
     shown = [show_worst(worst)] if exhibits else []
-    scores = reconstruction.measure(np.concatenate(errors))
+    scores = found.scores(seed=seed, **options)
     return Report(headline, scores, about, warnings, card, unreadable={"pairs": left_out}, exhibits=shown)
 
 

@@ -1,12 +1,15 @@
-"""How far pictures are from their originals, pixel by pixel.
+"""How far pictures are from their originals: PSNR, SSIM, MS-SSIM and on request as networks see them.
 
-What it does: PSNR, the mean squared error of 8-bit pixels on a logarithmic scale.
-When to use it: for a tokenizer on held-out pictures. It rewards blur: look at the pictures too.
+What it does: PSNR is the mean squared error of 8-bit pixels on a logarithmic scale; similarity.py has SSIM and MS-SSIM,
+training/perceptual.py the perceptual distances.
+When to use it: for a tokenizer on held-out pictures. PSNR rewards blur: look at the others and at the pictures too.
 Equation: 10 log10(255^2 / MSE) dB, MSE over the three channels and all pixels of a picture.
-Cost: one pass over the pixels.
+Cost: one pass over the pixels, and ten small convolutions a size.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +21,15 @@ from vqtool.images import ImageItem, OnError, choose_fit, read_batches, to_float
 from vqtool.metrics import tokens
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.exhibits import Exhibit
+from vqtool.metrics.features import FeatureNetwork, Features, concatenate, extract
 from vqtool.metrics.galleries import Pair, keep_worst, show_usage, show_worst
 from vqtool.metrics.pictures import READ_BATCH, noting, pixel_digests
 from vqtool.metrics.report import MAX_IMAGES, Report, choose
-from vqtool.metrics.score import Score
+from vqtool.metrics.score import Score, measure_features
+from vqtool.metrics.similarity import POWERS, ms_ssim, num_scales, ssim
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
+from vqtool.training.perceptual import Perceptual
 
 PEAK = 255.0
 
@@ -72,6 +78,59 @@ def measure(squared_errors: ArrayLike) -> list[Score]:
     ]
 
 
+class PairScores:
+    """The scores of pictures against their originals, handed in batch by batch.
+
+    Args:
+        perceptual: a distance as a network sees it, on whichever device; None for none.
+        network: of features that both sides are compared by, as sets; None for none.
+    """
+
+    def __init__(self, perceptual: Perceptual | None = None, network: FeatureNetwork | None = None) -> None:
+        self._perceptual, self._network = perceptual, network
+        self._each: dict[str, list[NDArray[np.float64]]] = {}
+        self._features: tuple[list[Features], list[Features]] = ([], [])
+
+    def add(self, images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Measure pictures (B, 3, h, w) uint8; returns their mean squared errors (B,)."""
+        found = {"errors": mean_squared_errors(images, originals)}
+        if scales := num_scales(images.shape[2:]):
+            found["SSIM"] = ssim(images, originals)
+            found[f"MS-SSIM-{scales}" if scales < len(POWERS) else "MS-SSIM"] = ms_ssim(images, originals)
+        if self._perceptual is not None:
+            self._perceptual.check_size(images.shape[2:])
+            with torch.inference_mode():
+                distances = self._perceptual.distances(to_float(originals), to_float(images))
+            found[f"perceptual-{Path(self._perceptual.name).stem}"] = distances.double().numpy()
+        for name, values in found.items():
+            self._each.setdefault(name, []).append(values)
+        if self._network is not None:
+            for side, pictures in zip(self._features, (images, originals), strict=True):
+                side.append(extract(self._network, [pictures]))
+        return found["errors"]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._each.get("errors", [])))
+
+    def scores(self, *, seed: int = 0, **options: Any) -> list[Score]:
+        """All scores; the mean over the pictures has its standard error.
+
+        Args:
+            seed: of what metrics of features draw.
+            options: of metrics of features.
+        """
+        values = {name: np.concatenate(parts) for name, parts in self._each.items()}
+        scores = measure(values.pop("errors"))
+        for name, each in values.items():
+            error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else None
+            better: Literal["lower", "higher"] = "lower" if name.startswith("perceptual") else "higher"
+            scores.append(Score(name, float(each.mean()), better=better, standard_error=error))
+        if self._network is not None and len(self) > 1:
+            ours, theirs = (concatenate(side) for side in self._features)
+            scores += measure_features(theirs, ours, seed=seed, **options)
+        return scores
+
+
 def measure_reconstruction(
     images: Sequence[ImageItem],
     tokenizer: Tokenizer,
@@ -80,11 +139,14 @@ def measure_reconstruction(
     fit: str | None = None,
     max_images: int = MAX_IMAGES,
     exhibits: bool = False,
+    perceptual: Perceptual | None = None,
+    network: FeatureNetwork | None = None,
     seed: int = 0,
     on_error: OnError | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> Report:
-    """PSNR of images encoded and decoded again, with the usage and perplexity of the codebook.
+    """PSNR, SSIM and MS-SSIM of images encoded and decoded again, with the usage and perplexity of the codebook.
 
     Args:
         images: best ones that the tokenizer has not been trained on.
@@ -93,9 +155,12 @@ def measure_reconstruction(
         fit: how they are brought to it: see `vqtool.images.choose_fit`.
         max_images: at most so many, chosen by seed.
         exhibits: find what a page shows: the worst pictures, and usage.
+        perceptual: a distance as a network sees it, measured too.
+        network: of features, by which reconstructions are compared with the images as sets.
         seed: of that choice.
         on_error: see read_batches.
         progress: shows how far it is.
+        options: of metrics of features.
 
     Raises:
         VqtoolError: no image could be read, or the size does not fit the tokenizer.
@@ -104,7 +169,7 @@ def measure_reconstruction(
     chosen = [images[i] for i in choose(len(images), min(max_images, len(images)), seed)]
     fit = choose_fit(images, size, fit, factor=tokenizer.factor)
     counts = np.zeros(tokenizer.codebook_size, np.int64)
-    errors, digests, worst = [], list[bytes](), list[Pair]()
+    pairs, digests, worst = PairScores(perceptual, network), list[bytes](), list[Pair]()
     left_out: list[str] = []
 
     skip = noting(left_out, on_error)
@@ -113,16 +178,16 @@ def measure_reconstruction(
             grid = tokenizer.encode(to_float(batch.images).to(tokenizer.device))
             counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu().numpy()
             decoded = to_uint8(tokenizer.decode(grid))
-            errors.append(mean_squared_errors(decoded, batch.images))
+            errors = pairs.add(decoded, batch.images)
             digests += pixel_digests(batch.images)
             if exhibits:
-                worst = keep_worst(worst, batch.ids, decoded, batch.images, errors[-1])
+                worst = keep_worst(worst, batch.ids, decoded, batch.images, errors)
             advance(len(batch.images))
-    if not errors:
+    if not len(pairs):
         raise VqtoolError(f"none of the {len(chosen)} images could be read")
     about = {
         "kind": "reconstruction",
-        "num_images": sum(map(len, errors)),
+        "num_images": len(pairs),
         "num_given": {"images": len(images)},
         "size": f"{size[0]}x{size[1]}",
         "fit": fit,
@@ -132,7 +197,7 @@ def measure_reconstruction(
         "num_tokens": int(counts.sum()),
         "seed": seed,
     }
-    scores = measure(np.concatenate(errors)) + tokens.measure(counts)
+    scores = pairs.scores(seed=seed, **options) + tokens.measure(counts)
     headline = (
         f"{about['num_images']} of {len(images)} images; {about['size']} pixels, {about['grid_size']} tokens; "
         f"tokenizer {tokenizer.location} ({tokenizer.fingerprint}), codebook of {len(counts)}"

@@ -33,7 +33,11 @@ class ImageOptions(FeatureOptions):
     """How images are scored."""
 
     tokenizer: str | Path | Tokenizer | None = option(None, "Score this on images, or decode grids.", flag="-t")
-    paired: bool = option(False, "PSNR of equal names, no features.")
+    paired: bool = option(False, "PSNR, SSIM of equal names.")
+    perceptual: str | None = option(
+        None, "Of pairs: also this distance, efficientnet-lite0 or a file of ST-LPIPS.", advanced=True
+    )
+    with_features: bool = option(False, "Of pairs: also scores of features.", advanced=True)
     per_class: bool = option(False, "Score each label too.")
     size: str | None = option(None, "Pixels, 64 or 48x80.", shown="their own, or 64")
     max_images: int = option(10_000, "At most so many a side.", minimum=2, advanced=True)
@@ -126,6 +130,13 @@ def check(request: Request) -> None:
     grids = "grids" in (request.kind, request.ref_kind)
     if images.tokenizer is not None and request.ref and not grids:
         raise VqtoolError("`ref` scores images, `tokenizer` the tokenizer: give one of them")
+    pairs_alone = images.paired and not images.with_features
+    for name in request.of_metrics if pairs_alone or (not request.ref and not images.with_features) else ():
+        raise VqtoolError(f"`{name}` is about scores of features, which nothing asks for: add `with_features`")
+    reconstructs = request.kind == "images" and not request.ref and not likelihood.likelihood
+    for name in ("perceptual", "with_features"):
+        if getattr(images, name) and not (images.paired or reconstructs):
+            raise VqtoolError(f"`{name}` is for pairs: add `paired`, or give `tokenizer` alone")
     if images.paired and not request.ref:
         raise VqtoolError("`paired` needs originals to compare with: add `ref`")
     if images.paired and request.ref_kind != "images":
