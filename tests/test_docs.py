@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from support.command_lines import commands_in, leaf_commands
 from support.commands import write_pictures
+from support.sets import SixNumbers
 
+from vqtool import metrics
 from vqtool.tokenizers import SIZES, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,3 +253,20 @@ def test_the_python_block_of_the_readme_runs_twice(tmp_path):
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_on_scores_can_be_typed(vqtool, work, monkeypatch):
+    monkeypatch.setattr(metrics.features, "load_features", lambda *_, **__: SixNumbers())
+    for line in ("encode imgs/ -o tok.h5", "head tok.h5 -n 8 -o s.h5", "decode s.h5 -o decoded/"):
+        assert vqtool(*line.split()).code == 0
+    shutil.copytree("decoded", "other")
+    lines = typed_lines(EVALUATION)
+    assert len(lines) > 12
+    for line in lines:
+        type_line(vqtool, line, work)
+    (code,) = code_blocks(EVALUATION)
+    exec(f"import vqtool\n{code}", {})

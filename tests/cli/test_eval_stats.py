@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from support.commands import error_lines
-from support.sets import SixNumbers, write_noise
+from support.sets import SixNumbers, features_of, write_noise
 
 from vqtool.metrics import features
+from vqtool.metrics.saved import save
 
 
 @pytest.fixture
@@ -102,3 +103,56 @@ def test_what_cannot_be_saved_is_one_clear_line(work, vqtool, arguments, message
     assert (result.code, result.out) == (1, "")
     (error,) = error_lines(result.err)
     assert message in error
+
+
+class Other(SixNumbers):
+    name = "Other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--ref", "wide.npz"], "wide.npz: statistics of 9 features an image, but SixNumbers gives 6"),
+        (["a", "--ref", "nan.npz"], "nan.npz: 'mu': holds nan or infinity"),
+        (["a", "--ref", "nan-features.npz"], "nan-features.npz: 'features': holds nan or infinity"),
+        (["a", "--ref", "other.npz"], "other.npz: statistics of features of name 'Other', not 'SixNumbers'"),
+        (["a", "--ref", "other-features.npz"], "other-features.npz: features of name 'SixNumbers' and 'Other'"),
+        (["wide.npz", "--ref", "other.npz"], "statistics of 9 and of 6 features an image"),
+        (["a", "--ref", "other.npz", "--size", "16"], "8x8 pixels do not compare with ones of 16x16"),
+        (["a", "--ref", "one.npz"], "1 image on one side: at least 2 on each"),
+        (["other.npz"], "other.npz: saved features alone have no score: add --ref"),
+        (["other.npz", "other.npz", "--ref", "a"], "vqtool eval merge` makes one file of several"),
+        (["a", "other.npz", "--ref", "a"], "a holds images, other.npz saved features: one kind on a side"),
+        (["a", "--ref", "b", "--nearest-k", "24"], "--nearest-k 24: there are 24 images on a side, so 23 at most"),
+        (["a", "--ref", "b", "--per-class"], "--per-class: what is scored has no labels"),
+        (["a", "--ref", "other.npz", "--paired"], "--paired is for images, but other.npz holds saved features"),
+        (["a", "--ref", "b", "--report", "nowhere/r.html"], "the folder nowhere does not exist"),
+        (["a", "--ref", "b", "--features", "none"], "--features none: unknown; known are efficientnet-lite0"),
+    ],
+)
+def test_what_does_not_compare_is_one_clear_line(work, vqtool, arguments, message):
+    np.savez("wide.npz", mu=np.zeros(9), sigma=np.eye(9))
+    np.savez("nan.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
+    np.savez("nan-features.npz", features=np.full((9, 6), np.nan, np.float32))
+    np.savez("one.npz", features=np.zeros((1, 6), np.float32))
+    save(features_of(work / "b", Other()).statistics(), "other.npz")
+    save(features_of(work / "b", Other()), "other-features.npz")
+    result = vqtool("eval", *arguments)
+    assert (result.code, result.out) == (1, "")
+    (error,) = error_lines(result.err)
+    assert message in error
+    assert "Traceback" not in result.err
+
+
+def test_each_class_is_scored_and_an_empty_one_is_one_line(work, vqtool):
+    for seed, (side, label) in enumerate([("x", "cat"), ("x", "dog"), ("y", "cat"), ("y", "dog"), ("y", "owl")]):
+        write_noise(work / side, 6, seed=seed, label=label)
+    write_noise(work / "x", 1, seed=9, label="owl")
+    result = vqtool("eval", "x", "--ref", "y", "--per-class")
+    found = json.loads(result.out)["per_class"]
+    assert result.code == 0
+    assert {label: its["num_images"] for label, its in found.items()} == {"cat": 6, "dog": 6}
+    expected = scores(vqtool("eval", "x/dog", "--ref", "y/dog"))
+    assert found["dog"]["scores"] == pytest.approx(expected)
+    assert "warning: class 'owl': 1 images against 6 of the reference: not scored" in result.err
+    assert "│ dog" in result.err

@@ -239,7 +239,7 @@ def _report(
         tokenizer=prior.grid_spec.tokenizer_fingerprint,
         prior=prior.fingerprint,
         protocol=f"condition {condition}, {likelihood.times} of {kernel.num_steps} steps a grid",
-        generated=side_of(digests),
+        generated=side_of(digests, held="grids"),
         seed=seed,
     )
     return Report(headline, _scores(likelihood), about, _warnings(likelihood, without), card)

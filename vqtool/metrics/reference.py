@@ -73,8 +73,7 @@ def compare_images(
     """
     given = [ImageFiles(each) if isinstance(each, Sequence) else each for each in (images, reference)]
     size = _choose_size(given, size)
-    num = min(max_images, *(len(each) if not isinstance(each, Pictures) else len(each.ids) for each in _rows(given)))
-    _need_two(num)
+    num = _common(max_images, given)
     found: list[Found] = []
     for what, each, split in zip(("images", "reference"), given, splits, strict=True):
         if isinstance(each, FeatureSet | StatisticsSet):
@@ -83,20 +82,30 @@ def compare_images(
         if network is None:
             raise ValueError("a network is needed for pictures")
         about = About(size=size, fit=each.choose_fit(size, fit), num_given=len(each.ids), split=split)
-        rows = choose(len(each.ids), num, seed)
-        with progress(f"features of {what}", num) as advance:
+        rows = choose(len(each.ids), min(len(each.ids), max_images) if per_class else num, seed)
+        with progress(f"features of {what}", len(rows)) as advance:
             found.append(read_features(each, rows, network, about, on_error=on_error, advance=advance))
     ours, theirs = _alike(*found)
-    num = min(max_images, *(len(each) for each in _rows([ours, theirs])))
-    _need_two(num)
+    num = _common(max_images, [ours, theirs])
+    classes, told = _classes(ours, theirs, seed, options) if per_class else ({}, [])
     ours, theirs = (_subset(each, num, seed) for each in (ours, theirs))
-    shown: dict[str, Any] = {"per_class": per_class, "exhibits": exhibits, "progress": progress}
-    return _report(ours, theirs, given, size, seed, **shown, **options)
+    report = _report(ours, theirs, given, size, seed, options)
+    if exhibits and isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
+        report = replace(report, exhibits=show_images(ours, theirs, progress=progress))
+    return replace(report, per_class=classes, warnings=[*report.warnings, *told])
 
 
-def _rows(given: Sequence[Any]) -> list[Any]:
-    """The sides that have single pictures; both where none has."""
-    return [each for each in given if not isinstance(each, StatisticsSet)] or list(given)
+def _common(max_images: int, given: Sequence[Pictures | Found]) -> int:
+    """How many pictures a side there are, at most so many; of statistics alone the number does not count.
+
+    Raises:
+        VqtoolError: fewer than two.
+    """
+    sides = [each for each in given if not isinstance(each, StatisticsSet)]
+    num = min([max_images, *(len(each.ids) if isinstance(each, Pictures) else len(each) for each in sides)])
+    if num < 2:
+        raise VqtoolError(f"{num} image{'s' * (num != 1)} on one side: at least 2 on each are needed to compare")
+    return num
 
 
 def _subset(found: Found, num: int, seed: int) -> Found:
@@ -130,9 +139,9 @@ def _alike(ours: Found, theirs: Found) -> tuple[Found, Found]:
     if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
         return _named(ours, theirs), _named(theirs, ours)
     if isinstance(ours, FeatureSet) and isinstance(theirs, StatisticsSet):
-        theirs.check_features(ours.features, "the reference")
+        theirs.check_features(ours.features)
     elif isinstance(ours, StatisticsSet) and isinstance(theirs, FeatureSet):
-        ours.check_features(theirs.features, "what is scored")
+        ours.check_features(theirs.features)
     elif isinstance(ours, StatisticsSet) and isinstance(theirs, StatisticsSet):
         ours.check_same(theirs)
     return ours, theirs
@@ -140,22 +149,19 @@ def _alike(ours: Found, theirs: Found) -> tuple[Found, Found]:
 
 def _named(found: FeatureSet, other: FeatureSet) -> FeatureSet:
     if found.features.name:
+        try:
+            found.features.check_same(other.features)
+        except MismatchError as error:
+            if not other.features.name:
+                return found
+            raise MismatchError(f"{found.source or other.source}: {error}") from error
         return found
     about = {name: getattr(other.features, name) for name in ("name", "digest", "resize")}
     return replace(found, features=replace(found.features, **about))
 
 
 def _report(
-    ours: Found,
-    theirs: Found,
-    given: Sequence[Pictures | Found],
-    size: Size,
-    seed: int,
-    *,
-    per_class: bool,
-    exhibits: bool,
-    progress: Progress,
-    **options: Any,
+    ours: Found, theirs: Found, given: Sequence[Pictures | Found], size: Size, seed: int, options: dict[str, Any]
 ) -> Report:
     features = next((each.features for each in (ours, theirs) if isinstance(each, FeatureSet)), ours)
     name, digest, resize = (getattr(features, what) for what in ("name", "digest", "resize"))
@@ -173,23 +179,14 @@ def _report(
         seed=seed,
     )
     warnings = find_warnings(*facts, card, width)
-    classes: dict[str, ClassScores] = {}
-    shown = []
     if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
         scores = measure_features(theirs.features, ours.features, seed=seed, **options)
-        if per_class:
-            classes, told = measure_classes(ours, theirs, seed=seed, **options)
-            warnings += told
-        if exhibits:
-            shown = show_images(ours, theirs, progress=progress)
     else:
         scores, left_out = measure_statistics(_statistics(theirs), _statistics(ours), name)
         warnings.append(
             f"from statistics alone {', '.join(left_out)} cannot be computed: `vqtool eval stats --keep-features` "
             "keeps what they need"
         )
-        if per_class:
-            warnings.append("statistics know no classes: `per_class` needs the images, or saved features")
     given_nums = [len(each.ids) if isinstance(each, Pictures) else each.about.num_given or len(each) for each in given]
     about = {
         "kind": "images",
@@ -204,7 +201,7 @@ def _report(
     side = f"{nums[0]} images a side" if nums[0] == nums[1] else f"{nums[0]} images against {nums[1]}"
     headline = f"{side}, of {nums[2]} and {nums[3]} (seed {seed}); {card.size} pixels; features of {name}"
     unreadable = {"images": list(ours.about.unreadable), "reference": list(theirs.about.unreadable)}
-    return Report(headline, scores, about, warnings, card, classes, unreadable, shown)
+    return Report(headline, scores, about, warnings, card, unreadable=unreadable)
 
 
 def _width(found: Found) -> int:
@@ -216,6 +213,14 @@ def _width(found: Found) -> int:
 
 def _statistics(found: Found) -> dict[str, Any]:
     return (found.statistics() if isinstance(found, FeatureSet) else found).statistics
+
+
+def _classes(
+    ours: Found, theirs: Found, seed: int, options: dict[str, Any]
+) -> tuple[dict[str, ClassScores], list[str]]:
+    if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
+        return measure_classes(ours, theirs, seed=seed, **options)
+    return {}, ["statistics know no classes: `per_class` needs the images, or saved features"]
 
 
 def measure_classes(
@@ -250,8 +255,3 @@ def measure_classes(
         scores = measure_features(theirs.features[other], ours.features[own], seed=seed, **options)
         found[label] = ClassScores(num, scores)
     return found, told
-
-
-def _need_two(num: int) -> None:
-    if num < 2:
-        raise VqtoolError(f"{num} image{'s' * (num != 1)} on one side: at least 2 on each are needed to compare")

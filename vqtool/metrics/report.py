@@ -70,7 +70,8 @@ class Report:
         for label, each in self.per_class.items():
             values = {score.name: f"{score.value:.4g}" for score in each.scores}
             rows.append([label, str(each.num), *(values.get(name, "") for name in names)])
-        return ["class", "images a side", *names], rows
+        suffix = f"-{self.about.get('network', '')}"
+        return ["class", "images a side", *(name.removesuffix(suffix) for name in names)], rows
 
 
 def choose(total: int, num: int, seed: int) -> NDArray[np.int64]:

@@ -114,11 +114,11 @@ def load(path: str | Path) -> FeatureSet | StatisticsSet:
             raise FormatError(f"{path}: {error}") from error
         if any(len(each) not in (0, len(features)) for each in (ids, labels, digests)):
             raise FormatError(f"{path}: not as many ids, labels and digests as the {len(features)} pictures")
-        return FeatureSet(features, about, digests, ids, labels)
+        return FeatureSet(features, about, digests, ids, labels, source=str(path))
     found = {kind: _statistics(arrays, pair, num, path) for kind, pair in _STATISTICS.items() if pair[0] in arrays}
     if "pooled" not in found:
         raise FormatError(f"{path}: neither features nor statistics (mu, sigma) are in it")
-    return StatisticsSet(found, replace(about, held="statistics"), **named, digests=digests)
+    return StatisticsSet(found, replace(about, held="statistics"), **named, digests=digests, source=str(path))
 
 
 def _read_about(arrays: dict[str, NDArray[Any]], where: str) -> tuple[dict[str, str], int, About]:

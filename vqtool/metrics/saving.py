@@ -58,7 +58,7 @@ def save_statistics(
         chosen: fields of `StatisticsOptions` and `SourceOptions`.
 
     Returns:
-        What was written. Without `keep_features` memory does not grow with the pictures, but by 8 bytes each.
+        What was written. Without `keep_features` memory grows with the names of the pictures alone.
 
     Raises:
         VqtoolError: fewer than two images, a part that is none, or an output that exists.

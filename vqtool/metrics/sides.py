@@ -64,6 +64,7 @@ class FeatureSet:
     labels: list[str] = field(default_factory=list)  # N, "" where there is none; or none
     pictures: Pictures | None = None  # to look at them again
     rows: NDArray[np.int64] | None = None  # (N,) which of `pictures` they are
+    source: str = ""  # the file that it was loaded from
 
     def __len__(self) -> int:
         return len(self.features)
@@ -111,6 +112,7 @@ class StatisticsSet:
     digest: str = ""
     resize: str = ""
     digests: Digests = field(default_factory=lambda: np.empty(0, np.uint64))
+    source: str = ""  # the file that it was loaded from
 
     def __len__(self) -> int:
         return self.statistics["pooled"].num_samples
@@ -135,22 +137,22 @@ class StatisticsSet:
             if self.name and other.name and ours != theirs:
                 raise MismatchError(f"statistics of features of {what} {ours!r} and {theirs!r}")
 
-    def check_features(self, features: Features, where: str) -> None:
+    def check_features(self, features: Features) -> None:
         """Raise unless they are statistics of features like these, as far as they say what they are of.
 
         Raises:
             MismatchError: says in what they differ.
         """
-        width = len(self.statistics["pooled"].mean)
+        width, where = len(self.statistics["pooled"].mean), f"{self.source}: " if self.source else ""
         if width != features.pooled.shape[1]:
             raise MismatchError(
-                f"{where}: statistics of {width} features an image, but {features.name} gives "
+                f"{where}statistics of {width} features an image, but {features.name} gives "
                 f"{features.pooled.shape[1]}: name the features that they are of with `features`"
             )
         for what in ("name", "digest", "resize"):
             ours, theirs = getattr(features, what), getattr(self, what)
             if self.name and ours != theirs:
-                raise MismatchError(f"{where}: statistics of features of {what} {theirs!r}, not {ours!r}")
+                raise MismatchError(f"{where}statistics of features of {what} {theirs!r}, not {ours!r}")
 
 
 class Accumulator:

@@ -17,9 +17,11 @@ def draw(curve: Curve) -> str:
     points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
     if not points:
         return "<p>no numbers</p>"
+    points = _thinned(points) if curve.bars else points
     errors = list(curve.errors) if curve.errors else [0.0] * len(curve.y)
-    spread = [(y - 2 * e, y + 2 * e) for y, e in zip(curve.y, errors, strict=True) if math.isfinite(y)]
-    low, high = min(a for a, _ in spread), max(b for _, b in spread)
+    known = [(y, e) for y, e in zip(curve.y, errors, strict=True) if math.isfinite(y) and math.isfinite(e)]
+    ends = [y + 2 * sign * e for y, e in known for sign in (-1, 1)] if curve.errors else [y for _, y in points]
+    low, high = min(ends), max(ends)
     if curve.bars:
         low = min(0.0, low)
     ticks = _ticks(low, high)
@@ -39,19 +41,18 @@ def draw(curve: Curve) -> str:
         f'<text x="{_LEFT - 6}" y="{down(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         for tick in ticks
     ]
-    shown = points if not curve.bars or len(points) <= _MOST_BARS else _thinned(points)
     if curve.bars:
-        width = max(0.5, (_WIDTH - _LEFT - _RIGHT) / len(shown) - 0.5)
+        width = max(0.5, (_WIDTH - _LEFT - _RIGHT) / len(points) - 0.5)
         parts += [
             f'<rect x="{across(x) - width / 2:.1f}" width="{width:.1f}" y="{down(max(y, 0)):.1f}" '
             f'height="{abs(down(0) - down(y)):.1f}" fill="{_COLOUR}"/>'
-            for x, y in shown
+            for x, y in points
         ]
     else:
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in shown)
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{_DARK}" stroke-width="1.5"/>')
-        if len(shown) <= _MOST_BARS:
-            parts += [f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.5" fill="{_DARK}"/>' for x, y in shown]
+        if len(points) <= _MOST_BARS:
+            parts += [f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.5" fill="{_DARK}"/>' for x, y in points]
     if curve.errors and len(points) <= _MOST_BARS:
         parts += [
             f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{down(y - 2 * e):.1f}" y2="{down(y + 2 * e):.1f}" '
