@@ -117,6 +117,7 @@ def test_modules_are_documented_short_and_without_assert(path):
                 "saved",
                 "score",
                 "sides",
+                "similarity",
                 "saving",
                 "tokens",
             },
