@@ -34,6 +34,8 @@ def test_statistics_stand_for_the_pictures_and_say_what_cannot_be_computed(work,
     assert "24 images: statistics of features of SixNumbers" in made.err
     found = vqtool("eval", "a", "--ref", "b.npz")
     assert scores(found)["FD-SixNumbers"] == pytest.approx(scores(whole)["FD-SixNumbers"], rel=1e-9)
+    assert scores(found)["sFD-SixNumbers"] == pytest.approx(scores(whole)["sFD-SixNumbers"], rel=1e-6)
+    assert scores(found)["IS-SixNumbers"] == scores(whole)["IS-SixNumbers"]
     assert "KID-SixNumbers" not in scores(found)
     assert "warning: from statistics alone" in found.err
     assert "kernel" in found.err

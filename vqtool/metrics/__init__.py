@@ -5,6 +5,8 @@ A metric of features is a file `vqtool/metrics/NAME.py` with
     Options                                                a dataclass of its options, which become flags; may be empty
     measure(reference (N, D), generated (M, D), options, *, seed) -> list[Score]
     NEEDS                                                  the array of `Features` it measures; without it "pooled"
+    measure_statistics(reference, generated)               where it can do with `frechet.Statistics` of both
+    measure_alone(generated (M, D), options, *, seed)      where it needs no reference
 
 and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
 measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and

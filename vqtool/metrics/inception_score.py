@@ -11,7 +11,7 @@ Cost: O(N C).
 Source: Salimans et al. 2016 (arXiv:1606.03498). Golden: torch-fidelity 0.4.0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -61,20 +61,32 @@ def inception_scores(probabilities: ArrayLike, num_splits: int = 1) -> NDArray[n
 
 
 def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
-    """The score "IS" of probabilities (M, C); splits are drawn by the seed.
+    """The score "IS" of probabilities (M, C), with the reference's own in its settings; splits are drawn by the seed.
 
     Raises:
         ValueError: they are no probabilities, or of other classes than the reference's.
     """
-    p, real = check_features(generated), check_features(reference)
-    if p.shape[1] != real.shape[1]:
-        raise ValueError(f"features of {real.shape[1]} and {p.shape[1]} dimensions")
+    real = check_features(reference)
+    (score,) = measure_alone(generated, options, seed=seed)
+    num_classes = check_features(generated).shape[1]
+    if num_classes != real.shape[1]:
+        raise ValueError(f"features of {real.shape[1]} and {num_classes} dimensions")
+    others = inception_scores(_shuffled(real, seed), min(score.settings["num_splits"], len(real)))
+    return [replace(score, settings={**score.settings, "reference": float(others.mean())})]
+
+
+def measure_alone(generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
+    """The score "IS" of probabilities (M, C), where no features of a reference are at hand.
+
+    Raises:
+        ValueError: they are no probabilities.
+    """
+    p = check_features(generated)
     num_splits = min(SPLITS, max(1, len(p) // FEWEST)) if options.num_splits is None else options.num_splits
     num_splits = min(num_splits, len(p))
     scores = inception_scores(_shuffled(p, seed), num_splits)
     error = float(scores.std(ddof=1) / num_splits**0.5) if num_splits > 1 else None
-    others = inception_scores(_shuffled(real, seed), min(num_splits, len(real)))
-    settings = {"num_splits": num_splits, "std": float(scores.std()), "reference": float(others.mean())}
+    settings = {"num_splits": num_splits, "std": float(scores.std())}
     return [Score("IS", float(scores.mean()), better="higher", standard_error=error, settings=settings)]
 
 

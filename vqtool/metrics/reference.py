@@ -182,7 +182,8 @@ def _report(
     if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
         scores = measure_features(theirs.features, ours.features, seed=seed, **options)
     else:
-        scores, left_out = measure_statistics(_statistics(theirs), _statistics(ours), name)
+        rows = ours.features if isinstance(ours, FeatureSet) else None
+        scores, left_out = measure_statistics(_statistics(theirs), _statistics(ours), name, rows, seed=seed, **options)
         warnings.append(
             f"from statistics alone {', '.join(left_out)} cannot be computed: `vqtool eval stats --keep-features` "
             "keeps what they need"

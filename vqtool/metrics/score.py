@@ -88,29 +88,42 @@ def measure_features(reference: Features, generated: Features, *, seed: int = 0,
 
 
 def measure_statistics(
-    reference: Mapping[str, Any], generated: Mapping[str, Any], network_name: str
+    reference: Mapping[str, Any],
+    generated: Mapping[str, Any],
+    network_name: str,
+    features: Features | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[list[Score], list[str]]:
-    """What can be computed from means and covariances alone, by the metrics that have `measure_statistics`.
+    """What can be computed where a side has means and covariances alone.
 
     Args:
         reference: kind of array in `Features` -> `frechet.Statistics` of it.
         generated: the same of generated images.
         network_name: of the features; stands in the name of each score.
+        features: of the generated images, where there are any, for the metrics that need no reference.
+        seed: of what some metrics draw.
+        options: of the metrics, by name.
 
     Returns:
-        The scores, and the names of the metrics that need the features of single images.
+        The scores, and the names of the metrics that need the features of single images on both sides.
     """
     from vqtool.metrics import NAMES
 
+    arrays = {} if features is None else features.arrays()
     scores: list[Score] = []
     left_out = []
-    for name in NAMES:
+    for name, own in zip(NAMES, distribute(options, *metric_options()), strict=True):
         metric = find_metric(name)
         kind = needs(metric)
-        if not hasattr(metric, "measure_statistics"):
+        if hasattr(metric, "measure_statistics"):
+            if kind in reference and kind in generated:
+                scores += metric.measure_statistics(reference[kind], generated[kind])
+        elif hasattr(metric, "measure_alone") and kind in arrays:
+            scores += metric.measure_alone(arrays[kind], own, seed=seed)
+        else:
             left_out.append(name)
-        elif kind in reference and kind in generated:
-            scores += metric.measure_statistics(reference[kind], generated[kind])
     suffix = f"-{network_name}" if network_name else ""
     return [replace(score, name=f"{score.name}{suffix}") for score in scores], left_out
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from vqtool.metrics.frechet import frechet_distance
+from vqtool.metrics.frechet import Statistics, frechet_distance, frechet_distance_of_statistics
 from vqtool.metrics.score import Score
 from vqtool.options import Checked
 
@@ -30,3 +30,8 @@ DEFAULTS = Options()
 def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
     """The score "sFD" of spatial features (M, S) against (N, S); draws nothing from the seed."""
     return [Score("sFD", frechet_distance(reference, generated), better="lower")]
+
+
+def measure_statistics(reference: Statistics, generated: Statistics) -> list[Score]:
+    """The score "sFD" of two Gaussians, where only their statistics were kept."""
+    return [Score("sFD", frechet_distance_of_statistics(reference, generated), better="lower")]
