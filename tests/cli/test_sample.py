@@ -72,6 +72,22 @@ def test_the_best_of_several_candidates_is_among_them_and_what_cannot_be_judged_
         assert run(*options, "-o", "y.h5", code=1).stderr.splitlines()[-1].startswith(words)
 
 
+def test_times_are_planned_by_what_eval_wrote_and_a_prior_without_a_curve_says_how(folder):
+    refused = run("--times", "auto", "--steps", 4, "-o", "x.h5", code=1).stderr.splitlines()[-1]
+    assert refused.startswith(
+        "error: --times auto goes by how much of the bound each t adds, which this prior does not say"
+    )
+    assert refused.endswith("-o likelihood.json` and name that file with --curve")
+    run("-n", 8, "--steps", 4, "-o", "tok.h5")
+    measured = CliRunner().invoke(
+        APP, ["eval", "--likelihood", "tok.h5", "--prior", "prior.safetensors", "-o", "c.json"]
+    )
+    assert measured.exit_code == 0, measured.stderr
+    result = run("-n", 2, "--times", "auto", "--steps", 4, "--curve", "c.json", "-o", "x.h5")
+    assert "4 network calls a grid" in result.stderr
+    assert read_grids("x.h5")[0].history[-1]["curve"] == "c.json"
+
+
 def test_without_a_prior_in_the_folder_the_built_in_one_is_used_and_told(builtin, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = random_prior(kind="caption").save(builtin / "prior.safetensors")

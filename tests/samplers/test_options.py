@@ -51,7 +51,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
         ({"steps": "5"}, "`steps` '5': a whole number is expected"),
         ({"steps": 2.5}, "`steps` 2.5: a whole number is expected"),
         ({"sampler": "halton", "roll": 1}, "`roll` 1: True or False is expected"),
-        ({"times": 5}, "`times` 5: a list of whole numbers is expected"),
+        ({"times": 5}, "`times` 5: a list of whole numbers or text is expected"),
         ({"times": [5, 1.5]}, "a list of whole numbers is expected"),
         ({"temperature": "warm"}, "`temperature` 'warm': a number or a list of numbers is expected"),
         ({"temperature": None}, "`temperature` None: a number or a list of numbers is expected"),

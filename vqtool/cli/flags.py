@@ -174,7 +174,7 @@ def _base_type(written: str) -> Any:
 
 def _parse(each: Option, value: Any) -> Any:
     match = re.search(r"tuple\[(int|float)", each.type)
-    if match is None:
+    if match is None or ("| str" in each.type and re.fullmatch("[a-z]+", value)):
         return value
     found = numbers(flag_of(each.name), value, {"int": int, "float": float}[match[1]])
     return found[0] if len(found) == 1 and not each.type.startswith("tuple") else found

@@ -1,4 +1,4 @@
-"""The times at which the denoiser is called: evenly spaced, or as listed."""
+"""The times at which the denoiser is called: evenly spaced, as listed, or planned."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ import torch
 
 from vqtool.errors import VqtoolError
 from vqtool.options import usual
+from vqtool.samplers._planning import find_curve, plan_times
 from vqtool.samplers._walk import Walk
+
+AUTO = "auto"  # of times: planned
 
 
 def choose_times(walk: Walk, options: Any, *, repeated: Sequence[int] = ()) -> list[int]:
@@ -36,6 +39,10 @@ def _list_times(walk: Walk, options: Any, repeated: Sequence[int]) -> list[int]:
         VqtoolError: they are not possible.
     """
     start, last, steps, times = walk.start, walk.kernel.num_steps, options.steps, options.times
+    if times == AUTO or options.curve is not None:
+        return _plan(walk, options)
+    if isinstance(times, str):
+        raise VqtoolError(f"`times` {times}: numbers with commas between them, or {AUTO}, are expected")
     if times is not None:
         if steps is not None:
             raise VqtoolError("`steps` and `times` both say when the denoiser is called: leave one out")
@@ -54,3 +61,15 @@ def _list_times(walk: Walk, options: Any, repeated: Sequence[int]) -> list[int]:
         once = set(range(1, start + 1)) - set(repeated)
         return [*sorted([*several, *once], reverse=True), 0]
     return torch.linspace(start, 0, steps + 1).round().long().tolist()
+
+
+def _plan(walk: Walk, options: Any) -> list[int]:
+    """As many times as usual or asked for, with the least bound on the error; see `_planning`."""
+    start, steps = walk.start, options.steps
+    if options.times != AUTO:
+        raise VqtoolError(f"`curve` is for `times` {AUTO}: give that too, or leave it out")
+    if steps is None:
+        steps = min(walk.usual_steps(usual(options, "steps") or start), start)
+    if not 1 <= steps <= start:
+        raise VqtoolError(f"`steps` {steps}: 1 to {start} planned times are possible here")
+    return plan_times(find_curve(walk.summary, options.curve), walk.kernel, start, steps)

@@ -12,8 +12,8 @@ No step waits for a GPU, nor copies to or from it: what the program decides, suc
 decides from numbers on the CPU (`Times.known`); what only a GPU can tell is asked after the last step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,11 @@ class Walk:
         with machine.autocast(prior.device):
             most = self._tiling.microbatch
             self._microbatches = list(split(prior, samples, condition, settings, most=most, exact=machine.exact))
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the prior's training has measured."""
+        return self._prior.summary
 
     @property
     def on_cpu(self) -> bool:

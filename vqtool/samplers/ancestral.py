@@ -33,8 +33,11 @@ class Options(Checked):
     """When the denoiser is called, and how its predictions are averaged."""
 
     steps: int | None = option(None, "Denoiser calls, 1 to T.", usual=8)
-    times: tuple[int, ...] | None = option(
-        None, "Steps at which the denoiser is called, as in 100,60,30.", advanced=True
+    times: tuple[int, ...] | str | None = option(
+        None, "When the denoiser is called, as in 100,60,30; auto: with the least bound on the error.", advanced=True
+    )
+    curve: str | None = option(
+        None, "With --times auto: what eval --likelihood wrote.", shown="of its training", advanced=True
     )
     rule: str | None = option(
         None,

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from vqtool.progress import Notify
 from vqtool.training.clock import Moment
 
 RISE = 0.02  # relative: less is within what noise and the averaging of weights do
@@ -80,3 +82,12 @@ class Course:
         if self.validation is None or self.validation.name not in values:
             return False
         return self.since_best >= number and values[self.validation.name] > (1 + RISE) * self.best_value
+
+
+def tell_early_end(summary: Mapping[str, Any], notify: Notify) -> None:
+    """Say that a run ended early, and why, if it did."""
+    if "share" in summary:
+        notify(
+            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
+            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
+        )

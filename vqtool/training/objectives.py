@@ -10,9 +10,10 @@ the cross-entropy of masked cells and nothing else: logits are then computed for
 Source: Gu et al. 2022 (arXiv:2111.14822), section 4.1; Bond-Taylor et al. 2022 (arXiv:2111.12701), section 3.2.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -302,7 +303,12 @@ def cell_losses(
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, prior: Prior, data: GridData, seed: int, advance: Callable[[int], object] = int
+    model: nn.Module,
+    prior: Prior,
+    data: GridData,
+    seed: int,
+    advance: Callable[[int], object] = int,
+    by_time: Tensor | None = None,
 ) -> Tensor:
     """The bound of held-out grids, nats a cell, at a few t each; the same noise every time.
 
@@ -312,6 +318,7 @@ def validate(
         data: the grids.
         seed: of the noise.
         advance: is told how many grids were measured, each as often as there are t.
+        by_time: (2, T + 1) float64; how often each t was measured, and the nats of the grids there, are added to it.
     """
     kernel, device = prior.kernel, next(model.parameters()).device
     total = torch.zeros((), device=device, dtype=torch.float64)
@@ -328,6 +335,16 @@ def validate(
             texts = prior.read_texts(condition[rows])
             bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], texts)
             total += bound.sum()
+            if by_time is not None:
+                seen = torch.stack([torch.ones(len(bound)).double(), bound.sum((1, 2)).double().cpu()])
+                by_time.index_add_(1, t[rows].cpu(), seen)
             advance(len(bound))
     stationary = float(stationary_term(x_0[:1, :1, :1], kernel))
     return total * kernel.num_steps / (x_0.numel() * VALIDATION_TIMES) + stationary
+
+
+def curve_of(prior: Prior, by_time: Tensor) -> dict[str, list[Any]]:
+    """What ``validate`` has added to `by_time`, as `eval --likelihood` writes it: t, looks and bits_per_token."""
+    t = by_time[0].nonzero()[:, 0]
+    bits = by_time[1, t] / by_time[0, t] / (math.prod(prior.grid_spec.grid_size) * math.log(2))
+    return {"t": t.tolist(), "looks": by_time[0, t].long().tolist(), "bits_per_token": bits.tolist()}

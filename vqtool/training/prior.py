@@ -26,12 +26,12 @@ from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training._validation import Validation
+from vqtool.training._validation import Validation, tell_early_end
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
-from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, validate
+from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, curve_of, validate
 from vqtool.training.presets import settle
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.texts import keep_texts
@@ -40,8 +40,8 @@ from vqtool.training.tuning import NEW, begins_with_builtin, go_on
 MAX_PASSES = 300
 VALIDATION_STEPS = 200  # between two measurements on the grids held out, at most
 MIN_VALIDATIONS = 8  # measurements in a run
-VALIDATION_SHARE = 0.02  # of the grids that a run learns from, at most, are measured in all of them together
 BOUND = "validation_bound"  # of grids held out
+VALIDATION_SHARE = 0.02  # of the grids that a run learns from, at most, are measured in all of them together
 PREVIEW_SAMPLES = 16
 # What a network's config has of the grids and not of its size.
 OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
@@ -180,22 +180,13 @@ def _finish(
     notify: Notify,
 ) -> Prior:
     """Write what a run has come to, then draw samples of it, which takes a while, and say so."""
-    _tell_early_end(trained.summary, notify)
+    tell_early_end(trained.summary, notify)
     saved = save(trained)
     notify(f"wrote {files.output}: prior {saved.fingerprint}; log {files.log}")
     preview(saved, trained.summary["steps"])
     if files.preview.exists():
         notify(f"preview of its samples: {files.preview}")
     return saved
-
-
-def _tell_early_end(summary: Mapping[str, Any], notify: Notify) -> None:
-    """Say that a run ended early, and why, if it did."""
-    if "share" in summary:
-        notify(
-            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
-            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
-        )
 
 
 def _announce(start: Beginning, notify: Notify) -> None:
@@ -241,27 +232,17 @@ def choose_run(
         learning_rate: at the end of the warm-up.
         seed: of the run.
         machine: what is asked of the GPU.
-        fresh: whether the weights are, so that the average forgets the first of them soon.
+        fresh: whether the weights are: the average forgets the first of them soon.
         optimiser: what a preset says of it.
 
     Raises:
         VqtoolError: something for GPUs without one.
     """
     config = LoopConfig(
-        length.steps,
-        run.batch_size,
-        learning_rate,
-        warmup_share=0.1,
-        ema_decay=0.9995,
-        ema_share=0.1,
-        ema_rises=fresh,
-        seed=seed,
-        preview_steps=run.preview_every,
-        minutes=length.minutes,
-        accumulate=run.accumulate,
-        checkpoint=run.checkpoint,
-        **machine.settings(),
-    )
+        length.steps, run.batch_size, learning_rate, warmup_share=0.1, ema_decay=0.9995, ema_share=0.1,
+        ema_rises=fresh, seed=seed, preview_steps=run.preview_every, minutes=length.minutes,
+        accumulate=run.accumulate, checkpoint=run.checkpoint, **machine.settings(),
+    )  # fmt: skip
     return replace(config, **optimiser)
 
 
@@ -383,12 +364,14 @@ def _made_from(prior: Prior, loss: PriorLoss) -> dict[str, Any]:
 
 
 def _measure(trained: Prior, held_out: GridData, seed: int, progress: Progress) -> Prior:
-    """A prior whose summary has the bound of all grids held out."""
+    """A prior whose summary has the bound of all grids held out, and how much of it each t adds."""
     on_device = trained.denoiser.to(distributed.choose_device("auto"))
+    by_time = torch.zeros(2, trained.kernel.num_steps + 1).double()
     with progress("measure", len(held_out) * VALIDATION_TIMES, "grids") as advance:
-        bound = float(validate(on_device, trained, held_out, seed, advance))
+        bound = float(validate(on_device, trained, held_out, seed, advance, by_time))
     trained.denoiser.cpu()
-    return replace(trained, summary={**trained.summary, BOUND: bound, "num_held_out": len(held_out)})
+    measured = {BOUND: bound, "num_held_out": len(held_out), "curve": curve_of(trained, by_time)}
+    return replace(trained, summary={**trained.summary, **measured})
 
 
 def write_preview(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:
