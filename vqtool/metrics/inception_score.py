@@ -66,11 +66,10 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     Raises:
         ValueError: they are no probabilities, or of other classes than the reference's.
     """
-    real = check_features(reference)
-    (score,) = measure_alone(generated, options, seed=seed)
-    num_classes = check_features(generated).shape[1]
-    if num_classes != real.shape[1]:
-        raise ValueError(f"features of {real.shape[1]} and {num_classes} dimensions")
+    p, real = check_features(generated), check_features(reference)
+    if p.shape[1] != real.shape[1]:
+        raise ValueError(f"features of {real.shape[1]} and {p.shape[1]} dimensions")
+    (score,) = measure_alone(p, options, seed=seed)
     others = inception_scores(_shuffled(real, seed), min(score.settings["num_splits"], len(real)))
     return [replace(score, settings={**score.settings, "reference": float(others.mean())})]
 
