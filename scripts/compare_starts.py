@@ -66,11 +66,11 @@ class Way:
 
 
 WAYS = {
-    "scratch": Way("from nothing"),
-    "absorbing": Way("from nothing, absorbing", options={"kernel": "absorbing"}),
+    "scratch": Way("from nothing", options={"dropout": 0.0}),
+    "absorbing": Way("from nothing, absorbing", options={"kernel": "absorbing", "dropout": 0.0}),
     "dropout": Way("from nothing, dropout .2", options={"dropout": 0.2}),
-    "mirrored": Way("from nothing, mirrored too", mirrored=True),
-    "one-caption": Way("from nothing, one caption each", one_caption=True),
+    "mirrored": Way("from nothing, mirrored too", options={"dropout": 0.0}, mirrored=True),
+    "one-caption": Way("from nothing, one caption each", options={"dropout": 0.0}, one_caption=True),
     "builtin": Way("from built-in", from_builtin=True),
     "builtin-dropout": Way("from built-in, dropout .2", from_builtin=True, options={"dropout": 0.2}),
     "builtin-mirrored": Way("from built-in, mirrored too", from_builtin=True, mirrored=True),

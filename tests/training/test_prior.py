@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -269,6 +270,35 @@ def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkey
     log = prior_run.read_log(tmp_path / "whole")
     lines = {line["step"]: line["validation_bound"] for line in log if "validation_bound" in line}
     assert lines == {10: 3.0, 20: 1.0, 30: 2.0, 35: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("summary", "is_new", "expected"),
+    [
+        ({"steps": 240}, True, []),
+        ({"steps": 240, "kept_step": 240}, True, []),
+        ({"steps": 240, "kept_step": 200}, True, [r"the weights of step 200 of 240 are written, .* was lowest"]),
+        ({"steps": 240, "kept_step": 30}, False, [r"the weights of step 30 of 240 are written, .* was lowest"]),
+        (
+            {"steps": 240, "kept_step": 30},
+            True,
+            [r".*lowest; so early they may draw unfinished pictures: with `keep` l.*"],
+        ),
+        (
+            {"steps": 90, "kept_step": 60, "share": 0.375},
+            True,
+            [
+                r"ended after 90 steps, 38% of the run; `resume` without `early_stop` goes on",
+                r"the weights of step 60 .*",
+            ],
+        ),
+    ],
+)
+def test_it_is_told_which_weights_a_run_leaves_and_that_early_ones_draw_unfinished_pictures(summary, is_new, expected):
+    told = []
+    training.tell_kept(summary, told.append, is_new=is_new)
+    assert len(told) == len(expected)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, told, strict=True))
 
 
 def test_a_run_that_has_turned_is_told_once_ends_early_and_can_go_on(tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ from vqtool import conditions, denoisers
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.priors import load_prior
-from vqtool.training import loop, tuning
+from vqtool.training import building, loop, tuning
 from vqtool.training.adapters import TuningOptions, merged
-from vqtool.training.building import ConditionOptions, build_prior
+from vqtool.training.building import ConditionOptions, DenoiserOptions, DiffusionOptions, build_prior
 from vqtool.training.clock import LoopConfig
 from vqtool.training.objectives import PriorLoss, validate
+from vqtool.training.presets import NO_PRESET, Preset
 from vqtool.training.prior import fit
 
 SIZE = (2, 3)
@@ -410,3 +411,22 @@ def test_a_run_goes_on_with_what_it_began_with(known, monkeypatch):
     monkeypatch.setattr(tuning, "FEW", 8)
     assert begins(known, begun={"from_": "feed" * 4})
     assert not begins(header(fingerprint="beef" * 4), begun={"from_": "feed" * 4})
+
+
+def begin(grids, *, denoiser="transformer", preset=NO_PRESET, begun=None, **given):
+    network = DenoiserOptions(denoiser=denoiser, size="tiny", **given).as_begun(begun)
+    return building.begin(header(), grids, DiffusionOptions(), network, ConditionOptions(), seed=0, preset=preset)
+
+
+def test_a_new_prior_of_few_grids_has_dropout_unless_it_is_said_or_the_run_had_none(monkeypatch):
+    few = begin(batch())
+    assert few.prior.denoiser.config.dropout == 0.2
+    assert few.notes == ["dropout 0.2, since fewer than 2,000 grids are learned by heart soon (`dropout` 0: none)"]
+    for how in ({"dropout": 0.0}, {"begun": {"size": {"width": 3}}}, {"preset": Preset("published")}):
+        plain = begin(batch(), **how)
+        assert (plain.prior.denoiser.config.dropout, plain.notes) == (0.0, [])
+    assert begin(batch(), begun={"size": {"dropout": 0.2}}).prior.denoiser.config.dropout == 0.2
+    assert begin(batch(), dropout=0.4, begun={"size": {}}).prior.denoiser.config.dropout == 0.4
+    assert not hasattr(begin(batch(), denoiser="unet").prior.denoiser.config, "dropout")
+    monkeypatch.setattr(building, "FEW", 8)
+    assert begin(batch()).prior.denoiser.config.dropout == 0

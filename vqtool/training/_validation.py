@@ -13,6 +13,7 @@ from vqtool.training.clock import Moment
 RISE = 0.02  # relative: less is within what noise and the averaging of weights do
 TURNED = 3  # measurements after the best, the last of them higher by RISE: told
 OVER = 5  # such measurements: the run ends
+UNFINISHED = 0.5  # share of a new network's run before which the best weights may draw unfinished pictures
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,24 @@ class Course:
         return self.since_best >= number and values[self.validation.name] > (1 + RISE) * self.best_value
 
 
-def tell_early_end(summary: Mapping[str, Any], notify: Notify) -> None:
-    """Say that a run ended early, and why, if it did."""
+def tell_kept(summary: Mapping[str, Any], notify: Notify, *, is_new: bool) -> None:
+    """Say that a run ended early, and of which step its weights are, where that is not the last.
+
+    Args:
+        summary: of the run.
+        notify: is told.
+        is_new: whether it began with fresh weights, which draw pictures only after a while.
+    """
+    steps, kept = summary["steps"], summary.get("kept_step")
     if "share" in summary:
-        notify(
-            f"ended after {summary['steps']} steps, {summary['share']:.0%} of the run: the bound on grids held out was "
-            f"lowest at step {summary['kept_step']}, whose weights are written; `resume` without `early_stop` goes on"
-        )
+        notify(f"ended after {steps} steps, {summary['share']:.0%} of the run; `resume` without `early_stop` goes on")
+    if kept is None or kept == steps:
+        return
+    early = (
+        "; so early they may draw unfinished pictures: with `keep` last a run draws more finished ones, which may be "
+        "copies of those that it learned from"
+    )
+    notify(
+        f"the weights of step {kept} of {steps} are written, where the bound on grids held out was lowest"
+        + (early if is_new and kept < UNFINISHED * steps else "")
+    )

@@ -1,7 +1,7 @@
 """A fresh prior: forward process, condition and network, with what suits data and machine where nobody says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +21,12 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
 from vqtool.priors import GridSpec, Prior
-from vqtool.training.data import GridData, build_data
+from vqtool.training.data import FEW, GridData, build_data
 from vqtool.training.presets import NO_PRESET, Preset, choose_denoiser
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
 CONDITION_TABLES = ("num_classes", "vocabulary_size", "max_length")  # what a network has to know of its condition
+DROPOUT_OF_FEW = 0.2  # of a new prior of few grids: docs/own-pictures.md
 DEFAULT_RATE = 1e-3  # of denoisers that name none for a size
 
 
@@ -151,8 +152,13 @@ class DenoiserOptions(Checked):
         None, "Parts of a token, each with a head of its own, as 2 of 128 codes for 16,384; for large codebooks.",
         shown="1, 2 for maskbit", minimum=1, flag="--parts", advanced=True,
     )  # fmt: skip
-    dropout: float = option(
-        0.0, "Share of each block's output left out in training; for few grids.", minimum=0, maximum=0.9, advanced=True
+    dropout: float | None = option(
+        None,
+        "Share of each block's output left out in training.",
+        shown="0.2 for a new prior of fewer than 2,000 grids, else 0",
+        minimum=0,
+        maximum=0.9,
+        advanced=True,
     )
     parameterisation: str | None = option(
         None,
@@ -161,6 +167,18 @@ class DenoiserOptions(Checked):
         choices="diffusion/parameterisations.py:PARAMETERISATIONS",
         advanced=True,
     )
+
+    def as_begun(self, begun: Mapping[str, Any] | None) -> "DenoiserOptions":
+        """The same for a run that goes on: where no dropout is asked for, that which it began with."""
+        if begun is None or self.dropout is not None:
+            return self
+        return replace(self, dropout=dict(begun.get("size", {})).get("dropout", 0.0))
+
+    def choose_dropout(self, denoiser: str, num_grids: int) -> float:
+        """The dropout that is asked for; else one that keeps a prior of few grids from learning them by heart."""
+        if self.dropout is not None:
+            return self.dropout
+        return DROPOUT_OF_FEW if num_grids < FEW and has_dropout(denoiser) else 0.0
 
     def choose_size(self, denoiser: str, num_grids: int, num_cells: int) -> str:
         """The size of a denoiser that is asked for, else one that suits.
@@ -211,17 +229,22 @@ def begin(
     split = partial(split_tokens, num_codes=num_codes, num_parts=parts.get("num_parts", 1))
     data, held_out = build_data(batch, conditioner, GridSpec.of(header), split).split(seed)
     size = network.choose_size(denoiser, len(data), data.tokens[0].size)
+    dropout = network.choose_dropout(denoiser, len(batch)) if not preset.name else network.dropout or 0.0
     prior = build_prior(
         diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
         denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
-        dropout=network.dropout, text_encoder=encoder, network=preset.network, **parts,
+        dropout=dropout, text_encoder=encoder, network=preset.network, **parts,
     )  # fmt: skip
     settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
     settings |= {"preset": preset.name} if preset.name else {}
     has_none = (condition.condition, conditioner.kind) == ("auto", "none")
-    notes = list(filter(None, [conditions.explain_none(batch.labels) if has_none else ""]))
+    notes = [conditions.explain_none(batch.labels) if has_none else ""]
+    if dropout != (network.dropout or 0.0):
+        notes.append(
+            f"dropout {dropout:g}, since fewer than {FEW:,} grids are learned by heart soon (`dropout` 0: none)"
+        )
     rate = choose_learning_rate(denoiser, size)
-    return Beginning(prior, data, held_out, rate, size, notes=notes, settings=settings)
+    return Beginning(prior, data, held_out, rate, size, notes=list(filter(None, notes)), settings=settings)
 
 
 def choose_size(denoiser: str, num_grids: int, num_cells: int) -> str:
@@ -282,13 +305,18 @@ def choose_parts(denoiser: str, num_parts: int | None, codebook_size: int) -> tu
     return 1 << bits // count, {"num_parts": count}
 
 
+def has_dropout(denoiser: str) -> bool:
+    """Whether a kind of denoiser has dropout."""
+    return "dropout" in {each.name for each in fields(denoisers.module(denoiser).Config)}
+
+
 def check_dropout(dropout: float, denoiser: str) -> float:
     """The dropout that is asked for.
 
     Raises:
         VqtoolError: the denoiser has none.
     """
-    if "dropout" not in {each.name for each in fields(denoisers.module(denoiser).Config)}:
+    if not has_dropout(denoiser):
         raise VqtoolError(f"`dropout` {dropout:g}: the denoiser {denoiser} has none; leave it out")
     return dropout
 

@@ -20,6 +20,7 @@ from vqtool.training.loop import Indices
 HELD_OUT_SHARE = 0.03
 MAX_HELD_OUT = 128
 MIN_GRIDS_TO_HOLD_OUT = 200
+FEW = 2000  # grids: from fewer a new prior learns little but these by heart
 
 
 def digest(array: NDArray[np.uint8]) -> str:

@@ -26,7 +26,7 @@ from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.training import loop
-from vqtool.training._validation import Validation, tell_early_end
+from vqtool.training._validation import Validation, tell_kept
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.clock import Length, LoopConfig
@@ -123,6 +123,7 @@ def train_prior(
         old = load_prior()
     if old is None:
         tuning.check_fresh()
+        network = network.as_begun(files.begun)
         start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset)
     else:
         start = go_on(old, header, batch, condition, tuning, given=options, seed=seed)
@@ -180,7 +181,7 @@ def _finish(
     notify: Notify,
 ) -> Prior:
     """Write what a run has come to, then draw samples of it, which takes a while, and say so."""
-    tell_early_end(trained.summary, notify)
+    tell_kept(trained.summary, notify, is_new=not trained.parent)
     saved = save(trained)
     notify(f"wrote {files.output}: prior {saved.fingerprint}; log {files.log}")
     preview(saved, trained.summary["steps"])

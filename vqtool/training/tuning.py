@@ -30,12 +30,11 @@ from vqtool.training.building import (
     choose_learning_rate,
     warn_of_texts,
 )
-from vqtool.training.data import build_data
+from vqtool.training.data import FEW, build_data
 
 # By the prior to begin with.
 FIXED = ("denoiser", "text_encoder", "size", "parameterisation", "rule", "diffusion_steps")
 OF_A_NEW_ONE = (*FIXED, "kernel", "schedule", "num_parts", "vocabulary", "vocabulary_size")
-FEW = 2000  # grids: from fewer a new prior learns little but these by heart
 NEW = "none"  # what stands for a new prior where a prior to begin with is named
 TUNING_SHARE = 0.3  # of the rate that suits fresh weights
 
