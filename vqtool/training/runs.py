@@ -157,7 +157,9 @@ def choose_length(run: RunOptions, files: RunFiles, *, default: Length, notify: 
     length = run.length or begun
     taken = f"{reached.step} steps in {_duration(reached.seconds)}"
     if length == begun:
-        notify(f"resuming a run of {length} after {taken}")
+        is_over = length.moment(reached.step, reached.seconds).is_last
+        more = "; it is over: give more `minutes` or `steps` to go on" if is_over else ""
+        notify(f"resuming a run of {length} after {taken}{more}")
         return length
     if length.moment(reached.step, reached.seconds).is_last:
         name, value = ("steps", run.steps) if run.minutes is None else ("minutes", f"{run.minutes:g}")
