@@ -119,6 +119,7 @@ def test_modules_are_documented_short_and_without_assert(path):
                 "sides",
                 "similarity",
                 "saving",
+                "text",
                 "tokens",
             },
         ),

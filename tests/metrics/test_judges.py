@@ -119,7 +119,7 @@ def test_clip_is_read_from_a_folder_and_gives_what_transformers_gives(tmp_path):
         outputs = model(**tokenizer(["a", "b"], padding=True, return_tensors="pt"), pixel_values=pixels)
     assert torch.allclose(clip.pictures(images).float(), outputs.image_embeds, atol=1e-5)
     assert torch.allclose(clip.texts(["a", "b"]).float(), outputs.text_embeds, atol=1e-5)
-    with pytest.raises(VqtoolError, match="no folder of a CLIP model"):
+    with pytest.raises(VqtoolError, match="a CLIP model needs a folder of transformers"):
         judges.Clip(GOLDEN, torch.device("cpu"))
 
 

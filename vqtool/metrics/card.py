@@ -48,7 +48,7 @@ def side_of(digests: Sequence[bytes], **about: Any) -> Side:
 class Card:
     """What a result depends on; None and "" are lines that it does not have."""
 
-    measure: str  # images, pairs, reconstruction, grids or likelihood
+    measure: str  # images, pairs, reconstruction, texts, grids or likelihood
     features: str = ""  # name of the feature set
     features_digest: str = ""  # of the network's weights and of what it does to pictures
     resize: str = ""  # how pictures come to the network's size

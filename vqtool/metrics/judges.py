@@ -28,6 +28,7 @@ from vqtool.images import find_images, to_uint8
 from vqtool.metrics.compare.scores import reference_features
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
+from vqtool.metrics.text import Clip
 from vqtool.options import Checked, option, options_of
 from vqtool.priors import Prior
 from vqtool.progress import Progress, silent
@@ -35,7 +36,6 @@ from vqtool.tokenizers import Tokenizer, tokenizer_of
 
 NEIGHBOURS = 3
 JUDGES = ("likelihood", "features", "text")
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def build(
     given = Path(options.judge_with or "")
     if options.judge == "text" and prior.conditioner.kind == "none":
         raise VqtoolError("`judge` text compares pictures with captions or labels, and this prior takes none")
-    clip = Clip(given, prior.device) if options.judge == "text" else None
+    clip = Clip(given, prior.device, option="judge_with") if options.judge == "text" else None
     items = [] if clip is not None else find_images([given])
     decoder = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
     if clip is not None:
@@ -166,49 +166,6 @@ class RealismJudge(_PictureJudge):
         """Scores (n,) float64: above 1 inside of what real pictures cover."""
         found = torch.from_numpy(np.asarray(extract(self._network, [self._decode(grids)]).pooled, np.float64))
         return (self._radii / torch.cdist(found, self._real).clamp(min=1e-12)).amax(1)
-
-
-class Clip:
-    """A CLIP model of a local folder of transformers: pictures and texts -> vectors of length 1.
-
-    Raises:
-        VqtoolError: transformers is not installed, or there is no such model.
-    """
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        try:
-            from transformers import AutoTokenizer, CLIPModel
-        except ImportError as error:
-            raise VqtoolError(f"`judge` text needs transformers ({error}): pip install transformers") from error
-        if not (folder / "config.json").is_file():
-            raise VqtoolError(f"`judge_with` {folder}: no folder of a CLIP model (config.json, weights, tokenizer)")
-        try:
-            model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
-            self._model = model.to(device).eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises nearly anything on folders that lack a part
-            raise VqtoolError(f"`judge_with` {folder}: not a CLIP model that can be read: {error}") from error
-        self._device, self._side = device, int(self._model.config.vision_config.image_size)
-
-    @torch.no_grad()
-    def pictures(self, images: NDArray[np.uint8]) -> Tensor:
-        """(N, 3, h, w) uint8 to (N, D) float64."""
-        pixels = torch.from_numpy(images).to(self._device).float() / 255
-        size = (self._side, self._side)
-        pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(each, device=self._device).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
-        return _unit(self._model.get_image_features(pixel_values=(pixels - mean) / std))
-
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float64."""
-        tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
-        return _unit(self._model.get_text_features(**tokens))
-
-
-def _unit(features: Any) -> Tensor:
-    found: Tensor = getattr(features, "pooler_output", features)
-    return torch.nn.functional.normalize(found.double(), dim=1).cpu()
 
 
 class TextJudge(_PictureJudge):

@@ -47,13 +47,14 @@ class VisionFeatures(TorchFeatures):
         return {"pooled": self.network((resize_images(images, self.size, "clean") - self._mean) / self._std)}
 
 
-def load_model(class_name: str, weights: Path | None, what: str) -> Any:
+def load_model(class_name: str, weights: Path | None, what: str, *, option: str = "weights") -> Any:
     """A model of transformers from a folder.
 
     Args:
         class_name: such as "Dinov2Model".
         weights: the folder.
         what: it is of, for messages.
+        option: that names the folder, for messages.
 
     Raises:
         FormatError: the folder holds something else, or damaged weights.
@@ -61,7 +62,7 @@ def load_model(class_name: str, weights: Path | None, what: str) -> Any:
     """
     if weights is None or not (weights / "config.json").is_file():
         given = "" if weights is None else f" {weights}: no such folder;"
-        raise VqtoolError(f"`weights`{given} {what} needs a folder of transformers: config.json and model.safetensors")
+        raise VqtoolError(f"`{option}`{given} {what} needs a folder of transformers: config.json and model.safetensors")
     try:
         import transformers
     except ImportError as error:

@@ -38,6 +38,7 @@ class ImageOptions(FeatureOptions):
         None, "Of pairs: also this distance, efficientnet-lite0 or a file of ST-LPIPS.", advanced=True
     )
     with_features: bool = option(False, "Of pairs: also scores of features.", advanced=True)
+    text: Path | None = option(None, "How images fit their captions, by a folder of CLIP.", advanced=True)
     per_class: bool = option(False, "Score each label too.")
     size: str | None = option(None, "Pixels, 64 or 48x80.", shown="their own, or 64")
     max_images: int = option(10_000, "At most so many a side.", minimum=2, advanced=True)
@@ -133,7 +134,7 @@ def check(request: Request) -> None:
     pairs_alone = images.paired and not images.with_features
     for name in request.of_metrics if pairs_alone or (not request.ref and not images.with_features) else ():
         raise VqtoolError(f"`{name}` is about scores of features, which nothing asks for: add `with_features`")
-    reconstructs = request.kind == "images" and not request.ref and not likelihood.likelihood
+    reconstructs = request.kind == "images" and not request.ref and images.text is None
     for name in ("perceptual", "with_features"):
         if getattr(images, name) and not (images.paired or reconstructs):
             raise VqtoolError(f"`{name}` is for pairs: add `paired`, or give `tokenizer` alone")
@@ -141,7 +142,9 @@ def check(request: Request) -> None:
         raise VqtoolError("`paired` needs originals to compare with: add `ref`")
     if images.paired and request.ref_kind != "images":
         raise VqtoolError(f"`paired` is for images, but {request.ref[0]} holds {KINDS[request.ref_kind]}")
-    if request.kind != "grids" and images.tokenizer is None and not request.ref:
+    if images.text is not None and (request.kind != "images" or request.ref or images.tokenizer is not None):
+        raise VqtoolError("`text` scores images by their captions alone: leave `ref` and `tokenizer` out, decode grids")
+    if request.kind != "grids" and images.tokenizer is None and images.text is None and not request.ref:
         what = "images" if request.kind == "images" else KINDS[request.kind]
         raise VqtoolError(
             f"{source}: {what} alone have no score: add `ref` with images to compare with, or `tokenizer`"
@@ -163,12 +166,14 @@ def _check_one_kind(sources: Sequence[str | Path], kinds: Sequence[str]) -> None
 
 def choose(request: Request) -> "Callable[[Request], Report]":
     """The job that inputs and parameters ask for."""
-    from vqtool.metrics.jobs import grids, images, likelihood, pairs, reconstruction
+    from vqtool.metrics.jobs import grids, images, likelihood, pairs, reconstruction, texts
 
     if request.likelihood.likelihood:
         return likelihood.run
     if request.kind == "grids" and not request.images.decode and request.ref_kind in ("", "grids"):
         return grids.run
+    if request.images.text is not None:
+        return texts.run
     if request.images.paired:
         return pairs.run
     if request.kind == "images" and not request.ref:
