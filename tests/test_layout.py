@@ -23,7 +23,7 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 
 # Data flows from top to bottom; a package imports only what stands above it.
 LAYERS = (
-    "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng",
+    "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng", "products",
     "distributed", "progress", "tally", "hdf5", "inputs", "locks", "outputs", "artifacts", "runtimes", "grids",
     "inspection", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "adapters", "priors",
     "samplers", "interop", "training", "metrics", "cli",

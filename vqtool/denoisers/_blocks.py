@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtool.products import Linear, attend, linear
+
 GELU2_SLOPE = 1.702  # x * sigmoid(1.702 x), "GELU2" in VQ-Diffusion, "quick GELU" in CLIP
 TIME_SCALE = 4000.0  # t / T times this is what the sinusoids see
 
@@ -22,7 +24,7 @@ class AdaptiveNorm(nn.Module):
         super().__init__()
         self.width = width
         self.table = nn.Embedding(num_rows, width) if num_rows else None  # without: sinusoids
-        self.linear = nn.Linear(width, 2 * width)
+        self.linear = Linear(width, 2 * width)
 
     def modulate(self, embedding: Tensor) -> Tensor:
         """Scale and shift, (B, 2 D), from an embedded number (B, D)."""
@@ -76,8 +78,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)  # rows: queries, keys, values
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)  # rows: queries, keys, values
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, cells: Tensor | None = None) -> Tensor:
         """(B, N, D) for all cells, or (B, n, D) for `cells` (B, n) alone."""
@@ -85,7 +87,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(batch, num, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if cells is not None:
             q = q.gather(2, cells[:, None, :, None].expand(-1, self.num_heads, -1, q.shape[-1]))
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.out(x.transpose(1, 2).reshape(batch, -1, width))  # type: ignore[no-any-return]
 
 
@@ -95,9 +97,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, text_width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(text_width, 2 * width)  # rows: keys, values
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(text_width, 2 * width)  # rows: keys, values
+        self.out = Linear(width, width)
 
     def keys_values(self, features: Tensor) -> Tensor:
         """(B, 2, num_heads, L, D / num_heads) of a text's features (B, L, text_width)."""
@@ -119,8 +121,8 @@ class LinearMlp(nn.Module):
     def __init__(self, width: int, ratio: int, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        self.first = nn.Linear(width, ratio * width)
-        self.second = nn.Linear(ratio * width, width)
+        self.first = Linear(width, ratio * width)
+        self.second = Linear(ratio * width, width)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Of (B, N, D); the grid's size plays no part."""
@@ -128,9 +130,8 @@ class LinearMlp(nn.Module):
             return self.second(F.gelu(self.first(x)))  # type: ignore[no-any-return]
         # x * sigmoid(a x) = silu(a x) / a; both factors cost nothing inside the matrix products.
         a, first, second = GELU2_SLOPE, self.first, self.second
-        hidden = torch.addmm(first.bias, x.flatten(0, -2), first.weight.T, beta=a, alpha=a)
-        hidden = F.silu(hidden, inplace=not torch.is_grad_enabled())
-        return torch.addmm(second.bias, hidden, second.weight.T, alpha=1 / a).view_as(x)
+        hidden = F.silu(linear(x, a * first.weight, a * first.bias), inplace=not torch.is_grad_enabled())
+        return linear(hidden, second.weight / a, second.bias)
 
 
 class ConvolutionalMlp(nn.Module):

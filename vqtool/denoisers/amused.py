@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick
+from vqtool.products import Linear, attend
 
 _TINY = {"token_width": 32, "outer_width": 64, "num_outer_blocks": 1, "num_outer_heads": 2, "mlp_width": 128}
 SIZES: dict[str, dict[str, Any]] = {
@@ -94,10 +95,10 @@ class _Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(width, width, bias=False)
-        self.k = nn.Linear(width, width, bias=False)
-        self.v = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.k = Linear(width, width, bias=False)
+        self.v = Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def keys_values(self, x: Tensor) -> Tensor:
         """(B, 2, N, D) of (B, N, D)."""
@@ -108,7 +109,7 @@ class _Attention(nn.Module):
         batch, num, width = x.shape
         q = self.q(x).view(batch, num, self.num_heads, -1).transpose(1, 2)
         k, v = keys_values.view(batch, 2, -1, self.num_heads, width // self.num_heads).transpose(2, 3).unbind(1)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class _Residual(nn.Module):
@@ -117,11 +118,11 @@ class _Residual(nn.Module):
         width = config.outer_width
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.norm = RmsNorm(width, config.epsilon)
-        self.first = nn.Linear(width, 4 * width, bias=False)
+        self.first = Linear(width, 4 * width, bias=False)
         self.gamma = nn.Parameter(torch.zeros(4 * width))
         self.beta = nn.Parameter(torch.zeros(4 * width))
-        self.second = nn.Linear(4 * width, width, bias=False)
-        self.modulation = nn.Linear(config.width, 2 * width, bias=False)
+        self.second = Linear(4 * width, width, bias=False)
+        self.modulation = Linear(config.width, 2 * width, bias=False)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Of (B, H, W, D)."""
@@ -141,7 +142,7 @@ class _Outer(nn.Module):
         super().__init__()
         width = config.outer_width
         self.residual = _Residual(config)
-        self.text = nn.Linear(config.width, width, bias=False) if width != config.width else None
+        self.text = Linear(config.width, width, bias=False) if width != config.width else None
         self.norm1 = RmsNorm(width, GRN_EPSILON)
         self.attn1 = _Attention(width, config.num_outer_heads)
         self.norm2 = RmsNorm(width, GRN_EPSILON)
@@ -168,7 +169,7 @@ class _Modulated(nn.Module):
     def __init__(self, norm: nn.Module, width: int) -> None:
         super().__init__()
         self.norm = norm
-        self.modulation = nn.Linear(width, 2 * width, bias=False)
+        self.modulation = Linear(width, 2 * width, bias=False)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         scale, shift = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
@@ -184,8 +185,8 @@ class _Layer(nn.Module):
         self.norm2 = _Modulated(RmsNorm(width, epsilon), width)
         self.attn2 = _Attention(width, config.num_heads)
         self.norm3 = _Modulated(nn.LayerNorm(width, epsilon, bias=False), width)
-        self.first = nn.Linear(width, 2 * config.mlp_width, bias=False)
-        self.second = nn.Linear(config.mlp_width, width, bias=False)
+        self.first = Linear(width, 2 * config.mlp_width, bias=False)
+        self.second = Linear(config.mlp_width, width, bias=False)
 
     def forward(self, x: Tensor, conditioning: Tensor, keys_values: Tensor) -> Tensor:
         normed = self.norm1(x, conditioning)
@@ -261,24 +262,24 @@ class Network(TextNetwork):
         width, outer, epsilon = config.width, config.outer_width, config.epsilon
         self.tokens = nn.Embedding(config.codebook_size + 1, config.token_width)  # the last row is the mask
         self.token_norm = RmsNorm(config.token_width, epsilon)
-        self.token_out = nn.Linear(config.token_width, outer, bias=False)
-        self.text = nn.Linear(config.text_width, width, bias=False)
+        self.token_out = Linear(config.token_width, outer, bias=False)
+        self.text = Linear(config.text_width, width, bias=False)
         self.text_norm = RmsNorm(width, epsilon)
         numbers = config.micro_width * len(config.micro_conditions)
-        self.condition_in = nn.Linear(config.pooled_width + numbers, width, bias=False)
-        self.condition_out = nn.Linear(width, width, bias=False)
+        self.condition_in = Linear(config.pooled_width + numbers, width, bias=False)
+        self.condition_out = Linear(width, width, bias=False)
         self.halving = Resample(outer, epsilon, doubles=False) if config.halves else None
         self.down = nn.ModuleList(_Outer(config) for _ in range(config.num_outer_blocks))
         self.into_norm = RmsNorm(outer, epsilon)
-        self.into = nn.Linear(outer, width, bias=False)
+        self.into = Linear(outer, width, bias=False)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.back_norm = RmsNorm(width, epsilon)
-        self.back = nn.Linear(width, outer, bias=False)
+        self.back = Linear(width, outer, bias=False)
         self.up = nn.ModuleList(_Outer(config) for _ in range(config.num_outer_blocks))
         self.doubling = Resample(outer, epsilon, doubles=True) if config.halves else None
-        self.head_in = nn.Linear(outer, config.token_width, bias=False)
+        self.head_in = Linear(outer, config.token_width, bias=False)
         self.head_norm = RmsNorm(config.token_width, epsilon)
-        self.head_out = nn.Linear(config.token_width, config.codebook_size, bias=False)
+        self.head_out = Linear(config.token_width, config.codebook_size, bias=False)
 
     def encode_condition(self, condition: Tensor, micro: Tensor | None = None) -> EncodedCondition:
         """The text as every attention needs it, and the conditioning.

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick
+from vqtool.products import Linear
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 32, "dim_mults": (1, 2), "num_blocks": 1, "num_heads": 2, "attention_levels": (1,)},
@@ -75,7 +76,7 @@ class _Block(nn.Module):
         super().__init__()
         self.first_norm = nn.GroupNorm(NUM_GROUPS, width_in)
         self.first = _Convolution(width_in, width)
-        self.time = nn.Linear(time_width, width)
+        self.time = Linear(time_width, width)
         self.second_norm = nn.GroupNorm(NUM_GROUPS, width)
         self.second = _Convolution(width, width)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
@@ -96,8 +97,8 @@ class _Attention(nn.Module):
             raise ValueError(f"{num_heads} heads of attention do not divide {width} channels")
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(NUM_GROUPS, width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -126,7 +127,7 @@ class Network(Denoiser):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.time = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
+        self.time = nn.Sequential(Linear(dim, 4 * dim), nn.SiLU(), Linear(4 * dim, 4 * dim))
         self.classes = nn.Embedding(config.num_classes + 1, 4 * dim) if config.num_classes else None
         widths = [dim * factor for factor in config.dim_mults]
         kept = self._build_down(widths)

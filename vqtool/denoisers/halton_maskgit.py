@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick, resized_places
 from vqtool.denoisers._classes import INITIAL_SCALE, ClassConfig
+from vqtool.products import Linear, attend, linear
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 6, "width": 384, "num_heads": 6, "mlp_width": 1024},
@@ -57,24 +58,24 @@ class _Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         inner = config.width // config.num_heads * config.num_heads
-        self.q = nn.Linear(config.width, inner, bias=False)
-        self.k = nn.Linear(config.width, inner, bias=False)
-        self.v = nn.Linear(config.width, inner, bias=False)
-        self.out = nn.Linear(inner, config.width, bias=False)
+        self.q = Linear(config.width, inner, bias=False)
+        self.k = Linear(config.width, inner, bias=False)
+        self.v = Linear(config.width, inner, bias=False)
+        self.out = Linear(inner, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, num, _ = x.shape
         parts = (_rms(self.q(x)), _rms(self.k(x)), self.v(x))
         q, k, v = (part.view(batch, num, self.num_heads, -1).transpose(1, 2) for part in parts)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class _Mlp(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.w2 = nn.Linear(config.mlp_width, config.width, bias=False)
-        self.w3 = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.w1 = Linear(config.width, config.mlp_width, bias=False)
+        self.w2 = Linear(config.mlp_width, config.width, bias=False)
+        self.w3 = Linear(config.width, config.mlp_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
@@ -83,7 +84,7 @@ class _Mlp(nn.Module):
 class _Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.modulation = Linear(config.width, 6 * config.width)
         self.attention_norm = nn.RMSNorm(config.width, eps=EPSILON)
         self.attention = _Attention(config)
         self.mlp_norm = nn.RMSNorm(config.width, eps=EPSILON)
@@ -113,7 +114,7 @@ class Network(Denoiser):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm_scale = nn.Parameter(torch.ones(width))
         self.norm_shift = nn.Parameter(torch.zeros(width))
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = Linear(width, 2 * width)
         self.head_bias = nn.Parameter(torch.zeros(config.codebook_size + 1))
         self._initialise()
 
@@ -123,9 +124,9 @@ class Network(Denoiser):
                 nn.init.normal_(part.weight, std=INITIAL_SCALE)
         for table in (self.positions, self.registers):
             nn.init.normal_(table, std=INITIAL_SCALE)
-        for linear in (self.modulation, *(block.get_submodule("modulation") for block in self.blocks)):
-            nn.init.zeros_(linear.get_parameter("weight"))
-            nn.init.zeros_(linear.get_parameter("bias"))
+        for layer in (self.modulation, *(block.get_submodule("modulation") for block in self.blocks)):
+            nn.init.zeros_(layer.get_parameter("weight"))
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     @torch.no_grad()
     def set_frequencies(self, frequencies: Tensor) -> None:
@@ -176,5 +177,5 @@ class Network(Denoiser):
         x = x[:, :num] if cells is None else pick(x, cells)
         shift, scale = parts[-1][:, None].chunk(2, dim=-1)
         x = torch.addcmul(shift, torch.addcmul(self.norm_shift, _rms(x), self.norm_scale), 1 + scale)
-        logits = F.linear(x, self.tokens.weight, self.head_bias)
+        logits = linear(x, self.tokens.weight, self.head_bias)
         return logits if cells is not None else logits.view(len(x_t), *size, -1)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
+from vqtool.products import Linear
 from vqtool.tokenizers.titok import Block
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ class Network(ClassNetwork):
         super().__init__()
         self.config = config
         width = config.width
-        self.bits = nn.Linear(config.num_parts * config.num_bits, width)
+        self.bits = Linear(config.num_parts * config.num_bits, width)
         self.classes = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
         self.positions = nn.Parameter(torch.zeros(config.num_cells + 1, width))  # the last row is the class's
         self.norm_in = nn.LayerNorm(width, EPSILON)
@@ -73,9 +74,9 @@ class Network(ClassNetwork):
             Block(width, config.num_heads, config.mlp_width, epsilon=EPSILON, norm_last=True)
             for _ in range(config.num_layers)
         )
-        self.last = nn.Linear(width, width)
+        self.last = Linear(width, width)
         self.norm_out = nn.LayerNorm(width, EPSILON)
-        self.head = nn.Linear(width, config.num_parts * config.codebook_size)
+        self.head = Linear(width, config.num_parts * config.codebook_size)
         self.initialise()
 
     @torch.no_grad()

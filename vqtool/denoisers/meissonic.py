@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
 from vqtool.denoisers.amused import Resample, RmsNorm, TextNetwork, micro_embedding
+from vqtool.products import Linear
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -99,11 +100,11 @@ class _Layer(nn.Module):
     def __init__(self, config: Config, num_parts: int) -> None:
         super().__init__()
         width, self.num_heads, self.num_parts = config.width, config.num_heads, num_parts
-        self.modulation = nn.Linear(width, num_parts * width)
-        self.qkv = nn.Linear(width, 3 * width)  # rows: queries, keys, values
+        self.modulation = Linear(width, num_parts * width)
+        self.qkv = Linear(width, 3 * width)  # rows: queries, keys, values
         self.q_norm = RmsNorm(sum(config.axes), EPSILON)
         self.k_norm = RmsNorm(sum(config.axes), EPSILON)
-        self.first = nn.Linear(width, MLP_RATIO * width)
+        self.first = Linear(width, MLP_RATIO * width)
 
     def modulate(self, time: Tensor) -> tuple[Tensor, ...]:
         """The parts (B, 1, width) of an activated embedding (B, width)."""
@@ -125,8 +126,8 @@ class _Stream(_Layer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, 6)
-        self.out = nn.Linear(config.width, config.width)
-        self.second = nn.Linear(MLP_RATIO * config.width, config.width)
+        self.out = Linear(config.width, config.width)
+        self.second = Linear(MLP_RATIO * config.width, config.width)
 
     def begin(self, x: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values."""
@@ -156,7 +157,7 @@ class _Double(nn.Module):
 class _Single(_Layer):
     def __init__(self, config: Config) -> None:
         super().__init__(config, 3)
-        self.out = nn.Linear((1 + MLP_RATIO) * config.width, config.width)
+        self.out = Linear((1 + MLP_RATIO) * config.width, config.width)
 
     def forward(self, x: Tensor, time: Tensor, rotation: Tensor) -> Tensor:
         shift, scale, gate = self.modulate(time)
@@ -166,7 +167,7 @@ class _Single(_Layer):
 
 
 def _mlp(inner: int, width: int, *, bias: bool = True) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inner, width, bias=bias), nn.SiLU(), nn.Linear(width, width, bias=bias))
+    return nn.Sequential(Linear(inner, width, bias=bias), nn.SiLU(), Linear(width, width, bias=bias))
 
 
 class Network(TextNetwork):
@@ -180,8 +181,8 @@ class Network(TextNetwork):
         width = config.width
         self.tokens = nn.Embedding(config.codebook_size + 1, width)  # the last row is the mask
         self.token_norm = RmsNorm(width, EPSILON)
-        self.token_out = nn.Linear(width, width, bias=False)
-        self.text = nn.Linear(config.text_width, width)
+        self.token_out = Linear(width, width, bias=False)
+        self.text = Linear(config.text_width, width)
         self.text_norm = RmsNorm(width, EPSILON)
         numbers = SINUSOIDS * len(config.micro_conditions)
         self.picture = _mlp(config.pooled_width + numbers, width, bias=False)
@@ -189,15 +190,15 @@ class Network(TextNetwork):
         self.conditioning = _mlp(width, width)
         self.halving = Resample(width, EPSILON, doubles=False) if config.halves else None
         self.into_norm = RmsNorm(width, EPSILON)
-        self.into = nn.Linear(width, width, bias=False)
+        self.into = Linear(width, width, bias=False)
         self.two_streams = nn.ModuleList(_Double(config) for _ in range(config.num_double))
         self.one_stream = nn.ModuleList(_Single(config) for _ in range(config.num_single))
         self.back_norm = RmsNorm(width, EPSILON)
-        self.back = nn.Linear(width, width, bias=False)
+        self.back = Linear(width, width, bias=False)
         self.doubling = Resample(width, EPSILON, doubles=True) if config.halves else None
-        self.head_in = nn.Linear(width, width, bias=False)
+        self.head_in = Linear(width, width, bias=False)
         self.head_norm = RmsNorm(width, EPSILON)
-        self.head_out = nn.Linear(width, config.codebook_size, bias=False)
+        self.head_out = Linear(width, config.codebook_size, bias=False)
 
     def encode_condition(self, condition: Tensor, micro: Tensor | None = None) -> EncodedCondition:
         """The rows of a text, and what a picture is to be.

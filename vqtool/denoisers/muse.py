@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
+from vqtool.products import Linear, attend
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 4, "width": 128, "num_heads": 4, "mlp_width": 512},
@@ -45,18 +46,18 @@ class _Block(nn.Module):
         width, epsilon = config.width, config.epsilon
         self.num_heads = config.num_heads
         self.attention_norm = nn.LayerNorm(width, epsilon, bias=False)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)  # rows: queries, keys, values
+        self.out = Linear(width, width, bias=False)
         self.out_norm = nn.LayerNorm(width, epsilon, bias=False)
         self.mlp_norm = nn.LayerNorm(width, epsilon, bias=False)
-        self.w1 = nn.Linear(width, config.mlp_width, bias=False)
-        self.w3 = nn.Linear(width, config.mlp_width, bias=False)
+        self.w1 = Linear(width, config.mlp_width, bias=False)
+        self.w3 = Linear(width, config.mlp_width, bias=False)
         self.inner_norm = nn.LayerNorm(config.mlp_width, epsilon, bias=False)
-        self.w2 = nn.Linear(config.mlp_width, width, bias=False)
+        self.w2 = Linear(config.mlp_width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out_norm(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        x = x + self.out_norm(self.out(attend(q, k, v).transpose(1, 2).flatten(2)))
         y = self.mlp_norm(x)
         return x + self.w2(self.inner_norm(F.gelu(self.w1(y)) * self.w3(y)))  # type: ignore[no-any-return]
 
@@ -75,9 +76,9 @@ class Network(ClassNetwork):
         self.positions = nn.Parameter(torch.zeros(1 + config.grid_size[0] * config.grid_size[1], width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, epsilon, bias=False)
-        self.last = nn.Linear(width, width, bias=False)
+        self.last = Linear(width, width, bias=False)
         self.last_norm = nn.LayerNorm(width, epsilon, bias=False)
-        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        self.head = Linear(width, config.codebook_size, bias=False)
         self.initialise()
 
     def forward(

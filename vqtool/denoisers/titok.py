@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
+from vqtool.products import Linear
 from vqtool.tokenizers.titok import Block
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -63,9 +64,9 @@ class Network(ClassNetwork):
             Block(width, config.num_heads, config.mlp_width, epsilon=epsilon, qkv_bias=not skips, norm_last=not skips)
             for _ in range(config.num_blocks)
         )
-        self.skips = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(config.num_layers // 2 if skips else 0))
+        self.skips = nn.ModuleList(Linear(2 * width, width) for _ in range(config.num_layers // 2 if skips else 0))
         self.norm_out = nn.LayerNorm(width) if skips else None
-        self.head = nn.Linear(width, config.codebook_size)
+        self.head = Linear(width, config.codebook_size)
         self.initialise()
 
     def forward(

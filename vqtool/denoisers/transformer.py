@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick
+from vqtool.products import Linear, attend, linear
 
 # Size -> fields of Config; widths are multiples of 64, which matrix units like. For the light one, tried on emoji: with
 # 128 numbers a token, or a second layer of text, a network of two layers took up to twice the steps to the same bound.
@@ -88,19 +89,19 @@ class _Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, cells, width = x.shape
         q, k, v = self.qkv(x).view(batch, cells, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = attend(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(x.transpose(1, 2).reshape(batch, cells, width))  # type: ignore[no-any-return]
 
 
 class _Mlp(nn.Sequential):
     def __init__(self, width: int, ratio: int) -> None:
-        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
+        super().__init__(Linear(width, ratio * width), nn.GELU(approximate="tanh"), Linear(ratio * width, width))
 
 
 class _Cross(nn.Module):
@@ -110,8 +111,8 @@ class _Cross(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
         batch, cells, width = x.shape
@@ -138,7 +139,7 @@ class _Bias(nn.Module):
 
 def _modulation(config: Config, parts: int) -> nn.Module:
     size = parts * config.width
-    return _Bias(size) if config.shared_modulation else nn.Linear(config.width, size)
+    return _Bias(size) if config.shared_modulation else Linear(config.width, size)
 
 
 class _Block(nn.Module):
@@ -186,8 +187,8 @@ class _TextEncoder(nn.Module):
         self.positions = nn.Parameter(torch.zeros(config.max_length, width))
         self.blocks = nn.ModuleList(_TextBlock(width, config) for _ in range(config.text_layers))
         self.norm = nn.LayerNorm(width)
-        self.keys_values = nn.Linear(width, 2 * config.num_layers * config.width)
-        self.pooled = nn.Linear(width, config.width)
+        self.keys_values = Linear(width, 2 * config.num_layers * config.width)
+        self.pooled = Linear(width, config.width)
 
     def forward(self, condition: Tensor) -> EncodedCondition:
         batch, length = condition.shape
@@ -211,19 +212,19 @@ class Network(Denoiser):
         self.config = config
         width, token_width, parts = config.width, config.token_width, config.num_parts
         self.tokens = nn.Embedding(parts * (config.codebook_size + 1), token_width or width)  # the last row is the mask
-        self.enter = nn.Linear(token_width, width) if token_width else None
+        self.enter = Linear(token_width, width) if token_width else None
         self.rows = nn.Parameter(torch.zeros(config.grid_size[0], width))
         self.columns = nn.Parameter(torch.zeros(config.grid_size[1] // parts, width))
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.classes = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         self.text = _TextEncoder(config) if config.vocabulary_size else None
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_modulation else None
+        self.shared_modulation = Linear(width, 6 * width) if config.shared_modulation else None
         self.modulation = _modulation(config, 2)
-        self.leave = nn.Linear(width, token_width) if token_width else None
+        self.leave = Linear(width, token_width) if token_width else None
         num_logits = parts * config.codebook_size
-        self.head = _Bias(num_logits) if token_width else nn.Linear(width, num_logits)
+        self.head = _Bias(num_logits) if token_width else Linear(width, num_logits)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -322,7 +323,7 @@ class Network(Denoiser):
             return self.head(x)  # type: ignore[no-any-return]
         table = self.tokens.weight
         tables = table.view(self.config.num_parts, -1, table.shape[-1])[:, :-1]  # without the masks
-        return F.linear(self.leave(x), tables.flatten(0, 1), self.head.bias)
+        return linear(self.leave(x), tables.flatten(0, 1), self.head.bias)
 
     def _embed_time(self, t: Tensor) -> Tensor:
         half = self.config.width // 2

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import pick
+from vqtool.products import Linear
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"dim": 32, "dim_mults": (1, 2)},
@@ -66,7 +67,7 @@ class _Block(nn.Module):
 
     def __init__(self, width_in: int, width: int, time_width: int) -> None:
         super().__init__()
-        self.time = nn.Linear(time_width, width)
+        self.time = Linear(time_width, width)
         self.first = _Convolution(width_in, width)
         self.second = _Convolution(width, width)
         self.skip = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
@@ -130,7 +131,7 @@ class Network(Denoiser):
         widths = [dim, *(dim * factor for factor in config.dim_mults)]
         steps = list(pairwise(widths))
         self.tokens = nn.Embedding(config.num_inputs or config.codebook_size + 1, dim)  # row K is the mask
-        self.time = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+        self.time = nn.Sequential(Linear(dim, 4 * dim), nn.Mish(), Linear(4 * dim, dim))
         self.classes = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
         self.down = nn.ModuleList(
             _Level(below, width, config, nn.Conv2d(width, width, 3, 2, 1) if number < len(steps) else nn.Identity())
@@ -142,7 +143,7 @@ class Network(Denoiser):
             for below, width in reversed(steps[1:])
         )
         self.last = _Convolution(widths[1], dim)
-        self.head = nn.Linear(dim, config.codebook_size)
+        self.head = Linear(dim, config.codebook_size)
         nn.init.zeros_(self.head.bias)  # but not the weight: with a small one the first steps teach the rest little
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)

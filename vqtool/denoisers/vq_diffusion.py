@@ -44,6 +44,7 @@ from vqtool.denoisers._blocks import (
     sinusoids,
 )
 from vqtool.errors import MismatchError, size_text
+from vqtool.products import Linear
 
 _CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -185,7 +186,7 @@ class Network(Denoiser):
         self.null_text = nn.Parameter(torch.randn(config.text_length, config.text_width)) if has_null_text else None
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.codebook_size, bias=config.head_bias)
+        self.head = Linear(width, config.codebook_size, bias=config.head_bias)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import replaces
-from vqtool.errors import VqtoolError, size_text, warn
+from vqtool.errors import VqtoolError, size_text
 from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.rng import check_seed
 from vqtool.samplers._edit import Edit, check_tokens, find_start
-from vqtool.samplers._machine import Machine, MachineOptions, build_tiling, use_runtime
+from vqtool.samplers._machine import Machine, MachineOptions, build_tiling, halve, use_runtime
 from vqtool.samplers._published import published
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
 from vqtool.samplers._texts import check_kind, choose_texts, condition
@@ -264,23 +264,8 @@ class Method:
                     if not should_reduce_batch_size(error):
                         raise
                 if batch is None:  # what the failed call held is free only here
-                    tiling = self._halve(tiling, len(samples))
+                    tiling = halve(tiling, len(samples), exact=self.machine.exact)
             yield batch
-
-    def _halve(self, tiling: Tiling, num: int) -> Tiling:
-        """For half as many of `num` samples at once.
-
-        Raises:
-            VqtoolError: one alone is too much, or it must be as many as it is.
-        """
-        at_once = min(tiling.at_once, num * len(tiling))
-        if self.machine.exact or at_once == 1:
-            remedy = "turn `exact` off" if self.machine.exact else "make smaller grids"
-            raise VqtoolError(f"out of memory with {at_once} grids or tiles in the network at once: {remedy}")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warn(f"out of memory with {at_once} grids or tiles in the network at once: going on with {at_once // 2}")
-        return tiling.limited(at_once // 2)
 
     @torch.no_grad()
     def _draw(

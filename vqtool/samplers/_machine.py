@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from vqtool.denoisers._onnx import run_by_onnx
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
 from vqtool.runtimes import try_to_run
@@ -162,3 +162,19 @@ def build_tiling(
             "grid only: use tiles"
         )
     return Tiling(grid_size, grid_size, None, max_cells=cells)
+
+
+def halve(tiling: Tiling, num: int, *, exact: bool) -> Tiling:
+    """For half as many of `num` samples at once, where memory ran out.
+
+    Raises:
+        VqtoolError: one alone is too much, or it must be as many as it is.
+    """
+    at_once = min(tiling.at_once, num * len(tiling))
+    if exact or at_once == 1:
+        remedy = "turn `exact` off" if exact else "make smaller grids"
+        raise VqtoolError(f"out of memory with {at_once} grids or tiles in the network at once: {remedy}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warn(f"out of memory with {at_once} grids or tiles in the network at once: going on with {at_once // 2}")
+    return tiling.limited(at_once // 2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtool.products import Linear, attend
 from vqtool.tokenizers import maskgit
 from vqtool.tokenizers.maskgit import MaskgitConfig
 
@@ -73,15 +74,15 @@ class Block(nn.Module):
         super().__init__()
         self.num_heads, self.norm_last = num_heads, norm_last
         self.norm1 = nn.LayerNorm(width, epsilon)
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)  # rows: queries, keys, values
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)  # rows: queries, keys, values
+        self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width, epsilon)
-        self.first = nn.Linear(width, mlp_width)
-        self.second = nn.Linear(mlp_width, width)
+        self.first = Linear(width, mlp_width)
+        self.second = Linear(mlp_width, width)
 
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _change(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x)))  # type: ignore[no-any-return]
@@ -129,7 +130,7 @@ class Encoder(nn.Module):
         self.patches = nn.Conv2d(3, width, config.encoder_patch, stride=config.encoder_patch)
         self.tokens = nn.Parameter(torch.zeros(config.num_tokens, width))
         self.trunk = _Trunk(config, width, config.encoder_layers, config.encoder_patch)
-        self.out = nn.Linear(width, config.code_dim)
+        self.out = Linear(width, config.code_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, D, 1, N)."""
@@ -150,14 +151,14 @@ class Decoder(nn.Module):
     def __init__(self, config: TitokConfig) -> None:
         super().__init__()
         width, patch, pixels = config.decoder_width, config.decoder_patch, config.pixels
-        self.embed = nn.Linear(config.code_dim, width)
+        self.embed = Linear(config.code_dim, width)
         self.mask = nn.Parameter(torch.zeros(1, width))
         self.trunk = _Trunk(config, width, config.decoder_layers, patch)
-        self.first = nn.Linear(width, 3 * patch**2 if pixels is None else 2 * width)
+        self.first = Linear(width, 3 * patch**2 if pixels is None else 2 * width)
         if pixels is None:
             self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
         else:
-            self.second = nn.Linear(2 * width, pixels.codebook_size)
+            self.second = Linear(2 * width, pixels.codebook_size)
             self.proxies = nn.Parameter(torch.zeros(pixels.codebook_size, pixels.code_dim))
             self.pixels = maskgit.Decoder(pixels)
         self.patch = patch
