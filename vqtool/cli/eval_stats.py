@@ -39,8 +39,11 @@ def eval_stats(
     """
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
+    from vqtool.distributed import is_main_process
     from vqtool.metrics.saving import save_statistics
 
+    if not is_main_process():  # --partial shares the work
+        return
     skipped = Skipped(strict, output)
     how: dict[str, Any] = {"force": force, "on_error": skipped.on_error, "progress": progress}
     found = save_statistics(sources, output, device=device, **how, **source_options, **options)

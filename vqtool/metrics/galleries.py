@@ -12,6 +12,7 @@ from vqtool.errors import VqtoolError
 from vqtool.grids import GridHeader
 from vqtool.images import to_uint8
 from vqtool.metrics.exhibits import Curve, Exhibit, Picture, Sheet
+from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.neighbours import nearest, nearest_grids, outside, thumbnails
 from vqtool.metrics.sides import FeatureSet
 from vqtool.progress import Advance, Progress, silent
@@ -20,6 +21,7 @@ from vqtool.tokenizers import Tokenizer, tokenizer_of
 SHEET = 24  # generated pictures that are shown beside their neighbours
 NEIGHBOURS = 3  # of each
 FEW = 12  # outliers of a kind, and memorised pictures
+_FEWEST = 16  # pictures for a curve over numbers of them
 RADIUS_K = 3  # to which neighbour the balls of outliers reach, as in improved precision and recall
 
 
@@ -47,6 +49,8 @@ def show_images(ours: FeatureSet, theirs: FeatureSet, *, progress: Progress = si
     shown += _memorised(ours, theirs, progress)
     k = min(RADIUS_K, len(ours) - 1, len(theirs) - 1)
     shown += _outliers(ours, theirs, k)
+    if len(ours) >= _FEWEST:
+        shown.append(_over_numbers(ours, theirs))
     distances = np.sort(found.distances[:, 0])
     shown.append(
         Curve(
@@ -60,6 +64,21 @@ def show_images(ours: FeatureSet, theirs: FeatureSet, *, progress: Progress = si
         )
     )
     return shown
+
+
+def _over_numbers(ours: FeatureSet, theirs: FeatureSet) -> Curve:
+    """The Fréchet distance of the first pictures of both sides, for several numbers of them."""
+    most = min(len(ours), len(theirs))
+    nums = [max(2, most * share // 8) for share in range(1, 9)]
+    distances = [frechet_distance(theirs.features.pooled[:num], ours.features.pooled[:num]) for num in nums]
+    return Curve(
+        "Fréchet distance over the number of images",
+        "Of equally many images a side. Where it still falls, it says more about the number than about the pictures.",
+        nums,
+        distances,
+        x_name="images a side",
+        y_name="Fréchet distance",
+    )
 
 
 def _beside(

@@ -40,9 +40,11 @@ _NAMED = ("name", "digest", "resize")  # of features, in `about`
 def is_saved(path: str | Path) -> bool:
     """Whether an input is saved statistics or features; an ADM batch that has its images is pictures."""
     path = Path(path)
-    if path.suffix.lower() != ".npz" or not path.is_file():
+    if path.suffix.lower() not in (".npz", ".npy") or not path.is_file():
         return False
     try:
+        if path.suffix.lower() == ".npy":
+            return len(np.load(path, mmap_mode="r", allow_pickle=False).shape) < 3
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = archive.files
             images = any(len(read_header(archive, path, name)[0]) == 4 for name in names)
@@ -88,13 +90,15 @@ def save(found: FeatureSet | StatisticsSet, path: str | Path, *, force: bool = F
 
 
 def load(path: str | Path) -> FeatureSet | StatisticsSet:
-    """Saved features, or else statistics, of vqtool, pytorch-fid or ADM.
+    """Saved features, or else statistics, of vqtool, pytorch-fid or ADM; or features (N, D) in an .npy.
 
     Raises:
         FormatError: the file is damaged, or holds neither.
     """
     path = Path(path)
     check_file(path)
+    if path.suffix.lower() == ".npy":
+        return FeatureSet(Features("", _load_rows(path)), About(), source=str(path))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = ("mu", "sigma", "mu_s", "sigma_s", *_ROWS.values(), "ids", "labels", "digests", "about")
@@ -119,6 +123,17 @@ def load(path: str | Path) -> FeatureSet | StatisticsSet:
     if "pooled" not in found:
         raise FormatError(f"{path}: neither features nor statistics (mu, sigma) are in it")
     return StatisticsSet(found, replace(about, held="statistics"), **named, digests=digests, source=str(path))
+
+
+def _load_rows(path: Path) -> NDArray[Any]:
+    """Features (N, D) from an .npy, such as `numpy.save` writes."""
+    try:  # mapped first: what the header claims is compared with the file before memory is taken
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy raises nearly anything on damaged headers
+        raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
+    if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) < 2:
+        raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
+    return _checked(rows, 2, str(path))
 
 
 def _read_about(arrays: dict[str, NDArray[Any]], where: str) -> tuple[dict[str, str], int, About]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics import features
@@ -23,7 +23,6 @@ from vqtool.metrics.score import Score, measure_features
 from vqtool.metrics.sides import FeatureSet
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer
-from vqtool.trust import check_file
 
 EFFICIENTNET = FeatureOptions()
 MAX_REFERENCE = 2048  # images: so many that their noise is small, so few that a score takes a second
@@ -98,29 +97,18 @@ def read_features(path: str | Path, network: FeatureNetwork) -> Features:
         MismatchError: the features are of another network.
         VqtoolError: it holds statistics alone.
     """
-    if Path(path).suffix != ".npy":
-        found = load(path)
-        if not isinstance(found, FeatureSet):
-            raise VqtoolError(
-                f"{path}: statistics alone; `vqtool eval stats --keep-features` keeps what is needed here"
-            )
-        empty = extract(network, [])
-        if found.features.name:
-            found.features.check_same(empty)
-        return empty.with_arrays(found.features.arrays())
-    check_file(Path(path))
-    try:  # mapped first: what the header claims is compared with the file before memory is taken
-        pooled = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy raises nearly anything on damaged headers
-        raise FormatError(f"{path}: not a .npy file of numbers: {error}") from error
-    if not isinstance(pooled, np.ndarray) or pooled.dtype.kind != "f" or pooled.ndim != 2 or len(pooled) < 2:
-        raise FormatError(f"{path}: features (N, D) of at least 2 images were expected")
-    if pooled.shape[1] != network.feature_dim:
+    found, empty = load(path), extract(network, [])
+    if not isinstance(found, FeatureSet):
+        raise VqtoolError(f"{path}: statistics alone; `vqtool eval stats --keep-features` keeps what is needed here")
+    if found.features.name:
+        found.features.check_same(empty)
+    width = found.features.pooled.shape[1]
+    if width != network.feature_dim:
         raise MismatchError(
-            f"{path}: {pooled.shape[1]} features an image, but {network.name} gives {network.feature_dim}: "
+            f"{path}: {width} features an image, but {network.name} gives {network.feature_dim}: "
             "take features of that network, or name the images themselves"
         )
-    return extract(network, []).with_arrays({"pooled": pooled})
+    return empty.with_arrays(found.features.arrays())
 
 
 def build(
