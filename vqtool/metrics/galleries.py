@@ -14,6 +14,7 @@ from vqtool.images import to_uint8
 from vqtool.metrics.exhibits import Curve, Exhibit, Picture, Sheet
 from vqtool.metrics.frechet import frechet_distance
 from vqtool.metrics.neighbours import nearest, nearest_grids, outside, thumbnails
+from vqtool.metrics.report import choose
 from vqtool.metrics.sides import FeatureSet
 from vqtool.progress import Advance, Progress, silent
 from vqtool.tokenizers import Tokenizer, tokenizer_of
@@ -67,10 +68,11 @@ def show_images(ours: FeatureSet, theirs: FeatureSet, *, progress: Progress = si
 
 
 def _over_numbers(ours: FeatureSet, theirs: FeatureSet) -> Curve:
-    """The Fréchet distance of the first pictures of both sides, for several numbers of them."""
+    """The Fréchet distance of some pictures of both sides, for several numbers of them."""
     most = min(len(ours), len(theirs))
-    nums = [max(2, most * share // 8) for share in range(1, 9)]
-    distances = [frechet_distance(theirs.features.pooled[:num], ours.features.pooled[:num]) for num in nums]
+    nums = [most // share for share in (8, 4, 2, 1)]
+    rows = [[side.features.pooled[choose(len(side), num, 0)] for side in (theirs, ours)] for num in nums]
+    distances = [frechet_distance(*sides) for sides in rows]
     return Curve(
         "Fréchet distance over the number of images",
         "Of equally many images a side. Where it still falls, it says more about the number than about the pictures.",
