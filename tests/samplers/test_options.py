@@ -52,7 +52,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
         ({"steps": 2.5}, "`steps` 2.5: a whole number is expected"),
         ({"sampler": "halton", "roll": 1}, "`roll` 1: True or False is expected"),
         ({"times": 5}, "`times` 5: a list of whole numbers or text is expected"),
-        ({"times": [5, 1.5]}, "a list of whole numbers is expected"),
+        ({"times": [5, 1.5]}, "a list of whole numbers or text is expected"),
         ({"temperature": "warm"}, "`temperature` 'warm': a number or a list of numbers is expected"),
         ({"temperature": None}, "`temperature` None: a number or a list of numbers is expected"),
         ({"cfg_scale": 2.0, "guide_with": 3}, "`guide_with` 3: a prior or its file is expected"),
