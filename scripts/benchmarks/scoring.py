@@ -76,6 +76,6 @@ def neighbours(folder: Path, num_images: int) -> Iterator[Row]:
     theirs = compute_prdc(real_features=a, fake_features=b, nearest_k=5)
     seconds, others = middle - start, _clock() - middle
     yield "PRDC of 10,000 x 2,048 a side against prdc", f"{seconds:.1f} s, {seconds / others:.2f} x"
-    gap = max(abs(value - float(theirs[name])) for name, value in vars(ours).items())
+    gap = max(abs(getattr(ours, name) - float(value)) for name, value in theirs.items())
     yield "largest difference of the values", f"{gap:.0e}"
     yield "memory of it, beside the features", f"{peak_memory(_neighbours) / 1e6:.0f} MB"

@@ -154,3 +154,12 @@ def test_swapping_the_sets_swaps_precision_and_recall():
 def test_a_neighbour_that_does_not_exist_is_refused(k):
     with pytest.raises(ValueError, match=f"nearest_k is {k} with 4 and 9 rows"):
         neighbour_scores(np.zeros((4, 2)), np.zeros((9, 2)), nearest_k=k)
+
+
+def test_standard_errors_are_those_of_means_over_rows():
+    """Oracle: precision of rows of which a known share lies in the one ball of the reference; its error is binomial."""
+    real = np.array([[0.0], [1.0], [0.5]])
+    fake = np.concatenate([np.linspace(0.1, 0.9, 30), np.linspace(50, 60, 10)])[:, None]
+    (found,) = [score for score in prdc.measure(real, fake, prdc.Options(nearest_k=1)) if score.name == "precision"]
+    assert found.value == 0.75
+    assert found.standard_error == pytest.approx((0.75 * 0.25 / 39) ** 0.5)

@@ -6,13 +6,14 @@ Density counts the reference balls around a generated row, over k; coverage is t
 generated row in their ball.
 When to use it: to tell pictures that look wrong (low precision, density) from kinds of pictures that are missing (low
 recall, coverage). All depend on the number of images: compare at equal counts only.
+Standard error: the deviation of what a mean is over / sqrt(its rows), with all neighbourhoods held fixed.
 Cost: O((N^2 / 2 + M^2 / 2 + N M) D), in float32 where that decides (see _neighbours); memory O(N + M) beside the
 features.
 Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991), Naeem et al. 2020 (arXiv:2002.09797). A row exactly on a sphere is
 outside, as in the package prdc 0.2 (golden); `closed=True` counts it inside, as in torch-fidelity 0.4.0 (golden).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -51,6 +52,9 @@ class NeighbourScores:
     recall: float
     density: float
     coverage: float
+    errors: dict[str, float] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # standard, with neighbourhoods held fixed
 
 
 def neighbour_scores(
@@ -96,7 +100,14 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     ks = tuple(dict.fromkeys(chosen.values()))
     results = dict(zip(ks, _scores(x, y, ks), strict=True))
     return [
-        Score(name, getattr(results[k], name), better="higher", settings={"nearest_k": k}) for name, k in chosen.items()
+        Score(
+            name,
+            getattr(results[k], name),
+            better="higher",
+            standard_error=results[k].errors[name],
+            settings={"nearest_k": k},
+        )
+        for name, k in chosen.items()
     ]
 
 
@@ -122,12 +133,14 @@ def _scores(
             balls_around[columns, number] += in_real.sum(axis=0)
             covered[rows, number] |= in_real.any(axis=1)
             recalled[rows, number] |= in_fake.any(axis=1)
-    return [
-        NeighbourScores(
-            precision=float((balls_around[:, number] > 0).mean()),
-            recall=float(recalled[:, number].mean()),
-            density=float(balls_around[:, number].mean() / nearest_k),
-            coverage=float(covered[:, number].mean()),
-        )
-        for number, nearest_k in enumerate(ks)
-    ]
+    found = []
+    for number, nearest_k in enumerate(ks):
+        each_row = {
+            "precision": balls_around[:, number] > 0,
+            "recall": recalled[:, number],
+            "density": balls_around[:, number] / nearest_k,
+            "coverage": covered[:, number],
+        }
+        errors = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in each_row.items()}
+        found.append(NeighbourScores(**{name: float(each.mean()) for name, each in each_row.items()}, errors=errors))
+    return found
