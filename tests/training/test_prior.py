@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -270,6 +271,24 @@ def test_the_best_averaged_weights_are_kept_also_after_a_resume(tmp_path, monkey
     log = prior_run.read_log(tmp_path / "whole")
     lines = {line["step"]: line["validation_bound"] for line in log if "validation_bound" in line}
     assert lines == {10: 3.0, 20: 1.0, 30: 2.0, 35: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("different", "num", "told"),
+    [
+        (1, 1, ["one grid to learn from: the prior can learn to draw that one and no other"]),
+        (1, 30, ["30 grids that are all the same to learn from: the prior can learn to draw that one and no other"]),
+        (2, 5, ["5 grids to learn from, of which only 2 are different"]),
+        (3, 5, []),
+    ],
+)
+def test_grids_that_are_copies_of_each_other_are_told(different, num, told):
+    tokens = np.repeat(np.arange(6).reshape(1, 2, 3), num, axis=0)
+    tokens[:, 0, 0] = np.arange(num) % different
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VqtoolWarning)
+        training._warn_of_copies(GridData(tokens, torch.zeros(num), grid_spec((2, 3))))
+    assert [str(each.message) for each in caught] == told
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,10 @@ def test_the_parent_is_kept_in_the_file(tmp_path):
 def test_grids_without_captions_are_learned_as_what_a_text_prior_draws_where_none_is_given():
     old = random_prior(kind="caption")
     begun = go_on(old)
-    assert begun.notes == ["the grids have no captions: the prior learns to draw such pictures where none is given"]
+    told = ["the grids have no captions: the prior learns to draw such pictures where none is given"]
+    assert begun.notes == told
+    classes = "classes are left out, which a new prior can learn: old.safetensors takes captions"
+    assert go_on(random_prior(kind="caption"), batch(["bee", ""] * 4)).notes == [*told, classes]
     assert begun.prior.conditioner.examples == ()  # so that sampling gives none
     assert torch.equal(begun.data.conditions, old.conditioner.null(len(begun.data)))
     assert torch.equal(predict(begun.prior, CAPTIONS[:2]), predict(old, CAPTIONS[:2]))

@@ -30,7 +30,7 @@ from vqtool.training._validation import Validation, tell_kept
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.clock import Length, LoopConfig
-from vqtool.training.data import MIN_GRIDS_TO_HOLD_OUT, GridData
+from vqtool.training.data import FEW, MIN_GRIDS_TO_HOLD_OUT, GridData
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, curve_of, validate
 from vqtool.training.presets import settle
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
@@ -201,6 +201,18 @@ def _announce(start: Beginning, notify: Notify) -> None:
     notify(f"denoiser {prior.denoiser_name} {start.name}: {parameters / 1e6:.2f} M parameters")
     for note in start.notes:
         notify(note)
+    if len(start.data) < FEW:
+        _warn_of_copies(start.data)
+
+
+def _warn_of_copies(data: GridData) -> None:
+    """Warn where there is one grid to learn, or most grids are copies of others."""
+    num, different = len(data), len({grid.tobytes() for grid in data.tokens})
+    if different == 1:
+        which = "one grid" if num == 1 else f"{num} grids that are all the same"
+        warn(f"{which} to learn from: the prior can learn to draw that one and no other")
+    elif different < num / 2:
+        warn(f"{num} grids to learn from, of which only {different} are different")
 
 
 def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: RunFiles) -> Callable[[Prior, int], None]:

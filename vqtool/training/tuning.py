@@ -215,7 +215,10 @@ def _choose_condition(
         has = "captions, but the grids have none" if old.kind == "caption" else "classes, but the grids have no labels"
         raise VqtoolError(f"{start.location} is asked for by {has}: encode images that have them, or train anew")
     if not any(texts):
-        return made, ["the grids have no captions: the prior learns to draw such pictures where none is given"]
+        notes = ["the grids have no captions: the prior learns to draw such pictures where none is given"]
+        if any(batch.labels or ()):
+            notes.append(f"classes are left out, which a new prior can learn: {start.location} takes captions")
+        return made, notes
     warn_of_texts(made, texts)
     notes = []
     if old.kind == "class" and len(made.examples) > len(old.examples):
