@@ -69,6 +69,8 @@ def test_every_value_is_that_of_pictures_sampled_decoded_and_scored_by_hand(fold
         assert row["standard_errors"][name] == pytest.approx(abs(first - second) / 2, rel=1e-3, abs=1e-4)
     assert row["values"]["calls"] == 6  # guidance asks twice
     assert 0 < row["values"]["network_seconds"] < row["values"]["seconds"]
+    assert row["values"]["cpu_seconds"] > 0
+    assert row["runtime"] == "torch"
     assert record["prior"] == prior.fingerprint
     for text in ("sampler", "KID", "FD", "halton", "± ", "the prior's own 3 labels, in turn", "wrote front.png"):
         assert text in result.err
@@ -81,7 +83,14 @@ def test_without_a_reference_there_are_calls_seconds_and_usage_alone(folder, vqt
     result = vqtool("compare", "plain.safetensors", "-n", 2, "--seeds", 0, "--steps", 4, "--cfg-scale", 2)
     record = json.loads(result.out)
     rows = {row["sampler"]: row for row in record["rows"]}
-    assert set(rows["purity"]["values"]) == {"calls", "seconds", "network_seconds", "usage", "perplexity"}
+    assert set(rows["purity"]["values"]) == {
+        "calls",
+        "seconds",
+        "cpu_seconds",
+        "network_seconds",
+        "usage",
+        "perplexity",
+    }
     assert "first-hitting" not in rows
     assert "left out: sampler first-hitting needs an absorbing kernel" in result.err
     assert "--cfg-scale 2 has nothing to guide" in result.err

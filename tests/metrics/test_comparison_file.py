@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -23,8 +23,13 @@ def test_rows_are_kept_and_read_again(tmp_path):
     assert not again.has(Trial("fewer", 3, {"temperature": 0.5}))
     assert again.scores == {"FD-x": "lower"}
     head, rows = again.table()
-    assert head == ["sampler", "steps", "calls", "s a picture", "network s", "FD", "usage", "perplexity"]
-    assert list(rows) == [["fewer temperature=0.5", "2", "2", "0.1", "0.05", "7 ± 0.1", "0.5", "3"]]
+    assert head == ["sampler", "steps", "runtime", "calls", "s a picture", "network s", "FD", "usage", "perplexity"]
+    assert list(rows) == [["fewer temperature=0.5", "2", "torch", "2", "0.1", "0.05", "7 ± 0.1", "0.5", "3"]]
+    with_cpu = replace(ROW, values={**VALUES, "cpu_seconds": 0.2}, runtime="onnx")
+    again.add(with_cpu)
+    head, rows = again.table()
+    assert head[5:7] == ["network s", "CPU s"]
+    assert [line[2:7] for line in rows] == [["torch", "2", "0.1", "0.05", ""], ["onnx", "2", "0.1", "0.05", "0.2"]]
 
 
 def broken(**changes):

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
-from vqtool.metrics.compare.file import Row
+from vqtool.metrics.compare.file import CPU, Row
 from vqtool.metrics.compare.trials import find_front
 from vqtool.outputs import atomic_path
 
 MAX_BARS = 64
+CALLS = "calls"
 _SIZE, _DOTS = (6.4, 3.6), 110  # inches, dots an inch
 _PANEL = (5.2, 4.2)  # inches
 _COLUMNS = 3  # of panels
@@ -130,7 +131,7 @@ def plot_usage(counts: NDArray[np.int64], path: str | Path, *, force: bool = Fal
 
 
 def plot_front(rows: Sequence[Row], scores: Mapping[str, str], path: str | Path, *, force: bool = False) -> None:
-    """Write a PNG file of scores against network calls, with two standard errors, and the front of the best.
+    """Write a PNG file of scores against network calls, and CPU seconds, with two standard errors, and the best.
 
     Args:
         rows: from `trials.measure_trial`.
@@ -147,17 +148,24 @@ def plot_front(rows: Sequence[Row], scores: Mapping[str, str], path: str | Path,
     series: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.values["calls"]):
         series.setdefault(row.trial.series, []).append(row)
-    columns, lines = min(_COLUMNS, len(scores)), -(-len(scores) // _COLUMNS)
+    costs = [CALLS, *([CPU] if all(CPU in row.values for row in rows) else [])]
+    panels = [(score, better, cost) for cost in costs for score, better in scores.items()]
+    columns = min(_COLUMNS, len(scores))
+    lines = -(-len(panels) // columns)
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * lines), dpi=_DOTS, layout="constrained")
-    for place, (score, better) in enumerate(scores.items(), start=1):
+    for place, (score, better, cost) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, place)
         for number, name in enumerate(sorted(series)):
-            _plot_series(axes, series[name], score, name, number)
-        points = [(row.values["calls"], row.values[score]) for row in rows]
+            _plot_series(axes, series[name], score, name, number, cost)
+        points = [(row.values[cost], row.values[score]) for row in rows]
         front = [points[index] for index in find_front(points, better=better)]
         style: dict[str, Any] = {"color": "#dddddd", "linewidth": 6, "zorder": 0, "drawstyle": "steps-post"}
-        axes.plot(*zip(*front, strict=True), **style, label="the best for so many calls")
-        _label_calls(axes, sorted({round(calls) for calls, _ in points}))
+        axes.plot(*zip(*front, strict=True), **style, label="the best for so much")
+        if cost == CALLS:
+            _label_calls(axes, sorted({round(calls) for calls, _ in points}))
+        else:
+            axes.set_xscale("log")
+            axes.set(xlabel="CPU seconds a picture")
         axes.set(ylabel=f"{score} ({better} is better)")
         axes.grid(axis="y", color="#eeeeee")
         if place == 1:
@@ -167,11 +175,11 @@ def plot_front(rows: Sequence[Row], scores: Mapping[str, str], path: str | Path,
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _plot_series(axes: Any, rows: Sequence[Row], score: str, name: str, number: int) -> None:
-    calls, values = ([row.values[key] for row in rows] for key in ("calls", score))
+def _plot_series(axes: Any, rows: Sequence[Row], score: str, name: str, number: int, cost: str) -> None:
+    costs, values = ([row.values[key] for row in rows] for key in (cost, score))
     errors = [2 * row.standard_errors.get(score, 0.0) for row in rows]
     style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-    axes.errorbar(calls, values, errors, label=name, markersize=5, linewidth=1.2, elinewidth=1, capsize=2, **style)
+    axes.errorbar(costs, values, errors, label=name, markersize=5, linewidth=1.2, elinewidth=1, capsize=2, **style)
 
 
 def _label_calls(axes: Any, calls: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from vqtool.trust import parse_record, read_json
 
 KIND = "comparison of samplers"
 _COLUMNS = {"calls": "calls", "seconds": "s a picture", "network_seconds": "network s"}
+CPU = "cpu_seconds"  # of all threads, for a picture; files of before do not say it
 _LAST = ("usage", "perplexity")
 
 
@@ -41,10 +42,11 @@ class Row:
     sampler: str
     steps: int | None
     options: dict[str, Any]
-    values: dict[str, float]  # calls, seconds and network_seconds of one picture; usage, perplexity; scores
+    values: dict[str, float]  # calls, (wall-clock) seconds, cpu_ and network_seconds of one picture; usage, scores, ...
     standard_errors: dict[str, float]
     better: dict[str, str]  # score -> whether "lower" or "higher" is better
     by_seed: dict[str, dict[str, float]]
+    runtime: str = "torch"  # what ran the network
 
     def __post_init__(self) -> None:
         if not {*_COLUMNS, *_LAST, *self.better} <= self.values.keys():
@@ -108,12 +110,11 @@ class Comparison:
 
     def table(self) -> tuple[list[str], Iterator[list[str]]]:
         """The names of the columns, and the rows, for people."""
-        columns = [*_COLUMNS, *self.scores, *_LAST]
-        head = ["sampler", "steps", *(_COLUMNS.get(name, name.partition("-")[0]) for name in columns)]
-        return head, (
-            [row.trial.series, "" if row.steps is None else str(row.steps), *(_cell(row, name) for name in columns)]
-            for row in self.rows
-        )
+        busy = [CPU] if any(CPU in row.values for row in self.rows) else []
+        columns = [*_COLUMNS, *busy, *self.scores, *_LAST]
+        names = {**_COLUMNS, CPU: "CPU s"}
+        head = ["sampler", "steps", "runtime", *(names.get(name, name.partition("-")[0]) for name in columns)]
+        return head, ([*_way(row), *(_cell(row, name) for name in columns)] for row in self.rows)
 
     def _read(self, path: Path) -> list[Row]:
         record = read_json(path)
@@ -160,6 +161,12 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
+def _way(row: Row) -> list[str]:
+    return [row.trial.series, "" if row.steps is None else str(row.steps), row.runtime]
+
+
 def _cell(row: Row, name: str) -> str:
+    if name not in row.values:
+        return ""
     error = row.standard_errors.get(name) if name in row.better else None
     return f"{row.values[name]:.4g}" + ("" if error is None else f" ± {error:.2g}")

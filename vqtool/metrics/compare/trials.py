@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vqtool import samplers
 from vqtool.errors import VqtoolError
 from vqtool.metrics import tokens
-from vqtool.metrics.compare.file import Row, Trial
+from vqtool.metrics.compare.file import CPU, Row, Trial
 from vqtool.metrics.score import Score
 from vqtool.options import options_of
 from vqtool.priors import Prior
@@ -168,6 +168,7 @@ def measure_trial(
         standard_errors={name: error for name, error in errors.items() if error is not None and np.isfinite(error)},
         better=better,
         by_seed=by_seed,
+        runtime=str(arguments.get("runtime", "torch")),
     )
 
 
@@ -175,11 +176,11 @@ def _draw(prior: Prior, trial: Trial, num: int, **arguments: Any) -> tuple[Tenso
     """Grids (num, H, W), and the calls and seconds of one of them."""
     second = arguments.get("guide_with")
     with time_network(prior.denoiser, *([] if second is None else [second.denoiser])) as network_seconds:
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         batches = list(samplers.sample_batches(prior, num, **{**arguments, **trial.arguments}))
-        seconds = time.perf_counter() - begin
+        seconds, busy = time.perf_counter() - begin, time.process_time() - busy
     calls = sum(batch.num_calls * len(batch.samples) for batch in batches) / num
-    values = {"calls": calls, "seconds": seconds / num, "network_seconds": network_seconds() / num}
+    values = {"calls": calls, "seconds": seconds / num, CPU: busy / num, "network_seconds": network_seconds() / num}
     return torch.cat([batch.grids for batch in batches]), values
 
 
