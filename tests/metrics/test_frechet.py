@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from safetensors import safe_open
 
 from vqtool.errors import VqtoolError
@@ -15,6 +16,7 @@ from vqtool.metrics import (
     frechet,
     frechet_distance,
     frechet_distance_of_statistics,
+    kernel_distance,
     merge_statistics,
     statistics,
 )
@@ -159,5 +161,31 @@ def test_the_distance_beside_the_extrapolated_one_is_that_of_all_rows():
     assert found["FD-infinity"].value < found["FD"].value
     assert found["FD"].standard_error > 0
     assert [score.name for score in frechet.measure(a, b)] == ["FD"]
-    with pytest.raises(VqtoolError, match="`extrapolate`: there are 39 images on a side, 40 are needed"):
+    with pytest.raises(VqtoolError, match="`extrapolate`: there are 39 images on a side, 40 are needed: twice"):
         frechet.measure(a[:39], b, frechet.Options(extrapolate=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`:UserWarning")
+def test_distances_are_those_of_torchmetrics_with_the_same_features():
+    """Oracle: torchmetrics' FID and KID, whose network passes the features on."""
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    a, b = (torch.from_numpy(draw(70, 6, seed, shift)).float() for seed, shift in ((0, 0.0), (1, 0.5)))
+
+    class Same(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, x):
+            return x[:, :, 0, 0]
+
+    def score(metric):
+        for rows, real in ((a, True), (b, False)):
+            metric.update(rows[:, :, None, None], real=real)
+        return metric.compute()
+
+    found = score(fid.FrechetInceptionDistance(Same(), normalize=True, input_img_size=(6, 1, 1)))
+    assert frechet_distance(a, b) == pytest.approx(float(found), rel=1e-4)
+    mean, _ = score(kid.KernelInceptionDistance(Same(), subsets=1, subset_size=70, normalize=True))
+    ours = kernel_distance(a, b, num_subsets=1, subset_size=70)
+    assert ours.mean == pytest.approx(float(mean), rel=1e-4)

@@ -176,13 +176,16 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     """The score "FD" of generated features (M, D) against reference features (N, D), and "FD-infinity" on request.
 
     Raises:
-        VqtoolError: too few images to extrapolate from.
+        VqtoolError: too few images to extrapolate from: the bias follows 1 / N where images outnumber features.
     """
     if not options.extrapolate:
         return [Score("FD", frechet_distance(reference, generated), better="lower")]
     fewest = min(len(check_features(reference)), len(check_features(generated)))
-    if fewest < FEWEST:
-        raise VqtoolError(f"`extrapolate`: there are {fewest} images on a side, {FEWEST} are needed")
+    needed = max(FEWEST, 2 * check_features(reference).shape[1])
+    if fewest < needed:
+        raise VqtoolError(
+            f"`extrapolate`: there are {fewest} images on a side, {needed} are needed: twice as many as features"
+        )
     found = extrapolated_distance(reference, generated, seed=seed)
     return [
         Score("FD", found.finite, better="lower", standard_error=found.finite_error),
