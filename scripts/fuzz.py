@@ -137,6 +137,13 @@ def targets(made: Path) -> list[Target]:
         Target("tar stream", {"x.tar": made / "x.tar"}, (f"{encode.format('-')} < x.tar",), False, "tar"),
         Target("tar.gz", {"x.tar.gz": made / "x.tar.gz"}, (encode.format("x.tar.gz"),)),
         Target("npz", {"x.npz": made / "x.npz"}, (encode.format("x.npz"),), False, "zip"),
+        Target(
+            "statistics",
+            {"x.npz": made / "statistics.npz", "y.npz": made / "statistics.npz"},
+            ("eval merge x.npz y.npz -o out.npz", "eval x.npz --ref y.npz -o out.json"),
+            False,
+            "zip",
+        ),
         Target("parquet", {"x.parquet": made / "x.parquet"}, (encode.format("x.parquet"),)),
         Target(
             "images of HDF5", {"x.h5": made / "x.h5"}, (encode.format("x.h5"), "show x.h5 -o out.png"), False, "hdf5"
@@ -245,6 +252,10 @@ def prepare(folder: Path) -> None:
     import torch
     from PIL import Image
 
+    from vqtool.metrics.features import Features
+    from vqtool.metrics.saved import save
+    from vqtool.metrics.sides import About, FeatureSet
+
     numbers = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), dtype=np.uint8)
     for suffix in ("png", "jpg"):
         Image.fromarray(numbers[0]).save(folder / f"0.{suffix}")
@@ -267,6 +278,8 @@ def prepare(folder: Path) -> None:
     with tarfile.open(folder / "x.tar.gz", "w:gz") as tar:
         tar.add(folder / "0.png", "0.png")
     np.savez(folder / "x.npz", images=numbers, labels=np.array(["cat", "dog", "cat", "dog"]))
+    features = Features("F", np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), "d", "clean")
+    save(FeatureSet(features, About(size=(8, 8)), np.arange(9, dtype=np.uint64)), folder / "statistics.npz")
     with h5py.File(folder / "x.h5", "w") as file:
         file.attrs["made_by"] = "fuzz.py"
         file.create_dataset("images", data=numbers, chunks=(2, *numbers.shape[1:]), compression="gzip")
