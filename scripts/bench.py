@@ -25,6 +25,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "step": "sampling.step",
     "outside": "sampling.outside",
     "training": "training.loss",
+    "training-step": "training.step",
     "parts": "training.parts",
     "guidance": "network.guidance",
     "ceiling": "network.ceiling",

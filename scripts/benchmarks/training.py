@@ -4,15 +4,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import Row, race
 from benchmarks.dense import DenseDiffusion
+from vqtool import conditions, denoisers
+from vqtool.cli.main import _keep_freed_memory
 from vqtool.denoisers import transformer
 from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import auxiliary, variational_bound
 from vqtool.diffusion.parameterisations import log_probabilities
+from vqtool.priors import GridSpec, Prior
+from vqtool.training.clock import LoopConfig
+from vqtool.training.data import GridData
+from vqtool.training.loop import measure_step_seconds
+from vqtool.training.objectives import PriorLoss, PriorObjective
 
 NAME = "noise, loss and gradient of a training step"
 BATCH, SIZE, TOKENS, STEPS = 8, (16, 16), 1024, 100
@@ -49,6 +57,29 @@ class _Case:
         loss = self.dense.loss(output, self.x_0.flatten(1), x_t.flatten(1), self.t, AUXILIARY_WEIGHT)
         (gradient,) = torch.autograd.grad(loss, output)
         return loss.item(), gradient
+
+
+def step(folder: Path, num: int) -> Iterator[Row]:
+    """A whole step of `transformer`, 32 grids of 8x8, K = 1024, classes, on the default kernel and on absorbing.
+
+    Run it in two checkouts in turn to compare them; `vqtool` keeps freed memory as this does.
+    """
+    _keep_freed_memory()
+    for size in ("tiny", "small"):
+        for kernel in ("mask-replace", "absorbing"):
+            torch.manual_seed(0)
+            conditioner = conditions.build("class", ["a", "b", "c"])
+            config = {"codebook_size": TOKENS, "grid_size": (8, 8), "num_steps": STEPS, "num_classes": 3}
+            network = denoisers.build("transformer", config | denoisers.module("transformer").SIZES[size])
+            process = kernels.build(kernel, codebook_size=TOKENS, num_steps=STEPS)
+            prior = Prior(process, network, "transformer", conditioner, GridSpec("", "", (8, 8), (64, 64), ""))
+            noise = np.random.default_rng(0)
+            grids = noise.integers(0, TOKENS, (512, 8, 8))
+            data = GridData(grids, torch.from_numpy(noise.integers(0, 3, 512)), prior.grid_spec)
+            run = LoopConfig(1000, 32)
+            objective = PriorObjective(prior, data, PriorLoss(), run)
+            seconds = measure_step_seconds(network, objective, num_items=len(data), config=run)
+            yield f"training step of transformer {size}, {kernel}", f"{32 / seconds:.0f} pictures/s"
 
 
 def loss(folder: Path, num: int) -> Iterator[Row]:
