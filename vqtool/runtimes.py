@@ -183,13 +183,13 @@ class Graphs:
         path = self._folder / f"{self._digest(inputs)}.onnx"
         if path.is_file():
             try:
-                return self._checked(_open(path.read_bytes()), inputs)
+                return self._checked(open_session(path.read_bytes()), inputs)
             except Exception as error:  # ONNX Runtime's own are of no common kind
                 warn(f"{path}: damaged, and made anew: {_first_line(error)}")
         graph = self.export(inputs)
         self._keep(path, graph)
         try:
-            return self._checked(_open(graph), inputs)
+            return self._checked(open_session(graph), inputs)
         except Exception as error:
             raise self._refusal(error) from error
 
@@ -273,7 +273,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "onnx"
 
 
-def _open(graph: bytes) -> Session:
+def open_session(graph: bytes) -> Session:
+    """What ONNX Runtime makes of an .onnx file, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.registry import check_known, find_module
 
-NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip")
+NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip", "onnx")
 KINDS = ("pooled", "spatial", "probabilities")  # of arrays in a feature set
 
 
