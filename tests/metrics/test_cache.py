@@ -8,7 +8,7 @@ from support.sets import SixNumbers
 
 from vqtool.errors import VqtoolWarning
 from vqtool.metrics import cache
-from vqtool.metrics.cache import CachedNetwork
+from vqtool.metrics.cache import CachedNetwork, remembering
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8)).astype(np.uint8)
 
@@ -29,13 +29,17 @@ def test_pictures_that_were_seen_are_not_computed_again_and_are_the_same(tmp_pat
     assert (found.name, found.digest, found.resize) == (network.name, network.digest, network.resize)
 
 
-def test_other_weights_have_another_file_in_the_users_cache(tmp_path, monkeypatch):
+def test_other_weights_and_another_runtime_have_files_of_their_own_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     other = SixNumbers()
     other.digest = "f" * 16
     for network in (SixNumbers(), other):
         CachedNetwork(network)(IMAGES)
-    assert len(list((tmp_path / "vqtool" / "features").glob("SixNumbers-*.sqlite"))) == 2
+    for runtime in ("torch", "onnx"):
+        remembering(SixNumbers(), "cpu", runtime)(IMAGES)
+    names = {path.name for path in (tmp_path / "vqtool" / "features").iterdir()}
+    digests = ("0123456789abcdef-clean", "0123456789abcdef-clean-onnx", f"{other.digest}-clean")
+    assert names == {f"SixNumbers-{digest}-v1.sqlite" for digest in digests}
 
 
 def test_a_network_without_a_digest_is_not_remembered(tmp_path):

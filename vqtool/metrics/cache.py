@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vqtool.errors import warn
@@ -29,16 +30,23 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "features"
 
 
+def remembering(network: FeatureNetwork, device: str | torch.device, runtime: str) -> "CachedNetwork":
+    """A network that remembers the features of pictures, those of each device and runtime apart."""
+    words = (torch.device(device).type, runtime)
+    return CachedNetwork(network, run_by="-".join(word for word in words if word not in ("cpu", "torch")))
+
+
 class CachedNetwork:
     """A network that remembers the features of pictures.
 
     Args:
         network: that computes those which are not there.
         path: of the file; None: one of its own in `folder()`.
+        run_by: what computes them where that is not PyTorch on a CPU: its numbers are others in the last digits.
     """
 
-    def __init__(self, network: FeatureNetwork, path: Path | None = None) -> None:
-        self._network = network
+    def __init__(self, network: FeatureNetwork, path: Path | None = None, *, run_by: str = "") -> None:
+        self._network, self._run_by = network, run_by
         self.name, self.feature_dim = network.name, network.feature_dim
         self._path = path
         self._usable = True
@@ -53,7 +61,8 @@ class CachedNetwork:
         if not self._usable or not nothing.digest or not len(images):
             return self._network(images)
         keys = pixel_digests(images)
-        name = f"{nothing.name}-{nothing.digest}-{nothing.resize}-{_LAYOUT}.sqlite".replace("/", "_")
+        words = (nothing.name, nothing.digest, nothing.resize, self._run_by, _LAYOUT)
+        name = f"{'-'.join(filter(None, words))}.sqlite".replace("/", "_")
         path = self._path or folder() / name
         known = self._look_up(path, keys, nothing)
         new = [row for row, key in enumerate(keys) if key not in known]

@@ -13,7 +13,7 @@ from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics import features
-from vqtool.metrics.cache import CachedNetwork
+from vqtool.metrics.cache import remembering
 from vqtool.metrics.features import FeatureNetwork, Features, extract
 from vqtool.metrics.features.options import FeatureOptions
 from vqtool.metrics.pictures import READ_BATCH
@@ -153,5 +153,5 @@ def build(
     else:
         items = find_images(ref, source_options, words="none", on_error=on_error)
         how: dict[str, Any] = {"max_images": max_images, "on_error": on_error, "progress": progress}
-        reference = reference_features(items, CachedNetwork(network), size, **how)
+        reference = reference_features(items, remembering(network, tokenizer.device, runtime), size, **how)
     return ImageScores(tokenizer, network, reference, **options)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vqtool.images import parse_size
 from vqtool.metrics import features
-from vqtool.metrics.cache import CachedNetwork
+from vqtool.metrics.cache import remembering
 from vqtool.metrics.card import split_of
 from vqtool.metrics.features import FeatureNetwork
 from vqtool.metrics.jobs import Request
@@ -54,7 +54,7 @@ def load_network(request: Request) -> FeatureNetwork:
         device=request.device,
         runtime=options.runtime,
     )
-    return CachedNetwork(network) if options.cache else network
+    return remembering(network, request.device, options.runtime) if options.cache else network
 
 
 def open_side(
