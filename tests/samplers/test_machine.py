@@ -8,8 +8,8 @@ from support.pretended_gpu import PretendedGpu
 import vqtool
 from vqtool import samplers
 from vqtool.errors import VqtoolError, VqtoolWarning
-from vqtool.samplers import _machine
-from vqtool.samplers._machine import Machine, MachineOptions
+from vqtool.samplers import Method, _machine, build_tiling
+from vqtool.samplers._machine import Machine, MachineOptions, choose_threads
 
 
 def watched(prior, *, most=10**9):
@@ -106,3 +106,32 @@ def test_a_history_says_if_tokens_depend_on_the_batch_size():
     assert "exact" not in record()
     assert record(exact=False)["exact"] is False
     assert record(exact=False)["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(("second", "chosen"), [(0.5, 1), (2.0, 2)])
+def test_one_thread_fewer_computes_where_that_is_faster(second, chosen):
+    before, now, calls = torch.get_num_threads(), [0.0], []
+
+    def clock():
+        now[0] += second if torch.get_num_threads() == 1 else 1.0
+        calls.append(torch.get_num_threads())
+        return now[0]
+
+    prior = random_prior()
+    try:
+        torch.set_num_threads(2)
+        assert choose_threads(prior, build_tiling(prior, (4, 6)), clock) == chosen
+        assert torch.get_num_threads() == chosen
+    finally:
+        torch.set_num_threads(before)
+    assert calls == [2] * 4 + [1] * 4
+
+
+def test_threads_that_were_chosen_stand_in_the_history():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert Method.build(random_prior(), has_condition=False, threads="auto").record["threads"] == 1
+        assert "threads" not in Method.build(random_prior(), has_condition=False).record
+    finally:
+        torch.set_num_threads(before)

@@ -26,7 +26,7 @@ from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.rng import check_seed
 from vqtool.samplers._edit import Edit, check_tokens, find_start
-from vqtool.samplers._machine import Machine, MachineOptions, build_tiling, halve, use_runtime
+from vqtool.samplers._machine import Machine, MachineOptions, build_tiling, choose_threads, halve, use_runtime
 from vqtool.samplers._published import published
 from vqtool.samplers._settings import Guidance, Settings, leave_out_guidance, load_second
 from vqtool.samplers._texts import check_kind, choose_texts, condition
@@ -210,7 +210,8 @@ class Method:
         prior, runtime = use_runtime(prior, asked.runtime)
         if settings.guide_with is not None:
             settings = replace(settings, guide_with=use_runtime(settings.guide_with, runtime)[0])
-        machine = replace(machine, runtime=runtime)
+        chooses = asked.threads == "auto" and runtime == "torch" and prior.device.type == "cpu"
+        machine = replace(machine, runtime=runtime, threads=choose_threads(prior, tiling) if chooses else None)
         own = {} if grid_size is None else {"grid_size": size}
         return cls(prior, sampler, options, settings, tiling, machine, seed, {**chosen, **given, **own, **tiles})
 
@@ -378,7 +379,8 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
             as many samples pass the network together as the memory allows.
         precision: of the network: "fp32" or "bf16"; "auto" is bf16 on a GPU, unless `exact` is on.
         runtime: of the network on a CPU: "torch", or "onnx", which is faster and draws the same tokens except where
-            two logits tie to 1e-5; "auto" is onnx where the extra vqtool[onnx] is installed. See `vqtool.runtimes`.
+            two logits tie to 1e-5; "auto" is onnx where vqtool[onnx] is installed. See `vqtool.runtimes`.
+        threads: of PyTorch on a CPU: "all", or "auto" for one fewer where two calls are faster, as beside other work.
         observe: called with a batch (a `Walk`) and its x_t (B, H, W) before each call of the denoiser and at the end.
 
     Returns:

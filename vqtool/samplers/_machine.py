@@ -5,8 +5,11 @@ a GPU they would cost much where few grids are drawn, so there a microbatch is a
 unless `exact` is on; the tokens of a seed are then those of another batch size but for rounding.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import psutil
@@ -48,6 +51,12 @@ class MachineOptions(Checked):
         choices="runtimes.py:RUNTIMES",
         advanced=True,
     )
+    threads: str = option(
+        "all",
+        "Of PyTorch on a CPU; auto: one fewer where two calls are faster so.",
+        choices=("all", "auto"),
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Machine:
     exact: bool = True
     bf16: bool = False
     runtime: str = "torch"
+    threads: int | None = None  # that were chosen, of PyTorch
 
     @classmethod
     def choose(cls, options: MachineOptions, device: torch.device) -> "Machine":
@@ -76,7 +86,8 @@ class Machine:
         """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
         usual = self.exact and not self.bf16
         precision = {} if usual else {"exact": self.exact, "precision": "bf16" if self.bf16 else "fp32"}
-        return precision | ({} if self.runtime == "torch" else {"runtime": self.runtime})
+        threads = {} if self.threads is None else {"threads": self.threads}
+        return precision | threads | ({} if self.runtime == "torch" else {"runtime": self.runtime})
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Where the network computes; probabilities are made of its logits in float32 in any case."""
@@ -111,6 +122,35 @@ def use_runtime(prior: Prior, runtime: str) -> tuple[Prior, str]:
         return replace(prior, denoiser=run_by_onnx(prior.denoiser, example, f"the denoiser {prior.denoiser_name}"))
 
     return try_to_run(runtime, prior.device, prior, by_onnx)
+
+
+@torch.no_grad()
+def choose_threads(prior: Prior, tiling: Tiling, clock: Callable[[], float] = time.perf_counter) -> int:
+    """Let PyTorch compute with all its threads or one fewer, as two short calls are faster, and say with how many.
+
+    Its threads wait for each other after every operation: beside other work that has one core, all wait for that core.
+    The number changes how results are rounded, and so a token now and then: hence only where it is asked for.
+
+    Args:
+        prior: on the CPU.
+        tiling: of its grids.
+        clock: seconds.
+    """
+    most, num = torch.get_num_threads(), min(tiling.at_once, tiling.microbatch * len(tiling))
+    if most == 1:
+        return most
+    x_t = torch.arange(num * prod(tiling.size)).remainder(prior.kernel.codebook_size).view(num, *tiling.size)
+    times, condition = torch.ones(num, dtype=torch.int64), prior.encode_condition(None, num)
+    seconds = dict[int, float]()
+    for threads in (most, most - 1):
+        torch.set_num_threads(threads)
+        for _ in range(2):  # the first warms up
+            start = clock()
+            prior.log_x0(x_t, times, condition)
+            seconds[threads] = clock() - start
+    chosen = min(seconds, key=lambda threads: seconds[threads])
+    torch.set_num_threads(chosen)
+    return chosen
 
 
 def find_free_memory(device: torch.device) -> int:
