@@ -21,6 +21,7 @@ from vqtool.artifacts import BUILTIN, Header
 from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
+from vqtool.inputs import input_name
 from vqtool.tokenizers import magvit2, maskgit, titok, vqgan, vqvae
 from vqtool.tokenizers._sizes import NetworkConfig, find_grid_size, find_image_size
 from vqtool.tokenizers.quantizers import highest, nearest
@@ -338,8 +339,8 @@ def tokenizer_of(
     place: str | Path | None = given or location
     if given is None and not fingerprint:
         raise VqtoolError(
-            f"{source} does not say which tokenizer its tokens are of: name it with --{parameter}; a prior that was "
-            "imported without one says it after `vqtool import SOURCE --tokenizer FILE`"
+            f"{input_name(source or '-')} does not say which tokenizer its tokens are of: name it with --{parameter}; "
+            "a prior that was imported without one says it after `vqtool import SOURCE --tokenizer FILE`"
         )
     if given is None and location != BUILTIN:
         near = None if source is None or str(source) == "-" else Path(source).parent
