@@ -34,6 +34,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "tokenizer": "tokenizer.tokenizer",
     "runtime": "runtime.runtime",
     "runtime-beside": "runtime.beside",
+    "scale": "scale.grids",
     "zoo-sample": "zoo.halton",
     "zoo-import": "zoo.importing",
     "zoo-decode": "zoo.decoding",

@@ -173,6 +173,10 @@ class Dataset:
                 return parts[0]
             return np.concatenate(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)
 
+    def forget(self) -> None:
+        """Give back the memory of unpacked rows that are kept for the next read."""
+        self._bands.clear()
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -219,7 +219,7 @@ def test_what_cannot_be_carried_over_is_refused(work):
     write_grids("away.h5", load_tokenizer("new.safetensors"), np.zeros((1, 2, 2), np.int64), ["elsewhere"])
     for grids, message in (
         (["other.h5"], r"other\.h5 has tokens of tokenizer .*, neither of the prior's .* nor of new\.safetensors"),
-        (["tok.h5", "tok.h5"], r"tok\.h5 and tok\.h5 are of one tokenizer"),
+        (["tok.h5", "tok.h5"], r"tok\.h5: named twice"),
         (["tok.h5", "new.h5"], "have grids of two sizes"),
         (["tok.h5", "away.h5"], "have no image in common"),
     ):

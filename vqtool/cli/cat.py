@@ -10,7 +10,9 @@ from vqtool.cli.options import Force
 
 @command
 def cat(
-    files: Annotated[list[str] | None, typer.Argument(help="Token grids; - is stdin.", show_default="-")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Token grids, folders of them or globs; - is stdin.", show_default="-")
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is stdout.")] = "-",
     force: Force = False,
 ) -> None:

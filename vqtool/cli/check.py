@@ -23,11 +23,13 @@ def check(
         vqtool check tok.h5 tokenizer.safetensors prior.safetensors
 
         vqtool check --json tok.h5
+
+        vqtool check 'shards/tok-*.h5'
     """
     from json import dumps
 
     results = []
-    for file in files:
+    for file in (each for name in files for each in _expand(name)):
         results.append({"file": file, **_result(file)})
         if not json:
             why = results[-1].get("why")
@@ -36,6 +38,17 @@ def check(
         print(dumps(results, indent=2))
     if not all(result["ok"] for result in results):
         raise typer.Exit(EXIT_ERROR)
+
+
+def _expand(name: str) -> list[str]:
+    """The grid files of a folder or glob; a name that leads nowhere itself, for its own line."""
+    from vqtool.errors import VqtoolError
+    from vqtool.grids.found import find_grids
+
+    try:
+        return list(map(str, find_grids(name)))
+    except VqtoolError:
+        return [name]
 
 
 def _result(file: str) -> dict[str, object]:

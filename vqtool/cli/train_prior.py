@@ -26,7 +26,10 @@ OPTIONS = (
 
 @command
 def train_prior(
-    grids: Annotated[Path, typer.Argument(help="Grid file; - is stdin.")] = Path("tok.h5"),
+    grids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Grid files, folders of them or globs; - is stdin.", show_default="tok.h5"),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
     from_: Annotated[
         str | None,
@@ -63,6 +66,8 @@ def train_prior(
 
         vqtool train-prior tok.h5 --condition class --size small --minutes 30 -o digits.safetensors
 
+        vqtool train-prior 'tok-*.h5' --size large --steps 20000 -o large.safetensors
+
         vqtool train-prior tok.h5 --preset vq-diffusion --size tiny --steps 600 -o published.safetensors
 
         vqtool train-prior --from prior.safetensors more.h5 -o tuned.safetensors
@@ -71,7 +76,8 @@ def train_prior(
 
         vqtool train-prior --from prior.safetensors --train null --steps 200 -o guided.safetensors
     """
-    echo(f"reading {grids}, and PyTorch, which takes some seconds")
+    grids = grids or ["tok.h5"]
+    echo(f"reading {', '.join(grids[:3])}{', ...' if len(grids) > 3 else ''}, and PyTorch, which takes some seconds")
     from vqtool.training.prior import train_prior
 
     train_prior(

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, open_grids
+from vqtool.grids.found import find_grids
 from vqtool.progress import Progress, silent
 
 THRESHOLD = 10  # tokens; usage is reported for 1 and for this
@@ -105,7 +106,7 @@ def count_grids(
     """Count the tokens of files and streams of one tokenizer; their grids may differ in size.
 
     Args:
-        sources: files, or "-" for standard input.
+        sources: files, folders of them or globs, or "-" for standard input.
         see: is called with each batch.
         progress: shows how far it is.
 
@@ -116,6 +117,7 @@ def count_grids(
     """
     first: GridHeader | None = None
     counts, num = np.zeros(0, np.int64), 0
+    sources = find_grids(sources)
     for source in sources:
         with open_grids(source) as reader, progress(f"read {reader.name}", reader.num_grids, "grids") as advance:
             if first is None:

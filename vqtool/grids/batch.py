@@ -110,7 +110,7 @@ def _shown(value: Any) -> str:
 class GridBatch:
     """Some grids with what is known about each. An unknown label or caption is None for all, or "" for one."""
 
-    tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K); K where unknown
+    tokens: NDArray[np.unsignedinteger[Any]]  # (B, H, W) in [0, K); K where unknown; or `stored.StoredTokens`
     ids: list[str]
     labels: list[str] | None = None  # names of classes
     captions: list[str] | None = None  # several captions of one image are joined: see `vqtool.captions`
@@ -132,13 +132,17 @@ class GridBatch:
 def join_batches(header: GridHeader, batches: Sequence[GridBatch]) -> GridBatch:
     """One batch of all: the labels or captions of a batch that has none become "" where another has some."""
     tokens = np.concatenate([np.empty((0, *header.grid_size), header.dtype), *(batch.tokens for batch in batches)])
-    columns: list[list[str] | None] = []
-    for name in TEXTS:
-        parts = [batch.texts[name] for batch in batches]
-        known = name == "id" or any(part is not None for part in parts)
-        filled = [part or [""] * len(batch) for part, batch in zip(parts, batches, strict=True)]
-        columns.append([text for part in filled for text in part] if known else None)
+    numbers = list(map(len, batches))
+    columns = [join_texts([batch.texts[name] for batch in batches], numbers) for name in TEXTS]
     return GridBatch(tokens, columns[0] or [], columns[1], columns[2])
+
+
+def join_texts(parts: Sequence[list[str] | None], numbers: Sequence[int]) -> list[str] | None:
+    """A column of texts of several batches of so many grids; None if it is known of none of them."""
+    if all(part is None for part in parts):
+        return None
+    filled = (part or [""] * number for part, number in zip(parts, numbers, strict=True))
+    return [text for part in filled for text in part]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from vqtool.captions import SEPARATOR
 from vqtool.errors import FormatError
@@ -185,15 +186,37 @@ class GridFileReader:
         Raises:
             FormatError: damaged, or a token is not in [0, K).
         """
-        tokens = self._tokens.read(start, stop)
+        tokens = self.read_tokens(start, stop)
         texts = {name: self._read_texts(name, start, stop) for name in self._texts}
+        ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
+        return GridBatch(tokens, ids, texts.get("label"), texts.get("caption"))
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Tokens of the grids of these rising numbers, (n, H, W); what lies between far ones is not read.
+
+        Raises:
+            FormatError: damaged, or a token is not in [0, K).
+        """
+        parts = []
+        for near in np.split(rows, np.flatnonzero(np.diff(rows) > CHUNK_GRIDS) + 1):
+            tokens = self.read_tokens(int(near[0]), int(near[-1]) + 1)
+            parts.append(tokens[near - near[0]])
+        self._tokens.forget()
+        return np.concatenate(parts)
+
+    def read_tokens(self, start: int, stop: int) -> NDArray[Any]:
+        """Tokens of the grids start to stop, (n, H, W), without their texts.
+
+        Raises:
+            FormatError: damaged, or a token is not in [0, K).
+        """
+        tokens = self._tokens.read(start, stop)
         size = self.header.num_states
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
             row, y, x = np.argwhere((tokens < 0) | (tokens >= size))[0].tolist()
             where = f"at row {y}, column {x} of grid {start + row}"
             raise FormatError(f"{self._name}: token {tokens[row, y, x]} {where} is not in [0, {size})")
-        ids = texts.get("id", [str(row) for row in range(start, start + len(tokens))])
-        return GridBatch(tokens.astype(self.header.dtype, copy=False), ids, texts.get("label"), texts.get("caption"))
+        return tokens.astype(self.header.dtype, copy=False)
 
 
 def _check_format(file: h5py.File, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vqtool.artifacts import history_record
 from vqtool.errors import VqtoolError
 from vqtool.grids.batch import GridBatch, GridHeader, merge_histories
+from vqtool.grids.found import find_grids
 from vqtool.grids.reader import GridReader, open_grids
 from vqtool.grids.writer import GridWriter, check_output
 
@@ -71,7 +72,7 @@ def cat(sources: Sequence[str | Path], output: str | Path, *, force: bool = Fals
     """Write the grids of several files and streams as one; says how many they were.
 
     Args:
-        sources: paths, or "-" for standard input.
+        sources: paths, also of folders, or globs; "-" is standard input.
         output: a path, or "-" for standard output.
         force: overwrite an existing file.
 
@@ -80,7 +81,7 @@ def cat(sources: Sequence[str | Path], output: str | Path, *, force: bool = Fals
         VqtoolError: a source cannot be read, or the output cannot be written.
     """
     check_output(output, force=force)
-    with concatenate([str(source) for source in sources]) as joined:
+    with concatenate(list(map(str, find_grids(sources)))) as joined:
         header = joined.header.with_step(history_record("cat", inputs=joined.digests))
         return _copy(joined.batches(), output, header, force=force)
 

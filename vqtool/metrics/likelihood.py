@@ -28,6 +28,7 @@ from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.losses import stationary_term, variational_bound
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, open_grids
+from vqtool.grids.found import find_grids
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.pictures import token_digests
 from vqtool.metrics.report import Report
@@ -173,7 +174,7 @@ def measure_likelihood(
 
     Args:
         prior: its device does the work.
-        sources: files of grids, or "-" for standard input.
+        sources: files of grids, folders of them or globs, or "-" for standard input.
         times: timestep samples a grid, at least 2; T or more for every t once.
         conditional: whether the prior is told the labels or captions of the grids.
         seed: of all noise.
@@ -189,7 +190,7 @@ def measure_likelihood(
     batch_size = max(1, min(MAX_BATCH, MAX_LOGITS // (size[0] * size[1] * prior.kernel.codebook_size)))
     without = 0  # grids whose condition is not known
     digests: list[bytes] = []
-    for source in sources:
+    for source in find_grids(sources):
         with open_grids(source) as reader:
             prior.check_grids(reader.header, reader.name)
             with progress(f"measure {reader.name}", reader.num_grids, "grids") as advance:

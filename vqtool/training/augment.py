@@ -16,7 +16,7 @@ from vqtool import distributed, rng
 from vqtool.errors import VqtoolError
 from vqtool.images import to_float
 from vqtool.options import Checked, option
-from vqtool.training.loop import Indices
+from vqtool.training._order import Indices
 
 GREY = (0.299, 0.587, 0.114)  # shares of red, green, blue in brightness, ITU-R BT.601
 

@@ -1,5 +1,6 @@
 """A fresh prior: forward process, condition and network, with what suits data and machine where nobody says."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -228,10 +229,10 @@ def begin(
     num_codes, parts = choose_parts(denoiser, network.num_parts, header.codebook_size)
     split = partial(split_tokens, num_codes=num_codes, num_parts=parts.get("num_parts", 1))
     data, held_out = build_data(batch, conditioner, GridSpec.of(header), split).split(seed)
-    size = network.choose_size(denoiser, len(data), data.tokens[0].size)
+    size = network.choose_size(denoiser, len(data), math.prod(data.tokens.shape[1:]))
     dropout = network.choose_dropout(denoiser, len(batch)) if not preset.name else network.dropout or 0.0
     prior = build_prior(
-        diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens,
+        diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens_to_count(),
         denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
         dropout=dropout, text_encoder=encoder, network=preset.network, **parts,
     )  # fmt: skip

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,16 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.conditions import Conditioner
-from vqtool.grids import GridBatch
+from vqtool.errors import VqtoolError
+from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
+from vqtool.grids.batch import merge_histories
+from vqtool.grids.found import find_grids
+from vqtool.grids.stored import StoredTokens, measure_stored, read_stored
 from vqtool.priors import GridSpec
-from vqtool.training.loop import Indices
+from vqtool.training._order import Indices, Order, step_items
 
+COUNTED = 1 << 16  # grids
+IN_MEMORY = 128 << 20  # bytes of tokens
 HELD_OUT_SHARE = 0.03
 MAX_HELD_OUT = 128
 MIN_GRIDS_TO_HOLD_OUT = 200
@@ -35,7 +43,7 @@ def digest(array: NDArray[np.uint8]) -> str:
 class GridData:
     """The grids to learn from, with their conditions."""
 
-    tokens: NDArray[np.integer[Any]]  # (N, H, W)
+    tokens: NDArray[np.integer[Any]] | StoredTokens  # (N, H, W); stored ones are read where a step looks at them
     conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
     grid_spec: GridSpec
     starts: NDArray[np.int64] | None = None  # (N + 1,): grid i has the conditions starts[i] to starts[i + 1]
@@ -45,9 +53,20 @@ class GridData:
 
     def place(self, device: torch.device | str) -> "PlacedGrids":
         """The same on a device."""
-        tokens = self.tokens.view(np.int16) if self.tokens.dtype == np.uint16 else self.tokens
         starts = None if self.starts is None else torch.from_numpy(self.starts).to(device)
-        return PlacedGrids(torch.from_numpy(tokens).to(device), self.conditions.to(device), starts)
+        tokens = self.tokens
+        if isinstance(tokens, StoredTokens):
+            return PlacedGrids(tokens, self.conditions.to(device), starts)
+        return PlacedGrids(_as_tensor(tokens).to(device), self.conditions.to(device), starts)
+
+    @property
+    def order(self) -> Order:
+        """In which steps see them."""
+        return partial(step_items, run=self.tokens.run) if isinstance(self.tokens, StoredTokens) else step_items
+
+    def tokens_to_count(self) -> NDArray[np.integer[Any]]:
+        """Grids (n, H, W) that say how frequent tokens are: all, or COUNTED from everywhere if they are stored."""
+        return self.tokens.some(COUNTED) if isinstance(self.tokens, StoredTokens) else self.tokens
 
     def thin(self, count: int) -> "GridData":
         """So many of them, or all, from everywhere."""
@@ -59,7 +78,10 @@ class GridData:
             return self, None
         order = rng.generator(seed, 0, stream=rng.SELECTION).permutation(len(self))
         count = min(MAX_HELD_OUT, int(HELD_OUT_SHARE * len(self)))
-        return self._take(np.sort(order[count:])), self._take(np.sort(order[:count]))
+        few = self._take(np.sort(order[:count]))
+        if isinstance(few.tokens, StoredTokens):
+            few = replace(few, tokens=few.tokens.take(np.arange(count)))
+        return self._take(np.sort(order[count:])), few
 
     def _take(self, indices: Indices) -> "GridData":
         chosen, starts = indices, None
@@ -69,12 +91,16 @@ class GridData:
             # Row r of the new conditions is the (r - starts[i])-th of its grid i.
             chosen = np.repeat(self.starts[indices] - starts[:-1], numbers) + np.arange(starts[-1])
         conditions = self.conditions[torch.from_numpy(chosen)]
-        return replace(self, tokens=self.tokens[indices], conditions=conditions, starts=starts)
+        tokens = self.tokens.chosen(indices) if isinstance(self.tokens, StoredTokens) else self.tokens[indices]
+        return replace(self, tokens=tokens, conditions=conditions, starts=starts)
 
     def digest(self) -> str:
         """16 hexadecimal digits over grids and conditions."""
         result = hashlib.sha256(json.dumps([self.tokens.shape, self.conditions.shape]).encode())
-        result.update(np.ascontiguousarray(self.tokens, np.int64).data)
+        if isinstance(self.tokens, StoredTokens):
+            result.update(self.tokens.digest.encode())
+        else:
+            result.update(np.ascontiguousarray(self.tokens, np.int64).data)
         result.update(self.conditions.numpy().data)
         if self.starts is not None:
             result.update(self.starts.data)
@@ -85,7 +111,7 @@ class GridData:
 class PlacedGrids:
     """Grids and conditions as tensors on the device that learns from them: a step takes its rows there."""
 
-    tokens: Tensor  # (N, H, W) integers; int16 holds the bits of uint16, with which torch can do little
+    tokens: Tensor | StoredTokens  # (N, H, W) integers; int16 holds the bits of uint16, with which torch can do little
     conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
     starts: Tensor | None  # (N + 1,) int64
 
@@ -101,8 +127,16 @@ class PlacedGrids:
             chosen = self.starts[indices]
             if draws is not None:
                 chosen = chosen + (draws * (self.starts[indices + 1] - chosen)).long()
-        tokens = self.tokens[indices].long()
-        return tokens & 0xFFFF if self.tokens.dtype == torch.int16 else tokens, self.conditions[chosen]
+        if isinstance(self.tokens, StoredTokens):
+            found = _as_tensor(self.tokens.take(indices.cpu().numpy())).to(indices.device)
+        else:
+            found = self.tokens[indices]
+        tokens = found.long()
+        return tokens & 0xFFFF if found.dtype == torch.int16 else tokens, self.conditions[chosen]
+
+
+def _as_tensor(tokens: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(tokens.view(np.int16) if tokens.dtype == np.uint16 else tokens)
 
 
 def upload(array: NDArray[np.int64], device: torch.device) -> Tensor:
@@ -125,9 +159,38 @@ def build_data(
         grid_spec: of the grids.
         split: `Prior.split`, for a denoiser that sees tokens in parts.
     """
-    texts = conditioner.select_all(batch.labels, batch.captions) or [(None,)] * len(batch)
-    starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
-    tokens = batch.tokens
+    texts = conditioner.select_all(batch.labels, batch.captions)
+    starts, conditions = None, conditioner.null(len(batch))
+    if texts is not None:
+        starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
+        conditions = conditioner.encode([text for own in texts for text in own])
+
+    tokens: Any = batch.tokens
     if split is not None:
-        tokens = split(torch.from_numpy(tokens.astype(np.int64))).numpy().astype(tokens.dtype)
-    return GridData(tokens, conditioner.encode([text for own in texts for text in own]), grid_spec, starts)
+        change = partial(_split, split)
+        tokens = tokens.changed(change) if isinstance(tokens, StoredTokens) else change(tokens)
+    return GridData(tokens, conditions, grid_spec, starts)
+
+
+def _split(split: Callable[[Tensor], Tensor], tokens: NDArray[Any]) -> NDArray[Any]:
+    return split(torch.from_numpy(tokens.astype(np.int64))).numpy().astype(tokens.dtype)
+
+
+def read_data(grids: str | Path | Sequence[str | Path]) -> tuple[GridHeader, GridBatch]:
+    """All grids of files, folders, globs and pipes as one; of more than IN_MEMORY bytes the tokens stay on disk.
+
+    Raises:
+        MismatchError: they come from different tokenizers, or differ in size.
+        VqtoolError: a file is missing, has no grids, or has masked ones.
+    """
+    paths = find_grids(grids, once=True)
+    if measure_stored(paths) > IN_MEMORY:
+        return read_stored(paths)
+    parts = [read_grids(path) for path in paths]
+    header = parts[0][0]
+    for path, (own, batch) in zip(paths, parts, strict=True):
+        header.check_same(own, str(paths[0]), str(path))
+        if not len(batch):
+            raise VqtoolError(f"{path}: no grids in it: there is nothing to learn from")
+    history = tuple(merge_histories([own for own, _ in parts]))
+    return replace(header, history=history), join_batches(header, [batch for _, batch in parts])

@@ -36,10 +36,10 @@ from vqtool.progress import Notify, Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.training import data, loop
 from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
+from vqtool.training._order import Indices
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.clock import Length, LoopConfig, Moment
 from vqtool.training.discriminator import DiscriminatorConfig, check_size
-from vqtool.training.loop import Indices
 from vqtool.training.perceptual import Perceptual, load_perceptual
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
@@ -29,7 +28,7 @@ from vqtool.progress import Advance, Progress, silent
 from vqtool.signals import Interrupted
 from vqtool.training._identity import Reached, check_identity
 from vqtool.training._log import Account, Report, RunLog, check_finite, describe_stop
-from vqtool.training._order import step_items
+from vqtool.training._order import Indices, Order, step_items
 from vqtool.training._signals import interruptible
 from vqtool.training._validation import Course, Validation
 from vqtool.training._weights import build_optimizer, checkpoint_blocks, update_ema
@@ -38,7 +37,6 @@ from vqtool.trust import parse_record
 
 STATE_KIND = "training-state"
 
-Indices = NDArray[np.int64]
 Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[str, Tensor]]]
 Keep = Callable[[nn.Module, Mapping[str, Any]], object]
 Preview = Callable[[nn.Module, int], None]
@@ -190,10 +188,10 @@ class _Run:
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
-    def take_step(self, objective: Objective, num_items: int) -> dict[str, Tensor]:
+    def take_step(self, objective: Objective, num_items: int, order: Order = step_items) -> dict[str, Tensor]:
         """One step of the optimiser; the loss and metrics of this process's part of the batch."""
         config, moment = self.config, self.moment
-        indices, samples = step_items(self.step, num_items, config.batch_size, config.seed)
+        indices, samples = order(self.step, num_items, config.batch_size, config.seed)
         own = distributed.own_range(config.batch_size)
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(moment, config)
@@ -262,6 +260,7 @@ def run(
     report: Report | None = None,
     progress: Progress = silent,
     told: Sequence[str] = ("loss",),
+    order: Order = step_items,
     clock: Callable[[], float] = time.monotonic,
 ) -> LoopResult:
     """Train a model.
@@ -287,6 +286,7 @@ def run(
         report: is told (step, metrics) after each logged step.
         progress: shows the steps.
         told: names of the metrics that are shown with the progress.
+        order: of the items.
         clock: seconds, for a run by minutes.
 
     Returns:
@@ -313,7 +313,7 @@ def run(
     try:
         with progress("train", config.num_steps, "steps", done=training.step, detail=account.detail) as advance:
             _take_steps(
-                training, partial(training.take_step, objective, num_items), account, advance,
+                training, partial(training.take_step, objective, num_items, order), account, advance,
                 save=partial(training.save, state_path, identity), keep=keep, preview=preview, state_path=state_path,
             )  # fmt: skip
     finally:

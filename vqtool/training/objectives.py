@@ -35,9 +35,9 @@ from vqtool.diffusion.posterior import replaces
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
+from vqtool.training._order import Indices
 from vqtool.training.clock import LoopConfig, Moment
 from vqtool.training.data import GridData, PlacedGrids, upload
-from vqtool.training.loop import Indices
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4
@@ -141,7 +141,7 @@ class PriorObjective:
 
     def _place(self, device: torch.device) -> PlacedGrids:
         """Put on a device what steps need there: all of it, so that none of them has to wait for a copy."""
-        if self._placed is None or self._placed.tokens.device != device:
+        if self._placed is None or self._placed.conditions.device != device:
             self._placed = self._data.place(device)
             self._null = self._prior.conditioner.null(1).to(device)
             self._weights = self._weights.to(device)

@@ -1,6 +1,6 @@
 """Training of a prior on token grids: `objectives` says what is minimised, `building` what a fresh prior is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,23 +14,22 @@ from vqtool import distributed
 from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
 from vqtool.errors import VqtoolError, size_text, warn
-from vqtool.grids import GridBatch, GridHeader, read_grids
-from vqtool.images import to_uint8
-from vqtool.images.preview import preview_grid, save_image
+from vqtool.grids import GridHeader
+from vqtool.grids.found import find_grids
 from vqtool.locks import claims
 from vqtool.options import distribute, option
 from vqtool.outputs import is_stream, refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
-from vqtool.samplers import sample
-from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers import tokenizer_of
 from vqtool.training import loop
+from vqtool.training._preview import write_preview
 from vqtool.training._validation import Validation, tell_kept
 from vqtool.training.adapters import TuningOptions, adapter_of, merged
 from vqtool.training.building import Beginning, ConditionOptions, DenoiserOptions, DiffusionOptions, begin
 from vqtool.training.clock import Length, LoopConfig
-from vqtool.training.data import FEW, MIN_GRIDS_TO_HOLD_OUT, GridData
+from vqtool.training.data import FEW, MIN_GRIDS_TO_HOLD_OUT, GridData, read_data
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, curve_of, validate
 from vqtool.training.presets import settle
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
@@ -42,7 +41,6 @@ VALIDATION_STEPS = 200  # between two measurements on the grids held out, at mos
 MIN_VALIDATIONS = 8  # measurements in a run
 BOUND = "validation_bound"  # of grids held out
 VALIDATION_SHARE = 0.02  # of the grids that a run learns from, at most, are measured in all of them together
-PREVIEW_SAMPLES = 16
 # What a network's config has of the grids and not of its size.
 OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocabulary_size", "max_length")
 
@@ -67,7 +65,7 @@ class PriorRunOptions(RunOptions):
 
 @claims()
 def train_prior(
-    grids: str | Path,
+    grids: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     from_: str | Path | None = None,
@@ -87,7 +85,7 @@ def train_prior(
     an interrupted run can be sampled.
 
     Args:
-        grids: grid file, or "-" for stdin.
+        grids: grid files, folders of them or globs, or "-" for stdin. More than 128 MB of tokens stay on disk.
         output: file to write.
         from_: prior to begin with, a file or "builtin"; "none" for fresh weights; None: the built-in one for fewer than
             2,000 grids of its tokenizer and size, unless classes or something of a new prior are asked for.
@@ -118,7 +116,8 @@ def train_prior(
     files = RunFiles.open(output, resume=resume, force=force)
     if tuning.keep_adapter is not None:
         refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
-    header, batch = _read(grids)
+    header, batch = read_data(grids)
+    first = find_grids(grids)[0]
     if from_ is None and begins_with_builtin(header, batch, given=options, begun=files.begun, notify=notify):
         old = load_prior()
     if old is None:
@@ -127,11 +126,11 @@ def train_prior(
         start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset)
     else:
         start = go_on(old, header, batch, condition, tuning, given=options, seed=seed)
-    data, held_out, place = start.data, start.held_out, output if is_stream(grids) else grids
+    data, held_out, place = start.data, start.held_out, output if is_stream(first) else first
     prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
     check_loss(loss, prior)
     _announce(start, notify)
-    preview = _find_preview(prior, grids, tokenizer, files)
+    preview = _find_preview(prior, first, tokenizer, files)
     length = choose_length(run, files, default=choose_default(len(data), run.batch_size), notify=notify)
     config = choose_run(
         length, run=run, learning_rate=run.learning_rate or start.learning_rate, seed=seed, machine=machine,
@@ -146,15 +145,6 @@ def train_prior(
     )  # fmt: skip
     trained = replace(trained, text_encoder=start.prior.text_encoder)
     return _finish(trained, save, preview, files, notify) if distributed.is_main_process() else trained
-
-
-def _read(grids: str | Path) -> tuple[GridHeader, GridBatch]:
-    if str(grids) != "-" and not Path(grids).exists():
-        raise VqtoolError(f"{grids}: no such file: make token grids with `vqtool encode`, or name another file")
-    header, batch = read_grids(grids)
-    if not len(batch):
-        raise VqtoolError(f"{grids}: no grids in it: there is nothing to learn from")
-    return header, batch
 
 
 def _save(
@@ -207,7 +197,7 @@ def _announce(start: Beginning, notify: Notify) -> None:
 
 def _warn_of_copies(data: GridData) -> None:
     """Warn where there is one grid to learn, or most grids are copies of others."""
-    num, different = len(data), len({grid.tobytes() for grid in data.tokens})
+    num, different = len(data), len({grid.tobytes() for grid in data.tokens_to_count()})
     if different == 1:
         which = "one grid" if num == 1 else f"{num} grids that are all the same"
         warn(f"{which} to learn from: the prior can learn to draw that one and no other")
@@ -341,6 +331,7 @@ def fit(
         prior.denoiser,
         objective,
         num_items=len(data),
+        order=data.order,
         config=run,
         state_path=state_path,
         log_path=log_path,
@@ -385,18 +376,6 @@ def _measure(trained: Prior, held_out: GridData, seed: int, progress: Progress) 
     trained.denoiser.cpu()
     measured = {BOUND: bound, "num_held_out": len(held_out), "curve": curve_of(trained, by_time)}
     return replace(trained, summary={**trained.summary, **measured})
-
-
-def write_preview(prior: Prior, tokenizer: Tokenizer, path: Path) -> None:
-    """Draw samples of a prior as it is; the same seeds and conditions every time."""
-    texts = prior.conditioner.examples[:PREVIEW_SAMPLES]
-    captions = [texts[i % len(texts)] for i in range(PREVIEW_SAMPLES)] if texts else None
-    condition = prior.conditioner.encode(captions) if captions else None
-    options: dict[str, Any] = {"sampler": "purity"} if prior.kernel.has_mask else {}
-    grids = sample(prior, PREVIEW_SAMPLES, condition=condition, cfg_scale=2.0 if texts else 1.0, **options)
-    with torch.no_grad():
-        images = to_uint8(tokenizer.decode(grids.to(tokenizer.device)))
-    save_image(preview_grid(images, captions), path, force=True)
 
 
 def _with_denoiser(prior: Prior, model: nn.Module) -> Prior:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vqtool import rng
 from vqtool.diffusion.kernels import Kernel
-from vqtool.training.loop import Indices
+from vqtool.training._order import Indices
 
 TIMES = ("stratified", "uniform", "importance")
 MIN_COUNT = 10  # each t is drawn more often than that before importance counts

@@ -33,7 +33,8 @@ from vqtool.codebooks.rebuilt import same_latents
 from vqtool.codebooks.usage import count_tokens
 from vqtool.denoisers import Denoiser
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.grids import GridBatch, GridHeader, read_grids
+from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
+from vqtool.grids.found import find_grids
 from vqtool.outputs import refuse_existing, side_file
 from vqtool.priors import Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
@@ -222,7 +223,7 @@ class _Counted:
 def _read(sources: Sequence[str | Path], prior: Prior, new: Tokenizer) -> dict[bool, _Counted]:
     """The grids by whether they are in the new codes."""
     found: dict[bool, _Counted] = {}
-    for source in sources:
+    for source in find_grids(sources, once=True):
         header, batch = read_grids(source)
         is_new = header.tokenizer_fingerprint == new.fingerprint
         if not is_new and header.tokenizer_fingerprint != prior.grid_spec.tokenizer_fingerprint:
@@ -230,11 +231,13 @@ def _read(sources: Sequence[str | Path], prior: Prior, new: Tokenizer) -> dict[b
                 f"{source} has tokens of tokenizer {header.tokenizer_fingerprint}, neither of the prior's "
                 f"{prior.grid_spec.tokenizer_fingerprint} nor of {new.location}, {new.fingerprint}"
             )
-        if is_new in found:
-            raise VqtoolError(f"{source} and {found[is_new].name} are of one tokenizer: give one file of each at most")
         if not len(batch):
             raise VqtoolError(f"{source}: no grids in it")
-        found[is_new] = _Counted(str(source), header, batch)
+        if (before := found.get(is_new)) is None:
+            found[is_new] = _Counted(str(source), header, batch)
+            continue
+        before.header.check_same(header, before.name, str(source))
+        found[is_new] = _Counted(before.name, before.header, join_batches(header, [before.batch, batch]))
     return found
 
 

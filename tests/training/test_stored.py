@@ -1,0 +1,121 @@
+"""Training on grids that stay on disk: the order of its items, exact resume, and the losses of grids in memory."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import prior_run
+
+from vqtool import distributed
+from vqtool.errors import MismatchError, VqtoolError
+from vqtool.grids import GridBatch, GridHeader, GridWriter, stored
+from vqtool.training import _order, data
+from vqtool.training._order import step_items
+from vqtool.training.prior import train_prior
+
+RUN = 3  # grids that are read together
+KEPT = 64 * RUN * 6  # bytes of 64 runs of grids of 2x3 cells of one byte
+QUICK = {"size": "tiny", "steps": 6, "batch_size": 16, "condition": "class", "kernel": "absorbing", "from_": "none"}
+
+
+def items(steps, num_items, **changes):
+    return np.concatenate([step_items(step, num_items, 10, **{"seed": 5, "run": 4, **changes})[0] for step in steps])
+
+
+@pytest.mark.parametrize("num_items", [30, 256, 257, 1030, 1023])
+def test_every_item_is_seen_once_an_epoch_in_an_order_of_its_own(num_items):
+    seen = items(range(3 * num_items // 10 + 1), num_items)
+    epochs = [seen[first * num_items : (first + 1) * num_items] for first in range(3)]
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch), np.arange(num_items))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(seen[:num_items], items(range(num_items // 10 + 1), num_items, seed=6)[:num_items])
+
+
+def test_few_runs_are_wanted_at_a_time_and_items_mix_beyond_them(monkeypatch):
+    monkeypatch.setattr(_order, "RUNS", 8)
+    _order._groups.cache_clear()
+    _order._group.cache_clear()
+    seen = items(range(200), 2000)  # runs of 4, 8 at a time: groups of 32
+    for group in range(60):
+        runs = np.unique(seen[group * 32 : group * 32 + 32] // 4)
+        assert len(runs) == 8
+        assert np.diff(np.sort(runs)).max() > 1
+    steps = np.abs(np.diff(seen))
+    assert (steps == 1).mean() < 0.1
+    _order._groups.cache_clear()
+    _order._group.cache_clear()
+
+
+def test_a_step_has_the_same_items_whoever_asks_and_whenever():
+    late = step_items(57, 1030, 10, 5, run=4)
+    items(range(20), 1030)
+    again = step_items(57, 1030, 10, 5, run=4)
+    assert np.array_equal(late[0], again[0])
+    assert late[1].tolist() == list(range(570, 580))
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """Files of four pictures many times, 240 in all, that are too large for memory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stored, "KEPT_BYTES", KEPT)
+    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    header = GridHeader(7, (2, 3), (16, 24), "0" * 16, "nowhere.safetensors", "")
+    for number, copies in enumerate((30, 10, 20)):
+        batch = prior_run.batch(copies)
+        with GridWriter(Path(f"tok-{number}.h5"), header) as writer:
+            writer.write(GridBatch(batch.tokens.astype(np.uint8), batch.ids, batch.labels))
+    return header
+
+
+def log(name):
+    lines = Path(f"{name}.log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.filterwarnings("ignore:.*preview")
+def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards, monkeypatch):
+    train_prior("tok-*.h5", "disk.safetensors", **QUICK)
+    monkeypatch.setattr(data, "IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(data.GridData, "order", partial(step_items, run=RUN))
+    train_prior(["tok-0.h5", "tok-1.h5", "tok-2.h5"], "memory.safetensors", **QUICK)
+    assert len(log("disk")) == 6
+    assert log("disk") == log("memory")
+
+
+@pytest.mark.filterwarnings("ignore:.*preview")
+def test_a_run_on_files_goes_on_exactly_and_not_on_others(shards):
+    train_prior(".", "whole.safetensors", **QUICK)
+
+    def stop(step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_prior("tok-*.h5", "parts.safetensors", report=stop, **QUICK)
+    names = sorted(map(str, Path().glob("tok-*.h5")))
+    Path("tok-1.h5").rename("kept")
+    with pytest.raises(MismatchError, match="grids"):
+        train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
+    Path("kept").rename("tok-1.h5")
+    train_prior(names, "parts.safetensors", resume=True, **QUICK)
+    assert log("parts") == log("whole")
+
+
+def test_processes_take_their_shares_of_the_same_steps(monkeypatch):
+    whole = step_items(7, 240, 12, 0, run=RUN)[0]
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "world_size", lambda: 3)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        own = distributed.own_range(12)
+        shares.append(step_items(7, 240, 12, 0, run=RUN)[0][own.start : own.stop])
+    assert np.array_equal(np.concatenate(shares), whole)
+
+
+def test_a_file_that_is_named_twice_is_refused(shards):
+    with pytest.raises(VqtoolError, match=r"tok-1\.h5: named twice"):
+        train_prior(["tok-1.h5", "tok-*.h5"], "p.safetensors", **QUICK)

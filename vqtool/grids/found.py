@@ -1,0 +1,38 @@
+"""Which grid files are meant: files, folders of them, globs and pipes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+
+from vqtool.errors import VqtoolError
+
+SUFFIX = ".h5"
+
+
+def find_grids(sources: str | Path | Sequence[str | Path], *, once: bool = False) -> list[Path]:
+    """The files that are meant, in order: what is named, of folders all *.h5, of globs what fits; "-" is stdin.
+
+    Args:
+        sources: names.
+        once: refuse files that are named twice.
+
+    Raises:
+        VqtoolError: a name leads nowhere, a folder has no such file, or one is named twice that may not be.
+    """
+    found: list[Path] = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{SUFFIX}"))
+        else:
+            named = str(source) == "-" or path.exists() or not has_magic(str(source))
+            inside = [path] if named else sorted(map(Path, glob(str(source))))
+        if not inside or not (str(source) == "-" or inside[0].exists()):
+            what = f"no {SUFFIX} files in it" if path.is_dir() else "no such file"
+            raise VqtoolError(f"{source}: {what}: make token grids with `vqtool encode`, or name another file")
+        found += inside
+    twice = [path for path, num in Counter(found).items() if num > 1]
+    if once and twice:
+        raise VqtoolError(f"{twice[0]}: named twice")
+    return found
