@@ -356,6 +356,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         cfg_schedule: how the scale depends on the share of time: "constant", "linear" or "cosine"; see
             `guidance.scales`.
         cfg_interval: the least and the largest share of time with guidance.
+        cfg_refresh: compute what guidance compares with in every m-th call of a sample only.
         null: what guidance compares with, "learned" or "zero-shot"; None for learned where the prior has it.
         negative: a caption or label to guide away from instead.
         guide_with: a second prior, or its file, to compare with instead, under the same condition or without any.

@@ -21,7 +21,7 @@ class Microbatch:
     condition: EncodedCondition  # a row a place
     reference: EncodedCondition | None  # what guidance compares with; None without guidance
 
-    def fill(self, values: Tensor, value: int) -> Tensor:
+    def fill(self, values: Tensor, value: int | bool) -> Tensor:
         """The rows of a batch at their places, (size, ...), and a value at those that are empty."""
         if not self.exact:
             return values[self.rows]

@@ -38,6 +38,9 @@ class Guidance(Checked):
     cfg_interval: tuple[float, float] = option(
         (0.0, 1.0), "Part of the way, 0 to 1, with guidance; the rest costs half.", minimum=0, maximum=1, rising=True
     )
+    cfg_refresh: int = option(
+        1, "Compute what guidance compares with in every m-th call only.", minimum=1, advanced=True
+    )
     cfg_power: float | None = option(
         None, "With power-cosine: above 1 guidance comes later.", usual=1.0, above=0, advanced=True
     )

@@ -13,6 +13,7 @@ decides from numbers on the CPU (`Times.known`); what only a GPU can tell is ask
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from vqtool.samplers._cells import pick
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._machine import EXACT, Machine, build_tiling
 from vqtool.samplers._microbatches import Microbatch, split
+from vqtool.samplers._references import References
 from vqtool.samplers._settings import Settings, interpolate
 from vqtool.samplers._tiles import Tiling
 
@@ -97,6 +99,7 @@ class Walk:
         self._temperatures_by_time = temperatures.to(prior.device) if isinstance(temperatures, Tensor) else None
         for each in (prior, settings.guide_with or prior):
             each.kernel.tables(prior.device)  # copied there now, not in the first step
+        self._references = References(settings.cfg_refresh, len(samples))
         self._is_damaged = torch.zeros((), dtype=torch.bool, device=prior.device)
         self._is_incomplete = torch.zeros_like(self._is_damaged)
         self._ahead: tuple[range, Tensor] | None = None  # noise of these steps, (steps, B, count, H, W)
@@ -300,9 +303,10 @@ class Walk:
         asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active
         scales = self._settings.scales(lambda: self._share(t.known), len(self.samples))
         temperature = self._temperature(t.known)
-        self._calls += asking * ((scales != 0).long() + (scales != 1).long())
+        due = self._references.due(asking & (scales != 1))
+        self._calls += asking * (scales != 0).long() + due
         second = self._settings.guide_with or self._prior
-        for microbatch in self._microbatches:
+        for number, microbatch in enumerate(self._microbatches):
             own = scales[microbatch.rows][asking[microbatch.rows]]
             if not len(own):
                 continue
@@ -313,8 +317,9 @@ class Walk:
                 with self._machine.autocast(x_t.device):
                     log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted, raw=self.raw)
             if bool((own != 1).any()):
+                ask = partial(self._tiling.log_x0, second, *inputs, microbatch.reference, raw=self.raw)
                 with self._machine.autocast(x_t.device):
-                    log_u = self._tiling.log_x0(second, *inputs, microbatch.reference, wanted, raw=self.raw)
+                    log_u = self._references.find(number, microbatch.fill(due, False), ask, wanted)
                 rows = microbatch.fill(scales, 1)
                 there = self._send(scales, self._scales_by_time, t, microbatch)
                 log_p = log_u if log_p is None else guide(log_p, log_u, rows, there, raw=self.raw)
