@@ -76,7 +76,7 @@ def log(name):
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-@pytest.mark.filterwarnings("ignore:.*preview")
+@pytest.mark.filterwarnings("ignore:.*preview", "ignore:.*are different")
 def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards, monkeypatch):
     train_prior("tok-*.h5", "disk.safetensors", **QUICK)
     monkeypatch.setattr(data, "IN_MEMORY", 1 << 20)
@@ -86,7 +86,7 @@ def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards,
     assert log("disk") == log("memory")
 
 
-@pytest.mark.filterwarnings("ignore:.*preview")
+@pytest.mark.filterwarnings("ignore:.*preview", "ignore:.*are different")
 def test_a_run_on_files_goes_on_exactly_and_not_on_others(shards):
     train_prior(".", "whole.safetensors", **QUICK)
 
