@@ -237,7 +237,7 @@ def test_a_full_disk_ends_a_comparison_and_leaves_the_rows_before(folder, vqtool
 def test_one_seed_gives_the_errors_that_the_metrics_know(folder, vqtool):
     arguments = ["--sampler", "fewer", "--steps", 2, "-n", 6, "--seeds", 0]
     (row,) = json.loads(vqtool("compare", *arguments, "--ref", "imgs").out)["rows"]
-    known = ("KID", "SW", "precision", "recall", "density", "coverage")
+    known = ("KID", "MIND", "precision", "recall", "density", "coverage")
     assert set(row["standard_errors"]) == {f"{name}-MeanColour" for name in known}
 
 

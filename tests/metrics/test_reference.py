@@ -9,7 +9,7 @@ from support.features import MeanColour
 
 from vqtool.errors import VqtoolError
 from vqtool.images import common_size, find_images
-from vqtool.metrics import Report, Score, compare_images, compare_pairs, frechet, frechet_distance, kernel, prdc, sliced
+from vqtool.metrics import Report, Score, compare_images, compare_pairs, frechet, frechet_distance, kernel, mind, prdc
 from vqtool.metrics.report import choose
 
 
@@ -30,7 +30,7 @@ def test_scores_are_those_of_the_features_and_bear_the_name_of_the_network(tmp_p
     colours = [write_colours(tmp_path / name, 12, seed=seed) for name, seed in (("a", 0), ("b", 1))]
     report = compare_images(find_images([tmp_path / "a"]), find_images([tmp_path / "b"]), MeanColour())
     expected = [
-        score for metric in (frechet, kernel, prdc, sliced) for score in metric.measure(colours[1], colours[0], seed=0)
+        score for metric in (frechet, kernel, prdc, mind) for score in metric.measure(colours[1], colours[0], seed=0)
     ]
     assert values(report) == pytest.approx({f"{score.name}-MeanColour": score.value for score in expected})
     assert list(values(report))[:3] == ["FD-MeanColour", "KID-MeanColour", "precision-MeanColour"]

@@ -34,6 +34,7 @@ from vqtool.metrics.frechet import (
 from vqtool.metrics.inception_score import inception_scores
 from vqtool.metrics.kernel import KernelDistance, kernel_distance, kernel_distances
 from vqtool.metrics.likelihood import DEFAULT_TIMES, Likelihood, measure_likelihood
+from vqtool.metrics.mind import sliced_distances
 from vqtool.metrics.pairs import compare_pairs
 from vqtool.metrics.prdc import NeighbourScores, neighbour_scores
 from vqtool.metrics.reconstruction import mean_squared_errors, measure_reconstruction, psnr
@@ -43,10 +44,9 @@ from vqtool.metrics.results import compare_results
 from vqtool.metrics.saving import merge_saved, save_statistics
 from vqtool.metrics.score import Score, measure_features
 from vqtool.metrics.similarity import ms_ssim, ssim
-from vqtool.metrics.sliced import sliced_distances
 from vqtool.metrics.tokens import count_tokens, measure_grids, neighbour_divergence, perplexity, total_variation, usage
 
-NAMES = ("frechet", "kernel", "prdc", "inception-score", "spatial", "sliced")  # of the metrics of features
+NAMES = ("frechet", "kernel", "prdc", "inception-score", "spatial", "mind", "giqa")  # of the metrics of features
 
 __all__ = [
     "DEFAULT_TIMES",
