@@ -390,13 +390,22 @@ def test_few_grids_that_the_built_in_prior_knows_go_on_with_it(known, monkeypatc
     for given in ({"condition": "caption"}, {"dropout": 0.1, "lora": 2}, {"condition": "auto", "kernel": None}):
         assert begins(batch(captions=CAPTIONS), given=given)
     told.clear()
-    assert not begins(batch(["a", "b"] * 4))  # it knows no classes
     for given in ({"size": "tiny"}, {"kernel": "absorbing"}, {"condition": "none"}, {"vocabulary_size": 300}):
         assert not begins(batch(captions=CAPTIONS), given=given)
-    assert not begins(batch(), given={"condition": "class"})
     monkeypatch.setattr(tuning, "FEW", 8)
     assert not begins(batch())
-    assert told == ["the built-in prior knows these tokens: `from_` builtin would be quicker"] * 7
+    assert told == ["the built-in prior knows these tokens: `from_` builtin would be quicker"] * 5
+
+
+def test_classes_that_the_built_in_prior_does_not_know_make_a_new_one(known):
+    told = []
+    begins = partial(tuning.begins_with_builtin, known, given={}, notify=told.append)
+    assert not begins(batch(["a", "b"] * 4))
+    assert not begins(batch(list("abcdefgh")), given={"condition": "class"})
+    assert begins(batch(["a", "b"] * 4, CAPTIONS))
+    assert (
+        told[:2] == ["the built-in prior knows these tokens, but no classes: `from_` builtin learns without them"] * 2
+    )
 
 
 def test_other_grids_do_not_begin_with_the_built_in_prior(known):

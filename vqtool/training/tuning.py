@@ -64,9 +64,13 @@ def begins_with_builtin(
     if begun is not None:
         return "from_" in begun
     kind = given.get("condition", "auto")
-    has_classes = kind == "auto" and conditions.choose_kind(batch.labels, batch.captions) == "class"
-    wants_new = kind in ("none", "class") or any(given.get(name) is not None for name in OF_A_NEW_ONE)
-    if len(batch) >= FEW or not fits_builtin(header, size=True) or has_classes or wants_new:
+    if kind == "auto" and conditions.choose_kind(batch.labels, batch.captions) == "class":
+        kind = "class"
+    if kind == "class":
+        notify(f"the built-in prior knows these tokens, but no classes: `from_` {BUILTIN} learns without them")
+        return False
+    wants_new = kind == "none" or any(given.get(name) is not None for name in OF_A_NEW_ONE)
+    if len(batch) >= FEW or not fits_builtin(header, size=True) or wants_new:
         notify(f"the built-in prior knows these tokens: `from_` {BUILTIN} would be quicker")
         return False
     notify(
