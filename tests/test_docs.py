@@ -17,6 +17,7 @@ from support.commands import write_pictures
 from support.sets import SixNumbers
 
 from vqtool import metrics
+from vqtool.metrics.jobs import texts
 from vqtool.tokenizers import SIZES, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,11 +259,26 @@ def test_the_python_block_of_the_readme_runs_twice(tmp_path):
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
+class Lengths:
+    """Stands in for CLIP: pictures by their brightness, captions by their length."""
+
+    name, digest = "Lengths", "0"
+
+    def pictures(self, images):
+        return torch.nn.functional.normalize(torch.from_numpy(images.mean((2, 3)) + 1.0), dim=1)
+
+    def texts(self, captions):
+        return torch.nn.functional.normalize(torch.tensor([[len(c), 1.0, 1.0] for c in captions]).double(), dim=1)
+
+
 @pytest.mark.slow
 def test_the_lines_of_the_page_on_scores_can_be_typed(vqtool, work, monkeypatch):
     monkeypatch.setattr(metrics.features, "load_features", lambda *_, **__: SixNumbers())
+    monkeypatch.setattr(texts, "Clip", lambda *_: Lengths())
     for line in ("encode imgs/ -o tok.h5", "head tok.h5 -n 8 -o s.h5", "decode s.h5 -o decoded/"):
         assert vqtool(*line.split()).code == 0
+    for i, picture in enumerate(sorted(Path("decoded").glob("*.png"))):
+        picture.with_suffix(".txt").write_text("a" * (i + 1))
     shutil.copytree("decoded", "other")
     lines = typed_lines(EVALUATION)
     assert len(lines) > 12

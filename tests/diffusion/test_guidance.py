@@ -263,7 +263,7 @@ def test_where_guidance_is_off_the_network_is_asked_once_and_the_count_says_so(s
 
     prior.denoiser.forward = watch
     assert count_calls(prior, **settings) == calls
-    assert asked == [512 // 24] * calls  # groups of one size
+    assert asked == [256 // 24] * calls  # groups of one size
 
 
 def test_an_interval_of_no_step_is_no_guidance_and_one_of_all_is_guidance_bit_for_bit():

@@ -158,7 +158,10 @@ def test_a_source_that_is_not_copied_lends_its_tensors_to_the_network(tmp_path):
     assert copied.weight.data_ptr() != tensors["weight"].data_ptr()
     assert torch.equal(copied(torch.ones(1, 2)), lent(torch.ones(1, 2)))
     half = {name: tensor.half() for name, tensor in tensors.items()}
-    widened = interop.fill(lambda: nn.Linear(2, 3), half, Source(tmp_path / "m.pt", copies=False))
+    kept = interop.fill(lambda: nn.Linear(2, 3), half, Source(tmp_path / "m.pt", copies=False))
+    assert kept.weight.dtype == torch.float16
+    assert torch.equal(kept.weight, half["weight"])
+    widened = interop.fill(lambda: nn.Linear(2, 3), half, Source(tmp_path / "m.pt"))
     assert widened.weight.dtype == torch.float32
     assert torch.equal(widened.weight, half["weight"].float())
 

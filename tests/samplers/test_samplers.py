@@ -332,7 +332,10 @@ def test_guidance_without_a_condition_is_warned_about_and_left_out():
         ({"sampler": "purity", "steps": 25}, "1 to 24 steps here"),
         ({"sampler": "purity", "purity_weight": -1.0}, "must be 0 or more"),
         ({"purity_weight": 1.0}, "`purity_weight` is not an option of sampler ancestral; of purity it is"),
-        ({"sampler": "purity", "rule": "mixture"}, "is not an option of sampler purity; of ancestral, psi it is"),
+        (
+            {"sampler": "purity", "rule": "mixture"},
+            "is not an option of sampler purity; of ancestral, psi, gibbs it is",
+        ),
         ({"flavour": 1}, "of no sampler it is"),
         ({"rule": "median"}, "known are mixture, plug-in"),
         ({"num": 0}, "cannot draw 0 samples"),

@@ -415,7 +415,7 @@ def test_a_number_of_steps_that_leaves_some_without_a_cell_is_refused(name, step
         ({"sampler": "entropy", "entropy_budget": -1.0}, "`entropy_budget` -1: must be 0 or more"),
         ({"sampler": "entropy", "steps": 4}, "`steps` is not an option of sampler entropy; of ancestral, "),
         ({"sampler": "fewer", "roll": True}, "`roll` is not an option of sampler fewer; of halton it is"),
-        ({"choice_temperature": 1.0}, "not an option of sampler ancestral; of confidence, moment it is"),
+        ({"choice_temperature": 1.0}, "not an option of sampler ancestral; of confidence, moment, remask it is"),
     ],
 )
 def test_options_that_are_not_possible_are_refused(arguments, message):

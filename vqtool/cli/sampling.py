@@ -25,7 +25,7 @@ _SAMPLING = (
         "samplers/_settings.py",
         "Settings",
         panel=METHOD,
-        panels=GUIDANCE.panels | {"temperature": advanced(METHOD), "top_k": advanced(METHOD)},
+        panels=GUIDANCE.panels | dict.fromkeys(("temperature", "truncation", "top_k"), advanced(METHOD)),
     )
     | FlagGroup.of_file("samplers/_tiles.py", "TileOptions", panel=METHOD)
     | FlagGroup.of_file("samplers/_machine.py", "MachineOptions", panel=advanced(MACHINE))

@@ -28,12 +28,12 @@ OPTIONS = (
 def train_prior(
     grids: Annotated[
         list[str] | None,
-        typer.Argument(help="Grid files, folders of them or globs; - is stdin.", show_default="tok.h5"),
+        typer.Argument(help="Files, folders or globs; - is stdin. Default: tok.h5.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
     from_: Annotated[
         str | None,
-        typer.Option("--from", help="Prior to begin with: a file, builtin, or none for a new one."),
+        typer.Option("--from", help="Prior to begin with: a file, builtin or none."),
     ] = None,
     *,
     options: Annotated[dict[str, Any], OPTIONS],

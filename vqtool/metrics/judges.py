@@ -42,10 +42,10 @@ JUDGES = ("likelihood", "features", "text")
 class JudgeOptions(Checked):
     """Who chooses among candidates."""
 
-    best: int = option(1, "Candidates a picture, of which the judge keeps one.", minimum=1)
+    best: int = option(1, "Candidates a picture, of which a judge keeps one.", minimum=1)
     judge: str = option(
         "likelihood", "Who chooses: the prior, realism by --judge-with IMAGES, or --judge-with CLIP's folder.",
-        choices="metrics/judges.py:JUDGES",
+        choices="metrics/judges.py:JUDGES", advanced=True,
     )  # fmt: skip
     judge_with: Path | None = option(None, "Real images for features; a folder of CLIP for text.", advanced=True)
     judge_times: int = option(8, "Looks of the likelihood at each candidate.", minimum=1, advanced=True)

@@ -2,16 +2,29 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vqtool.errors import VqtoolError
-from vqtool.options import usual
+from vqtool.options import Checked, option, usual
 from vqtool.samplers._planning import find_curve, plan_times
 from vqtool.samplers._walk import Walk
 
 AUTO = "auto"  # of times: planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeOptions(Checked):
+    """When the denoiser is called, for samplers that have `steps`, too."""
+
+    times: tuple[int, ...] | str | None = option(
+        None, "When the denoiser is called, as in 100,60,30; auto: with the least bound on the error.", advanced=True
+    )
+    curve: str | None = option(
+        None, "With --times auto: what eval --likelihood wrote.", shown="of its training", advanced=True
+    )
 
 
 def choose_times(walk: Walk, options: Any, *, repeated: Sequence[int] = ()) -> list[int]:

@@ -20,25 +20,19 @@ from torch import Tensor
 
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.posterior import average_cells, average_posterior, draw, least_stay, sample_posterior
-from vqtool.options import Checked, option
+from vqtool.options import option
 from vqtool.samplers._cells import pick, place_first, put
-from vqtool.samplers._times import choose_times
+from vqtool.samplers._times import TimeOptions, choose_times
 from vqtool.samplers._walk import Walk
 
 NEEDS_MASK = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Checked):
+class Options(TimeOptions):
     """When the denoiser is called, and how its predictions are averaged."""
 
     steps: int | None = option(None, "Denoiser calls, 1 to T.", usual=8)
-    times: tuple[int, ...] | str | None = option(
-        None, "When the denoiser is called, as in 100,60,30; auto: with the least bound on the error.", advanced=True
-    )
-    curve: str | None = option(
-        None, "With --times auto: what eval --likelihood wrote.", shown="of its training", advanced=True
-    )
     rule: str | None = option(
         None,
         "How predictions of x_0 are averaged.",

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqtool.options import Checked, option
+from vqtool.options import option
 from vqtool.samplers._cells import pick, put
-from vqtool.samplers._times import choose_times
+from vqtool.samplers._times import TimeOptions, choose_times
 from vqtool.samplers._walk import Times, Walk
 from vqtool.samplers.ancestral import expect, split
 
@@ -27,11 +27,10 @@ NEEDS_ABSORBING = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Checked):
+class Options(TimeOptions):
     """The steps of the ancestral sampling that has the same law."""
 
     steps: int | None = option(None, "Steps, 1 to T; each that unmasks a cell costs a call.", shown="T")
-    times: tuple[int, ...] | None = option(None, "Times of the calls, as in 100,60,30,10.", advanced=True)
 
 
 def sample(walk: Walk, options: Options) -> Tensor:
