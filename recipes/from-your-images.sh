@@ -58,7 +58,8 @@ if [[ $from_scratch == no ]]; then
 fi
 train prior.safetensors "--minutes $minutes" vqtool train-prior tok.h5 "${begin[@]}"
 guide=()
-if grep -q '"kind": "\(caption\|class\)"' <(vqtool info prior.safetensors --json); then
+if grep -q '"kind": "class"' <(vqtool info prior.safetensors --json) ||
+    grep -q '"caption"' <(vqtool info tok.h5 --json); then # the built-in prior takes captions that pictures may lack
     guide=(--cfg-scale 3)
 fi
 make samples.h5 vqtool sample prior.safetensors -n "$num" "${guide[@]}" --purity --resume auto -o samples.h5
