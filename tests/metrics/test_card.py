@@ -8,7 +8,7 @@ from support.sets import SixNumbers, write_noise
 
 from vqtool.images import find_images
 from vqtool.metrics import compare_images
-from vqtool.metrics.card import MATTER, Card, Facts, Side, find_warnings, first_difference, split_of
+from vqtool.metrics.card import MATTER, Card, Facts, Side, count_endings, find_warnings, first_difference, split_of
 
 SIDE = Side(num=10, num_given=12, duplicates=0, id="a" * 16, fit="crop")
 CARD = Card(
@@ -31,7 +31,14 @@ def test_each_line_that_matters_keeps_results_apart_and_is_named(line):
 
 @pytest.mark.parametrize(
     ("line", "value"),
-    [("seed", 5), ("vqtool", "9"), ("copies", 3), ("generated id", "b"), ("generated duplicates", 4)],
+    [
+        ("seed", 5),
+        ("vqtool", "9"),
+        ("copies", 3),
+        ("reference held", "statistics"),
+        ("generated id", "b"),
+        ("generated duplicates", 4),
+    ],
 )
 def test_what_was_generated_and_the_seed_do_not(line, value):
     assert first_difference(CARD, changed(line, value)) is None
@@ -60,6 +67,12 @@ def facts(num=2000, sizes=((8, 8),), endings=None, **side):
         (facts(), facts(sizes=((32, 32),), id="c"), "several sizes, 8x8 to 32x32"),
         (facts(), facts(endings={".jpg": 9, ".jpeg": 1}, id="c"), "without losses, those of the reference JPEG"),
         (facts(), facts(endings={".jpg": 5, ".png": 5}, id="c"), None),
+        (facts(), facts(endings={".webp": 9}, id="c"), None),
+        (
+            facts(endings={".jpg": 9}),
+            facts(endings={".bmp": 9, ".png": 3}, id="c"),
+            "JPEG, those of the reference without",
+        ),
         (facts(), facts(split="train", id="c"), "the reference is a training split"),
         (facts(split="train"), facts(split="train", id="c"), None),
         (facts(id="c"), facts(id="c"), "both sides are the same pictures"),
@@ -120,3 +133,7 @@ def test_features_that_are_not_finite_are_one_clear_line(tmp_path):
     items = find_images([tmp_path / "a"])
     with pytest.raises(Exception, match=r"SixNumbers: .* nan or infinity"):
         compare_images(items, items, Broken())
+
+
+def test_rows_of_arrays_have_no_ending():
+    assert count_endings(["x.tar: a/b.JPG", "a.png", "x.h5, row 3", "none"]) == {".jpg": 1, ".png": 1}

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vqtool.images.sources.items import has_image_suffix
 from vqtool.trust import parse_record
 from vqtool.version import __version__
 
 _MOST = 0.9  # share of a side's files from which on the side counts as JPEG, or as without losses
 _JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+_LOSSLESS = frozenset({".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
 _TRAIN, _HELD_OUT = frozenset({"train", "training"}), frozenset({"test", "val", "valid", "validation", "held-out"})
 
 
@@ -111,7 +113,6 @@ MATTER = (
     "reference split",
     "reference num",
     "reference fit",
-    "reference held",
     "reference id",
 )
 
@@ -156,16 +157,18 @@ class Facts:
     endings: Mapping[str, int] = field(default_factory=dict)  # of its files -> how many
 
     @property
-    def is_jpeg(self) -> bool | None:
-        """Whether its files are JPEG, or have no losses; None if they are of both kinds, or no files."""
-        num = sum(self.endings.values())
-        share = sum(count for ending, count in self.endings.items() if ending in _JPEG) / max(1, num)
-        return None if not num or 1 - _MOST < share < _MOST else share >= _MOST
+    def compression(self) -> str:
+        """Of its files: "JPEG" or "without losses"; "" if they are of both kinds, of others, or no files."""
+        num = max(1, sum(self.endings.values()))
+        for kind, known in (("JPEG", _JPEG), ("without losses", _LOSSLESS)):
+            if sum(self.endings.get(ending, 0) for ending in known) >= _MOST * num:
+                return kind
+        return ""
 
 
 def count_endings(locations: Sequence[str]) -> dict[str, int]:
-    """The endings of file names, in lower case, of those that have one -> how many."""
-    return dict(Counter(ending for each in locations if (ending := Path(each).suffix.lower())))
+    """The endings of image files, in lower case -> how many; rows of arrays have none."""
+    return dict(Counter(Path(each).suffix.lower() for each in locations if has_image_suffix(each)))
 
 
 def find_warnings(generated: Facts, reference: Facts, card: Card, feature_dim: int) -> list[str]:
@@ -209,14 +212,10 @@ def _mixed(generated: Facts, reference: Facts, size: str) -> str:
 
 
 def _compressed(generated: Facts, reference: Facts) -> str:
-    kinds = {True: "JPEG", False: "without losses"}
-    ours, theirs = generated.is_jpeg, reference.is_jpeg
-    if ours is None or theirs is None or ours == theirs:
+    ours, theirs = generated.compression, reference.compression
+    if not ours or not theirs or ours == theirs:
         return ""
-    return (
-        f"the images are {kinds[ours]}, those of the reference {kinds[theirs]}: compression alone moves scores; "
-        "store both alike"
-    )
+    return f"the images are {ours}, those of the reference {theirs}: compression alone moves scores; store both alike"
 
 
 def _trained(ours: Side, theirs: Side) -> str:
