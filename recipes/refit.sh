@@ -5,7 +5,7 @@
 #   bash recipes/refit.sh --seeds 0,1,2          # three seeds, one after the other
 #   bash recipes/refit.sh --steps 6000 --finetune-steps 2000
 #   bash recipes/refit.sh --pictures DIR         # with what scripts/prepare_pictures.py writes
-#   bash recipes/refit.sh 2                      # two minutes: 2 steps of each training, on emoji and digits drawn here
+#   bash recipes/refit.sh 2                      # 2 steps of each training, on emoji and digits drawn here: 2.6 minutes of one core
 #   bash recipes/refit.sh --work DIR             # default runs/refit-STEPS
 #
 # Without --pictures and 2 it downloads about 500 MB of packages of pictures, once, and prepares them; and what pip installs.
