@@ -62,6 +62,7 @@ COMMANDS = {
     "codebook": ("Begin", "Measure, rebuild and prune codebooks; convert token grids and priors."),
     "train-tokenizer": ("Begin", "Train a VQ-VAE or VQGAN tokenizer on images."),
     "train-prior": ("Begin", "Train a discrete diffusion prior on token grids."),
+    "distill": ("Begin", "Train a student that draws in few network calls what a prior draws in many."),
     "sample": ("Begin", "Draw token grids from a prior."),
     "decode": ("Begin", "Turn token grids into images."),
     "inpaint": ("Edit", "Draw a part of each picture again."),

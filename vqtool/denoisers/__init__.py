@@ -54,6 +54,15 @@ class Denoiser(nn.Module, ABC):
         return True
 
     @property
+    def num_latents(self) -> int:
+        """Parts of the mixture that a student predicts, one of which each call draws; 0 for all others."""
+        return int(getattr(getattr(self, "config", None), "num_latents", 0))
+
+    def mix(self, condition: EncodedCondition, noise: Tensor) -> EncodedCondition:
+        """Conditions with a latent each: the one that a number (B,) in [0, 1) falls on."""
+        return condition
+
+    @property
     def null_weights(self) -> tuple[tuple[str, int | None], ...]:
         """Where the learned null condition is: names of parameters, and the row of each; None for all rows."""
         return ()

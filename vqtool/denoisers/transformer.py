@@ -74,6 +74,7 @@ class Config:
     token_width: int = 0  # numbers a token in the one table of embedding and head; 0: two tables as wide as the network
     caption_width: int = 0  # of the text encoder; 0: that of the network
     shared_modulation: bool = False  # whether one linear map makes scales, shifts and gates for all blocks
+    num_latents: int = 0  # of a student: see training.distilling
     dropout: float = 0.0  # share of what a block adds that is left out in training
     num_parts: int = 1  # G, of a token
 
@@ -217,6 +218,7 @@ class Network(Denoiser):
         self.columns = nn.Parameter(torch.zeros(config.grid_size[1] // parts, width))
         self.time = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.classes = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
+        self.latents = nn.Embedding(config.num_latents, width) if config.num_latents else None
         self.text = _TextEncoder(config) if config.vocabulary_size else None
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -238,6 +240,8 @@ class Network(Denoiser):
             nn.init.normal_(table, std=EMBEDDING_SCALE)
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)
+        if self.latents is not None:
+            nn.init.normal_(self.latents.weight, std=CLASS_SCALE)
         zeroed: list[nn.Module | None] = [self.head, self.leave, self.modulation, self.shared_modulation]
         for block in self.blocks:
             if isinstance(block, _Block):
@@ -276,7 +280,16 @@ class Network(Denoiser):
             return self.text(condition)  # type: ignore[no-any-return]
         if self.classes is not None:
             return EncodedCondition(self.classes(condition))
+        if self.latents is not None:
+            return EncodedCondition(self.latents.weight.new_zeros(len(condition), self.config.width))
         return EncodedCondition()
+
+    def mix(self, condition: EncodedCondition, noise: Tensor) -> EncodedCondition:
+        """Add a latent to each embedding: see `Denoiser.mix`."""
+        if self.latents is None or condition.embedding is None:
+            return condition
+        drawn = self.latents((noise * self.config.num_latents).long())
+        return condition._replace(embedding=condition.embedding + drawn)
 
     def forward(
         self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None

@@ -32,6 +32,7 @@ from vqtool.samplers._machine import EXACT, Machine, build_tiling
 from vqtool.samplers._microbatches import Microbatch, split
 from vqtool.samplers._references import References
 from vqtool.samplers._settings import Settings, interpolate
+from vqtool.samplers._students import check_calls, draw_latents, mix, most_calls
 from vqtool.samplers._tiles import Tiling
 
 NOISE_STEPS, NOISE_NUMBERS = 32, 1 << 23  # that a GPU draws ahead at most: many take it no longer than few
@@ -128,7 +129,8 @@ class Walk:
 
     def usual_steps(self, of_64_cells: int) -> int:
         """The steps where nobody says: one for ten cells, as 25 for 16x16, but no fewer than are usual for 8x8."""
-        return max(of_64_cells, self.num_cells // 10)
+        usual = max(of_64_cells, self.num_cells // 10)
+        return min(usual, most_calls(self._prior) or usual)
 
     @property
     def counts_calls(self) -> bool:
@@ -300,6 +302,8 @@ class Walk:
         if self._observe is not None:
             self._observe(self, x_t)
         self.num_asked += 1
+        check_calls(self._prior, max(self.num_asked, round(self.num_planned or 0)))
+        latents = draw_latents(self._prior, self._seed, self.samples, self.num_asked)
         asking = torch.ones(len(self.samples), dtype=torch.bool) if active is None else active
         scales = self._settings.scales(lambda: self._share(t.known), len(self.samples))
         temperature = self._temperature(t.known)
@@ -315,9 +319,11 @@ class Walk:
             log_p = None
             if bool((own != 0).any()):
                 with self._machine.autocast(x_t.device):
-                    log_p = self._tiling.log_x0(self._prior, *inputs, microbatch.condition, wanted, raw=self.raw)
+                    condition = mix(self._prior, microbatch.condition, microbatch, latents)
+                    log_p = self._tiling.log_x0(self._prior, *inputs, condition, wanted, raw=self.raw)
             if bool((own != 1).any()):
-                ask = partial(self._tiling.log_x0, second, *inputs, microbatch.reference, raw=self.raw)
+                reference = mix(second, microbatch.reference, microbatch, latents)
+                ask = partial(self._tiling.log_x0, second, *inputs, reference, raw=self.raw)
                 with self._machine.autocast(x_t.device):
                     log_u = self._references.find(number, microbatch.fill(due, False), ask, wanted)
                 rows = microbatch.fill(scales, 1)
