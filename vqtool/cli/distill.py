@@ -43,5 +43,5 @@ def distill(
     from vqtool.training.distilling import distill_prior
 
     named = find_prior(prior, notify=echo)
-    how = {"resume": resume_auto or resume, "force": force, "notify": echo, "progress": progress}
+    how: dict[str, Any] = {"resume": resume_auto or resume, "force": force, "notify": echo, "progress": progress}
     distill_prior(named, output, seed=seed, **how, **options)

@@ -35,10 +35,10 @@ from vqtool.rng import check_seed
 from vqtool.samplers import sample
 from vqtool.samplers._texts import in_turn
 from vqtool.training import loop
+from vqtool.training._order import Indices
 from vqtool.training.building import choose_learning_rate
 from vqtool.training.clock import Length, LoopConfig, Moment
 from vqtool.training.data import GridData, upload
-from vqtool.training.loop import Indices
 from vqtool.training.runs import RunFiles, RunOptions, choose_length
 
 DROPPED = 0.1  # share of the conditions left out, for guidance
@@ -120,7 +120,7 @@ class MixtureObjective:
         x_t = kernel.sample(x_0, t, noise[:, 2 + draws :].view_as(x_0))
         dropped = (noise[:, 1] < DROPPED).view(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, self._prior.conditioner.null(1).to(device), condition)
-        network = getattr(model, "module", model)
+        network: Any = getattr(model, "module", model)
         encoded = network.encode_condition(self._prior.read_texts(condition))
         mixed = network.mix(_repeat(encoded, draws), noise[:, 2 : 2 + draws].flatten())
         x_t, t = x_t.repeat_interleave(draws, 0), t.repeat_interleave(draws, 0)
