@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vqtool.metrics import _neighbours, neighbour_scores, prdc
+from vqtool.metrics import _distances, neighbour_scores, prdc
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "io.safetensors"
 
@@ -71,22 +71,22 @@ def test_tiles_and_order_do_not_change_the_scores(rows, monkeypatch):
     generator = np.random.default_rng(1)
     real, fake = generator.normal(size=(64, 5)), generator.normal(size=(50, 5)) + 0.3
     expected = neighbour_scores(real, fake)
-    monkeypatch.setattr(_neighbours, "TILE_ROWS", rows)
+    monkeypatch.setattr(_distances, "TILE_ROWS", rows)
     shuffled = neighbour_scores(generator.permutation(real), generator.permutation(fake))
     assert shuffled == expected
 
 
 def test_distances_are_held_a_chunk_at_a_time(monkeypatch):
     shapes = []
-    original = _neighbours.tile
+    original = _distances.tile
 
     def tile(*arguments):
         squared = original(*arguments)
         shapes.append(squared.shape)
         return squared
 
-    monkeypatch.setattr(_neighbours, "TILE_ROWS", 30)
-    monkeypatch.setattr(_neighbours, "tile", tile)
+    monkeypatch.setattr(_distances, "TILE_ROWS", 30)
+    monkeypatch.setattr(_distances, "tile", tile)
     monkeypatch.setattr(prdc, "tile", tile)
     generator = np.random.default_rng(1)
     neighbour_scores(generator.normal(size=(300, 2)), generator.normal(size=(200, 2)))
@@ -96,12 +96,12 @@ def test_distances_are_held_a_chunk_at_a_time(monkeypatch):
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_what_single_precision_cannot_tell_is_told_as_in_double(scale, monkeypatch):
     """Oracle: brute force in float64, of rows so close that float32 sees most distances of a cluster as one."""
-    monkeypatch.setattr(_neighbours, "TILE_ROWS", 16)
+    monkeypatch.setattr(_distances, "TILE_ROWS", 16)
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(4, 6)) * 100
     real, fake = (centres[generator.integers(0, 4, n)] + scale * generator.normal(size=(n, 6)) for n in (70, 60))
     for most in (40, 1 << 14):  # by whole tiles first, and one by one
-        monkeypatch.setattr(_neighbours, "MOST_OPEN", most)
+        monkeypatch.setattr(_distances, "MOST_OPEN", most)
         for k in (2, 5):
             assert as_tuple(neighbour_scores(real, fake, nearest_k=k)) == pytest.approx(
                 brute_force(real, fake, k, False)

@@ -7,7 +7,7 @@ generated row in their ball.
 When to use it: to tell pictures that look wrong (low precision, density) from kinds of pictures that are missing (low
 recall, coverage). All depend on the number of images: compare at equal counts only.
 Standard error: the deviation of what a mean is over / sqrt(its rows), with all neighbourhoods held fixed.
-Cost: O((N^2 / 2 + M^2 / 2 + N M) D), in float32 where that decides (see _neighbours); memory O(N + M) beside the
+Cost: O((N^2 / 2 + M^2 / 2 + N M) D), in float32 where that decides (see _distances); memory O(N + M) beside the
 features.
 Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991), Naeem et al. 2020 (arXiv:2002.09797). A row exactly on a sphere is
 outside, as in the package prdc 0.2 (golden); `closed=True` counts it inside, as in torch-fidelity 0.4.0 (golden).
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import VqtoolError
-from vqtool.metrics._neighbours import Rows, inside, squared_radii, tile
+from vqtool.metrics._distances import Rows, inside, squared_radii, tile
 from vqtool.metrics.score import Score, check_features
 from vqtool.options import Checked, option
 
