@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from vqtool.errors import FormatError, MismatchError, VqtoolWarning
 from vqtool.metrics import Report, Score
 from vqtool.metrics.card import Card, Side
 from vqtool.metrics.results import compare_results
+from vqtool.metrics.text import score_texts
 
 
 def write(path, value, *, num=10, subset=5, version="1", **card):
@@ -24,6 +26,18 @@ def test_results_of_equal_cards_stand_beside_each_other(tmp_path):
     head, rows = compare_results([a, b]).table()
     assert head == ["score", str(a), str(b), "difference", "± error"]
     assert rows == [["KID", "1", "1.5", "+0.5", "0.4243"], ["FD", "2", "2", "+0", ""]]
+
+
+def test_scores_of_captions_compare_although_the_chance_beside_them_is_another(tmp_path):
+    card, files = Card(measure="texts", generated=Side(num=4)), []
+    for seed in (0, 1):
+        vectors = torch.nn.functional.normalize(
+            torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(seed)), dim=2
+        )
+        scores = score_texts(vectors[0].double(), vectors[1].double(), torch.arange(4))
+        files.append(tmp_path / f"{seed}.json")
+        files[-1].write_text(json.dumps(Report("", scores, {}, [], card).as_dict()))
+    assert compare_results(files).difference is None
 
 
 @pytest.mark.parametrize(

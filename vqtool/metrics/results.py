@@ -11,7 +11,7 @@ from vqtool.metrics.card import Card, first_difference
 from vqtool.trust import read_json
 
 _NOTHING = "none: an earlier version of vqtool wrote it"
-_FOUND = ("std", "num_identical", "reference")  # settings that are results
+_FOUND = ("std", "num_identical", "reference", "others")  # settings that are results
 
 
 @dataclass(frozen=True)
