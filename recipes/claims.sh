@@ -12,7 +12,7 @@
 # the documents are in docs/claims/.
 #
 # 4,372 digits of 8x8 tokens (K = 512), with classes; transformer tiny, 300 steps of 32, each of three seeds one prior and 64 samples
-# of it, against 500 digits held out. So short a training and so few samples tell large effects alone.
+# of it, against 256 digits held out. So short a training and so few samples tell large effects alone.
 #
 # Hardware:  one core of two, busy with other work
 # Time:      5 to 8 minutes a training, 1 to 5 minutes a row beside
@@ -54,7 +54,7 @@ fit() { # a name, and the options of train-prior: a prior of each seed
 score() { # a name for the results, a name of priors, and what compare is told
     local seed
     for seed in "${seeds[@]}"; do
-        once "$1-$2-$seed" vqtool compare "$2-$seed.safetensors" --ref held/ --seeds "$seed" -n "$num" "${@:3}" \
+        once "$1-$2-$seed" vqtool compare "$2-$seed.safetensors" --ref held/ --max-images 256 --seeds "$seed" -n "$num" "${@:3}" \
             --resume auto -o "$1-$2-$seed.json"
     done
 }
