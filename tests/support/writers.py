@@ -83,6 +83,12 @@ CASES = (
         ("out.safetensors", "out.log.jsonl", "out.state.safetensors", "out.preview.png"),
         resume=True,
     ),
+    Case(
+        "distill prior.safetensors -n 4 --teacher-calls 2 --calls 2 --latents 2 --draws 2 -b 2 --steps 3 "
+        "-o out.safetensors",
+        ("out.safetensors", "out.log.jsonl", "out.state.safetensors"),
+        resume=True,
+    ),
     Case("codebook transplant prior.safetensors -t refitted.safetensors -o out.safetensors", ("out.safetensors",)),
     Case(
         "train-prior tok.h5 --from prior.safetensors --lora 1 --keep-adapter out.adapter.safetensors -b 4 --steps 2 "
