@@ -24,7 +24,7 @@ from scipy.linalg.lapack import dpstrf
 
 from vqtool import rng
 from vqtool.errors import VqtoolError
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
 CHUNK_ROWS = 4096  # rows in float64 at once
@@ -107,7 +107,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         ValueError: the shapes do not fit, a side has fewer than two rows, or a value is not finite.
     """
-    x, y = _check(a, b)
+    x, y = check_pair(a, b)
     if min(len(x), len(y)) > x.shape[1]:
         return frechet_distance_of_statistics(statistics(x), statistics(y))
     (mean_x, factor_x), (mean_y, factor_y) = _rows_factor(x), _rows_factor(y)
@@ -158,7 +158,7 @@ def extrapolated_distance(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Extra
     Raises:
         ValueError: fewer than 40 rows on a side, or shapes that do not fit.
     """
-    x, y = _check(a, b)
+    x, y = check_pair(a, b)
     if min(len(x), len(y)) < FEWEST:
         raise ValueError(f"{min(len(x), len(y))} rows on a side: extrapolation needs {FEWEST}")
     generator = rng.generator(seed, 2, stream=rng.SELECTION)
@@ -180,13 +180,13 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     """
     if not options.extrapolate:
         return [Score("FD", frechet_distance(reference, generated), better="lower")]
-    fewest = min(len(check_features(reference)), len(check_features(generated)))
-    needed = max(FEWEST, 2 * check_features(reference).shape[1])
+    x, y = check_pair(reference, generated)
+    fewest, needed = min(len(x), len(y)), max(FEWEST, 2 * x.shape[1])
     if fewest < needed:
         raise VqtoolError(
             f"`extrapolate`: there are {fewest} images on a side, {needed} are needed: twice as many as features"
         )
-    found = extrapolated_distance(reference, generated, seed=seed)
+    found = extrapolated_distance(x, y, seed=seed)
     return [
         Score("FD", found.finite, better="lower", standard_error=found.finite_error),
         Score("FD-infinity", found.value, better="lower", standard_error=found.standard_error),
@@ -196,13 +196,6 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
 def measure_statistics(reference: Statistics, generated: Statistics) -> list[Score]:
     """The score "FD" of two Gaussians, where only their statistics were kept."""
     return [Score("FD", frechet_distance_of_statistics(reference, generated), better="lower")]
-
-
-def _check(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    x, y = check_features(a), check_features(b)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
-    return x, y
 
 
 def _two_sizes(sides: Sequence[Sequence[Statistics]], parts: Sequence[int]) -> tuple[float, float]:

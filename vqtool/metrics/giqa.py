@@ -21,7 +21,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from vqtool.errors import VqtoolError
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
 VARIANCE = 0.95  # that the components keep
@@ -57,9 +57,7 @@ def log_likelihoods(
     Raises:
         ValueError: the shapes do not fit, or there are too few rows.
     """
-    x, y = check_features(fitted), check_features(scored)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
+    x, y = check_pair(fitted, scored)
     if not 1 <= num_kernels < len(x):
         raise ValueError(f"{num_kernels} Gaussians of {len(x)} rows")
     base = x if components_of is None else check_features(components_of)
@@ -76,9 +74,7 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     Raises:
         VqtoolError: there are not more images than Gaussians.
     """
-    x, y = check_features(reference), check_features(generated)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
+    x, y = check_pair(reference, generated)
     num = options.giqa_kernels
     if num >= min(len(x), len(y)):
         raise VqtoolError(f"`giqa_kernels` {num}: there are {min(len(x), len(y))} images on a side, too few for them")

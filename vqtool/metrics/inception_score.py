@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
 NEEDS = "probabilities"
@@ -66,9 +66,7 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     Raises:
         ValueError: they are no probabilities, or of other classes than the reference's.
     """
-    p, real = check_features(generated), check_features(reference)
-    if p.shape[1] != real.shape[1]:
-        raise ValueError(f"features of {real.shape[1]} and {p.shape[1]} dimensions")
+    real, p = check_pair(reference, generated)
     (score,) = measure_alone(p, options, seed=seed)
     others = inception_scores(_shuffled(real, seed), min(score.settings["num_splits"], len(real)))
     return [replace(score, settings={**score.settings, "reference": float(others.mean())})]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
 from vqtool.errors import VqtoolError
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
 SUBSET_SIZE = 1000
@@ -64,9 +64,7 @@ def kernel_distances(
     Raises:
         ValueError: the shapes do not fit.
     """
-    x, y = check_features(a), check_features(b)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
+    x, y = check_pair(a, b)
     if index_a.ndim != 2 or index_a.shape != index_b.shape or index_a.shape[1] < 2:
         raise ValueError(f"subsets of shape {index_a.shape} and {index_b.shape}: expected twice (S, m), m >= 2")
     if max(len(x), len(y)) <= WHOLE_ROWS:

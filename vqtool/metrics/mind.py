@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
 BLOCK = 64  # directions projected at once
@@ -49,9 +49,7 @@ def sliced_distances(a: ArrayLike, b: ArrayLike, directions: NDArray[np.floating
     Raises:
         ValueError: the shapes do not fit.
     """
-    x, y = check_features(a), check_features(b)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
+    x, y = check_pair(a, b)
     found = []
     for start in range(0, len(directions), BLOCK):
         some = directions[start : start + BLOCK].T

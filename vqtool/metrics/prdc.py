@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vqtool.errors import VqtoolError
 from vqtool.metrics._distances import Rows, inside, squared_radii, tile
-from vqtool.metrics.score import Score, check_features
+from vqtool.metrics.score import Score, check_pair
 from vqtool.options import Checked, option
 
 NEAREST_K = 5  # of density and coverage, as published
@@ -78,7 +78,7 @@ def neighbour_scores(
     Raises:
         ValueError: the shapes do not fit, or a side has no nearest_k-th neighbour.
     """
-    return _scores(check_features(reference), check_features(generated), (nearest_k,), closed)[0]
+    return _scores(*check_pair(reference, generated), (nearest_k,), closed)[0]
 
 
 def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAULTS, *, seed: int = 0) -> list[Score]:
@@ -90,7 +90,7 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     Raises:
         VqtoolError: the k that is given needs more images than there are.
     """
-    x, y = check_features(reference), check_features(generated)
+    x, y = check_pair(reference, generated)
     most = min(len(x), len(y)) - 1
     given = options.nearest_k
     if given is not None and given > most:
@@ -115,8 +115,6 @@ def _scores(
     x: NDArray[np.floating], y: NDArray[np.floating], ks: tuple[int, ...], closed: bool = False
 ) -> list[NeighbourScores]:
     """The scores for each k, of distances that are computed once."""
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
     for nearest_k in ks:
         if not 1 <= nearest_k < min(len(x), len(y)):
             raise ValueError(f"nearest_k is {nearest_k} with {len(x)} and {len(y)} rows")

@@ -41,6 +41,18 @@ def check_features(features: ArrayLike) -> NDArray[np.floating]:
     return x
 
 
+def check_pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Two sets of features as arrays (N, D) and (M, D): see `check_features`.
+
+    Raises:
+        ValueError: they are not, or of different dimensions.
+    """
+    x, y = check_features(a), check_features(b)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} dimensions")
+    return x, y
+
+
 def find_metric(name: str) -> ModuleType:
     """The file of a metric of features.
 
