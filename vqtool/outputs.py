@@ -40,6 +40,11 @@ def is_stream(output: str | Path) -> bool:
     return path.exists() and not path.is_dir() and not path.is_file()
 
 
+def cache_folder(what: str) -> Path:
+    """Where files are kept that can be made anew: ~/.cache/vqtool/WHAT, or below XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / what
+
+
 def output_name(output: str | Path) -> str:
     """What messages call an output."""
     return "standard output" if str(output) in STANDARD_OUTPUT else str(output)

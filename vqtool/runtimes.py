@@ -16,7 +16,6 @@ closer to PyTorch's.
 
 import importlib.util
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from vqtool.artifacts import describe_tensor, fingerprint
 from vqtool.errors import VqtoolError, warn
 from vqtool.extras import install_command
-from vqtool.outputs import atomic_path
+from vqtool.outputs import atomic_path, cache_folder
 from vqtool.registry import check_known
 from vqtool.version import __version__
 
@@ -122,7 +121,7 @@ class Graphs:
         axes: of its inputs, given or not.
         config: what it was made from, beside its weights.
         name: what messages call it.
-        folder: where graphs are kept.
+        folder: where graphs are kept; None: onnx/ in the user's cache.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Graphs:
         self._axes = axes
         self._config = repr(config)
         self._name = name
-        self._folder = folder or cache_folder()
+        self._folder = folder or cache_folder("onnx")
         self._sessions: dict[tuple[tuple[str, torch.dtype], ...], Session] = {}
 
     def run(self, **inputs: Tensor) -> Any:
@@ -266,11 +265,6 @@ def run_by_onnx(module: M, axes: Axes, config: object, *, name: str, example: Te
     graphs, (input_name,) = Graphs(module, axes, config, name=name), axes
     graphs.prepare(**{input_name: example})
     return replace_forward(module, lambda tensor: graphs.run(**{input_name: tensor}))
-
-
-def cache_folder() -> Path:
-    """Where graphs are kept: vqtool/onnx in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "onnx"
 
 
 def open_session(graph: bytes) -> Session:

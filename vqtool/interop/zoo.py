@@ -5,13 +5,13 @@ when it is first used, into the user's cache, after its licence and size have be
 tried where vqtool is built; docs/zoo.md says what the importers were checked against.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vqtool.errors import VqtoolError
+from vqtool.outputs import cache_folder
 from vqtool.progress import Notify
 from vqtool.registry import find
 
@@ -260,7 +260,7 @@ def find_file(name: str, notify: Notify) -> Path:
         VqtoolError: an unknown name, or it cannot be downloaded.
     """
     find_model(name)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "zoo"
+    folder = cache_folder("zoo")
     path = folder / f"{name.removeprefix(PREFIX)}.safetensors"
     if path.is_file():  # the last of its parts that is written
         return path

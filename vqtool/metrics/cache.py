@@ -6,7 +6,6 @@ Cost: 4 bytes a feature; past `MOST_BYTES` a file loses its older half. A file t
 version) is told once, and the work goes on without it.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,15 +18,11 @@ from numpy.typing import NDArray
 from vqtool.errors import warn
 from vqtool.metrics.features import KINDS, FeatureNetwork, Features, concatenate
 from vqtool.metrics.pictures import pixel_digests
+from vqtool.outputs import cache_folder
 
 MOST_BYTES = 2 << 30  # of one network's file
 _SECONDS = 30  # that another process may keep it
 _LAYOUT = "v1"  # of the table
-
-
-def folder() -> Path:
-    """Where the files are: ~/.cache/vqtool/features, or below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqtool" / "features"
 
 
 def remembering(network: FeatureNetwork, device: str | torch.device, runtime: str) -> "CachedNetwork":
@@ -41,7 +36,7 @@ class CachedNetwork:
 
     Args:
         network: that computes those which are not there.
-        path: of the file; None: one of its own in `folder()`.
+        path: of the file; None: one of its own in features/ of the user's cache.
         run_by: what computes them where that is not PyTorch on a CPU: its numbers are others in the last digits.
     """
 
@@ -63,7 +58,7 @@ class CachedNetwork:
         keys = pixel_digests(images)
         words = (nothing.name, nothing.digest, nothing.resize, self._run_by, _LAYOUT)
         name = f"{'-'.join(filter(None, words))}.sqlite".replace("/", "_")
-        path = self._path or folder() / name
+        path = self._path or cache_folder("features") / name
         known = self._look_up(path, keys, nothing)
         new = [row for row, key in enumerate(keys) if key not in known]
         self.num_found += len(keys) - len(new)
