@@ -10,7 +10,7 @@ import numpy as np
 
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
-from vqtool.images import OnError, SourceOptions, parse_size
+from vqtool.images import OnError, SourceOptions
 from vqtool.metrics.card import split_of
 from vqtool.metrics.features.options import FeatureOptions
 from vqtool.metrics.jobs import ImageOptions, LikelihoodOptions, Request
@@ -81,6 +81,7 @@ def save_statistics(
             runtime=options.runtime,
             weights=options.weights,
             resize=options.resize,
+            size=options.size,
             tokenizer=options.tokenizer,
             per_class=options.keep_features,  # so that labels are kept too
             cache=options.cache,
@@ -99,7 +100,7 @@ def save_statistics(
     pictures = open_side(request, "images", paths, request.kind)
     if not isinstance(pictures, Pictures):
         raise ValueError(f"{paths} are no pictures")
-    size = parse_size(str(options.size), "`size`") if options.size else pictures.common_size() or MIXED_SIZE
+    size = request.size or pictures.common_size() or MIXED_SIZE
     total = len(pictures.ids)
     rows = np.arange(total * (part - 1) // parts, total * part // parts)
     if part > 1:

@@ -5,6 +5,7 @@
 | images.py | images, token grids, saved features or statistics | `ref` |
 | pairs.py | images | `ref` and `paired` |
 | reconstruction.py | images | `tokenizer` |
+| texts.py | images with captions | `text` |
 | grids.py | token grids | `ref` of token grids, or none |
 | likelihood.py | token grids | `likelihood` |
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.errors import VqtoolError
-from vqtool.images import ImageItem, OnError, SourceOptions, find_images
+from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
 from vqtool.images.sources import WordsNeeded
 from vqtool.metrics.features.options import FeatureOptions
 from vqtool.metrics.report import Report
@@ -86,6 +87,15 @@ class Request:
     def ref_kind(self) -> str:
         """Of the reference; "" where there is none."""
         return self.kinds[len(self.sources)] if self.ref else ""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels that is asked for; None if none is.
+
+        Raises:
+            VqtoolError: it is no size.
+        """
+        return None if self.images.size is None else parse_size(str(self.images.size), "`size`")
 
     def find(self, side: str, words: WordsNeeded = "none") -> list[ImageItem]:
         """The images of one side, "images" or "reference", without those that are given on the other side."""

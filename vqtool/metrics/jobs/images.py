@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqtool.images import parse_size
 from vqtool.metrics import features
 from vqtool.metrics.cache import remembering
 from vqtool.metrics.card import split_of
@@ -21,7 +20,6 @@ from vqtool.tokenizers._onnx import use_runtime
 def run(request: Request) -> Report:
     """Every metric of features."""
     options = request.images
-    size = None if options.size is None else parse_size(str(options.size), "`size`")
     sides = [
         open_side(request, side, request.sources if side == "images" else request.ref, kind)
         for side, kind in (("images", request.kind), ("reference", request.ref_kind))
@@ -31,7 +29,7 @@ def run(request: Request) -> Report:
         sides[0],
         sides[1],
         network,
-        size=size,
+        size=request.size,
         fit=request.source_options.fit,
         max_images=options.max_images,
         per_class=options.per_class,

@@ -1,6 +1,5 @@
 """The job of pairs: images against originals of the same ids."""
 
-from vqtool.images import parse_size
 from vqtool.metrics.jobs import Request
 from vqtool.metrics.jobs.images import load_network
 from vqtool.metrics.pairs import compare_pairs
@@ -14,7 +13,7 @@ def run(request: Request) -> Report:
     return compare_pairs(
         request.find("images"),
         request.find("reference"),
-        size=None if options.size is None else parse_size(str(options.size), "`size`"),
+        size=request.size,
         fit=request.source_options.fit,
         exhibits=request.exhibits,
         perceptual=None if options.perceptual is None else load_perceptual(options.perceptual),

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from vqtool.images import parse_size
 from vqtool.metrics.jobs import Request
 from vqtool.metrics.jobs.images import load_network
 from vqtool.metrics.reconstruction import measure_reconstruction
@@ -18,7 +17,7 @@ def run(request: Request) -> Report:
     tokenizer = options.tokenizer
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(BUILTIN if tokenizer is None else tokenizer)
-    size = tokenizer.usual_size if options.size is None else parse_size(str(options.size), "`size`")
+    size = request.size or tokenizer.usual_size
     tokenizer, runtime = use_runtime(tokenizer.to(request.device), options.runtime)
     report = measure_reconstruction(
         request.find("images"),

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from vqtool.images import parse_size
 from vqtool.metrics.jobs import Request
 from vqtool.metrics.report import Report
 from vqtool.metrics.text import Clip, measure_texts
@@ -16,7 +15,7 @@ def run(request: Request) -> Report:
     return measure_texts(
         request.find("images", "some"),
         Clip(Path(options.text), request.device),
-        size=None if options.size is None else parse_size(str(options.size), "`size`"),
+        size=request.size,
         fit=request.source_options.fit,
         max_images=options.max_images,
         seed=request.seed,
