@@ -5,9 +5,9 @@ When to use it: on a few thousand images, where the Fréchet distance is still b
 agree in means and covariances; it needs no covariance, and has a standard error. By its paper 5,000 images say as much
 as 50,000 say by FID. It is biased upwards, too: compare at equal numbers of images.
 Equation: 3 D mean_u mean_q (F_u^-1(q) - G_u^-1(q))^2, u uniform on the sphere, F_u and G_u the laws of u.x, quantiles
-interpolated where the sets differ in size: the sliced 2-Wasserstein distance times 3 D. Where only the means differ it
-is three times the squared distance between them. The standard error is that of the directions and says nothing of the
-choice of images.
+interpolated where the sets differ in size: the square of the sliced 2-Wasserstein distance times 3 D. Where only the
+means differ it is three times the squared distance between them. The standard error is that of the directions and says
+nothing of the choice of images.
 Cost: O((N + M) (D + log N) L) for L directions.
 Source: Berthet et al. 2026 (arXiv:2605.06797); the scale 3 D and 1,000 directions as in torch-fidelity's repository.
 """
