@@ -33,7 +33,6 @@ PUBLISHED_SCALES = {  # (width, cells a side) -> w of the published scores
 }
 STEPS = 32
 WARMUP = 2.0  # temperature of the first step, 1 in all others: the logits are halved there
-DOWNSAMPLING = 16  # of the published tokenizer
 TOP = {
     "classes.weight": "cls_emb.weight",
     "tokens.weight": "tok_emb.weight",

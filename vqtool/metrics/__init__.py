@@ -11,7 +11,8 @@ A metric of features is a file `vqtool/metrics/NAME.py` with
 and a name in NAMES: that is the registration, `vqtool eval` and `vqtool compare` both use every metric there. What
 measures tokens or pixels has functions of its own input. What `vqtool eval` calls takes images or token grids and
 gives a `Report`: `evaluate` chooses one of `jobs`; one by one they are `compare_images`, `compare_pairs`,
-`measure_reconstruction`, `measure_grids`, `measure_likelihood`. `save_statistics` keeps what a reference needs.
+`measure_reconstruction`, `text.measure_texts`, `measure_grids`, `measure_likelihood`. `save_statistics` keeps what a
+reference needs, and `compare_results` puts reports side by side.
 """
 
 from vqtool.metrics.card import Card

@@ -66,7 +66,9 @@ class Card:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; lines that it does not have are left out."""
-        return {name: value for name, value in self._lines(asdict(self)) if value not in (None, "")}
+        return _without_blanks(
+            {name: _without_blanks(its) if isinstance(its, dict) else its for name, its in asdict(self).items()}
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """Its lines for people: "reference num" -> "256"."""
@@ -78,15 +80,6 @@ class Card:
                 found.append((name, str(value)))
         return [(name.replace("_", " "), value) for name, value in found]
 
-    @staticmethod
-    def _lines(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        def bare(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            return {name: its for name, its in value.items() if its not in (None, "")}
-
-        return [(name, bare(value)) for name, value in record.items()]
-
     @classmethod
     def parse(cls, record: Any, where: str) -> "Card":
         """The card in a result.
@@ -95,6 +88,10 @@ class Card:
             FormatError: it is none, or not one of this version.
         """
         return parse_record(cls, record, f"{where}: card")
+
+
+def _without_blanks(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value not in (None, "")}
 
 
 # Lines that have to be equal for two results to be compared, each as what it is called, in the order in which a

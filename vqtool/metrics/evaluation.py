@@ -71,7 +71,8 @@ def evaluate(
         refuse_existing(report, force=force, kind="a page")
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     before = len(tally.skipped)
-    runtime = runtimes.choose(about_images.runtime, torch.device(choose_device(device)))
+    device = choose_device(device)
+    runtime = runtimes.choose(about_images.runtime, torch.device(device))
     request = Request(
         sources=paths,
         ref=others,
@@ -81,7 +82,7 @@ def evaluate(
         source_options=source_options,
         of_metrics={name: value for name, value in chosen.items() if name not in known},
         seed=seed,
-        device=choose_device(device),
+        device=device,
         exhibits=report is not None,
         force=force,
         on_error=None if on_error is None else tally,
@@ -90,10 +91,10 @@ def evaluate(
     )
     check(request)
     found = choose(request)(request)
-    inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
     about = {
         "vqtool": __version__,
-        **inputs,
+        "inputs": list(map(str, paths)),
+        "reference_inputs": list(map(str, others)),
         "runtime": runtime,
         **found.about,
         "num_skipped": len(tally.skipped) - before,

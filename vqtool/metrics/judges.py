@@ -62,7 +62,7 @@ class JudgeOptions(Checked):
                 if what
                 else "`judge_with` is for `judge` features or text: leave it out"
             )
-        if self.judge_times != 8 and self.judge != "likelihood":
+        if self.judge_times != JudgeOptions.judge_times and self.judge != "likelihood":
             raise VqtoolError(f"`judge_times` is for `judge` likelihood, not for {self.judge}")
 
 

@@ -52,9 +52,8 @@ class NeighbourScores:
     recall: float
     density: float
     coverage: float
-    errors: dict[str, float] = field(
-        default_factory=dict, repr=False, compare=False
-    )  # standard, with neighbourhoods held fixed
+    # Standard errors, with neighbourhoods held fixed.
+    errors: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 def neighbour_scores(

@@ -189,9 +189,9 @@ def measure_reconstruction(
         "kind": "reconstruction",
         "num_images": len(pairs),
         "num_given": {"images": len(images)},
-        "size": f"{size[0]}x{size[1]}",
+        "size": size_text(size),
         "fit": fit,
-        "grid_size": f"{grid_size[0]}x{grid_size[1]}",
+        "grid_size": size_text(grid_size),
         "tokenizer": tokenizer.fingerprint,
         "codebook_size": tokenizer.codebook_size,
         "num_tokens": int(counts.sum()),
@@ -210,5 +210,4 @@ def measure_reconstruction(
         seed=seed,
     )
     shown: list[Exhibit] = [show_worst(worst), show_usage(counts)] if exhibits else []
-    unreadable = {"images": left_out}
-    return Report(headline, scores, about, few_tokens(counts), card, unreadable=unreadable, exhibits=shown)
+    return Report(headline, scores, about, few_tokens(counts), card, unreadable={"images": left_out}, exhibits=shown)

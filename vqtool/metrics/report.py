@@ -1,8 +1,4 @@
-"""What `vqtool eval` says: scores with all they depend on; and which images it takes.
-
-What an input holds decides what can be measured: images against other images (reference.py), images through a tokenizer
-(reconstruction.py), token grids (tokens.py).
-"""
+"""What `vqtool eval` says: scores with all they depend on; and which images it takes of many."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -16,6 +16,7 @@ from vqtool.metrics.frechet import Statistics
 from vqtool.metrics.pictures import Pictures, Size, noting, pixel_digests
 
 Digests = NDArray[np.uint64]
+_Sums = tuple[int, NDArray[np.float64], NDArray[np.float64]]  # N, mean (D,), sum of products of differences (D, D)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class Accumulator:
     def __init__(self, about: About) -> None:
         self._about = about
         self._first: Features | None = None
-        self._sums: dict[str, tuple[int, NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._sums: dict[str, _Sums] = {}
         self._digests: list[Digests] = []
 
     def add(self, features: Features, digests: Digests) -> None:
@@ -191,9 +192,6 @@ class Accumulator:
         found = {kind: Statistics(mean, squares / (n - 1), n) for kind, (n, mean, squares) in self._sums.items()}
         first = self._first
         return StatisticsSet(found, self._about, first.name, first.digest, first.resize, np.concatenate(self._digests))
-
-
-_Sums = tuple[int, NDArray[np.float64], NDArray[np.float64]]  # N, mean (D,), sum of products of differences (D, D)
 
 
 def _join(a: _Sums | None, b: _Sums) -> _Sums:

@@ -13,6 +13,7 @@ Source: Radford et al. 2021 (arXiv:2103.00020), Hessel et al. 2021 (arXiv:2104.0
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,5 +190,5 @@ def measure_texts(
     headline = f"{len(texts)} images with {len(known)} different captions; {about['size']} pixels; {encoder.name}"
     untold = len(images) - len(told)
     warnings = [f"{untold} images have no caption and were left out"] if untold else []
-    named = [Score(**{**vars(score), "name": f"{score.name}-{encoder.name}"}) for score in scores]
+    named = [replace(score, name=f"{score.name}-{encoder.name}") for score in scores]
     return Report(headline, named, about, warnings, card, unreadable={"images": left_out})

@@ -22,9 +22,7 @@ from vqtool.priors import Prior
 from vqtool.runtimes import try_to_run
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
-CPU_CELLS = (
-    256  # in a microbatch: with 512 the network is 3 to 12 % faster a grid, and one grid alone takes twice as long
-)
+CPU_CELLS = 256  # in a microbatch: with 512 a grid of many is 3 to 12 % faster, and one alone takes twice as long
 GPU_CELLS = 16384  # in one of fixed size
 MOST_GPU_CELLS = 1 << 17  # in one of any size
 SHARE_OF_MEMORY = 0.25  # of what is free, that a microbatch may take
