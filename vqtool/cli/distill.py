@@ -31,7 +31,8 @@ def distill(
     """Train a student that draws in few network calls what a prior draws in many.
 
     It learns from grids that the prior draws; no data are needed. Beside it stand a log and the state for --resume.
-    The student is a prior like any other, but refuses more calls than it was made for. For transformers.
+    The student is a prior like any other, but refuses more calls than it was made for. The prior's denoiser has to be
+    a transformer.
 
     Examples:
 

@@ -1,6 +1,6 @@
 """`compare`: samplers compared on one prior, by network calls, seconds and scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from vqtool.metrics.score import metric_options
 from vqtool.options import distribute, option, options_of
 from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
-from vqtool.progress import Progress, silent
+from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import Guidance, _machine, choose_texts, describe, leave_out_guidance, load_second, sample_batches
 from vqtool.samplers._texts import in_turn
 from vqtool.tokenizers import _onnx, tokenizer_of
 from vqtool.version import __version__
 
 LONGEST_LIST = 64  # steps or seeds
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def compare(
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
-    notify: Notify = lambda text: None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     **chosen: Any,
 ) -> Comparison:
