@@ -99,7 +99,13 @@ def build(
 
 
 class LikelihoodJudge:
-    """The prior: what it says of candidates with their condition, less what it says without one."""
+    """The prior: what it says of candidates with their condition, less what it says without one.
+
+    Args:
+        prior: on the device to use.
+        times: looks at each candidate, each at a time t of its own.
+        seed: of the times and the noise.
+    """
 
     name = "likelihood"
 

@@ -23,9 +23,15 @@ class Nearest:
 
 
 def nearest(x: NDArray[np.floating], y: NDArray[np.floating], k: int = 1, *, skip_self: bool = False) -> Nearest:
-    """The k nearest rows of y (M, D) to each row of x (N, D); with `skip_self` x is y, and no row is its own.
+    """The k nearest rows of y to each row of x, or all of y where there are fewer.
 
-    Distances of rows that are nearly equal are computed again from their differences, so that equal ones are at 0.
+    Distances are computed again from the differences of the rows that are found, so that equal ones are at 0.
+
+    Args:
+        x: (N, D).
+        y: (M, D).
+        k: how many.
+        skip_self: x is y, and no row counts as its own neighbour.
     """
     a, b = (torch.from_numpy(np.ascontiguousarray(rows, np.float32)) for rows in (x, y))
     centre = b.mean(0)  # shorter vectors, smaller rounding errors

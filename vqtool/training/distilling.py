@@ -61,10 +61,16 @@ class DistillOptions(Checked):
 
 
 def build_student(teacher: Prior, num_latents: int, calls: int, *, seed: int) -> Prior:
-    """The teacher with a table of latents.
+    """The teacher with a table of latents, fresh ones; all other weights are the teacher's.
+
+    Args:
+        teacher: a prior that is no student.
+        num_latents: parts of the mixture.
+        calls: network calls a grid that the student is made for, at most T.
+        seed: of the latents.
 
     Raises:
-        VqtoolError: its denoiser has no place for latents, or it is a student.
+        VqtoolError: the denoiser has no place for latents, the teacher is a student, or T is below `calls`.
     """
     if not hasattr(teacher.denoiser.config, "num_latents"):
         raise VqtoolError(f"the denoiser {teacher.denoiser_name} has no place for latents; transformer has")
@@ -100,7 +106,14 @@ def draw_pool(teacher: Prior, options: DistillOptions, seed: int) -> GridData:
 
 
 class MixtureObjective:
-    """The objective of the training loop."""
+    """The objective of the training loop: -log of a mixture of products, see above.
+
+    Args:
+        student: that learns.
+        data: grids of the teacher.
+        options: the calls, which say at what times it learns, and how many latents a grid is seen under.
+        seed: of times, noise and latents.
+    """
 
     def __init__(self, student: Prior, data: GridData, options: DistillOptions, seed: int) -> None:
         self._prior, self._data, self._options, self._seed = student, data, options, seed
@@ -150,7 +163,21 @@ def distill(
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
 ) -> Prior:
-    """A student of a teacher that is there; the arguments are those of `loop.run`."""
+    """A student of a teacher that is there, from grids that the teacher draws first.
+
+    Args:
+        teacher: on the device to use.
+        options: what the student is, and what it learns from.
+        config: of the loop; its seed is that of all noise.
+        state_path: see `loop.run`, as for all that follow.
+        log_path: of the log, JSON lines.
+        resume: go on from the state.
+        report: is told (step, metrics) after each step.
+        progress: shows the steps.
+
+    Raises:
+        VqtoolError: as `build_student`; or the state to resume is of another run.
+    """
     student = build_student(teacher, options.num_latents, options.calls, seed=config.seed)
     data = draw_pool(teacher, options, config.seed)
     student.denoiser.requires_grad_(True)
