@@ -1,5 +1,7 @@
 """`cfg_refresh`: what guidance compares with is kept for some calls, sample by sample."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.exact import random_prior
@@ -51,3 +53,11 @@ def test_without_guidance_there_is_nothing_to_keep():
         Method.build(random_prior(kind="class"), has_condition=True, cfg_refresh=2)
     with pytest.raises(VqtoolError, match="`cfg_refresh` 0: must be 1 or more"):
         Method.build(random_prior(kind="class"), has_condition=True, cfg_refresh=0, **GUIDED)
+
+
+def test_it_leaves_the_published_guidance_of_a_prior_as_it_is():
+    prior = replace(random_prior(kind="class"), sampling={"cfg_scale": 3.0, "cfg_schedule": "linear"})
+    settings = Method.build(prior, has_condition=True, cfg_refresh=2).settings
+    assert (settings.cfg_scale, settings.cfg_schedule, settings.cfg_refresh) == (3.0, "linear", 2)
+    with pytest.raises(VqtoolError, match="`cfg_schedule` is about guidance, and there is none"):
+        Method.build(prior, has_condition=True, cfg_schedule="cosine")

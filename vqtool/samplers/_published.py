@@ -7,6 +7,7 @@ from vqtool.options import options_of
 from vqtool.priors import Prior
 from vqtool.samplers._settings import Guidance, Settings
 
+GOES_WITH_ANY = {"cfg_refresh", "negative"}  # parts of guidance that leave its strength and course as they are
 COMPLETING = "completing"  # in `Prior.sampling`: what else they fill the masked cells of pictures with
 
 
@@ -16,7 +17,7 @@ def published(
     """Their arguments of `sample`, as far as nothing else is asked for.
 
     Options of their sampler go with that one alone, and guidance by a condition with a condition; whoever asks for one
-    part of guidance or for the number of steps goes without those of theirs that belong to it.
+    part of guidance (but what goes with any) or for the number of steps goes without those of theirs that belong to it.
 
     Args:
         prior: what is sampled.
@@ -32,7 +33,7 @@ def published(
     guidance, settings = ({each.name for each in options_of(kind)} for kind in (Guidance, Settings))
     if sampler not in (None, own):
         theirs = {name: value for name, value in theirs.items() if name in settings}
-    if not has_condition or guidance & chosen.keys():
+    if not has_condition or guidance & chosen.keys() - GOES_WITH_ANY:
         theirs = {name: value for name, value in theirs.items() if name not in guidance}
     left = {name: value for name, value in theirs.items() if name not in chosen}
     return left if sampler is not None or own is None else {"sampler": own, **left}
