@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vqtool.errors import FormatError, MismatchError, VqtoolWarning
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.metrics import Report, Score
 from vqtool.metrics.card import Card, Side
 from vqtool.metrics.results import compare_results
@@ -38,6 +38,11 @@ def test_scores_of_captions_compare_although_the_chance_beside_them_is_another(t
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(json.dumps(Report("", scores, {}, [], card).as_dict()))
     assert compare_results(files).difference is None
+
+
+def test_one_result_has_nothing_beside_it(tmp_path):
+    with pytest.raises(VqtoolError, match="two results or more are compared"):
+        compare_results([write(tmp_path / "a.json", 1.0)])
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def measure_classes(
     """
     for side, what in ((ours, "what is scored"), (theirs, "the reference")):
         if not any(side.labels):
-            raise VqtoolError(f"`per_class`: {what} has no labels: give it in one folder a class, or `labels`")
+            raise VqtoolError(f"`per_class`: {what} has no labels: give it in one folder a class")
     found: dict[str, ClassScores] = {}
     told = []
     for label in sorted({*ours.labels, *theirs.labels} - {""}):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqtool.errors import FormatError, MismatchError, warn
+from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.metrics.card import Card, first_difference
 from vqtool.trust import read_json
 
@@ -62,9 +62,12 @@ def compare_results(files: Sequence[str | Path], *, force: bool = False) -> Comp
         force: also those that do not compare, with a warning.
 
     Raises:
+        VqtoolError: fewer than two files.
         FormatError: a file is no such result.
         MismatchError: two cards differ in a line that matters, or two scores in their settings; names it.
     """
+    if len(files) < 2:
+        raise VqtoolError("two results or more are compared: give the files of both")
     results = [read_result(path) for path in files]
     difference = None
     for other in results[1:]:
