@@ -18,9 +18,11 @@ def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_noise(tmp_path / "a", 4)
     write_noise(tmp_path / "b", 4, size=16)
+    write_noise(tmp_path / "c", 4, seed=1)
     save(features_of(tmp_path / "a"), "a.npz")
     save(features_of(tmp_path / "a", Other()), "other.npz")
-    save(features_of(tmp_path / "a").statistics(), "s.npz")
+    save(features_of(tmp_path / "a").statistics(), "same.npz")
+    save(features_of(tmp_path / "c").statistics(), "s.npz")
     save(features_of(tmp_path / "b"), "large.npz")
     np.savez("fid.npz", mu=np.zeros(6), sigma=np.eye(6))
     return tmp_path
@@ -41,6 +43,8 @@ def test_features_and_statistics_give_statistics(work, vqtool):
         (["s.npz", "other.npz"], "s.npz and other.npz: features of digest"),
         (["a.npz", "large.npz"], "a.npz and large.npz: pictures of size 8x8 and 16x16"),
         (["a.npz", "fid.npz"], "fid.npz"),
+        (["a.npz", "s.npz", "a.npz"], "a.npz and a.npz are of the same pictures, which would count twice"),
+        (["a.npz", "same.npz"], "a.npz and same.npz are of the same pictures, which would count twice"),
         (["a.npz", "none.npz"], "none.npz: cannot be read: No such file or directory"),
         (["a.npz", "a/000.png"], "a/000.png: not a whole file of statistics"),
     ],

@@ -142,3 +142,12 @@ def test_onnx_without_its_packages_or_with_a_tokenizer_is_refused_in_one_line(
     result = vqtool("export", tokenizer_path, "--format", "onnx", "-t", tokenizer_path, "-o", tmp_path / "out")
     assert "error: --tokenizer is for the folder of a pipeline" in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_built_in_artifacts_are_two(vqtool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = vqtool("export", "builtin", "--format", "onnx")
+    assert result.code == 1
+    (line,) = error_lines(result.err)
+    assert "builtin names a prior and a tokenizer: name the file of one, " in line
+    assert "prior.safetensors or " in line

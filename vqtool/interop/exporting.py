@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vqtool.artifacts import read_header
+from vqtool.artifacts import BUILTIN, builtin_path, read_header
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
 from vqtool.interop import amused, diffusers, diffusers_vqmodel, onnx, taming
@@ -37,9 +37,12 @@ def export(
         What the user should know.
 
     Raises:
-        VqtoolError: the format cannot hold it, says why; or the folder is not empty.
+        VqtoolError: the format cannot hold it, says why; the folder is not empty; or it is "builtin", which is two.
     """
     path, folder = Path(path), Path(folder)
+    if str(path) == BUILTIN and not path.exists():
+        files = " or ".join(str(builtin_path(kind)) for kind in EXPORTS)
+        raise VqtoolError(f"{BUILTIN} names a prior and a tokenizer: name the file of one, {files}")
     kind = read_header(path).kind
     if format not in EXPORTS.get(kind, ()):
         known = ", ".join(f"{known} to {' or '.join(names)}" for known, names in EXPORTS.items())

@@ -176,7 +176,7 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
 
     Raises:
         MismatchError: they are of different features, or their pictures were read in different sizes.
-        VqtoolError: a part does not say how many pictures it is of.
+        VqtoolError: a part does not say how many pictures it is of, or two are of the same pictures.
     """
     about = parts[0].about
     for part, name in zip(parts[1:], names[1:], strict=True):
@@ -190,6 +190,7 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
     sets = [part for part in parts if isinstance(part, FeatureSet)]
     if len(sets) == len(parts):
         features = concatenate([part.features for part in sets])
+        _check_apart(parts, names)
         ids = _joined([part.ids for part in sets])
         return FeatureSet(features, about, digests, ids, _joined([part.labels for part in sets]))
     found = [part.statistics() if isinstance(part, FeatureSet) else part for part in parts]
@@ -202,10 +203,20 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
             ours, theirs = getattr(first, what), getattr(part, what)
             if ours != theirs:
                 raise MismatchError(f"{names[0]} and {name}: features of {what} {ours!r} and {theirs!r}")
+    _check_apart(parts, names)
     for part in found[1:]:
         both = merged.keys() & part.statistics.keys()
         merged = {kind: merge_statistics([merged[kind], part.statistics[kind]]) for kind in both}
     return StatisticsSet(merged, replace(about, held="statistics"), first.name, first.digest, first.resize, digests)
+
+
+def _check_apart(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> None:
+    """Raise VqtoolError if two sets are of the same pictures, as far as they say which."""
+    contents = [np.sort(part.digests).tobytes() for part in parts]
+    for i, content in enumerate(contents):
+        if content and content in contents[:i]:
+            other = names[contents.index(content)]
+            raise VqtoolError(f"{other} and {names[i]} are of the same pictures, which would count twice")
 
 
 def _joined(parts: Sequence[list[str]]) -> list[str]:
