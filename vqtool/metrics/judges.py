@@ -1,14 +1,14 @@
 """Judges: which of several candidates for a picture is the best one. What `sample --best` chooses by.
 
-- ``likelihood``: the prior itself, as a classifier: the bound on log p(x_0 | condition) less that without a condition,
-  at a few t, with the same masks and noise for all candidates of a sample. Without a condition, the bound alone, by
-  which the likeliest pictures, which may be the plainest, win. Cost: two denoiser calls a t and candidate.
+- ``likelihood``: the prior itself: the bound on log p(x_0 | condition) at a few t, with the same masks and noise for
+  all candidates of a sample; the likeliest pictures may be the plainest. What the condition adds to it, as a classifier
+  counts, was worse than no choice where samples are guided (docs/sampling.md). Cost: a denoiser call a t and candidate.
 - ``features``: realism (Kynkäänniemi et al. 2019): among real pictures the largest ratio of one's distance to its third
   neighbour over the candidate's distance to it, where those half with the largest neighbourhoods do not count.
 - ``text``: the cosine of CLIP's features of picture and caption, with weights from a local folder.
 
-Source: Gu et al. 2022 (arXiv:2111.14822), acceptance by a classifier; Li et al. 2023 (arXiv:2303.16203), a diffusion
-model as classifier; Kynkäänniemi et al. 2019 (arXiv:1904.06991), section 5; Radford et al. 2021 (arXiv:2103.00020).
+Source: Gu et al. 2022 (arXiv:2111.14822), acceptance by a classifier; Kynkäänniemi et al. 2019 (arXiv:1904.06991),
+section 5; Radford et al. 2021 (arXiv:2103.00020).
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def build(
 
 
 class LikelihoodJudge:
-    """The prior: what it says of candidates with their condition, less what it says without one.
+    """The prior: the bound on the likelihood of candidates, given their condition if it takes any.
 
     Args:
         prior: on the device to use.
@@ -111,8 +111,7 @@ class LikelihoodJudge:
 
     def __init__(self, prior: Prior, *, times: int, seed: int) -> None:
         self._prior, self._times, self._seed = prior, times, seed
-        self._halves = 1 if prior.conditioner.kind == "none" else 2
-        self.calls = float(times * self._halves)
+        self.calls = float(times)
 
     @torch.no_grad()
     def __call__(self, grids: Tensor, samples: Sequence[int], texts: Sequence[str | None]) -> Tensor:
@@ -120,7 +119,6 @@ class LikelihoodJudge:
         prior, kernel = self._prior, self._prior.kernel
         x_0, numbers = prior.split(grids).to(prior.device), torch.tensor(samples)
         encoded = prior.encode_condition(prior.conditioner.encode(list(texts)), len(grids))
-        conditions = [encoded, prior.encode_condition(None, len(grids))][: self._halves]
         shifts = rng.uniform(self._seed, numbers, 0, (), stream=rng.JUDGE)
         total = torch.zeros(len(grids), dtype=torch.float64)
         for look in range(self._times):
@@ -128,11 +126,8 @@ class LikelihoodJudge:
             t = (1 + (places * kernel.num_steps).long().clamp(max=kernel.num_steps - 1)).to(prior.device)
             noise = rng.uniform(self._seed, numbers, 1 + look, tuple(x_0.shape[1:]), stream=rng.JUDGE)
             x_t = kernel.sample(x_0, t, noise.to(prior.device))
-            bounds = [
-                variational_bound(prior.log_x0(x_t, t, each), x_0, x_t, t, kernel, prior.rule).double().sum((1, 2))
-                for each in conditions
-            ]
-            total -= (bounds[0] - sum(bounds[1:])).cpu()
+            bound = variational_bound(prior.log_x0(x_t, t, encoded), x_0, x_t, t, kernel, prior.rule)
+            total -= bound.double().sum((1, 2)).cpu()
         return total * kernel.num_steps / self._times
 
 
