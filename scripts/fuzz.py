@@ -139,7 +139,7 @@ def targets(made: Path) -> list[Target]:
         Target("npz", {"x.npz": made / "x.npz"}, (encode.format("x.npz"),), False, "zip"),
         Target(
             "statistics",
-            {"x.npz": made / "statistics.npz", "y.npz": made / "statistics.npz"},
+            {"x.npz": made / "statistics.npz", "y.npz": made / "other.npz"},
             ("eval merge x.npz y.npz -o out.npz", "eval x.npz --ref y.npz -o out.json"),
             False,
             "zip",
@@ -279,7 +279,11 @@ def prepare(folder: Path) -> None:
         tar.add(folder / "0.png", "0.png")
     np.savez(folder / "x.npz", images=numbers, labels=np.array(["cat", "dog", "cat", "dog"]))
     features = Features("F", np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), "d", "clean")
-    save(FeatureSet(features, About(size=(8, 8)), np.arange(9, dtype=np.uint64)), folder / "statistics.npz")
+    for name, start in (("statistics", 0), ("other", 9)):  # the same pictures are not merged
+        save(
+            FeatureSet(features, About(size=(8, 8)), np.arange(start, start + 9, dtype=np.uint64)),
+            folder / f"{name}.npz",
+        )
     with h5py.File(folder / "x.h5", "w") as file:
         file.attrs["made_by"] = "fuzz.py"
         file.create_dataset("images", data=numbers, chunks=(2, *numbers.shape[1:]), compression="gzip")
