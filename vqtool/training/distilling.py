@@ -153,6 +153,7 @@ def _repeat(encoded: EncodedCondition, count: int) -> EncodedCondition:
 
 
 def distill(
+    student: Prior,
     teacher: Prior,
     options: DistillOptions,
     config: LoopConfig,
@@ -163,9 +164,10 @@ def distill(
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
 ) -> Prior:
-    """A student of a teacher that is there, from grids that the teacher draws first.
+    """A student that has learned from grids that its teacher draws first.
 
     Args:
+        student: of `build_student`.
         teacher: on the device to use.
         options: what the student is, and what it learns from.
         config: of the loop; its seed is that of all noise.
@@ -176,9 +178,8 @@ def distill(
         progress: shows the steps.
 
     Raises:
-        VqtoolError: as `build_student`; or the state to resume is of another run.
+        VqtoolError: the state to resume is of another run.
     """
-    student = build_student(teacher, options.num_latents, options.calls, seed=config.seed)
     data = draw_pool(teacher, options, config.seed)
     student.denoiser.requires_grad_(True)
     result = loop.run(
@@ -230,7 +231,7 @@ def distill_prior(
     check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     teacher = load_prior(prior)
-    build_student(teacher, wanted.num_latents, wanted.calls, seed=seed)  # refuses early what cannot be
+    student = build_student(teacher, wanted.num_latents, wanted.calls, seed=seed)
     length = choose_length(run, files, default=Length(None, 10.0), notify=notify)
     rate = run.learning_rate or RATE_SHARE * choose_learning_rate(teacher.denoiser_name, "small")
     config = LoopConfig(
@@ -239,8 +240,8 @@ def distill_prior(
     )  # fmt: skip
     notify(f"{wanted.num} grids of prior {teacher.fingerprint}, from which a student of {wanted.calls} calls learns")
     student = distill(
-        teacher, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume, report=report,
-        progress=progress,
+        student, teacher, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume,
+        report=report, progress=progress,
     )  # fmt: skip
     if not distributed.is_main_process():
         return student
