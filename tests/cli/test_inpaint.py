@@ -1,6 +1,8 @@
 """`vqtool inpaint`: what the mask leaves stays as it was, in tokens and in pixels; what cannot be is one line."""
 
 import io
+import struct
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from support.commands import error_lines, shell, write_pictures
 from support.editing_run import SIZE, entries, make_work, rewrite, save_prior, tokens  # noqa: F401
+from support.png import make_png
 
 from vqtool import samplers
 from vqtool.grids import open_grids, read_grids
@@ -301,6 +304,42 @@ def test_opacity_goes_through_pipes_and_on_larger_canvases(vqtool, modes, tokeni
     assert (wide[:, :20, 3] == 255).all()
     assert vqtool("vary", "photo", "--strength", 0.5, "--steps", 2, "-o", "sheet.png").code == 0
     assert own_pixels("sheet.png").shape[2] == 3
+
+
+def test_greyscale_of_sixteen_bits_keeps_them_outside_of_what_is_drawn(vqtool, photo, tokenizer_path):
+    old = np.random.default_rng(0).integers(0, 65536, (90, 130), dtype=np.uint16)
+    Image.fromarray(old).save("deep.png")
+    Image.fromarray(old).save("deep.tif")
+    mask = np.zeros((90, 130), bool)
+    mask[20:60, 5:14] = True
+    for name in ("deep.png", "deep.tif"):
+        line = ("inpaint", name, "-m", "box:20,5,40,9", "--steps", 2, "-f", "-o", "out.png")
+        assert vqtool(*line).code == 0
+        new = own_pixels("out.png")[..., 0]
+        assert new.dtype == np.uint16
+        assert np.array_equal(new[~mask], old[~mask])
+        assert (new[mask] % 257 == 0).all(), "what is drawn has 8 bits"
+        assert (new[mask] != old[mask]).mean() > 0.9
+        assert vqtool(*line, "--feather", 3).code == 0
+        soft, near = own_pixels("out.png")[..., 0], np.zeros((90, 130), bool)
+        near[17:63, 2:17] = True
+        assert np.array_equal(soft[~near], old[~near])
+    line = "$vqtool inpaint deep.png -m box:20,5,40,9 --steps 2 | $vqtool vary - --strength 0 | $vqtool decode -o out"
+    assert shell(line, photo).code == 0
+    assert own_pixels("out/deep.png").dtype == np.uint16
+    assert vqtool("outpaint", "deep.png", "--left", "20px", "--steps", 2, "-o", "wide.png").code == 0
+    wide = own_pixels("wide.png")[..., 0]
+    assert wide.dtype == np.uint16
+    assert np.array_equal(wide[:, 20:], old)
+
+
+def test_colours_of_sixteen_bits_come_back_with_eight_and_that_is_told(vqtool, photo):
+    rows = b"".join(b"\x00" + struct.pack(">9H", *range(9000, 18000, 1000)) for _ in range(2))
+    Path("photo/deep.png").write_bytes(make_png(3, 2, 16, 2, rows))
+    result = vqtool("inpaint", "photo", "-m", "box:0,0,1,2", "--steps", 2, "-o", "out")
+    assert result.code == 0, result.err
+    assert result.err.count("1 of 2 pictures (deep) have 16 bits a colour: they come back with the upper 8") == 1
+    assert own_pixels("out/deep.png")[1, 1].tolist() == [12000 // 256, 13000 // 256, 14000 // 256]
 
 
 def test_pictures_go_through_the_pipe_as_pictures_with_the_caption_that_was_drawn(vqtool, photo, tokenizer_path):

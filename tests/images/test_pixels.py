@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from support.png import chunk, make_png
 
 from vqtool.errors import FormatError
 from vqtool.images.pixels import FORMATS as READ_FORMATS
@@ -42,16 +43,6 @@ def read_or_none(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray
 
 def pixel(array: np.ndarray, row: int, column: int) -> tuple[int, ...]:
     return tuple(int(value) for value in array[:, row, column])
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def make_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG from the specification, without Pillow."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def make_exif(orientation: int, order: str = "<") -> bytes:
@@ -169,6 +160,11 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert read(tiff)[1, 0].tolist() == expected
     pgm = b"P5 8 1 65535\n" + struct.pack(">8H", *values)
     assert read(pgm)[2, 0].tolist() == expected
+    for data in (png, tiff, pgm):
+        own = read_own_pixels(io.BytesIO(data))
+        assert (own.dtype, own.tolist()) == (np.uint16, [[values]])
+        assert np.array_equal(put_on_white(own), read(data))
+        assert np.array_equal(read_own_pixels(io.BytesIO(png_bytes(own))), own)
 
 
 def test_sixteen_bit_colour_and_alpha_are_scaled_to_within_one_level() -> None:
@@ -181,6 +177,7 @@ def test_sixteen_bit_colour_and_alpha_are_scaled_to_within_one_level() -> None:
 def test_a_sixteen_bit_colour_key_is_transparent() -> None:
     png = make_png(2, 1, 16, 0, b"\x00" + struct.pack(">2H", 1000, 1001), chunk(b"tRNS", struct.pack(">H", 1000)))
     assert read(png)[0, 0].tolist() == [255, 4]
+    assert read_own_pixels(io.BytesIO(png)).tolist() == [[[65535, 1001]]]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

@@ -35,6 +35,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL._avif") else ()  # Pillow 11.3 or later
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", *_AVIF)
 _EXPECTED = f"JPEG, PNG, WebP, GIF, BMP{', AVIF' if _AVIF else ''} or TIFF"
+Own = NDArray[np.uint8 | np.uint16]  # pixels in channels of their file's own; 16 bits of greyscale alone
 _SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 _REDUCING_GAP = 3.0  # Pillow may shrink by an integer first, to no less than 3 times the wanted size
 _DRAFT_GAP = 2  # a JPEG may be decoded at a half, a quarter or an eighth, to no less than 2 times the wanted size
@@ -95,38 +96,59 @@ def read_pixels(file: BinaryIO, size: tuple[int, int] | None, fit: str = "crop")
         return _fit(_over_white(_decode(file, size)), size, fit)
 
 
-def read_own_pixels(file: BinaryIO) -> NDArray[np.uint8]:
-    """Decode an image in channels of its own: grey or colour, with opacity if it has some; 8 bits each.
+def read_own_pixels(file: BinaryIO) -> Own:
+    """Decode an image in channels of its own: grey or colour, with opacity if it has some.
 
     Returns:
-        (C, height, width) uint8, C = 1 (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGB, opacity).
+        (C, height, width) uint8, C = 1 (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGB, opacity); uint16 of greyscale that
+        has 16 bits, white where its colour key makes it transparent.
 
     Raises:
         FormatError: as `read_pixels`.
     """
     with _explained():
         image = _decode(file, None)
-        is_grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-        if image.has_transparency_data and not image.mode.startswith("I"):
+        if image.mode.startswith(("I", "F")):
+            return _sixteen_bits(image)[None]
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        if image.has_transparency_data:
             own = image.convert("LA" if is_grey else "RGBA")
         else:
             own = _over_white(image).convert("L" if is_grey else "RGB")
         return _channels_first(np.asarray(own, dtype=np.uint8))
 
 
-def put_on_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def has_deep_colour(file: BinaryIO) -> bool:
+    """Whether an image has 16 bits a channel of which `read_own_pixels` gives the upper 8, without decoding it.
+
+    Raises:
+        FormatError: as `read_pixels`, as far as the beginning of the file tells.
+    """
+    with _explained():
+        image = _open(file)
+        return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def put_on_white(pixels: Own) -> NDArray[np.uint8]:
     """(3, height, width) RGB of what `read_own_pixels` gives: what `read_pixels` makes of the same file."""
-    return pixels if len(pixels) == 3 else _channels_first(np.asarray(_over_white(to_pillow(pixels))))
+    if pixels.dtype == np.uint16:
+        return np.repeat(_to_eight_bits(pixels), 3, axis=0)
+    if len(pixels) == 3:
+        return pixels.astype(np.uint8, copy=False)
+    return _channels_first(np.asarray(_over_white(to_pillow(pixels)), dtype=np.uint8))
 
 
-def to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
+def to_pillow(pixels: Own) -> Image.Image:
     """Pixels (C, height, width) of 1 to 4 channels as `read_own_pixels` gives them.
 
     Raises:
         ValueError: another shape or type.
     """
-    if pixels.ndim != 3 or not 1 <= len(pixels) <= 4 or pixels.dtype != np.uint8:
-        raise ValueError(f"expected (C, h, w) uint8 of 1 to 4 channels, not {pixels.shape} {pixels.dtype}")
+    is_deep = pixels.dtype == np.uint16 and len(pixels) == 1
+    if pixels.ndim != 3 or not 1 <= len(pixels) <= 4 or not (pixels.dtype == np.uint8 or is_deep):
+        raise ValueError(
+            f"expected (C, h, w) uint8 of 1 to 4 channels, or uint16 of 1, not {pixels.shape} {pixels.dtype}"
+        )
     last = pixels.transpose(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(last[..., 0] if len(pixels) == 1 else last))
 
@@ -278,7 +300,7 @@ def _find_orientation(image: Image.Image) -> int:
 def _over_white(image: Image.Image) -> Image.Image:
     """Any mode -> RGB."""
     if image.mode.startswith(("I", "F")):
-        return _scale_sixteen_bits(image)
+        return Image.fromarray(_to_eight_bits(_sixteen_bits(image))).convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     with_alpha = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
@@ -287,13 +309,17 @@ def _over_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def _scale_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits -> RGB of 8, 65535 -> 255."""
+def _sixteen_bits(image: Image.Image) -> NDArray[np.uint16]:
+    """Grey of 16 bits as an array (height, width), white where it is transparent."""
     if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
         raise FormatError("its pixels have 32 bits and no known range; save it with 8 or 16 bits a channel")
-    wide = np.asarray(image).astype(np.uint32)
-    grey = ((np.minimum(wide, 65535) + 128) // 257).astype(np.uint8)
+    wide = np.minimum(np.asarray(image).astype(np.uint32), 65535).astype(np.uint16)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[wide == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+        wide[wide == transparent] = 65535
+    return wide
+
+
+def _to_eight_bits(wide: Own) -> NDArray[np.uint8]:
+    """16 bits -> 8, 65535 -> 255, rounded to nearest."""
+    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)

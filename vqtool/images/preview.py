@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vqtool.errors import VqtoolError
-from vqtool.images.pixels import to_pillow
+from vqtool.images.pixels import Own, to_pillow
 from vqtool.outputs import atomic_path
 
 _CELL = 128  # pixels that the longer side of a small picture is magnified to, about
@@ -103,15 +103,15 @@ def comparison_grid(
     return _draw(rows, columns, originals.shape[2:], scale)
 
 
-def png_bytes(image: NDArray[np.uint8] | Image.Image) -> bytes:
-    """Encode (C, h, w) uint8 of 1 to 4 channels, or a preview, as PNG."""
+def png_bytes(image: Own | Image.Image) -> bytes:
+    """Encode (C, h, w) of `to_pillow`, or a preview, as PNG."""
     buffer = io.BytesIO()
     _to_pillow(image).save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 
-def save_image(image: NDArray[np.uint8] | Image.Image, path: str | Path, *, force: bool = False) -> None:
-    """Write (C, h, w) uint8 of 1 to 4 channels, or a preview, as a PNG file: whole or not at all.
+def save_image(image: Own | Image.Image, path: str | Path, *, force: bool = False) -> None:
+    """Write (C, h, w) of `to_pillow`, or a preview, as a PNG file: whole or not at all.
 
     Raises:
         VqtoolError: the file exists, and not `force`.
@@ -174,7 +174,7 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC if shrinks else Image.Resampling.NEAREST)
 
 
-def _to_pillow(image: NDArray[np.uint8] | Image.Image) -> Image.Image:
+def _to_pillow(image: Own | Image.Image) -> Image.Image:
     return image if isinstance(image, Image.Image) else to_pillow(image)
 
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.captions import join_captions
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.images.pixels import fit_pixels, read_own_pixels, read_pixels
+from vqtool.images.pixels import Own, fit_pixels, has_deep_colour, read_own_pixels, read_pixels
 from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
 from vqtool.images.sources.options import DEFAULTS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OnError = Callable[[ImageItem, VqtoolError], None]
+_Found = TypeVar("_Found")
 _Pending = Future[NDArray[np.uint8]]
 _LARGEST_SIDE = 16384  # pixels
 _PROBED_IMAGES = 8  # whose size `common_size` looks at
@@ -151,8 +152,8 @@ def read_image(item: ImageItem, size: tuple[int, int] | None, fit: str = "crop")
     return _read(item, partial(fit_pixels, size=size, fit=fit), partial(read_pixels, size=size, fit=fit))
 
 
-def read_original(item: ImageItem) -> NDArray[np.uint8]:
-    """Read one image in channels of its own, (C, height, width) uint8: see `pixels.read_own_pixels`.
+def read_original(item: ImageItem) -> Own:
+    """Read one image in channels of its own, (C, height, width): see `pixels.read_own_pixels`.
 
     Raises:
         FormatError: as `read_image`.
@@ -160,11 +161,18 @@ def read_original(item: ImageItem) -> NDArray[np.uint8]:
     return _read(item, partial(fit_pixels, size=None), read_own_pixels)
 
 
+def is_deep(item: ImageItem) -> bool:
+    """Whether `read_original` gives fewer bits than the file has: see `pixels.has_deep_colour`.
+
+    Raises:
+        FormatError: as `read_image`.
+    """
+    return _read(item, lambda pixels: False, has_deep_colour)
+
+
 def _read(
-    item: ImageItem,
-    from_array: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    from_file: Callable[[BinaryIO], NDArray[np.uint8]],
-) -> NDArray[np.uint8]:
+    item: ImageItem, from_array: Callable[[NDArray[np.uint8]], _Found], from_file: Callable[[BinaryIO], _Found]
+) -> _Found:
     try:
         raw = item.origin.open()
         if isinstance(raw, np.ndarray):

@@ -22,7 +22,7 @@ from vqtool.distributed import is_main_process
 from vqtool.errors import VqtoolError
 from vqtool.grids.batch import clean_text
 from vqtool.images.naming import UniqueNames
-from vqtool.images.pixels import check_images, fit_pixels, put_on_white
+from vqtool.images.pixels import Own, check_images, fit_pixels, put_on_white
 from vqtool.images.preview import png_bytes, preview_grid, save_image
 from vqtool.images.sources.tables import ID_COLUMN
 from vqtool.images.sources.tars import PAX_ID
@@ -63,9 +63,7 @@ class ImageWriter(AbstractContextManager["ImageWriter"], ABC):
         return id if is_new and id != name else ""
 
     @abstractmethod
-    def write(
-        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
-    ) -> None:
+    def write(self, images: Own, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> None:
         """Add pictures.
 
         Args:
@@ -127,9 +125,7 @@ class FolderWriter(ImageWriter):
         """How many files were in the folder before and have not been overwritten."""
         return len(self._before)
 
-    def write(
-        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
-    ) -> None:
+    def write(self, images: Own, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> None:
         """Write each picture to its file."""
         names = self.pass_over(ids, labels, captions)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -193,9 +189,7 @@ class TarWriter(ImageWriter):
         header = entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         self._write(header + data + bytes(-len(data) % tarfile.BLOCKSIZE))
 
-    def write(
-        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
-    ) -> None:
+    def write(self, images: Own, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> None:
         """Add each picture, then its label and caption."""
         for i, image in enumerate(images):
             # webdataset takes all that follows the first dot for the extension
@@ -226,12 +220,10 @@ class PreviewWriter(ImageWriter):
             refuse_existing(output, force=force, kind="a PNG image")
         self.columns, self.force = columns, force
         self.num_dropped = 0  # pictures beyond `PREVIEW_IMAGES`
-        self._images: list[NDArray[np.uint8]] = []
+        self._images: list[Own] = []
         self._captions: list[str] = []
 
-    def write(
-        self, images: NDArray[np.uint8], ids: Texts, labels: Texts | None = None, captions: Texts | None = None
-    ) -> None:
+    def write(self, images: Own, ids: Texts, labels: Texts | None = None, captions: Texts | None = None) -> None:
         """Keep pictures until the preview is full."""
         room = PREVIEW_IMAGES - self.num_images
         self.num_dropped += max(0, len(images) - room)
@@ -247,7 +239,7 @@ class PreviewWriter(ImageWriter):
         images = np.stack(_alike(self._images)) if self._images else np.empty((0, 3, 1, 1), np.uint8)
         self._save(preview_grid(images, self._captions, columns=self.columns))
 
-    def _save(self, image: NDArray[np.uint8] | Image.Image) -> None:
+    def _save(self, image: Own | Image.Image) -> None:
         if not is_stream(self.output):
             save_image(image, self.output, force=self.force)
             return
@@ -256,13 +248,13 @@ class PreviewWriter(ImageWriter):
             file.flush()
 
 
-def _alike(images: Sequence[NDArray[np.uint8]]) -> Sequence[NDArray[np.uint8]]:
+def _alike(images: Sequence[Own]) -> Sequence[NDArray[np.uint8]]:
     """Images of one size, RGB: those of several are put whole on white squares."""
-    images = [put_on_white(image) for image in images]
-    if len({image.shape for image in images}) == 1:
-        return images
-    side = min(_PREVIEWED, max(max(image.shape) for image in images))
-    return [fit_pixels(image.transpose(1, 2, 0), (side, side), "pad") for image in images]
+    on_white = [put_on_white(image) for image in images]
+    if len({image.shape for image in on_white}) == 1:
+        return on_white
+    side = min(_PREVIEWED, max(max(image.shape) for image in on_white))
+    return [fit_pixels(image.transpose(1, 2, 0), (side, side), "pad") for image in on_white]
 
 
 class PngWriter(PreviewWriter):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.images.pixels import find_fit, put_on_white, to_grey
+from vqtool.images.pixels import Own, find_fit, put_on_white, to_grey
 from vqtool.samplers._changes import Wanted, check_array, parse_sides
 from vqtool.samplers._windows import Picture, Size, Window, canvas_window, scale_of, whole_window, window_around
 from vqtool.samplers.masks import Mask, spread, to_cells
@@ -20,7 +20,7 @@ class Framed:
     """A picture and its window."""
 
     picture: Picture  # on its larger canvas, if it is enlarged
-    own: NDArray[np.uint8]  # (C, height, width): the same in channels of its own
+    own: Own  # (C, height, width): the same in channels of its own
     window: Window
     mask: NDArray[np.bool_] | None  # (height, width) of the picture; None where all of it may change
     cells: NDArray[np.bool_]  # (H, W) of the window that are drawn again
@@ -56,7 +56,7 @@ class Framing:
     def _factor(self) -> int:
         return self._known[0] // self.header.grid_size[0]
 
-    def frame(self, own: NDArray[np.uint8], number: int) -> Framed:
+    def frame(self, own: Own, number: int) -> Framed:
         """A picture as it is edited, by its number in the run.
 
         Args:
@@ -78,8 +78,8 @@ class Framing:
         mask, window = self._find_mask(picture.shape[1:], number)
         return Framed(picture, own, window, mask, to_cells(window.cut_mask(mask), self.grid_size(window)))
 
-    def finish(self, framed: Framed, made: Picture) -> NDArray[np.uint8]:
-        """A made window (3, h, w) as a picture of the original's size and channels, with the pixels kept of it.
+    def finish(self, framed: Framed, made: Picture) -> Own:
+        """A made window (3, h, w) as a picture of the original's size, channels and bits, with the pixels kept of it.
 
         What is drawn again is opaque.
         """
@@ -87,13 +87,16 @@ class Framing:
         whole = framed.window.put_back(
             made, framed.picture, framed.mask if is_kept else None, self.wanted.feather if is_kept else 0
         )
-        channels = len(framed.own)
-        colours = whole if channels > 2 else to_grey(whole)
-        if channels % 2:
-            return colours
+        own = framed.own
+        drawn: Own = whole if len(own) > 2 else to_grey(whole)
+        if own.dtype == np.uint16:
+            drawn = drawn.astype(np.uint16) * 257  # 255 -> 65535
+        elif len(own) % 2:
+            return drawn
+        else:
+            drawn = np.concatenate([drawn, np.full_like(drawn[:1], 255)])
         is_drawn = framed.mask is None or framed.mask | (whole != framed.picture).any(0)  # (height, width)
-        opaque = np.concatenate([colours, np.full_like(colours[:1], 255)])
-        return np.where(is_drawn, opaque, framed.own)
+        return np.where(is_drawn, drawn, own)
 
     def grid_size(self, window: Window) -> Size:
         """(H, W) cells of a window."""
@@ -137,7 +140,7 @@ class Framing:
             return np.zeros(self.header.grid_size, bool)
         return np.asarray(mask) if np.ndim(mask) == 2 else np.asarray(mask)[number]
 
-    def _enlarge(self, own: NDArray[np.uint8]) -> Framed:
+    def _enlarge(self, own: Own) -> Framed:
         shape = (own.shape[1], own.shape[2])
         cell = self._factor * scale_of(shape, self._known)  # pixels of the picture
         counts = parse_sides(self.wanted.sides or {})
@@ -160,10 +163,10 @@ def mask_frames(batch: GridBatch, frames: Sequence[Framed], mask_id: int) -> Giv
     return Given(batch, replace(batch, tokens=np.where(cells, mask_id, batch.tokens)), frames)
 
 
-def finish_all(framing: Framing, frames: Sequence[Framed], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def finish_all(framing: Framing, frames: Sequence[Framed], made: NDArray[np.uint8]) -> Own:
     """Made windows (B * variants, 3, h, w), variants of each in a row, as pictures of their originals' size.
 
-    Pictures that are finished together have one size and the same channels.
+    Pictures that are finished together have one size, and the same channels and bits.
     """
     variants = len(made) // len(frames)
     return np.stack([framing.finish(frames[row // variants], image) for row, image in enumerate(made)])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size
-from vqtool.images.reader import read_original
+from vqtool.images.reader import is_deep, read_original
 from vqtool.images.shapes import find_shape
 from vqtool.images.sources.options import refuse_for_grids
 from vqtool.priors import Prior
@@ -149,7 +149,7 @@ def _open_images(
     notify(f"{len(items)} images in windows of {size_text(header.image_size)} pixels, {size_text(sizes[0])} tokens")
 
     def read(count: int) -> Iterator[Given]:
-        owners, frames, number, transparent = list[ImageItem](), list[Framed](), 0, list[str]()
+        owners, frames, number, transparent, deep = list[ImageItem](), list[Framed](), 0, list[str](), list[str]()
         for item in items:
             try:
                 image = read_original(item)
@@ -159,6 +159,7 @@ def _open_images(
                 on_error(item, error)
                 continue
             transparent += [item.id] if len(image) % 2 == 0 and image[-1].min() < 255 else []
+            deep += [item.id] if is_deep(item) else []
             framed = framing.frame(image, number)
             if frames and (len(frames) == count or frames[0].window.size != framed.window.size):
                 yield _encode(owners, frames, model)
@@ -166,12 +167,8 @@ def _open_images(
             owners, frames, number = [*owners, item], [*frames, framed], number + 1
         if frames:
             yield _encode(owners, frames, model)
-        if transparent:
-            first = f"{transparent[0]}{', ...' if len(transparent) > 1 else ''}"
-            warn(
-                f"{len(transparent)} of {number} pictures ({first}) have transparent pixels, which the prior sees as "
-                "white: what it draws is opaque"
-            )
+        _tell(transparent, number, "have transparent pixels, which the prior sees as white: what it draws is opaque")
+        _tell(deep, number, "have 16 bits a colour: they come back with the upper 8 (greyscale keeps all 16)")
 
     known = {"class": any(item.label for item in items), "caption": any(item.caption for item in items)}
     return Pictures(
@@ -187,6 +184,12 @@ def _open_images(
         tokenizer=lambda: model,
         framing=framing,
     )
+
+
+def _tell(ids: Sequence[str], num: int, what: str) -> None:
+    """Warn of pictures, if there are some, by the first one's id."""
+    if ids:
+        warn(f"{len(ids)} of {num} pictures ({ids[0]}{', ...' if len(ids) > 1 else ''}) {what}")
 
 
 def build_framing(prior: Prior, tokenizer: Tokenizer, wanted: Wanted, name: str, size: str | None = None) -> Framing:

@@ -265,8 +265,8 @@ def decode(
             raise VqtoolError("`tokenizer` is for token grids, but standard input holds images: nothing is decoded")
         with kind(output, force=force) as writer:
             for item in find_images([source]):
-                image = ImageBatch(read_original(item)[None], [item])
-                writer.write(image.images, image.ids, image.labels, image.captions)
+                texts = [item.label or ""], [join_captions(item.captions)]
+                writer.write(read_original(item)[None], [item.id], *texts)
         return DecodedImages(writer.num_images, ())
     with kind(output, force=force) as writer, open_grids(source) as reader:
         if is_shared:
