@@ -1,7 +1,8 @@
 """Which part of the work this process does. `accelerate launch` sets RANK and WORLD_SIZE; alone, a process does all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FSDP = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
 LONGEST_WAIT = timedelta(days=7)  # for a slower process; if one dies, its launcher ends them all
 
 
@@ -24,6 +26,22 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def splits_weights() -> bool:
+    """Whether each process holds a part of a network that is trained: `accelerate launch --use_fsdp` asks for it."""
+    return os.environ.get(_FSDP, "false").lower() in ("true", "1", "yes", "on") and world_size() > 1
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """Let accelerate not know that networks are split: it would do it itself, and refuses processes without GPUs."""
+    asked = os.environ.pop(_FSDP, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_FSDP] = asked
 
 
 def is_main_process() -> bool:

@@ -10,14 +10,18 @@ import runpy
 import socket
 import subprocess
 import sys
+import traceback
 
 SHARED = ("accelerate", "vqtool.training.loop", "vqtool.samplers", "vqtool.cli.main")
 
 
-def run_in_two(*arguments: object) -> "subprocess.CompletedProcess[bytes]":
+FSDP = {"ACCELERATE_USE_FSDP": "true"}  # what `accelerate launch --use_fsdp` tells its processes
+
+
+def run_in_two(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[bytes]":
     """Run a module with arguments in two processes, and wait for both."""
     command = [sys.executable, "-m", "support.two", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=False, timeout=200)
+    return subprocess.run(command, capture_output=True, check=False, timeout=200, env={**os.environ, **environment})
 
 
 def free_port() -> int:
@@ -37,6 +41,9 @@ def main() -> None:
     del sys.argv[0]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except Exception:
+        traceback.print_exc()  # the end of the other one is told last
+        raise
     finally:
         if child and os.waitpid(child, 0)[1]:
             sys.exit("the second process failed")

@@ -79,3 +79,12 @@ def test_what_cannot_be_distilled_is_refused():
     prior.denoiser.config = object()
     with pytest.raises(VqtoolError, match="the denoiser exact has no place for latents; transformer has"):
         build_student(prior, 4, 2, seed=0)
+
+
+def test_a_student_of_which_each_process_holds_a_part_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        VqtoolError, match=r"FSDP \(`accelerate launch --use_fsdp`\) is for train-prior: distil without"
+    ):
+        build_student(random_prior(), 4, 2, seed=0)

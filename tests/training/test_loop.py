@@ -16,12 +16,13 @@ from support.training_run import read_log, train
 from support.two import run_in_two
 from torch import nn
 
+from vqtool import artifacts
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
 from vqtool.training._log import RunLog
+from vqtool.training._order import step_items
 from vqtool.training.clock import LoopConfig, ema_decay, learning_rate
-from vqtool.training.loop import step_items
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine():
@@ -156,7 +157,7 @@ def test_gradients_are_clipped_to_the_norm_and_logged_unclipped(tmp_path):
 
     run(Line(), steep, tmp_path, num_steps=1, clip_norm=1.0, betas=(0.9, 0.99))
     assert read_log(tmp_path)[0]["gradient_norm"] == pytest.approx(50)
-    _, state = loop.artifacts.load(tmp_path / "state.safetensors")
+    _, state = artifacts.load(tmp_path / "state.safetensors")
     moments = sorted(state[f"optimizer.{i}.exp_avg"].item() for i in (0, 1))
     assert moments == pytest.approx([0.06, 0.08], rel=1e-4)
 
@@ -176,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before_it(t
 
     with pytest.raises(VqtoolError, match=rf"became {bad} at step 4: .*smaller `learning_rate`; .*state\.safetensors"):
         run(Line(), objective, tmp_path, save_seconds=0.0, log_steps=100)
-    header, tensors = loop.artifacts.load(tmp_path / "state.safetensors")
+    header, tensors = artifacts.load(tmp_path / "state.safetensors")
     assert header.summary["step"] == 3
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
@@ -238,7 +239,7 @@ def test_a_killed_run_resumes_with_the_losses_of_one_that_was_not(tmp_path, whol
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    killed_at = loop.artifacts.read_header(tmp_path / "state.safetensors").summary["step"]
+    killed_at = artifacts.read_header(tmp_path / "state.safetensors").summary["step"]
     assert 18 <= killed_at < 60
     with log.open("a") as file:
         file.write('{"step": 61, "lo')  # what a kill in the middle of a line leaves
@@ -270,11 +271,11 @@ def test_a_damaged_line_of_the_log_is_told_and_kept_and_the_run_goes_on(tmp_path
 def test_a_forged_state_is_refused_in_one_line(tmp_path, change, message):
     run(Line(), pull_up, tmp_path)
     path = tmp_path / "state.safetensors"
-    header, tensors = loop.artifacts.load(path)
+    header, tensors = artifacts.load(path)
     given = {"summary": header.summary, "tensors": tensors, **change}
     if "moments" in given:
         given["tensors"] = {**tensors, "optimizer.0.exp_avg": given.pop("moments")}
-    loop.artifacts.save(path, kind="training-state", config=header.config, force=True, **given)
+    artifacts.save(path, kind="training-state", config=header.config, force=True, **given)
     with pytest.raises(FormatError, match=rf"state\.safetensors: {message}"):
         run(Line(), pull_up, tmp_path, resume=True)
 
@@ -446,7 +447,7 @@ def test_a_run_that_is_resumed_with_other_steps_goes_on_as_one_of_that_length(tm
         weights.append(model.weight.item())
         return pull_up(model, *given)
 
-    first = loop.artifacts.read_header(tmp_path / "state.safetensors").summary["step"]
+    first = artifacts.read_header(tmp_path / "state.safetensors").summary["step"]
     assert run(model, objective, tmp_path, num_steps=num_steps, resume=True, **settings).summary["steps"] == num_steps
     rates = [0.1 * 0.5 * (1 + math.cos(math.pi * step / num_steps)) for step in range(first, num_steps)]
     assert np.diff([*weights, model.weight.item()]) == pytest.approx(rates, rel=1e-3, abs=1e-6)
@@ -462,7 +463,7 @@ def test_a_resume_with_other_data_is_refused(tmp_path):
 def test_a_resume_without_a_state_or_from_another_file_is_refused(tmp_path):
     with pytest.raises(VqtoolError, match=r"state\.safetensors: nothing to resume from.*without `resume`"):
         run(Line(), pull_up, tmp_path, resume=True)
-    loop.artifacts.save(tmp_path / "state.safetensors", kind="prior", config={}, tensors={})
+    artifacts.save(tmp_path / "state.safetensors", kind="prior", config={}, tensors={})
     with pytest.raises(FormatError, match="a prior, but a training-state is needed"):
         run(Line(), pull_up, tmp_path, resume=True)
 
@@ -486,3 +487,15 @@ def test_two_processes_have_the_losses_of_one(tmp_path, whole):
     assert done.returncode == 0, done.stderr.decode()
     losses = [line["loss"] for line in read_log(tmp_path)]
     assert losses == pytest.approx([line["loss"] for line in whole[0]], rel=1e-4)
+
+
+def test_where_memory_runs_out_it_is_said_what_takes_less(tmp_path):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model = Line()
+    with pytest.raises(VqtoolError, match=r"out of memory in a step of 2: give a smaller `batch_size`$"):
+        run(model, full, tmp_path)
+    model.blocks = nn.ModuleList()
+    with pytest.raises(VqtoolError, match=r"`batch_size`, or work through it in parts \(`accumulate`\), or keep less"):
+        run(model, full, tmp_path)

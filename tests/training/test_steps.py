@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqtool import conditions
 from vqtool.diffusion.losses import LOSSES
-from vqtool.training import loop
+from vqtool.training import _run
 from vqtool.training.building import build_prior
 from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
@@ -74,8 +74,8 @@ def build(kernel, loss, **config):
 @pytest.mark.parametrize(("kernel", "loss"), CASES, ids=str)
 def test_a_step_asks_nothing_of_the_device_and_sends_it_the_numbers_of_its_grids_alone(monkeypatch, kernel, loss):
     prior, objective, config = build(kernel, loss)
-    monkeypatch.setattr(loop, "Accelerator", OnDevice)
-    run = loop._Run(prior.denoiser, config)
+    monkeypatch.setattr(_run, "Accelerator", OnDevice)
+    run = _run.Run(prior.denoiser, config)
     run.take_step(objective, 20)  # places grids and tables
     with Crossings() as crossings:
         metrics = run.take_step(objective, 20)

@@ -14,7 +14,8 @@ from vqtool import conditions, denoisers
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.priors import load_prior
-from vqtool.training import building, loop, tuning
+from vqtool.training import building, tuning
+from vqtool.training._run import Run
 from vqtool.training.adapters import TuningOptions, merged
 from vqtool.training.building import ConditionOptions, DenoiserOptions, DiffusionOptions, build_prior
 from vqtool.training.clock import LoopConfig
@@ -285,7 +286,7 @@ def test_a_run_that_is_stopped_and_resumed_leaves_what_one_that_was_not_leaves(t
 def test_the_average_of_the_weights_begins_with_those_that_were_given():
     model = torch.nn.Linear(1, 1, bias=False)
     for rises, kept in ((True, 0.1), (False, 0.75)):
-        run = loop._Run(model, LoopConfig(9, 1, ema_decay=0.75, ema_rises=rises))
+        run = Run(model, LoopConfig(9, 1, ema_decay=0.75, ema_rises=rises))
         before = run.ema.weight.clone()
         run.take_step(lambda network, *rest: (network(torch.ones(1, 1)).sum(), {}), 1)
         torch.testing.assert_close(run.ema.weight, kept * before + (1 - kept) * run.bare.weight)

@@ -101,6 +101,7 @@ class Network(Denoiser):
 
     sees_time = False
     stretches = True
+    called_apart = ("modulation.forward",)
     code_tables = ("tokens.weight", "head_bias")
 
     def __init__(self, config: Config) -> None:

@@ -171,6 +171,8 @@ class _Block(nn.Module):
 class Network(Denoiser):
     """The network."""
 
+    called_apart = ("cross.keys_values", "mlp_norm.modulate_class")
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

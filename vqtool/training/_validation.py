@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vqtool import distributed
 from vqtool.progress import Notify
 from vqtool.training.clock import Moment
 
@@ -53,11 +54,12 @@ class Course:
         self.last_step = step
         if self.validation is None or self.validation.measure is None:
             return {}
-        value = self.validation.measure(model, self.size)
+        measured = self.validation.measure(model, self.size)
+        value = distributed.broadcast(float(measured))  # GPUs may round differently, and all have to decide alike
         self.since_best += 1
-        if float(value) < self.best_value:
-            self.best_step, self.best_value, self.since_best = step, float(value), 0
-        return {self.validation.name: value}
+        if value < self.best_value:
+            self.best_step, self.best_value, self.since_best = step, value, 0
+        return {self.validation.name: measured.new_tensor(value)}
 
     def describe_turn(self, step: int, values: Mapping[str, float]) -> str:
         """What people are told once, where this step's measurements show that they rise; else nothing.

@@ -3,11 +3,11 @@
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from vqtool.errors import VqtoolError
+from vqtool.training._splitting import find_blocks, own, whole
 
 
 def build_optimizer(
@@ -29,17 +29,29 @@ def checkpoint_blocks(model: nn.Module) -> None:
     Raises:
         VqtoolError: it has no blocks.
     """
-    blocks = getattr(model, "blocks", None)
-    if blocks is None:
-        raise VqtoolError("`checkpoint`: this network has no blocks to compute again; leave it out")
+    blocks = find_blocks(model, "`checkpoint`: this network has no blocks to compute again")
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_network(model: nn.Module, *, by_block: bool) -> None:
+    """Let torch compile a network as a whole, or each of its blocks, between which weights come and go."""
+    for part in find_blocks(model, "`compile`: this network has no blocks") if by_block else [model]:
+        part.compile()
+
+
+def clip(model: nn.Module, largest: float) -> Tensor:
+    """Scale gradients down to a norm if theirs is larger; says what it was."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
 
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Move averaged weights towards those of the model by 1 - decay; buffers are copied."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average(list(ema.parameters()), list(model.parameters()), None)
+    average(own(ema.parameters()), own(model.parameters()), None)
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         average.copy_(buffer)

@@ -70,8 +70,11 @@ def build_student(teacher: Prior, num_latents: int, calls: int, *, seed: int) ->
         seed: of the latents.
 
     Raises:
-        VqtoolError: the denoiser has no place for latents, the teacher is a student, or T is below `calls`.
+        VqtoolError: the denoiser has no place for latents or would be split, the teacher is a student, or T is below
+            `calls`.
     """
+    if distributed.splits_weights():
+        raise VqtoolError("FSDP (`accelerate launch --use_fsdp`) is for train-prior: distil without it")
     if not hasattr(teacher.denoiser.config, "num_latents"):
         raise VqtoolError(f"the denoiser {teacher.denoiser_name} has no place for latents; transformer has")
     if teacher.denoiser.num_latents:
