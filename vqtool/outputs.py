@@ -24,6 +24,7 @@ KINDS = {  # of files that are written -> their suffixes
 FILES = (  # suffixes that say what a file is: none of another kind goes there, and no folder
     *(suffix for own in KINDS.values() for suffix in own),
     *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf", ".mp4"),
+    *(".txt", ".csv", ".tsv", ".md", ".log", ".xml", ".yaml", ".yml", ".py", ".onnx"),
     *(".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".npy", ".npz", ".parquet"),
 )
 STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file

@@ -5,6 +5,7 @@ import pytest
 from support.commands import error_lines
 from support.sets import SixNumbers, features_of, write_noise
 
+from vqtool.metrics import features
 from vqtool.metrics.saved import save
 
 
@@ -55,3 +56,14 @@ def test_what_does_not_belong_together_is_one_clear_line(work, vqtool, files, me
     (error,) = error_lines(result.err)
     assert message in error
     assert not (work / "x.npz").exists()
+
+
+def test_parts_that_are_missing_are_told_when_merged_and_when_scored_against(work, vqtool, monkeypatch):
+    monkeypatch.setattr(features, "load_features", lambda *_, **__: SixNumbers())
+    for part in (1, 3):
+        assert vqtool("eval", "stats", "a", "c", "--partial", f"{part}/3", "-o", f"p{part}.npz").code == 0
+    merged = vqtool("eval", "merge", "p1.npz", "p3.npz", "-o", "x.npz")
+    assert merged.code == 0
+    assert "warning: x.npz: lacks part 2/3 of its pictures" in merged.err
+    scored = vqtool("eval", "a", "--ref", "p1.npz")
+    assert "warning: the reference lacks parts 2/3, 3/3 of its pictures" in scored.err

@@ -309,6 +309,8 @@ def test_an_output_that_ends_with_a_slash_is_a_folder_and_no_file(vqtool, tmp_pa
         ("show imgs -o x.JPG", "x.png", "a PNG image"),
         ("eval imgs --ref imgs -o x.png", "x.json", "JSON"),
         ("codebook usage g.h5 --plot x.gif", "x.png", "a PNG image"),
+        ("eval imgs --ref imgs --report x.txt", "x.html", "a page"),
+        ("eval stats imgs -o x.txt", "x.npz", "saved statistics"),
     ],
 )
 def test_a_suffix_of_a_file_of_another_kind_is_refused_before_any_work(vqtool, kinds, line, name, kind):

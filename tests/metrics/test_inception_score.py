@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from vqtool.errors import VqtoolError
 from vqtool.metrics import inception_score, inception_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics" / "io.safetensors"
@@ -48,6 +49,8 @@ def test_the_score_says_how_it_was_split_and_what_the_reference_has(probabilitie
     assert score.standard_error == pytest.approx(score.settings["std"] / 3)
     (few,) = inception_score.measure(probabilities, probabilities[:15])
     assert (few.settings["num_splits"], few.standard_error) == (1, None)
+    with pytest.raises(VqtoolError, match="`num_splits` 40: there are 12 images, so 6 at most"):
+        inception_score.measure_alone(probabilities[:12], inception_score.Options(num_splits=40))
 
 
 @pytest.mark.parametrize("wrong", [np.full((4, 3), 0.5), np.array([[2.0, -1.0], [0.5, 0.5]])])

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from support.features import MeanColour
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import common_size, find_images
 from vqtool.metrics import Report, Score, compare_images, compare_pairs, frechet, frechet_distance, kernel, mind, prdc
 from vqtool.metrics.report import choose
+from vqtool.metrics.saved import load
 
 
 def write_colours(folder, num, size=(8, 8), *, seed=0, low=0, high=256):
@@ -132,3 +133,24 @@ def test_a_report_is_json_without_infinities():
     parsed = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert parsed["scores"] == {"PSNR": None, "usage": 0.5}
     assert parsed["standard_errors"] == {"PSNR": None}
+
+
+def test_features_that_do_not_say_whose_they_are_have_a_name_that_says_so_and_no_size(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(2, 9, 3))
+    for name, its in zip("ab", rows, strict=True):
+        np.save(tmp_path / f"{name}.npy", its)
+    a, b = (load(tmp_path / f"{name}.npy") for name in "ab")
+    report = compare_images(a, b, None)
+    assert values(report)["FD-unnamed"] == pytest.approx(frechet_distance(*rows), rel=1e-6)
+    assert report.headline == "9 images a side, of 9 and 9 (seed 0); features of an unknown network"
+    assert (report.card.features, report.card.size) == ("unnamed", "")
+    assert [text for text in report.warnings if "a.npy does not say which features it holds: they are taken" in text]
+    write_colours(tmp_path / "c", 9)
+    known = compare_images(find_images([tmp_path / "c"]), a, MeanColour())
+    assert "FD-MeanColour" in values(known)
+    assert "taken for those of MeanColour" in known.warnings[0]
+    of_statistics = compare_images(a, b.statistics().renamed({"name": "Own", "digest": "", "resize": ""}), None)
+    assert values(of_statistics)["FD-Own"] == pytest.approx(frechet_distance(*rows), rel=1e-6)
+    np.save(tmp_path / "wide.npy", np.zeros((9, 4)))
+    with pytest.raises(MismatchError, match=r"a\.npy: 3 and 4 features an image"):
+        compare_images(a, load(tmp_path / "wide.npy"), None)

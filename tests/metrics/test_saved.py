@@ -104,6 +104,10 @@ def test_an_adm_batch_with_images_counts_as_images_and_one_without_as_statistics
         ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("[]")}, "not a JSON object"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "about": np.array("{}")}, "does not say of which features"),
         ({"spatial": np.zeros((2, 2))}, "neither features nor statistics"),
+        (
+            {"arr_0": np.zeros((2, 3)), "b": np.zeros((2, 3))},
+            "several arrays of numbers, arr_0, b: call one 'features'",
+        ),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, arrays, message):
@@ -131,3 +135,15 @@ def test_the_distance_of_saved_statistics_is_that_of_their_features(folder, tmp_
     assert scores[0].name == "FD-SixNumbers"
     assert scores[0].value == pytest.approx(expected, rel=1e-9)
     assert {"kernel", "prdc"} <= {*left_out}
+
+
+def test_one_array_of_numbers_in_an_npz_is_features_whatever_its_name(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 3))
+    np.savez(tmp_path / "arr.npz", rows)
+    np.savez(tmp_path / "named.npz", mine=rows, note=np.zeros(3, np.int64))
+    np.save(tmp_path / "x.npy", rows)
+    for name in ("arr.npz", "named.npz", "x.npy"):
+        assert kind_of(tmp_path / name) == "saved"
+        np.testing.assert_array_equal(load(tmp_path / name).features.pooled, rows)
+    np.savez(tmp_path / "pixels.npz", np.zeros((5, 4, 4, 3)))
+    assert kind_of(tmp_path / "pixels.npz") == "images"

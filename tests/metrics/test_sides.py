@@ -63,3 +63,14 @@ def test_one_picture_has_no_statistics(folder):
 def test_pictures_that_were_read_otherwise_make_no_set():
     with pytest.raises(MismatchError, match="size 8x8 and 16x16"):
         About(size=(8, 8)).merged(About(size=(16, 16)))
+
+
+def test_parts_add_up_to_a_whole_and_what_is_missing_is_named():
+    about = About(parts=("1/3",))
+    assert about.missing() == ["2/3", "3/3"]
+    both = about.merged(About(parts=("3/3",)))
+    assert both.missing() == ["2/3"]
+    assert both.merged(About(parts=("2/3",))) == About()
+    twice = both.merged(about).merged(About(parts=("2/3",)))  # of two folders, one of which is complete
+    assert (twice.parts, twice.missing()) == (("1/3",), ["2/3", "3/3"])
+    assert about.merged(About()).missing() == ["2/3", "3/3"]

@@ -10,6 +10,7 @@ import vqtool as library
 from vqtool import progress
 from vqtool.errors import VqtoolError, VqtoolWarning
 from vqtool.grids import read_grids
+from vqtool.grids.resume import Journal
 from vqtool.images import find_images, read_batches
 from vqtool.samplers import NAMES
 
@@ -58,6 +59,26 @@ def test_a_dry_run_counts_the_calls_and_writes_nothing(tmp_path):
     assert (done.num, done.num_calls) == (0, 4)
     assert "s for 5 grids; nothing is written" in told[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_that_resumes_counts_what_is_left(tmp_path):
+    arguments = {"steps": 4, "batch_size": 2}
+    whole = library.sample_to_file(random_prior(), tmp_path / "whole.h5", 5, **arguments)
+    assert whole.num == 5
+    header, batch = read_grids(tmp_path / "whole.h5")
+    with Journal(tmp_path / "x.partial.h5", header) as journal:
+        journal.write(batch[:2])
+    told = []
+    dry = {"dry_run": True, "notify": told.append}
+    library.sample_to_file(random_prior(), tmp_path / "x.h5", 5, resume="auto", **arguments, **dry)
+    assert "2 of 5 are kept of an earlier run" in told
+    assert "s for 3 grids; nothing is written" in told[-1]
+    with Journal(tmp_path / "x.partial.h5", header, resume=True) as journal:
+        journal.write(batch[2:])
+    library.sample_to_file(random_prior(), tmp_path / "x.h5", 5, resume=True, **arguments, **dry)
+    assert told[-1] == "5 of 5 are kept of an earlier run"
+    library.sample_to_file(random_prior(), tmp_path / "x.h5", 5, **arguments, **dry)
+    assert "s for 5 grids" in told[-1]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_where_nobody_names_a_loss_it_is_the_denoisers_own(given, denoiser, loss
 
 
 def test_a_preset_is_refused_where_it_is_unknown_or_there_is_a_prior_to_begin_with():
-    with pytest.raises(VqtoolError, match="unknown preset 'maskgit': known are vq-diffusion, unleashing, vq-ddm"):
+    with pytest.raises(VqtoolError, match="`preset` maskgit: unknown; known are vq-diffusion, unleashing, vq-ddm"):
         settle(preset="maskgit")
     with pytest.raises(VqtoolError, match="`preset` vq-ddm is for fresh weights: leave it out, or train without"):
         presets.settle({"preset": "vq-ddm"}, denoiser="unet", notify=str)

@@ -79,6 +79,16 @@ def partial_paths(output: Path | str) -> list[Path]:
     return [side_file(output, ending) for ending in endings]
 
 
+def count_kept(output: Path | str) -> int:
+    """How many grids this process has kept of a run that was stopped."""
+    path, num = partial_paths(output)[distributed.rank()], 0
+    if path.is_file():
+        with path.open("rb") as file, suppress(FormatError):  # the end may be torn
+            for batch, _ in read_journal(file, str(path)):
+                num += len(batch)
+    return num
+
+
 def _find_partials(output: Path | str) -> list[Path]:
     stem = side_file(output, "").name
     pattern = re.compile(re.escape(stem) + r"\.partial(-\d+-of-\d+)?\.h5")

@@ -152,6 +152,7 @@ class Facts:
     side: Side
     sizes: frozenset[tuple[int, int]] = frozenset()  # (height, width) of some of its pictures
     endings: Mapping[str, int] = field(default_factory=dict)  # of its files -> how many
+    missing: Sequence[str] = ()  # parts that it lacks of a whole
 
     @property
     def compression(self) -> str:
@@ -178,6 +179,8 @@ def find_warnings(generated: Facts, reference: Facts, card: Card, feature_dim: i
         _compressed(generated, reference),
         _trained(ours, theirs),
         _same(ours, theirs, card),
+        _partial("what is scored", generated),
+        _partial("the reference", reference),
     ) if text]  # fmt: skip
 
 
@@ -231,3 +234,10 @@ def _same(ours: Side, theirs: Side, card: Card) -> str:
         pictures = "1 picture is" if card.copies == 1 else f"{card.copies} pictures are"
         return f"{pictures} in the reference too, pixel by pixel"
     return ""
+
+
+def _partial(side: str, facts: Facts) -> str:
+    if not facts.missing:
+        return ""
+    parts = f"part{'s' * (len(facts.missing) > 1)} {', '.join(facts.missing)}"
+    return f"{side} lacks {parts} of its pictures: `vqtool eval merge` joins all parts"

@@ -15,6 +15,7 @@ from vqtool.metrics.pictures import ImageFiles, Pictures, Size
 from vqtool.metrics.report import MAX_IMAGES, ClassScores, Report, choose
 from vqtool.metrics.score import measure_features, measure_statistics
 from vqtool.metrics.sides import (
+    UNNAMED,
     About,
     FeatureSet,
     StatisticsSet,
@@ -79,20 +80,20 @@ def compare_images(
         if isinstance(each, FeatureSet | StatisticsSet):
             found.append(each)
             continue
-        if network is None:
+        if network is None or size is None:
             raise ValueError("a network is needed for pictures")
         about = About(size=size, fit=each.choose_fit(size, fit), num_given=len(each.ids), split=split)
         rows = choose(len(each.ids), min(len(each.ids), max_images) if per_class else num, seed)
         with progress(f"features of {what}", len(rows)) as advance:
             found.append(read_features(each, rows, network, about, on_error=on_error, advance=advance))
-    ours, theirs = _alike(*found)
+    ours, theirs, told = _alike(*found)
     num = _common(max_images, [ours, theirs])
-    classes, told = _classes(ours, theirs, seed, options) if per_class else ({}, [])
+    classes, left_out = _classes(ours, theirs, seed, options) if per_class else ({}, [])
     ours, theirs = (_subset(each, num, seed) for each in (ours, theirs))
     report = _report(ours, theirs, given, size, seed, options)
     if exhibits and isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
         report = replace(report, exhibits=show_images(ours, theirs, progress=progress))
-    return replace(report, per_class=classes, warnings=[*report.warnings, *told])
+    return replace(report, per_class=classes, warnings=[*told, *report.warnings, *left_out])
 
 
 def _common(max_images: int, given: Sequence[Pictures | Found]) -> int:
@@ -112,15 +113,16 @@ def _subset(found: Found, num: int, seed: int) -> Found:
     return found if isinstance(found, StatisticsSet) else found[choose(len(found), num, seed)]
 
 
-def _choose_size(given: Sequence[Pictures | Found], size: Size | None) -> Size:
-    """What is asked for, else what saved features were read in, else what pictures share.
+def _choose_size(given: Sequence[Pictures | Found], size: Size | None) -> Size | None:
+    """What is asked for, else what saved features were read in, else what pictures share; None if nobody knows.
 
     Raises:
         MismatchError: saved features were read in another one.
     """
     saved = [its for each in given if not isinstance(each, Pictures) if (its := size_of(each)) is not None]
-    shared = [each.common_size() for each in given if isinstance(each, Pictures)] if not (size or saved) else []
-    size = size or next(filter(None, [*saved, *shared]), None) or MIXED_SIZE
+    pictures = [] if size or saved else [each for each in given if isinstance(each, Pictures)]
+    shared = next(filter(None, (each.common_size() for each in pictures)), MIXED_SIZE if pictures else None)
+    size = size or next(iter(saved), shared)
     for its in saved:
         if its != size:
             raise MismatchError(
@@ -130,41 +132,42 @@ def _choose_size(given: Sequence[Pictures | Found], size: Size | None) -> Size:
     return size
 
 
-def _alike(ours: Found, theirs: Found) -> tuple[Found, Found]:
-    """Both sides, where one does not know of what features it is by the name of the other.
+def _alike(ours: Found, theirs: Found) -> tuple[Found, Found, list[str]]:
+    """Both sides under one name of features, and what is told: a side that does not know it takes the other's.
 
     Raises:
         MismatchError: they are of different features.
     """
     if isinstance(ours, FeatureSet) and isinstance(theirs, FeatureSet):
-        return _named(ours, theirs), _named(theirs, ours)
-    if isinstance(ours, FeatureSet) and isinstance(theirs, StatisticsSet):
+        _check_features(ours, theirs)
+    elif isinstance(ours, FeatureSet) and isinstance(theirs, StatisticsSet):
         theirs.check_features(ours.features)
     elif isinstance(ours, StatisticsSet) and isinstance(theirs, FeatureSet):
         ours.check_features(theirs.features)
     elif isinstance(ours, StatisticsSet) and isinstance(theirs, StatisticsSet):
         ours.check_same(theirs)
-    return ours, theirs
+    sides = (ours, theirs)
+    named = next((side.named for side in sides if side.named["name"]), UNNAMED)
+    of = f"those of {named['name']}" if named is not UNNAMED else "those of one network"
+    unknown = dict.fromkeys(side.source for side in sides if not side.named["name"])
+    told = [f"{source} does not say which features it holds: they are taken for {of}" for source in unknown]
+    return ours.renamed(named), theirs.renamed(named), told
 
 
-def _named(found: FeatureSet, other: FeatureSet) -> FeatureSet:
-    if found.features.name:
-        try:
-            found.features.check_same(other.features)
-        except MismatchError as error:
-            if not other.features.name:
-                return found
-            raise MismatchError(f"{found.source or other.source}: {error}") from error
-        return found
-    about = {name: getattr(other.features, name) for name in ("name", "digest", "resize")}
-    return replace(found, features=replace(found.features, **about))
+def _check_features(ours: FeatureSet, theirs: FeatureSet) -> None:
+    """Raise MismatchError unless they are of one network, as far as both say which."""
+    named = next((side.named for side in (ours, theirs) if side.named["name"]), UNNAMED)
+    a, b = (side if side.named["name"] else side.renamed(named) for side in (ours, theirs))
+    try:
+        a.features.check_same(b.features)
+    except MismatchError as error:
+        raise MismatchError(f"{ours.source or theirs.source}: {error}") from error
 
 
 def _report(
-    ours: Found, theirs: Found, given: Sequence[Pictures | Found], size: Size, seed: int, options: dict[str, Any]
+    ours: Found, theirs: Found, given: Sequence[Pictures | Found], size: Size | None, seed: int, options: dict[str, Any]
 ) -> Report:
-    features = next((each.features for each in (ours, theirs) if isinstance(each, FeatureSet)), ours)
-    name, digest, resize = (getattr(features, what) for what in ("name", "digest", "resize"))
+    name, digest, resize = ours.named.values()
     width = _width(ours)
     facts = facts_of(ours), facts_of(theirs)
     card = Card(
@@ -172,7 +175,7 @@ def _report(
         features=name,
         features_digest=digest,
         resize=resize,
-        size=size_text(size),
+        size="" if size is None else size_text(size),
         generated=facts[0].side,
         reference=facts[1].side,
         copies=count_copies(ours.digests, theirs.digests),
@@ -200,7 +203,9 @@ def _report(
     }
     nums = [str(each or "an unknown number") for each in (len(ours), len(theirs), *given_nums)]
     side = f"{nums[0]} images a side" if nums[0] == nums[1] else f"{nums[0]} images against {nums[1]}"
-    headline = f"{side}, of {nums[2]} and {nums[3]} (seed {seed}); {card.size} pixels; features of {name}"
+    pixels = f"{card.size} pixels; " if size else ""
+    whose = "an unknown network" if name == UNNAMED["name"] else name
+    headline = f"{side}, of {nums[2]} and {nums[3]} (seed {seed}); {pixels}features of {whose}"
     unreadable = {"images": list(ours.about.unreadable), "reference": list(theirs.about.unreadable)}
     return Report(headline, scores, about, warnings, card, unreadable=unreadable)
 

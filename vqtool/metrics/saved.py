@@ -7,14 +7,16 @@
 | `features`, `spatial`, `probabilities` | (N, ...) float32 | with `keep_features`: every metric can be computed |
 | `ids`, `labels` | (N,) text | of the pictures, with `keep_features` |
 | `digests` | (N,) uint64 | of their pixels |
-| `about` | JSON | network, weights, resize policy, N, size: what the card says |
+| `about` | JSON | network, weights, resize policy, N, size: what the card says; which part of a whole it is |
+
+An .npz of another program with one array (N, D) of floats, whatever its name, is features, as an .npy is.
 
 pytorch-fid and ADM read such files; files of theirs have the first two lines alone, so that what they are of is taken
 on trust, and only Fréchet distances can be computed. ADM's reference batches hold the images too and count as images.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,14 @@ from vqtool.images.sources import holds_grids
 from vqtool.images.sources.numpy_arrays import read_header, read_member
 from vqtool.metrics.features import Features, concatenate
 from vqtool.metrics.frechet import Statistics, merge_statistics
-from vqtool.metrics.sides import About, FeatureSet, StatisticsSet
+from vqtool.metrics.sides import NAMED, About, FeatureSet, StatisticsSet
 from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
 from vqtool.version import __version__
 
 _STATISTICS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 _ROWS = {"pooled": "features", "spatial": "spatial", "probabilities": "probabilities"}
-_NAMED = ("name", "digest", "resize")  # of features, in `about`
+_KNOWN = ("mu", "sigma", "mu_s", "sigma_s", *_ROWS.values(), "ids", "labels", "digests", "about")
 
 
 def is_saved(path: str | Path) -> bool:
@@ -46,11 +48,18 @@ def is_saved(path: str | Path) -> bool:
         if path.suffix.lower() == ".npy":
             return len(np.load(path, mmap_mode="r", allow_pickle=False).shape) < 3
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = archive.files
-            images = any(len(read_header(archive, path, name)[0]) == 4 for name in names)
+            headers = {name: read_header(archive, path, name) for name in archive.files}
     except Exception:  # NumPy raises nearly anything; reading it as images says what is wrong
         return False
-    return not images and bool({"mu", "features"} & {*names})
+    images = any(len(shape) == 4 for shape, _ in headers.values())
+    return not images and bool({"mu", "features"} & headers.keys() or _tables(headers))
+
+
+def _tables(headers: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> list[str]:
+    """The arrays (N, D) of floats that have no name of ours: features of another program."""
+    return [
+        name for name, (shape, dtype) in headers.items() if len(shape) == 2 and dtype.kind == "f" and name not in _KNOWN
+    ]
 
 
 def kind_of(path: str | Path) -> str:
@@ -73,13 +82,13 @@ def save(found: FeatureSet | StatisticsSet, path: str | Path, *, force: bool = F
     """
     arrays: dict[str, NDArray[Any]] = {}
     if isinstance(found, FeatureSet):
-        named = {name: getattr(found.features, name) for name in _NAMED}
+        named = {name: getattr(found.features, name) for name in NAMED}
         arrays |= {_ROWS[kind]: rows for kind, rows in found.features.arrays().items()}
         texts = {"ids": found.ids, "labels": found.labels}
         arrays |= {name: np.array(its, dtype=np.str_) for name, its in texts.items() if its}
         statistics = found.statistics() if len(found) > 1 else None
     else:
-        named, statistics = {name: getattr(found, name) for name in _NAMED}, found
+        named, statistics = {name: getattr(found, name) for name in NAMED}, found
     for kind, its in {} if statistics is None else statistics.statistics.items():
         mean, covariance = _STATISTICS[kind]
         arrays |= {mean: its.mean, covariance: its.covariance}
@@ -90,7 +99,7 @@ def save(found: FeatureSet | StatisticsSet, path: str | Path, *, force: bool = F
 
 
 def load(path: str | Path) -> FeatureSet | StatisticsSet:
-    """Saved features, or else statistics, of vqtool, pytorch-fid or ADM; or features (N, D) in an .npy.
+    """Saved features, or else statistics, of vqtool, pytorch-fid or ADM; or an array of features (N, D), .npy or .npz.
 
     Raises:
         FormatError: the file is damaged, or holds neither.
@@ -101,8 +110,13 @@ def load(path: str | Path) -> FeatureSet | StatisticsSet:
         return FeatureSet(Features("", _load_rows(path)), About(), source=str(path))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = ("mu", "sigma", "mu_s", "sigma_s", *_ROWS.values(), "ids", "labels", "digests", "about")
-            arrays = {name: read_member(archive, path, name) for name in names if name in archive.files}
+            arrays = {name: read_member(archive, path, name) for name in _KNOWN if name in archive.files}
+            if not {"mu", "features"} & arrays.keys():
+                tables = _tables({name: read_header(archive, path, name) for name in archive.files})
+                if len(tables) > 1:
+                    raise FormatError(f"{path}: several arrays of numbers, {', '.join(tables)}: call one 'features'")
+                if tables:
+                    arrays["features"] = read_member(archive, path, tables[0])
     except VqtoolError:
         raise
     except Exception as error:  # NumPy raises nearly anything on damaged headers
@@ -143,10 +157,10 @@ def _read_about(arrays: dict[str, NDArray[Any]], where: str) -> tuple[dict[str, 
     record = parse_object(str(arrays["about"]), f"{where}: about")
     record.pop("vqtool", None)
     named, num = record.pop("features", None), record.pop("num", None)
-    known = isinstance(named, dict) and all(isinstance(named.get(name), str) for name in _NAMED)
+    known = isinstance(named, dict) and all(isinstance(named.get(name), str) for name in NAMED)
     if not known or not isinstance(num, int) or num < 0:
         raise FormatError(f"{where}: about: does not say of which features and how many pictures they are")
-    return {name: named[name] for name in _NAMED}, num, parse_record(About, record, f"{where}: about")
+    return {name: named[name] for name in NAMED}, num, parse_record(About, record, f"{where}: about")
 
 
 def _statistics(arrays: dict[str, NDArray[Any]], pair: tuple[str, str], num: int, path: Path) -> Statistics:
@@ -199,7 +213,7 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
     for part, name in zip(found, names, strict=True):
         if not len(part):
             raise VqtoolError(f"{name}: does not say how many pictures it is of, so that it cannot be merged")
-        for what in _NAMED:
+        for what in NAMED:
             ours, theirs = getattr(first, what), getattr(part, what)
             if ours != theirs:
                 raise MismatchError(f"{names[0]} and {name}: features of {what} {ours!r} and {theirs!r}")

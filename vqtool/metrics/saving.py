@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqtool.distributed import choose_device
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.images import OnError, SourceOptions
 from vqtool.metrics.card import split_of
 from vqtool.metrics.features.options import FeatureOptions
@@ -110,6 +110,7 @@ def save_statistics(
         fit=pictures.choose_fit(size, source_options.fit),
         num_given=len(rows),
         split=split_of(paths, source_options.split),
+        parts=() if options.partial is None else (f"{part}/{parts}",),
     )
     read = read_features if options.keep_features else read_statistics
     with progress("features", len(rows)) as advance:
@@ -135,6 +136,8 @@ def merge_saved(files: Sequence[str | Path], output: str | Path, *, force: bool 
     """
     refuse_existing(output, force=force, kind="saved statistics")
     found = merge([load(path) for path in files], list(map(str, files)))
+    if missing := found.about.missing():
+        warn(f"{output}: lacks part{'s' * (len(missing) > 1)} {', '.join(missing)} of its pictures")
     save(found, output, force=force)
     return found
 

@@ -1,7 +1,8 @@
 """One side of a comparison: the features of its pictures, or statistics of them, with what its card says."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from vqtool.metrics.frechet import Statistics
 from vqtool.metrics.pictures import Pictures, Size, noting, pixel_digests
 
 Digests = NDArray[np.uint64]
+NAMED = ("name", "digest", "resize")  # what says which features they are
+UNNAMED = {"name": "unnamed", "digest": "", "resize": ""}  # features of which no side says whose they are
 _Sums = tuple[int, NDArray[np.float64], NDArray[np.float64]]  # N, mean (D,), sum of products of differences (D, D)
 
 
@@ -31,6 +34,11 @@ class About:
     split: str = ""
     sizes: tuple[tuple[int, int], ...] = ()  # that some of them had
     endings: dict[str, int] = field(default_factory=dict)  # of their files
+    parts: tuple[str, ...] = ()  # that they are of a whole, as "1/4"; () if they are all of it
+
+    def missing(self) -> list[str]:
+        """The parts that the whole lacks: "1/4" alone lacks "2/4", "3/4" and "4/4"."""
+        return [name for names in _wholes(self.parts) for name in names if name not in self.parts]
 
     def merged(self, other: "About") -> "About":
         """Of the pictures of both.
@@ -51,7 +59,22 @@ class About:
             split=self.split if self.split == other.split else "",
             sizes=tuple(sorted({*self.sizes, *other.sizes})),
             endings={e: self.endings.get(e, 0) + other.endings.get(e, 0) for e in {**self.endings, **other.endings}},
+            parts=_left_open(self.parts + other.parts),
         )
+
+
+def _wholes(parts: Sequence[str]) -> list[list[str]]:
+    """All parts of each whole that some parts, such as "1/4", are of."""
+    totals = sorted({int(part.partition("/")[2]) for part in parts})
+    return [[f"{number}/{total}" for number in range(1, total + 1)] for total in totals]
+
+
+def _left_open(parts: Sequence[str]) -> tuple[str, ...]:
+    """Those of some parts that are left when every whole that is complete is taken out."""
+    left = Counter(parts)
+    for names in _wholes(parts):
+        left -= Counter(names * min(left[name] for name in names))
+    return tuple(left.elements())
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +102,15 @@ class FeatureSet:
             labels=[self.labels[row] for row in rows] if self.labels else [],
             rows=None if self.rows is None else self.rows[rows],
         )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Whose features they are: see `NAMED`; "" where that is not known."""
+        return {what: getattr(self.features, what) for what in NAMED}
+
+    def renamed(self, named: Mapping[str, str]) -> "FeatureSet":
+        """The same, taken for features of that name."""
+        return replace(self, features=replace(self.features, **named))
 
     @property
     def headline(self) -> str:
@@ -119,6 +151,15 @@ class StatisticsSet:
         return self.statistics["pooled"].num_samples
 
     @property
+    def named(self) -> dict[str, str]:
+        """Whose features they are of: see `NAMED`; "" where that is not known."""
+        return {what: getattr(self, what) for what in NAMED}
+
+    def renamed(self, named: Mapping[str, str]) -> "StatisticsSet":
+        """The same, taken for those of features of that name."""
+        return replace(self, **named)
+
+    @property
     def headline(self) -> str:
         """For people."""
         num, name = len(self) or "an unknown number of", self.name or "an unknown network"
@@ -133,7 +174,7 @@ class StatisticsSet:
         widths = [len(each.statistics["pooled"].mean) for each in (self, other)]
         if widths[0] != widths[1]:
             raise MismatchError(f"statistics of {widths[0]} and of {widths[1]} features an image")
-        for what in ("name", "digest", "resize"):
+        for what in NAMED:
             ours, theirs = getattr(self, what), getattr(other, what)
             if self.name and other.name and ours != theirs:
                 raise MismatchError(f"statistics of features of {what} {ours!r} and {theirs!r}")
@@ -147,12 +188,12 @@ class StatisticsSet:
         width, where = len(self.statistics["pooled"].mean), f"{self.source}: " if self.source else ""
         if width != features.pooled.shape[1]:
             raise MismatchError(
-                f"{where}statistics of {width} features an image, but {features.name} gives "
+                f"{where}statistics of {width} features an image, but {features.name or 'the other side'} gives "
                 f"{features.pooled.shape[1]}: name the features that they are of with `features`"
             )
-        for what in ("name", "digest", "resize"):
+        for what in NAMED:
             ours, theirs = getattr(features, what), getattr(self, what)
-            if self.name and ours != theirs:
+            if self.name and features.name and ours != theirs:
                 raise MismatchError(f"{where}statistics of features of {what} {theirs!r}, not {ours!r}")
 
 
@@ -296,7 +337,7 @@ def facts_of(found: FeatureSet | StatisticsSet) -> Facts:
         split=about.split,
         held=about.held,
     )
-    return Facts(side, frozenset(about.sizes), about.endings)
+    return Facts(side, frozenset(about.sizes), about.endings, about.missing())
 
 
 def set_id(found: FeatureSet | StatisticsSet) -> str:

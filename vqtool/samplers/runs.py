@@ -18,7 +18,7 @@ from vqtool.artifacts import find_named, history_record, text_digest
 from vqtool.distributed import is_main_process, own_range
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.grids.resume import check_resumable, resumable_writer
+from vqtool.grids.resume import check_resumable, count_kept, resumable_writer
 from vqtool.images.animations import check_animation, save_animation
 from vqtool.options import Checked, option
 from vqtool.outputs import check_reader, is_stream
@@ -140,16 +140,21 @@ class Run:
         free = estimates.find_free_memory(self.method.prior.device) / _GB
         self._notify(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
 
-    def rehearse(self, samples: range, **rows: Any) -> Summary:
+    def rehearse(self, samples: range, done: int = 0, **rows: Any) -> Summary:
         """Say how many calls and how much time it would take.
 
         Args:
             samples: the numbers of some or all samples.
+            done: how many of all have been drawn before.
             rows: condition, known, source and strength of these, as for `Method.batches`.
         """
+        if done:
+            self._notify(f"{done} of {self.num} are kept of an earlier run")
+        if done == self.num:
+            return Summary(0, 0.0, 0.0)
         least, most = estimates.rehearse(self.method, samples, **rows)
         seconds, size = estimates.time_call(*self.method.measured), self.method.tiling.microbatch
-        num = size if self.num is None else self.num
+        num = size if self.num is None else self.num - done
         whole = seconds * -(-num // size)
         at_once = min(size, num)
         self._notify(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {at_once} grids at once")
@@ -286,7 +291,7 @@ def sample_to_file(
     run.tell_estimates()
     chosen.tell(notify)
     if options.dry_run:
-        return run.rehearse(samples, **rows)
+        return run.rehearse(samples, count_kept(output) * best if resume else 0, **rows)
     named = {PLURALS[kind]: text_digest(texts)} if texts else {}
     details = {"num": num, "start": start, **method.record, **chosen.record, **named}
     record = history_record("sample", inputs={"prior": prior.fingerprint}, seed=method.seed, **details)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vqtool import denoisers, registry
+from vqtool import denoisers
 from vqtool.errors import VqtoolError
 from vqtool.options import Checked, option
 from vqtool.progress import Notify
@@ -104,10 +104,10 @@ def settle(given: Mapping[str, Any], *, denoiser: str | None, notify: Notify) ->
         VqtoolError: an unknown preset, or one with a prior to begin with.
     """
     options = dict(given)
-    name = options.pop("preset", None)
+    name = PresetOptions(preset=options.pop("preset", None)).preset
     if name is not None and denoiser is not None:
         raise VqtoolError(f"`preset` {name} is for fresh weights: leave it out, or train without `from_`")
-    preset = NO_PRESET if name is None else registry.find("preset", name, PRESETS)
+    preset = NO_PRESET if name is None else PRESETS[name]
     if name is not None:
         preset = _overridden(preset, options, notify)
     options = {**preset.options, **options}

@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,10 @@ def check(request: Request) -> None:
         raise VqtoolError(
             f"{source}: {what} alone have no score: add `ref` with images to compare with, or `tokenizer`"
         )
+    if {*request.kinds} == {"saved"} and request.ref:
+        for name in ("size", "tokenizer", *(each.name for each in fields(FeatureOptions))):
+            if getattr(images, name) != getattr(ImageOptions, name):
+                raise VqtoolError(f"`{name}` is about pictures, but both sides are saved features: leave it out")
     if request.kind == "grids" and images.decode and not request.ref:
         raise VqtoolError("`decode` compares token grids as pictures: add `ref`")
 
