@@ -15,7 +15,7 @@ from safetensors import deserialize, safe_open
 from safetensors.torch import save as to_bytes
 
 from vqtool import artifacts
-from vqtool.artifacts import file_digest, history_record
+from vqtool.artifacts import history_record
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.outputs import atomic_path
 
@@ -279,11 +279,6 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "tokenizer (2, 3)\n"
-
-
-def test_the_digest_of_a_file_is_that_of_sha256sum(path):
-    path.write_bytes(b"abc")
-    assert file_digest(path) == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_history_record_holds_the_command_as_one_would_type_it(monkeypatch):

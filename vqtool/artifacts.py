@@ -267,15 +267,6 @@ def _has_fingerprint(path: Path, fingerprint: str) -> bool:
         return False
 
 
-def file_digest(path: str | Path) -> str:
-    """Digest of a file's bytes, "sha256:" and 64 hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
 def text_digest(texts: Sequence[str]) -> str:
     """Digest of some texts in order, "sha256:" and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}"

@@ -26,54 +26,57 @@ from vqtool.cli.sampling import GUIDANCE, load_named_prior, text_arguments
 TRIALS = FlagGroup.of_file(
     "metrics/compare/comparison.py", "TrialOptions", panel=METHOD, panels={"features": advanced(METHOD)}
 )
+References = Annotated[
+    list[Path] | None, typer.Option("--ref", help="Images to score against, or features; repeat for several.")
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="PNG file of the scores against the calls.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        metavar="[auto]",
+        help="Keep the rows of the file; auto: if there is one.",
+        rich_help_panel=advanced(INPUT_OUTPUT),
+    ),
+]
+Samplers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampler",
+        help="May be repeated. Default: all that go with it.",
+        autocompletion=names("samplers/__init__.py", "NAMES"),
+        rich_help_panel=METHOD,
+    ),
+]
+Varied = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="What else to vary: purity-weight=0,1,2. May be repeated.", rich_help_panel=METHOD),
+]
+CaptionsFile = Annotated[
+    Path | None,
+    typer.Option("--captions", help="File of captions or labels, one a line.", rich_help_panel=advanced(METHOD)),
+]
 
 
 @command
 def compare(
     *,
     prior: PriorArgument = None,
-    ref: Annotated[
-        list[Path] | None,
-        typer.Option("--ref", help="Images to score against, or features; repeat for several."),
-    ] = None,
+    ref: References = None,
     output: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="PNG file of the scores against the calls.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            metavar="[auto]",
-            help="Keep the rows of the file; auto: if there is one.",
-            rich_help_panel=advanced(INPUT_OUTPUT),
-        ),
-    ] = False,
+    plot: Plot = None,
+    resume: Resume = False,
     resume_auto: ResumeAuto = None,
     force: Force = False,
-    sampler: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sampler",
-            help="May be repeated. Default: all that go with it.",
-            autocompletion=names("samplers/__init__.py", "NAMES"),
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option", help="What else to vary: purity-weight=0,1,2. May be repeated.", rich_help_panel=METHOD
-        ),
-    ] = None,
+    sampler: Samplers = None,
+    option: Varied = None,
     trials: Annotated[dict[str, Any], TRIALS],
     guidance: Annotated[dict[str, Any], GUIDANCE],
     metrics: Annotated[dict[str, Any], FlagGroup.of_registered("metrics", what="Metric")],
     source_options: Annotated[dict[str, Any], CHOICE_OPTIONS],
     labels: Labels = None,
     captions: Captions = None,
-    captions_file: Annotated[
-        Path | None,
-        typer.Option("--captions", help="File of captions or labels, one a line.", rich_help_panel=advanced(METHOD)),
-    ] = None,
+    captions_file: CaptionsFile = None,
     tokenizer: RareTokenizer = None,
     device: Device = "auto",
     strict: Strict = False,
@@ -81,9 +84,8 @@ def compare(
     """Compare samplers: network calls, seconds and scores of each.
 
     With --ref also every metric of `eval`, on features of pictures decoded in memory; the reference may be a file of
-    `eval stats --keep-features`. A line of
-    the table is in the JSON file as soon as it is measured; --resume goes on, with further samplers and steps too.
-    Guidance is the same for all lines, but for what --option varies.
+    `eval stats --keep-features`. A line of the table is in the JSON file as soon as it is measured; --resume goes on,
+    with further samplers and steps too. Guidance is the same for all lines, but for what --option varies.
 
     Examples:
 

@@ -119,21 +119,13 @@ def refit(
         )
         if not len(vectors):
             raise VqtoolError(f"none of the {len(items)} images could be read")
-        size = options.codebook_size or count_distinct(vectors.numpy(), old.codebook_size)
-        if options.codebook_size is None and 1 < size < old.codebook_size:
-            warn(f"{size} distinct vectors make {size} codes, not {old.codebook_size}: more images make more")
+        size = _choose_codebook_size(options, vectors, old)
         notify(
             f"fitting {size} codes to {len(vectors)} vectors of {len(items)} images: {options.seeding}, then k-means"
         )
-        codebook = fit_codebook(
-            vectors,
-            size,
-            seeding=options.seeding,
-            noise=noise,
-            k_means=options.k_means or (None if file is None else "mini-batch"),
-            chain_length=options.chain_length,
-        )
-        new = with_codebook(old.cpu(), codebook)
+        k_means = options.k_means or (None if file is None else "mini-batch")
+        how: dict[str, Any] = {"seeding": options.seeding, "k_means": k_means, "chain_length": options.chain_length}
+        new = with_codebook(old.cpu(), fit_codebook(vectors, size, noise=noise, **how))
         before, after = measure_fit(vectors, old.codebook), measure_fit(vectors, new.codebook)
         num_vectors, num_images = len(vectors), len(items) - (len(tally.skipped) - found)
         links = _link(vectors, old, new)
@@ -152,6 +144,16 @@ def refit(
         force=force,
     )
     return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, num_images, image_size, links)
+
+
+def _choose_codebook_size(options: Options, vectors: Tensor, old: Tokenizer) -> int:
+    """As many codes as asked for, else as before, as far as there are different vectors (N, D)."""
+    if options.codebook_size is not None:
+        return options.codebook_size
+    size = count_distinct(vectors.numpy(), old.codebook_size)
+    if 1 < size < old.codebook_size:
+        warn(f"{size} distinct vectors make {size} codes, not {old.codebook_size}: more images make more")
+    return size
 
 
 def _link(vectors: Tensor, old: Tokenizer, new: Tokenizer) -> Links:

@@ -91,20 +91,20 @@ def evaluate(
     )
     check(request)
     found = choose(request)(request)
-    about = {
-        "vqtool": __version__,
-        "inputs": list(map(str, paths)),
-        "reference_inputs": list(map(str, others)),
-        "runtime": runtime,
-        **found.about,
-        "num_skipped": len(tally.skipped) - before,
-    }
-    if about["runtime"] == "torch":
-        del about["runtime"]
-    found = replace(found, about=about)
+    about = {"runtime": runtime, **found.about, "num_skipped": len(tally.skipped) - before}
+    found = replace(found, about=_about(paths, others, about))
     if report is not None:
         write_page(found, report, force=force)
     return found
+
+
+def _about(paths: Sequence[str | Path], others: Sequence[str | Path], found: dict[str, Any]) -> dict[str, Any]:
+    """What every report says of itself; of PyTorch, the usual runtime, nothing is said."""
+    inputs = {"inputs": list(map(str, paths)), "reference_inputs": list(map(str, others))}
+    about = {"vqtool": __version__, **inputs, **found}
+    if about["runtime"] == "torch":
+        del about["runtime"]
+    return about
 
 
 def _paths(sources: Paths) -> list[str | Path]:

@@ -1,7 +1,7 @@
 """`compare`: samplers compared on one prior, by network calls, seconds and scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def compare(
         decoder = tokenizer_of(model.grid_spec, model.location or None, given=tokenizer).to(model.device)
         decoder, _ = _onnx.use_runtime(decoder, runtime, ["decoder"])
         how: dict[str, Any] = {"source_options": of_images, "on_error": on_error, "progress": progress, **of_metrics}
-        how |= {"max_images": wanted.max_images, "of_features": wanted, "runtime": runtime}
+        how |= {"max_images": wanted.max_images, "of_features": replace(wanted, runtime=runtime)}
         arguments["score"] = scores.build(decoder, references, model.grid_spec.image_size, **how)
     _measure(model, left, arguments, results, notify, progress)
     if plot is not None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
-from vqtool.metrics import features
 from vqtool.metrics.cache import remembering
 from vqtool.metrics.features import FeatureNetwork, Features, extract
 from vqtool.metrics.features.options import FeatureOptions
@@ -119,7 +118,6 @@ def build(
     max_images: int = MAX_REFERENCE,
     of_features: FeatureOptions = EFFICIENTNET,
     source_options: SourceOptions = DEFAULTS,
-    runtime: str = "torch",
     on_error: OnError | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -133,18 +131,11 @@ def build(
         max_images: at most so many.
         of_features: which network looks at them.
         source_options: which images are taken.
-        runtime: of the feature network: see `vqtool.runtimes`.
         on_error: see read_batches.
         progress: shows how far it is.
         options: of the metrics, by name.
     """
-    network = features.load_features(
-        of_features.features,
-        weights=of_features.weights,
-        resize=of_features.resize,
-        device=tokenizer.device,
-        runtime=runtime,
-    )
+    network = of_features.load(tokenizer.device)
     saved = len(ref) == 1 and (Path(ref[0]).suffix == ".npy" or is_saved(ref[0]))
     for name in given(source_options) if saved else ():
         raise VqtoolError(f"`{name}` is for images, but {ref[0]} holds features")
@@ -153,5 +144,5 @@ def build(
     else:
         items = find_images(ref, source_options, words="none", on_error=on_error)
         how: dict[str, Any] = {"max_images": max_images, "on_error": on_error, "progress": progress}
-        reference = reference_features(items, remembering(network, tokenizer.device, runtime), size, **how)
+        reference = reference_features(items, remembering(network, tokenizer.device, of_features.runtime), size, **how)
     return ImageScores(tokenizer, network, reference, **options)

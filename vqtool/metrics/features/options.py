@@ -2,8 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vqtool.options import Checked, option
+
+if TYPE_CHECKING:
+    from torch import device
+
+    from vqtool.metrics.features import FeatureNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +37,10 @@ class FeatureOptions(Checked):
         choices="runtimes.py:RUNTIMES",
         advanced=True,
     )
+
+    def load(self, device: "str | device") -> "FeatureNetwork":
+        """The network; see `load_features`."""
+        from vqtool.metrics import features
+
+        how = {"weights": self.weights, "resize": self.resize, "runtime": self.runtime}
+        return features.load_features(self.features, device=device, **how)

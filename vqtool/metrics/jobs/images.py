@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqtool.metrics import features
 from vqtool.metrics.cache import remembering
 from vqtool.metrics.card import split_of
 from vqtool.metrics.features import FeatureNetwork
@@ -45,13 +44,7 @@ def run(request: Request) -> Report:
 def load_network(request: Request) -> FeatureNetwork:
     """The network of the request, which remembers what it has seen unless the request says otherwise."""
     options = request.images
-    network = features.load_features(
-        options.features,
-        weights=options.weights,
-        resize=options.resize,
-        device=request.device,
-        runtime=options.runtime,
-    )
+    network = options.load(request.device)
     return remembering(network, request.device, options.runtime) if options.cache else network
 
 
