@@ -124,7 +124,7 @@ def _choose_size(given: Sequence[Pictures | Found], size: Size | None) -> Size |
     shared = next(filter(None, (each.common_size() for each in pictures)), MIXED_SIZE if pictures else None)
     size = size or next(iter(saved), shared)
     for its in saved:
-        if its != size:
+        if size is not None and its != size:
             raise MismatchError(
                 f"features saved of pictures of {size_text(its)} pixels do not compare with ones of {size_text(size)}: "
                 "save both with one `size`"

@@ -108,7 +108,7 @@ class FeatureSet:
         """Whose features they are: see `NAMED`; "" where that is not known."""
         return {what: getattr(self.features, what) for what in NAMED}
 
-    def renamed(self, named: Mapping[str, str]) -> "FeatureSet":
+    def renamed(self, named: Mapping[str, Any]) -> "FeatureSet":
         """The same, taken for features of that name."""
         return replace(self, features=replace(self.features, **named))
 
@@ -155,7 +155,7 @@ class StatisticsSet:
         """Whose features they are of: see `NAMED`; "" where that is not known."""
         return {what: getattr(self, what) for what in NAMED}
 
-    def renamed(self, named: Mapping[str, str]) -> "StatisticsSet":
+    def renamed(self, named: Mapping[str, Any]) -> "StatisticsSet":
         """The same, taken for those of features of that name."""
         return replace(self, **named)
 

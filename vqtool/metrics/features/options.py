@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqtool.options import Checked, option
 
@@ -42,5 +42,5 @@ class FeatureOptions(Checked):
         """The network; see `load_features`."""
         from vqtool.metrics import features
 
-        how = {"weights": self.weights, "resize": self.resize, "runtime": self.runtime}
+        how: dict[str, Any] = {"weights": self.weights, "resize": self.resize, "runtime": self.runtime}
         return features.load_features(self.features, device=device, **how)
