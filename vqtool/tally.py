@@ -1,6 +1,6 @@
 """What was read of images: how many, with which words, and what was skipped; in a line that every reader ends with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from vqtool.errors import VqtoolError
@@ -31,33 +31,37 @@ class Tally:
     def __init__(self, on_error: Callable[[Any, VqtoolError], None] | None = None) -> None:
         self._on_error = on_error
         self.skipped: list[str] = []
-        self._found: dict[int, Described] = {}  # by identity
+        self._found: list[Sequence[Described]] = []
+        self._left_out: dict[int, Any] = {}  # by identity
         self._with_words = False
 
     def __call__(self, item: Any, error: VqtoolError) -> None:
         """An image or a folder is left out."""
         self.skipped.append(str(error))
-        self._found.pop(id(item), None)
+        self._left_out[id(item)] = item
         if self._on_error is not None:
             self._on_error(item, error)
 
     def found(self, items: Sequence[Described], *, with_words: bool) -> None:
         """Images are about to be read, with or without their captions and labels."""
-        self._found.update((id(item), item) for item in items)
+        self._found.append(items)
         self._with_words |= with_words
 
     @property
     def num_images(self) -> int:
         """How many were found and not skipped."""
-        return len(self._found)
+        return sum(1 for _ in self._kept())
+
+    def _kept(self) -> Iterator[Described]:
+        return (item for items in self._found for item in items if id(item) not in self._left_out)
 
     @property
     def line(self) -> str:
         """All in one line: "1,000 pictures: captions for 998, labels for 1,000 in 12 classes; 3 files skipped"."""
-        items = list(self._found.values())
-        labels = [item.label for item in items if item.label]
-        numbers = [len(item.captions) for item in items if item.captions]
-        line = f"{len(items):,} {'picture' if len(items) == 1 else 'pictures'}"
+        num_images = self.num_images
+        labels = [item.label for item in self._kept() if item.label]
+        numbers = [len(item.captions) for item in self._kept() if item.captions]
+        line = f"{num_images:,} {'picture' if num_images == 1 else 'pictures'}"
         if self._with_words:
             line += f": {describe_words(len(numbers), sum(numbers), len(labels), len(set(labels)))}"
         num = len(self.skipped)

@@ -225,7 +225,7 @@ class _Finder:
         images = self._of_split(tree, images)
         words = self._words(tree, images, tree.folder, among=tree.images, whole=False)
         return [
-            Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(path), each)
+            Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(str(path)), each)
             for path, each in zip(map(named.__getitem__, images), words, strict=True)
         ]
 
@@ -291,7 +291,7 @@ class _Finder:
     def _skip(self, path: Path, error: VqtoolError) -> None:
         if self.on_error is None:
             raise error
-        self.on_error(ImageItem(str(path), None, None, FileOrigin(path)), error)
+        self.on_error(ImageItem(str(path), None, None, FileOrigin(str(path))), error)
 
     def _tell_left_out(self, archive: TarShard | ZipArchive) -> None:
         """Name the members of an archive that cannot be read, such as links; images are counted as skipped."""

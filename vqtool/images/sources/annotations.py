@@ -118,7 +118,8 @@ def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
         rows, _ = _read_metadata(tree, images, None, told=False)
     except VqtoolError:
         return [NO_WORDS] * len(images)
-    return [Words(id=rows.get(image, NO_WORDS).id) for image in images]
+    ids = [rows.get(image, NO_WORDS).id for image in images]
+    return [NO_WORDS if id is None else Words(id=id) for id in ids]
 
 
 def match_table(

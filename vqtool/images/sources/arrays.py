@@ -52,12 +52,16 @@ class ArrayFile:
             return as_pixels(self._images.read(row, row + 1)[0], self._images.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArrayRow:
     """An image in an HDF5 file."""
 
     file: ArrayFile
     row: int
+
+    @property
+    def num_bytes(self) -> None:
+        """Not known."""
 
     def open(self) -> NDArray[np.uint8]:
         """Read the row's pixels (h, w, 3)."""

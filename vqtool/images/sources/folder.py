@@ -35,6 +35,7 @@ class FolderTree:
         on_unreadable: Callable[[Path, VqtoolError], None] | None = None,
     ) -> None:
         self.folder = folder
+        self._prefix = str(folder / "_")[:-1]
         self._left_out = {_identity(path) for path in leave_out if path.is_dir()} - {_identity(folder)}
         self._files_left_out = {_identity(path) for path in leave_out if path.is_file()}
         self._on_unreadable = on_unreadable
@@ -50,7 +51,7 @@ class FolderTree:
 
     def origin(self, name: str) -> FileOrigin:
         """A file."""
-        return FileOrigin(self.folder / name)
+        return FileOrigin(name, self._prefix)
 
     def where(self, name: str) -> str:
         """The path of a file."""
@@ -118,6 +119,7 @@ class FileTree:
     def __init__(self, files: Sequence[Path]) -> None:
         places = [Path(os.path.abspath(file)) for file in files]
         self.folder = Path(os.path.commonpath([place.parent for place in places]))
+        self._prefix = str(self.folder / "_")[:-1]
         self.images = [place.relative_to(self.folder).as_posix() for place in places]
         folders = {place.parent for place in places} | {self.folder}
         folders |= {folder / name for folder in list(folders) for name in CAPTION_FOLDERS}
@@ -131,7 +133,7 @@ class FileTree:
 
     def origin(self, name: str) -> FileOrigin:
         """A file."""
-        return FileOrigin(self.folder / name)
+        return FileOrigin(name, self._prefix)
 
     def where(self, name: str) -> str:
         """The path of a file, as people write it."""

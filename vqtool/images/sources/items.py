@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from functools import cached_property
+from pathlib import Path
+from posixpath import splitext
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +31,15 @@ LOOKED_FOR = "files that end in .jpg, .png, .webp, .gif, .bmp, .tif and the like
 class Origin(Protocol):
     """Where the bytes of one image lie. `str()` names the place for messages."""
 
+    @property
+    def num_bytes(self) -> int | None:
+        """How many bytes the encoded image has; None where that is not known without reading it."""
+
     def open(self) -> Raw:
         """Open the encoded image for reading, or return pixels (h, w, 3)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageItem:
     """One image that has been found but not read: what it is called, what is known of it, where it lies."""
 
@@ -53,7 +60,7 @@ class ImageItem:
         return str(self.origin)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Words:
     """What is said of one image."""
 
@@ -65,7 +72,7 @@ class Words:
 NO_WORDS = Words()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image of one source, before ids are made unique across sources."""
 
@@ -74,18 +81,24 @@ class Entry:
     words: Words = NO_WORDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileOrigin:
     """A file of its own."""
 
-    path: Path
+    name: str
+    folder: str = ""  # what stands before the name, with its slash: one text for all files of a folder
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file."""
+        return os.stat(str(self)).st_size
 
     def open(self) -> BinaryIO:
         """Open the file."""
-        return self.path.open("rb")
+        return Path(str(self)).open("rb")
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.folder + self.name
 
 
 class Tree(Protocol):
@@ -110,9 +123,13 @@ class NameIndex:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = set(names)
-        self._folded: defaultdict[str, list[str]] = defaultdict(list)
+
+    @cached_property
+    def _folded(self) -> Mapping[str, list[str]]:
+        folded: defaultdict[str, list[str]] = defaultdict(list)
         for name in self._names:
-            self._folded[fold(name)].append(name)
+            folded[fold(name)].append(name)
+        return folded
 
     def __bool__(self) -> bool:
         return bool(self._names)
@@ -138,7 +155,7 @@ def composed(text: str) -> str:
 
 def has_image_suffix(name: str) -> bool:
     """Tell whether a file name promises an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(path: str) -> bool:
@@ -146,15 +163,16 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def natural_key(path: str) -> Any:
-    """A sort key in which img2 comes before img10."""
-    return [_natural_part(part) for part in path.split("/")], path
+def natural_key(path: str) -> str:
+    """A sort key in which img2 comes before img10; short, since there may be millions."""
+    return "\0".join(map(_natural_part, path.split("/"))) + f"\0\0{path}"
 
 
-def _natural_part(part: str) -> list[tuple[int, str]]:
+def _natural_part(part: str) -> str:
+    """Text as it is, numbers after their length, each ended by what sorts before all that may follow it."""
     pieces = re.split(r"([0-9]+)", part.lower())
-    digits = [piece.lstrip("0") for piece in pieces]
-    return [(len(digits[i]), digits[i]) if i % 2 else (0, pieces[i]) for i in range(len(pieces))]
+    pieces[1::2] = [f"{chr(1 + len(digits.lstrip('0')))}{digits.lstrip('0')}" for digits in pieces[1::2]]
+    return "\1".join(pieces)
 
 
 def counted(num: int, noun: str) -> str:

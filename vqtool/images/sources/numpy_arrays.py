@@ -23,13 +23,17 @@ NUMPY_ENDINGS = (".npy", ".npz")
 MOST_ANYWAY = 1 << 30  # bytes that an array of a .npz, which is unpacked in memory, may have whatever it is packed to
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class NumpyRow:
     """An image in an array."""
 
     images: NDArray[np.uint8]
     row: int
     path: Path
+
+    @property
+    def num_bytes(self) -> None:
+        """Not known."""
 
     def open(self) -> NDArray[np.uint8]:
         """The row's pixels (h, w, 3)."""

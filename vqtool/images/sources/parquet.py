@@ -61,13 +61,17 @@ class ParquetFile:
             return self._held[2][row - self._starts[group]].as_py()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ParquetRow:
     """An image in a parquet file."""
 
     file: ParquetFile
     row: int
     column: str
+
+    @property
+    def num_bytes(self) -> None:
+        """Not known."""
 
     def open(self) -> BinaryIO:
         """Read the row's image."""

@@ -35,7 +35,7 @@ _BLOCK = 512  # bytes
 _COPIED = 1 << 20  # bytes at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Where a member's data lies in the (unpacked) tar, in bytes."""
 
@@ -152,13 +152,18 @@ class TarShard:
         return whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarMember:
     """An image in a shard."""
 
     shard: TarShard
     name: str
     span: Span
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the member."""
+        return self.span.size
 
     def open(self) -> BinaryIO:
         """Read the member."""

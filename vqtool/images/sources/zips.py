@@ -79,6 +79,10 @@ class ZipArchive:
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
             raise FormatError(f"{self.where(name)}: cannot be unpacked ({error})") from error
 
+    def num_bytes(self, name: str) -> int:
+        """Length of a member, unpacked."""
+        return self._members[name].file_size
+
     def origin(self, name: str) -> ZipMember:
         """Where an image lies."""
         return ZipMember(self, name)
@@ -88,12 +92,17 @@ class ZipArchive:
         return f"{self.path}: {name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZipMember:
     """An image in a zip."""
 
     archive: ZipArchive
     name: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the member, unpacked."""
+        return self.archive.num_bytes(self.name)
 
     def open(self) -> BinaryIO:
         """Read the member."""
