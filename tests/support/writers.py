@@ -69,7 +69,7 @@ CASES = (
     Case("codebook prune few.h5 -o out.safetensors", ("out.safetensors", "out.map.safetensors")),
     Case("codebook apply-map few.h5 --map pruned.map.safetensors -o out.h5", ("out.h5",)),
     Case(
-        f"codebook finetune tokenizer.safetensors imgs {TRAIN} -o out.safetensors",
+        f"codebook finetune tokenizer.safetensors imgs {TRAIN} --cache disk -o out.safetensors",
         ("out.safetensors", "out.log.jsonl", "out.state.safetensors", "out.preview.png"),
         resume=True,
     ),

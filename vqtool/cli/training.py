@@ -14,6 +14,7 @@ TOKENIZER_OPTIONS = (
     | FlagGroup.of_file("training/augment.py", "Augmentation", panel=METHOD)
     | FlagGroup.of_file("training/fitting.py", "TokenizerRunOptions", panel=LENGTH)
     | FlagGroup.of_file("training/runs.py", "MachineOptions", panel=MACHINE)
+    | FlagGroup.of_file("training/pictures.py", "CacheOptions", panel=MACHINE)
     | CHOICE_OPTIONS
 )
 Seed = Annotated[

@@ -213,7 +213,7 @@ def read_batches(
         FormatError: an image cannot be read, and there is no on_error.
         VqtoolError: sizes differ and none was given.
     """
-    workers = workers if workers is not None else min(16, _count_cores())
+    workers = count_workers() if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1: {batch_size}, {workers}")
     return _assemble(_read_ahead(items, size, fit, workers, batch_size + _AHEAD * workers), batch_size, on_error)
@@ -328,5 +328,7 @@ def _describe_sizes(first: ImageItem, shape: tuple[int, ...], item: ImageItem, o
     )
 
 
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_workers() -> int:
+    """How many threads decode images: one for each core at hand, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores)

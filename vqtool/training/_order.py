@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool import rng
+from vqtool import distributed, rng
 from vqtool.grids.stored import RUNS
 
 Indices = NDArray[np.int64]
@@ -43,6 +43,17 @@ def step_items(step: int, num_items: int, batch_size: int, seed: int, *, run: in
         own = places[epochs == epoch]
         parts.append(_stored_items(seed, epoch, num_items, run, own) if run else _order(seed, epoch, num_items)[own])
     return np.concatenate(parts), samples
+
+
+def upcoming(sample: int, count: int, num_items: int, batch_size: int, seed: int) -> Indices:
+    """The items (count,) that this process sees next after one of its samples, in the order of `step_items`."""
+    own = distributed.own_range(batch_size)
+    found, step = [], sample // batch_size
+    while count > 0:
+        indices, samples = (each[own.start : own.stop] for each in step_items(step, num_items, batch_size, seed))
+        found.append(indices[samples > sample][:count])
+        count, step = count - len(found[-1]), step + 1
+    return np.concatenate(found)
 
 
 @lru_cache(maxsize=2)

@@ -62,7 +62,7 @@ def finetune_tokenizer(
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
         **options: of `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`,
-            `MachineOptions` and `SourceOptions`, by name.
+            `MachineOptions`, `CacheOptions` and `SourceOptions`, by name.
 
     Returns:
         The tokenizer as it was written (in the main process).

@@ -19,28 +19,20 @@ from torch import Tensor, nn
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
 from vqtool.errors import VqtoolError, size_text
-from vqtool.images import (
-    ImageItem,
-    SourceOptions,
-    Tally,
-    choose_fit,
-    find_images,
-    parse_size,
-    read_images,
-    to_float,
-    to_uint8,
-)
+from vqtool.images import ImageItem, SourceOptions, Tally, parse_size, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
+from vqtool.images.stream import ImageStream
 from vqtool.options import distribute, option
 from vqtool.progress import Notify, Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer
-from vqtool.training import data, loop
+from vqtool.training import loop
 from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
-from vqtool.training._order import Indices
+from vqtool.training._order import Indices, upcoming
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.clock import Length, LoopConfig, Moment
 from vqtool.training.discriminator import DiscriminatorConfig, check_size
 from vqtool.training.perceptual import Perceptual, load_perceptual
+from vqtool.training.pictures import CacheOptions, open_pictures, remove_stores
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 
 DEFAULT_EPOCHS = 20
@@ -73,6 +65,7 @@ class Lesson:
     rate: float  # learning rate where none is asked for
     seed: int
     source: SourceOptions
+    cache: CacheOptions
 
 
 def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None, dict[str, Any]]:
@@ -85,9 +78,11 @@ def split_options(given: Mapping[str, Any]) -> tuple[DiscriminatorConfig | None,
         head, _, rest = name.partition("_")
         if head in ("perceptual", "adversarial") and rest and given.get(head) is None:
             raise VqtoolError(f"`{name}` goes with `{head}`, which is not given")
-    kinds = (DiscriminatorConfig, TokenizerLoss, Augmentation, TokenizerRunOptions, MachineOptions, SourceOptions)
-    judge, *parts = distribute(given, *kinds)
-    lesson = dict(zip(("loss", "augmentation", "run", "machine", "source"), parts, strict=True))
+    judge, *parts = distribute(
+        given, DiscriminatorConfig, TokenizerLoss, Augmentation, TokenizerRunOptions, MachineOptions, SourceOptions,
+        CacheOptions,
+    )  # fmt: skip
+    lesson = dict(zip(("loss", "augmentation", "run", "machine", "source", "cache"), parts, strict=True))
     return (None if lesson["loss"].adversarial is None else judge), lesson
 
 
@@ -101,7 +96,7 @@ class TokenizerObjective:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: ImageStream | NDArray[np.uint8],
         model: Autoencoder,
         loss: TokenizerLoss,
         run: LoopConfig,
@@ -113,7 +108,7 @@ class TokenizerObjective:
         """An objective.
 
         Args:
-            images: (N, 3, h, w), in memory or memory-mapped.
+            images: (N, 3, h, w): a stream, or an array in memory.
             model: that is trained.
             loss: what is minimised.
             run: seed and length.
@@ -121,7 +116,8 @@ class TokenizerObjective:
             augmentation: how images change; None is as usual.
             perceptual: a distance beside those of pixels.
         """
-        self.images, self.loss, self.run, self.perceptual = images, loss, run, perceptual
+        self.images = images if isinstance(images, ImageStream) else ImageStream.of(images)
+        self.loss, self.run, self.perceptual = loss, run, perceptual
         self.size = size or (images.shape[2], images.shape[3])
         self.augmentation = augmentation or Augmentation()
         self.codebook_size = model.tokenizer.config.codebook_size
@@ -137,7 +133,7 @@ class TokenizerObjective:
         if device != self._device:
             self._move_to(device)
         with torch.autocast(device.type, enabled=False):
-            images = self._images_at(indices, device)
+            images = self._images_at(indices, int(samples[-1]), device)
             batch = augmented(images, self.size, self.augmentation, seed=self.run.seed, samples=samples)
         picks = rng.uniform(self.run.seed, [0], moment.step, (self.codebook_size,), stream=rng.SELECTION)[0]
         found: tuple[Tensor, dict[str, Tensor]] = model(
@@ -150,18 +146,25 @@ class TokenizerObjective:
         return found
 
     def _move_to(self, device: torch.device) -> None:
-        """Bring to the device what all steps need; to a GPU the images, too, if half of its room is enough."""
+        """Bring to the device what all steps need."""
         self._device, self._stored = device, None
         if self.perceptual is not None:
             self.perceptual.to(device)
-        if device.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
-            self._stored = torch.from_numpy(np.require(self.images, requirements="W")).to(device)
 
-    def _images_at(self, indices: Indices, device: torch.device) -> Tensor:
-        """(B, 3, h', w') uint8 on the device."""
+    def _images_at(self, indices: Indices, sample: int, device: torch.device) -> Tensor:
+        """(B, 3, h', w') uint8 on the device; those that come after a sample begin to be decoded."""
+        whole = self.images.whole
+        if whole is None:
+            taken = self.images.take(indices)
+            ahead = self.run.batch_size // distributed.world_size() + self.images.ahead
+            self.images.expect(upcoming(sample, ahead, len(self.images), self.run.batch_size, self.run.seed))
+            return distributed.to_device(torch.from_numpy(taken), device)
+        seen = self.images.readable(indices)
+        if self._stored is None and device.type == "cuda" and whole.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            self._stored = torch.from_numpy(np.require(whole, requirements="W")).to(device)
         if self._stored is not None:
-            return self._stored[distributed.to_device(torch.from_numpy(indices), device)]
-        return distributed.to_device(torch.from_numpy(self.images[indices]), device)
+            return self._stored[distributed.to_device(torch.from_numpy(seen), device)]
+        return distributed.to_device(torch.from_numpy(whole[seen]), device)
 
     def phase(self, moment: Moment) -> Phase:
         """What is done in the step at a moment."""
@@ -214,52 +217,43 @@ def learn(
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
-    pixels, fitted, num_skipped = _read_pixels(images, larger, lesson, model.tokenizer.factor, on_error, progress)
-    notify(f"{len(pixels)} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels")
+    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+    before = len(tally.skipped)
+    with open_pictures(
+        images, larger, files, source=lesson.source, cache=lesson.cache, factor=model.tokenizer.factor,
+        on_error=None if on_error is None else tally, progress=progress,
+    ) as pictures:  # fmt: skip
+        num = len(pictures.stream)
+        notify(f"{num} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels, {pictures.kept}")
 
-    def draw(now: Tokenizer, number: int) -> None:
-        files.draw(lambda path: write_preview(now, pixels, path, size=size))
+        def draw(now: Tokenizer, number: int) -> None:
+            files.draw(lambda path: write_preview(now, pictures.shown, path, size=size))
 
-    objective = TokenizerObjective(
-        pixels, model, lesson.loss, _choose_run(model, lesson, len(pixels), files, notify), size=size,
-        augmentation=lesson.augmentation, perceptual=perceptual,
-    )  # fmt: skip
-    parents = {} if parent is None else {"tokenizer": parent.fingerprint}
-    digests = {"images": data.digest(pixels), **parents}
-    made, summary = fit(
-        model, objective, state_path=files.state, log_path=files.log, data=digests, resume=files.resume, preview=draw,
-        report=report, progress=progress,
-    )  # fmt: skip
+        objective = TokenizerObjective(
+            pictures.stream, model, lesson.loss, _choose_run(model, lesson, num, files, notify), size=size,
+            augmentation=lesson.augmentation, perceptual=perceptual,
+        )  # fmt: skip
+        parents = {} if parent is None else {"tokenizer": parent.fingerprint}
+        made, summary = fit(
+            model, objective, state_path=files.state, log_path=files.log,
+            data={"images": pictures.identity, **parents}, resume=files.resume, preview=draw, report=report,
+            progress=progress,
+        )  # fmt: skip
+        pictures.tell_all()
+        summary["num_images"] = num - len(pictures.stream.left_out)
     if not distributed.is_main_process():
         return made
-    summary["num_skipped"] = num_skipped
-    record = history_record(step, inputs=digests, seed=lesson.seed, fit=fitted)
+    summary["num_skipped"] = len(tally.skipped) - before
+    inputs = {"images": pictures.digest, **parents}
+    record = history_record(step, inputs=inputs, seed=lesson.seed, fit=pictures.fit)
     made.history = (*(() if parent is None else parent.history), record)
     made.half_precision = half
     header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
     made.fingerprint, made.location = header.fingerprint, str(files.output)
+    remove_stores(files.output)
     draw(made, summary["steps"])
     notify(f"wrote {files.output}: tokenizer {made.fingerprint}; {files.describe()}")
     return made
-
-
-def _read_pixels(
-    images: str | Path | Sequence[str | Path],
-    size: tuple[int, int],
-    lesson: Lesson,
-    factor: int,
-    on_error: OnError | None,
-    progress: Progress,
-) -> tuple[NDArray[np.uint8], str, int]:
-    """Images (N, 3, h, w) to learn from, how they were brought to the size, and how many were left out."""
-    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
-    on_error, before = None if on_error is None else tally, len(tally.skipped)
-    sources = [images] if isinstance(images, str | Path) else images
-    items = find_images(sources, lesson.source, words="none", on_error=on_error)
-    fitted = choose_fit(items, size, lesson.source.fit, factor=factor)
-    options = replace(lesson.source, fit=fitted)
-    pixels = read_images(items, size, options=options, on_error=on_error, progress=progress).images
-    return pixels, fitted, len(tally.skipped) - before
 
 
 def _check_sizes(model: Autoencoder, perceptual: Perceptual | None, size: tuple[int, int]) -> None:
@@ -332,7 +326,8 @@ def fit(
         told=_TOLD,
         clock=clock,
     )
-    return _finished(result.model), {**result.summary, "num_images": len(objective.images)}
+    num = len(objective.images) - len(objective.images.left_out)
+    return _finished(result.model), {**result.summary, "num_images": num}
 
 
 def _finished(model: nn.Module) -> Tokenizer:

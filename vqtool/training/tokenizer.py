@@ -73,7 +73,7 @@ def train_tokenizer(
         progress: shows images that are read, and steps.
         report: is told (step, metrics) after each step.
         **options: of `NetworkOptions`, `TokenizerLoss`, `DiscriminatorConfig`, `Augmentation`, `TokenizerRunOptions`,
-            `MachineOptions`, `SourceOptions` and the quantizer, by name.
+            `MachineOptions`, `CacheOptions`, `SourceOptions` and the quantizer, by name.
 
     Returns:
         The tokenizer as it was written (in the main process).
