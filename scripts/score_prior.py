@@ -5,16 +5,16 @@ training picture. Each way to sample draws a picture for each caption. Scores of
 scripts/text_image.py (cosine), the rank of a picture's own caption among all of the set, and with EfficientNet-Lite0's
 features KID, Fréchet distance, precision and recall against real pictures of the set. Rows "real" are the real pictures
 of the same captions, the upper bound; "tokenizer" the same after the tokenizer, the bound of its prior. The score with
-shuffled captions is the chance.
+shuffled captions is the chance. CPU seconds are those of the process, for a picture; take one thread.
 
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --only-sample  # on a GPU
     python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --minutes 20   # on one core
-    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --best 8
+    python scripts/score_prior.py PRIOR --pictures build/pictures --work build/scores --ways calls front
 
 The ways stand in order of worth; the first seed of all of them comes first. After --minutes no other one is begun. What
 is done stands in --work and is not done again: tokens (a few MB for all ways), features. Written are scores.json,
-scores.md and scores.png.
+scores.md, scores.png (over guidance scales) and front.png (over CPU seconds).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,12 @@ from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
 SETS = ("trained", "held-out")
+COLOURS = ("#3b75af", "#e8a33d")
+_REAL = {"real": "real pictures", "tokenizer": "after the tokenizer"}
 STYLES = ("openmoji", "noto", "fluent", "flat", "twemoji")
 SMALL_CELLS = 64  # grids of so many take half of the calls
+CALLS = (8, 16, 25, 50, 100, 200)
+FEW_CALLS = (4, 6)  # by the usual sampler alone
 DUAL_PICTURES = 6_000  # that the dual encoder is trained on, at most
 BATCH, DECODED = 64, 16  # samples drawn at once, pictures decoded at once
 
@@ -60,38 +64,85 @@ class Way:
     truncation: float = 1.0
     temperature: float = 1.0
     best: int = 1  # candidates of each picture, of which the prior's likelihood keeps one
+    cfg_refresh: int = 1  # calls for which what guidance compares with is kept
+    times: str | None = None  # "auto" plans them
+    runtime: str = "torch"
+
+    @property
+    def calls(self) -> int:
+        """Calls of the network for a picture, those of guidance not counted."""
+        return self.steps * (2 if self.sampler == "gibbs" else 1)
+
+    @property
+    def _extras(self) -> Iterator[tuple[str, str]]:
+        """In names and in tables, what is not as usual."""
+        if self.null:
+            yield self.null, f"{self.null} null"
+        if self.truncation < 1:
+            yield f"top{self.truncation:g}", f"truncation {self.truncation:g}"
+        if self.temperature != 1:
+            yield f"t{self.temperature:g}", f"temperature {self.temperature:g}"
+        if self.best > 1:
+            yield f"best{self.best}", f"best of {self.best}"
+        if self.cfg_refresh > 1:
+            yield f"refresh{self.cfg_refresh}", f"cfg-refresh {self.cfg_refresh}"
+        if self.times:
+            yield f"times-{self.times}", f"{self.times} times"
+        if self.runtime != "torch":
+            yield self.runtime, f"{self.runtime} runtime"
 
     @property
     def name(self) -> str:
         """Of its files."""
-        null = f"-{self.null}" if self.null else ""
-        top = f"-top{self.truncation:g}" if self.truncation < 1 else ""
-        warm = f"-t{self.temperature:g}" if self.temperature != 1 else ""
-        best = f"-best{self.best}" if self.best > 1 else ""
-        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{null}{top}{warm}{best}-seed{self.seed}"
+        extras = "".join(f"-{name}" for name, _ in self._extras)
+        return f"{self.sampler}-{self.steps}-cfg{self.cfg_scale:g}{extras}-seed{self.seed}"
 
     @property
     def said(self) -> str:
         """In tables."""
-        null = f", {self.null} null" if self.null else ""
-        top = f", truncation {self.truncation:g}" if self.truncation < 1 else ""
-        warm = f", temperature {self.temperature:g}" if self.temperature != 1 else ""
-        best = f", best of {self.best}" if self.best > 1 else ""
-        return f"{self.sampler}, {self.steps} calls, cfg {self.cfg_scale:g}{null}{top}{warm}{best}"
+        extras = "".join(f", {words}" for _, words in self._extras)
+        return f"{self.sampler}, {self.calls} calls, cfg {self.cfg_scale:g}{extras}"
 
 
-def ways(seeds: Sequence[int], calls: int = 16) -> list[Way]:
-    """What is measured, the most telling first; most of it with so many calls."""
-    chosen = [Way(scale, "purity", calls) for scale in (3, 1, 2, 5, 0)]  # 1 is without guidance, 0 without the caption
-    chosen += [Way(3, "purity", calls, temperature=warmth) for warmth in (0.8, 0.6)]
-    chosen += [Way(3, "purity", calls, null="zero-shot")]
-    chosen += [Way(3, "purity", steps) for steps in (8, 16, 25, 50)]
-    chosen += [Way(3, "purity", calls, truncation=share) for share in (0.9, 0.7)]
-    chosen += [Way(3, "fewer", steps) for steps in (calls, 8, 16, 25, 50)]
-    chosen += [Way(scale, "fewer", calls) for scale in (1, 2, 5)]
-    chosen += [Way(3, "ancestral", steps) for steps in (25, 100)]
-    chosen += [Way(3, sampler, steps) for steps in (100, 200) for sampler in ("purity", "fewer")]
-    return [Way(**asdict(way) | {"seed": seed}) for seed in seeds for way in dict.fromkeys(chosen)]
+KINDS = ("guidance", "calls", "front", "best")
+CFG_SCALES = (3, 1, 2, 5, 0)  # 1 is without guidance, 0 without the caption
+BEST = 8
+
+
+def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Sequence[str] = KINDS[:3]) -> list[Way]:
+    """What is measured, the most telling first: the usual way, and what differs from it in one or two points.
+
+    Args:
+        seeds: of each.
+        usual: purity with guidance.
+        cells: of a grid; `purity` and `fewer` make no more calls.
+        num_steps: T; `ancestral` makes no more.
+        kinds: "guidance" has its scales, temperatures and nulls; "calls" their number, by three samplers; "front" what
+            makes calls cheaper, or better use of them; "best" what a choice among candidates gains.
+    """
+    calls = usual.steps
+    most = {"purity": cells, "fewer": cells, "ancestral": num_steps}
+    chosen = {kind: [] for kind in KINDS} | {
+        "guidance": [replace(usual, cfg_scale=scale) for scale in CFG_SCALES]
+        + [replace(usual, temperature=warmth) for warmth in (1.0, 0.8, 0.6)]
+        + [replace(usual, null="zero-shot")],
+        "calls": [replace(usual, steps=steps) for steps in FEW_CALLS]
+        + [
+            replace(usual, sampler=sampler, steps=steps)
+            for steps in CALLS
+            for sampler in most
+            if steps <= most[sampler]
+        ],
+        "front": [replace(usual, sampler="ancestral", steps=100), usual]
+        + [replace(usual, cfg_refresh=refresh) for refresh in (2, 4)]
+        + [replace(usual, runtime=runtime) for runtime in ("torch", "onnx")]
+        + [replace(usual, sampler="ancestral", steps=calls, times=times) for times in (None, "auto")]
+        + [replace(usual, sampler="remask", steps=steps) for steps in (calls, 2 * calls)]
+        + [replace(usual, sampler="gibbs", steps=steps) for steps in (calls // 2, calls)],
+        "best": [replace(usual, best=best) for best in (1, BEST)],
+    }
+    found = dict.fromkeys(way for kind in kinds for way in chosen[kind])
+    return [replace(way, seed=seed) for seed in seeds for way in found]
 
 
 def choose_prompts(items: Sequence[ImageItem], num: int, seed: int, styles: Sequence[str] = STYLES) -> list[ImageItem]:
@@ -118,15 +169,35 @@ def sample(prior: Prior, captions: list[str], way: Way) -> np.ndarray:
             sampler=way.sampler,
             steps=way.steps,
             cfg_scale=float(way.cfg_scale),
+            cfg_refresh=way.cfg_refresh,
             null=way.null,
             truncation=way.truncation,
             temperature=way.temperature,
+            runtime=way.runtime,
             seed=way.seed,
             best=way.best,
             judge=judge,
             batch_size=BATCH,
+            **({"times": way.times} if way.times else {}),
         )
         return read_grids(path)[1].tokens.astype(np.uint16)
+
+
+class _Spent:
+    """CPU seconds a picture of each way, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def __getitem__(self, way: Way) -> float:
+        return self._seconds[way.name]
+
+    def add(self, way: Way, seconds: float) -> None:
+        """Keep one, on disk too."""
+        self._seconds[way.name] = seconds
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._seconds, indent=1), encoding="utf-8")
 
 
 def save(path: Path, array: np.ndarray) -> np.ndarray:
@@ -194,7 +265,7 @@ def train_dual(pictures: Path, cache: Path, size: int, seed: int) -> text_image.
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Lines of markdown: each way's means over its seeds, with standard errors where there are several."""
-    names = [name for name in rows[0] if name not in ("way", "set", "seed")]
+    names = [name for name in rows[0] if name not in ("way", "set", "seed", "CPU s")]
     yield "| set | way | seeds | " + " | ".join(names) + " |"
     yield "|---" * (3 + len(names)) + "|"
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -210,18 +281,19 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def paired_table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The same as docs/text-to-image.md has it: a line a way, "trained / held out" in each cell."""
+    """As docs/text-to-image.md has it: a line a way, with "trained / held out" in each cell."""
     names = ("score", "R@1", "R@5", "KID", "FD", "precision", "recall")
-    yield "| way | seeds | " + " | ".join(names) + " |"
-    yield "|---" * (2 + len(names)) + "|"
+    yield "| way | seeds | CPU s | " + " | ".join(names) + " |"
+    yield "|---" * (3 + len(names)) + "|"
     for way in dict.fromkeys(row["way"] for row in rows):
         own = {kind: [row for row in rows if (row["way"], row["set"]) == (way, kind)] for kind in SETS}
         cells = [" / ".join(_short(name, [row[name] for row in own[kind]]) for kind in SETS) for name in names]
-        yield f"| {way} | {len(own[SETS[0]])} | " + " | ".join(cells) + " |"
+        spent = [row["CPU s"] for row in own[SETS[0]] if "CPU s" in row]
+        yield f"| {way} | {len(own[SETS[0]])} | {_short('CPU s', spent)} | " + " | ".join(cells) + " |"
 
 
 def _short(name: str, values: Sequence[float]) -> str:
-    digits = {"FD": 0, "score": 3, "KID": 3}.get(name, 2)
+    digits = {"FD": 0, "score": 3, "KID": 3, "CPU s": 3}.get(name, 2)
     return f"{np.mean(values):.{digits}f}".replace("0.", ".", 1) if len(values) else ""
 
 
@@ -237,36 +309,80 @@ def write_report(work: Path, header: dict[str, Any], rows: Sequence[dict[str, An
     (work / "scores.md").write_text(text + "\n", encoding="utf-8")
 
 
-def draw_plot(rows: Sequence[dict[str, Any]], path: Path, calls: int = 16) -> None:
+def draw_plot(rows: Sequence[dict[str, Any]], path: Path, usual: Way) -> None:
     """Draw quality against diversity over guidance scales: the text-image score and precision against recall."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(8.6, 3.4), dpi=100, layout="constrained")
     for axes, quality in zip(drawing.subplots(1, 2), ("score", "precision"), strict=True):
-        for kind, colour in zip(SETS, ("#3b75af", "#e8a33d"), strict=True):
-            for sampler, style in (("purity", "-o"), ("fewer", "--s")):
-                own = {
-                    scale: [row for row in rows if (row["set"], row["way"]) == (kind, Way(scale, sampler, calls).said)]
-                    for scale in (0, 1, 2, 3, 5)
-                }
-                means = [
-                    (scale, *(float(np.mean([row[name] for row in found])) for name in ("recall", quality)))
-                    for scale, found in own.items()
-                    if found
-                ]
-                if means:
-                    scales, x, y = zip(*means, strict=True)
-                    axes.plot(x, y, style, color=colour, markersize=4, linewidth=1, label=f"{kind}, {sampler}")
-                    for scale, *place in zip(scales, x, y, strict=True):
-                        axes.annotate(f" {scale}", place, fontsize=7)
-            for row in rows:
-                if (row["set"], row["way"]) == (kind, "real"):
-                    axes.plot(row["recall"], row[quality], "*", color=colour, markersize=10, label=f"{kind}, real")
-        axes.set(xlabel="recall (variety)", ylabel=quality)
+        for kind, colour in zip(SETS, COLOURS, strict=True):
+            own = {scale: _found(rows, kind, replace(usual, cfg_scale=scale).said) for scale in sorted(CFG_SCALES)}
+            scales = [scale for scale, found in own.items() if found]
+            x, y = (np.array([_mean(own[scale], name) for scale in scales]) for name in ("recall", quality))
+            x_error, y_error = ([_error(own[scale], name) for scale in scales] for name in ("recall", quality))
+            axes.errorbar(
+                x, y, y_error, x_error, fmt="-o", color=colour, markersize=4, linewidth=1, elinewidth=0.5, label=kind
+            )
+            for scale, *place in zip(scales, x, y, strict=True):
+                axes.annotate(f" {scale}", place, fontsize=8)
+            for way, marker in (("tokenizer", "s"), ("real", "*")):
+                for row in _found(rows, kind, way):
+                    place = row["recall"], row[quality]
+                    axes.plot(*place, marker, color=colour, markersize=8, label=f"{kind}, {_REAL[way]}")
+        axes.set(xlabel="recall (diversity)", ylabel=quality)
         axes.grid(color="#eeeeee")
-    drawing.axes[0].legend(frameon=False, fontsize=7)
-    drawing.axes[0].set_title(f"numbers: guidance scale; {calls} calls", size=8, loc="left")
+    drawing.axes[0].set_title(f"numbers: guidance scale; {usual.sampler}, {usual.calls} calls", size=8, loc="left")
+    drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=7)
     drawing.savefig(path, format="png", metadata={"Software": None})
+
+
+def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way]) -> None:
+    """Draw score and KID over CPU seconds a picture, a panel a set; calls of one sampler are joined."""
+    from matplotlib.figure import Figure
+
+    lines = lines_of_front(chosen)
+    drawing = Figure(figsize=(8.6, 6.4), dpi=100, layout="constrained")
+    for line, quality in zip(drawing.subplots(2, 2, sharex=True), ("score", "KID"), strict=True):
+        for axes, kind in zip(line, SETS, strict=True):
+            for number, (label, calls) in enumerate(lines.items()):
+                own = {count: _found(rows, kind, said) for count, said in calls.items()}
+                counts = [count for count, found in own.items() if found]
+                x, y = (np.array([_mean(own[count], name) for count in counts]) for name in ("CPU s", quality))
+                errors = [_error(own[count], quality) for count in counts]
+                style = {"color": f"C{number % 10}", "marker": "osD^v"[number // 3 % 5]}
+                axes.errorbar(x, y, errors, markersize=4, linewidth=1, elinewidth=0.5, label=label, **style)
+                for count, *place in zip(counts, x, y, strict=True):
+                    axes.annotate(f" {count}", place, fontsize=6)
+            axes.set(xscale="log", ylabel=quality, title=kind if quality == "score" else "")
+            axes.grid(color="#eeeeee")
+    for axes in drawing.axes[2:]:
+        axes.set_xlabel("CPU seconds a picture")
+    drawing.legend(
+        *drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=7
+    )
+    drawing.savefig(path, format="png", metadata={"Software": None})
+
+
+def lines_of_front(chosen: Sequence[Way]) -> dict[str, dict[int, str]]:
+    """What is joined by a line -> calls -> way, of ways that differ in their costs."""
+    lines: dict[str, dict[int, str]] = {}
+    for way in sorted(chosen, key=lambda way: way.calls):
+        if way.cfg_scale == 3 and not way.null:
+            lines.setdefault(way.said.replace(f" {way.calls} calls, cfg 3,", ""), {})[way.calls] = way.said
+    return lines
+
+
+def _found(rows: Sequence[dict[str, Any]], kind: str, way: str) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["set"], row["way"]) == (kind, way)]
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def _error(rows: Sequence[dict[str, Any]], name: str) -> float:
+    values = [row[name] for row in rows]
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -284,9 +400,11 @@ def parse_arguments() -> argparse.Namespace:
         "--styles", type=lambda text: tuple(text.split(",")), default=STYLES, help="of emoji (default: all five)"
     )
     parser.add_argument("--seeds", default="0,1,2", help="of the samples (default: 0,1,2)")
-    parser.add_argument("--most", type=int, help="measure only so many ways, the most telling (default: all)")
+    parser.add_argument("--ways", nargs="+", choices=KINDS, default=KINDS[:3], help="default: all but best")
+    parser.add_argument("--temperature", type=float, help="of all but those that vary it (default: the prior's own)")
+    parser.add_argument("--most-calls", type=int, default=10**6, help="leave out ways of more (default: none)")
+    parser.add_argument("--runtime", choices=("torch", "onnx"), default="torch", help="of the prior (default: torch)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no other way is begun after these")
-    parser.add_argument("--best", type=int, help="measure only purity with guidance 3, and the best of so many of it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only-sample", action="store_true", help="write tokens, no scores")
     return parser.parse_args()
@@ -308,25 +426,24 @@ def run(options: argparse.Namespace) -> None:
         for name, items in zip(SETS, (known, kept), strict=True)
     }
     captions = [item.captions[0] for name in SETS for item in prompts[name]]
-    calls = 8 if math.prod(prior.grid_spec.grid_size) <= SMALL_CELLS else 16
-    chosen = [way for seed in options.seeds.split(",") for way in ways([int(seed)], calls)[: options.most]]
-    if options.best:
-        both = [
-            replace(way, best=best, temperature=warmth)
-            for way in chosen[:1]
-            for warmth in (1.0, 0.6)
-            for best in (1, options.best)
-        ]
-        chosen = [replace(way, seed=int(seed)) for seed in options.seeds.split(",") for way in both]
+    cells, seeds = math.prod(prior.grid_spec.grid_size), [int(seed) for seed in options.seeds.split(",")]
+    warmth = prior.sampling.get("temperature", 1.0) if options.temperature is None else options.temperature
+    usual = Way(3, "purity", 8 if cells <= SMALL_CELLS else 16, temperature=warmth, runtime=options.runtime)
+    chosen = ways(seeds, usual, cells, prior.kernel.num_steps, options.ways)
+    chosen = [way for way in chosen if way.calls <= options.most_calls]
     done: list[Way] = []
+    spent = _Spent(work / "seconds.json")
     for way in chosen:
         path = work / "tokens" / f"{way.name}.npy"
         if not path.exists():
             if time.monotonic() - start > 60 * options.minutes * (1 if options.only_sample else 0.75):
                 continue  # others may be there already
-            began = time.monotonic()
-            save(path, sample(prior, captions, way))
-            print(f"{way.name}: {time.monotonic() - began:.1f} s for {len(captions)} samples", file=sys.stderr)
+            sample(prior, captions[:1], replace(way, steps=1, times=None))  # what a first call takes is not counted
+            began = time.process_time()
+            tokens = sample(prior, captions, way)
+            spent.add(way, (time.process_time() - began) / len(captions))
+            save(path, tokens)
+            print(f"{way.name}: {spent[way]:.3f} CPU s a picture", file=sys.stderr)
         done.append(way)
     if options.only_sample:
         return
@@ -364,9 +481,10 @@ def run(options: argparse.Namespace) -> None:
         first = len(prompts["trained"])
         for name, own in zip(SETS, (features[:first], features[first:]), strict=True):
             scores = score(own, references[name], dual, texts[name], way.seed)
-            rows.append({"set": name, "way": way.said, "seed": way.seed, **scores})
+            rows.append({"set": name, "way": way.said, "seed": way.seed, "CPU s": spent[way], **scores})
         write_report(work, header, rows)
-    draw_plot(rows, work / "scores.png", calls)
+    draw_plot(rows, work / "scores.png", usual)
+    draw_front(rows, work / "front.png", done)
 
 
 def main() -> int:

@@ -70,12 +70,29 @@ def test_a_missing_text_encoder_is_an_error_that_says_what_to_install(monkeypatc
         text_image.MiniLM()
 
 
+USUAL = score_prior.Way(3, "purity", 8, temperature=0.6)
+
+
 def test_every_way_is_measured_once_and_the_first_seed_of_all_comes_first():
-    chosen = score_prior.ways([4, 5])
+    chosen = score_prior.ways([4, 5], USUAL, 64, 100, score_prior.KINDS)
     assert len({way.name for way in chosen}) == len(chosen)
     half = len(chosen) // 2
     assert {way.seed for way in chosen[:half]} == {4}
     assert [replace(way, seed=5) for way in chosen[:half]] == chosen[half:]
+
+
+def test_no_sampler_makes_more_calls_than_it_can():
+    chosen = score_prior.ways([0], USUAL, 64, 100, ["calls"])
+    most = {sampler: max(way.steps for way in chosen if way.sampler == sampler) for sampler in ("purity", "ancestral")}
+    assert most == {"purity": 50, "ancestral": 100}  # of 64 cells and 100 times
+
+
+def test_a_way_has_the_name_of_all_that_is_not_usual():
+    way = replace(USUAL, sampler="gibbs", cfg_refresh=2, times="auto", runtime="onnx", null="zero-shot")
+    assert way.said == (
+        "gibbs, 16 calls, cfg 3, zero-shot null, temperature 0.6, cfg-refresh 2, auto times, onnx runtime"
+    )
+    assert way.name == "gibbs-8-cfg3-zero-shot-t0.6-refresh2-times-auto-onnx-seed0"
 
 
 def test_the_table_has_means_and_standard_errors_over_seeds():
@@ -88,11 +105,13 @@ def test_the_table_has_means_and_standard_errors_over_seeds():
 def test_the_table_of_the_document_has_both_sets_in_each_cell():
     scores = {"score": 0.1234, "R@1": 0.5, "R@5": 1.0, "KID": 0.0496, "FD": 90.4, "precision": 0.25, "recall": 0.125}
     rows = [
-        {"set": "trained", "way": "a", "seed": 0, **scores},
-        {"set": "trained", "way": "a", "seed": 1, **scores | {"FD": 91.4}},
+        {"set": "trained", "way": "a", "seed": 0, "CPU s": 0.1, **scores},
+        {"set": "trained", "way": "a", "seed": 1, "CPU s": 0.3, **scores | {"FD": 91.4}},
         {"set": "held-out", "way": "a", "seed": 0, **scores | {"score": -0.0114}},
     ]
-    expected = "| a | 2 | .123 / -.011 | .50 / .50 | 1.00 / 1.00 | .050 / .050 | 91 / 90 | .25 / .25 | .12 / .12 |"
+    expected = (
+        "| a | 2 | .200 | .123 / -.011 | .50 / .50 | 1.00 / 1.00 | .050 / .050 | 91 / 90 | .25 / .25 | .12 / .12 |"
+    )
     assert list(score_prior.paired_table(rows))[2] == expected
 
 
@@ -134,7 +153,7 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(text_image, "MiniLM", lambda: fake)
     monkeypatch.setattr(
-        score_prior, "ways", lambda seeds, calls: [score_prior.Way(3, "purity", 2, seed) for seed in seeds]
+        score_prior, "ways", lambda seeds, usual, *rest: [replace(usual, steps=2, seed=seed) for seed in seeds]
     )
     prior = random_prior(kind="caption", grid_size=(2, 2))
     spec = replace(prior.grid_spec, tokenizer_fingerprint=load_tokenizer("builtin").fingerprint)
@@ -158,13 +177,29 @@ def test_prompts_are_of_different_concepts_with_the_styles_in_turn(folder):
 def test_the_plot_has_a_point_for_each_scale_and_a_star_for_real_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     scores = {"recall": 0.5, "score": 0.2, "precision": 0.6, "seed": 0}
-    ways = [("real", 0.9), *((score_prior.Way(scale, "purity", 16).said, scale / 10) for scale in (0, 3))]
+    ways = [("real", 0.9), *((replace(USUAL, cfg_scale=scale).said, scale / 10) for scale in (0, 3))]
     rows = [{"set": "trained", "way": way, **scores, "recall": recall} for way, recall in ways]
     for count in (1, 3):
-        score_prior.draw_plot(rows[:count], tmp_path / f"{count}.png")
+        score_prior.draw_plot(rows[:count], tmp_path / f"{count}.png", USUAL)
     one, three = (np.asarray(Image.open(tmp_path / f"{count}.png").convert("RGB")) for count in (1, 3))
     assert one.shape == three.shape
     assert not np.array_equal(one, three)
+
+
+def test_the_front_joins_the_calls_of_one_sampler(tmp_path):
+    pytest.importorskip("matplotlib")
+    ways = [replace(USUAL, sampler=sampler, steps=steps) for sampler, steps in (("purity", 8), ("purity", 4), ("x", 9))]
+    chosen = [*ways, replace(USUAL, cfg_scale=1)]
+    rows = [
+        {"set": kind, "way": way.said, "seed": 0, "CPU s": way.steps / 10, "score": 0.1, "KID": 0.1}
+        for kind in score_prior.SETS
+        for way in chosen
+    ]
+    assert list(score_prior.lines_of_front(chosen)) == ["purity, temperature 0.6", "x, temperature 0.6"]
+    assert [*score_prior.lines_of_front(chosen)["purity, temperature 0.6"]] == [4, 8]
+    score_prior.draw_front(rows, tmp_path / "front.png", chosen)
+    with Image.open(tmp_path / "front.png") as picture:
+        assert picture.size == (860, 640)
 
 
 @pytest.mark.filterwarnings("ignore::vqtool.errors.VqtoolWarning")
@@ -189,5 +224,7 @@ def test_a_prior_is_scored_with_real_pictures_beside_it_and_sampled_elsewhere_th
     ]
     with Image.open(folder / "work" / "scores.png") as picture:
         assert picture.size == (860, 340)
+    spent = json.loads((folder / "work" / "seconds.json").read_text(encoding="utf-8"))
+    assert [row["CPU s"] for row in rows[4::2]] == list(spent.values())
     assert rows[0]["score"] > rows[1]["score"] > rows[4]["score"]  # trained on these pictures, against noise
     assert len({row["KID"] for row in rows}) == 8
