@@ -341,6 +341,8 @@ def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way]
     from matplotlib.figure import Figure
 
     lines = lines_of_front(chosen)
+    shown = {said for calls in lines.values() for said in calls.values()}
+    spent = [row["CPU s"] for row in rows if row["way"] in shown]
     drawing = Figure(figsize=(8.6, 6.4), dpi=100, layout="constrained")
     for line, quality in zip(drawing.subplots(2, 2, sharex=True), ("score", "KID"), strict=True):
         for axes, kind in zip(line, SETS, strict=True):
@@ -353,7 +355,8 @@ def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way]
                 axes.errorbar(x, y, errors, markersize=4, linewidth=1, elinewidth=0.5, label=label, **style)
                 for count, *place in zip(counts, x, y, strict=True):
                     axes.annotate(f" {count}", place, fontsize=6)
-            axes.set(xscale="log", ylabel=quality, title=kind if quality == "score" else "")
+            limits = min(spent) / 1.3, max(spent) * 1.3
+            axes.set(xscale="log", xlim=limits, ylabel=quality, title=kind if quality == "score" else "")
             axes.grid(color="#eeeeee")
     for axes in drawing.axes[2:]:
         axes.set_xlabel("CPU seconds a picture")
