@@ -5,9 +5,10 @@ A network is a file `vqtool/metrics/features/NAME.py` with
     RESIZES                                                names of its resize policies, the usual one first
     load(weights, resize, device) -> FeatureNetwork        weights: path of a file or folder; None if it brings its own
 
-and a name in NAMES. Two feature sets never have one name: the name of `Features` says the network, its resize policy
-where it has several, and for weights that are not the published ones eight digits of their digest. Sets of different
-names, weights or policies are not compared with each other.
+and a name in NAMES. Where weights are a program, it says IS_PROGRAM, and `load` takes `trust`: whether to run it. Two
+feature sets never have one name: the name of `Features` says the network, its resize policy where it has several, and
+for weights that are not the published ones eight digits of their digest. Sets of different names, weights or policies
+are not compared with each other.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.registry import check_known, find_module
 
-NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip", "onnx")
+NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip", "onnx", "torchscript")
 KINDS = ("pooled", "spatial", "probabilities")  # of arrays in a feature set
 
 
@@ -105,6 +106,7 @@ def load_features(
     resize: str | None = None,
     device: str | torch.device = "cpu",
     runtime: str = "torch",
+    trust: bool = False,
 ) -> FeatureNetwork:
     """A feature network by its name.
 
@@ -114,6 +116,7 @@ def load_features(
         resize: by which policy pictures come to its size; None: its usual one.
         device: where it runs.
         runtime: by what on a CPU, "torch", "onnx" or "auto": see `vqtool.runtimes`.
+        trust: run weights that are a program.
 
     Raises:
         FormatError: the weights are damaged or those of another network.
@@ -122,7 +125,12 @@ def load_features(
     module = find_module("vqtool.metrics.features", "feature network", name, NAMES)
     if resize is not None:
         check_known(f"resize policy of {name}", resize, module.RESIZES)
-    loaded = module.load(None if weights is None else Path(weights), resize or module.RESIZES[0], torch.device(device))
+    is_program = getattr(module, "IS_PROGRAM", False)
+    if trust and not is_program:
+        raise VqtoolError(f"`trust` is for `features` whose weights are a program (torchscript), not for {name}")
+    how = {"trust": trust} if is_program else {}
+    path = None if weights is None else Path(weights)
+    loaded = module.load(path, resize or module.RESIZES[0], torch.device(device), **how)
     loaded.use_runtime(runtime)
     network: FeatureNetwork = loaded
     return network

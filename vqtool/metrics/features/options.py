@@ -37,10 +37,12 @@ class FeatureOptions(Checked):
         choices="runtimes.py:RUNTIMES",
         advanced=True,
     )
+    trust: bool = option(False, "Run weights that are a program: TorchScript.", advanced=True)
 
     def load(self, device: "str | device") -> "FeatureNetwork":
         """The network; see `load_features`."""
         from vqtool.metrics import features
 
         how: dict[str, Any] = {"weights": self.weights, "resize": self.resize, "runtime": self.runtime}
+        how |= {"trust": True} if self.trust else {}
         return features.load_features(self.features, device=device, **how)
