@@ -53,6 +53,11 @@ def test_no_sampler_waits_for_a_gpu_if_it_is_exact(sampler):
     assert_never_waits(kernel_for(sampler), sampler=sampler, exact=True)
 
 
+@pytest.mark.parametrize("sampler", ["ancestral", "purity", "first-hitting"])
+def test_no_sampler_waits_for_a_gpu_to_keep_keys_and_values(sampler):
+    assert_never_waits(kernel_for(sampler), "class", sampler=sampler, cache=2, cfg_scale=2.0)
+
+
 @pytest.mark.parametrize("rule", ["mixture", "plug-in"])
 @pytest.mark.parametrize("kernel", ["mask-replace", "absorbing", "uniform"])
 @pytest.mark.parametrize("sampler", ["ancestral", "psi"])

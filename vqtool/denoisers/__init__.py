@@ -45,6 +45,7 @@ class Denoiser(nn.Module, ABC):
     config: Any  # the frozen dataclass that it was built from
     sees_time: bool = True  # whether t makes a difference; without, schedules of guidance go by the calls
     counts_calls: bool = False  # whether t tells how many calls are to come, with this one, and not the share of noise
+    caches: bool = False  # whether `forward` takes a `_cache.Cache` too, and computes the cells alone that it names
     stretches: bool = False  # whether it takes grids of other sizes, with its position embeddings interpolated
     called_apart: tuple[str, ...] = ()  # methods of parts of its blocks that are called without the block: "cross.keys"
     code_tables: tuple[str, ...] = ("tokens.weight", "head.weight", "head.bias")  # a row a code; then that of the mask

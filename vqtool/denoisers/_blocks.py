@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.products import Linear, attend, linear
+from vqtool.products import Keep, Linear, attend, linear
 
 GELU2_SLOPE = 1.702  # x * sigmoid(1.702 x), "GELU2" in VQ-Diffusion, "quick GELU" in CLIP
 TIME_SCALE = 4000.0  # t / T times this is what the sinusoids see
@@ -81,10 +81,12 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)  # rows: queries, keys, values
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, cells: Tensor | None = None) -> Tensor:
-        """(B, N, D) for all cells, or (B, n, D) for `cells` (B, n) alone."""
+    def forward(self, x: Tensor, cells: Tensor | None = None, keep: Keep | None = None) -> Tensor:
+        """(B, N, D) for all cells, or (B, n, D) for `cells` (B, n) alone; `keep` knows keys and values of more."""
         batch, num, width = x.shape
         q, k, v = self.qkv(x).view(batch, num, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if keep is not None:
+            k, v = keep(k, v)
         if cells is not None:
             q = q.gather(2, cells[:, None, :, None].expand(-1, self.num_heads, -1, q.shape[-1]))
         x = attend(q, k, v)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
-from vqtool.denoisers._blocks import pick, resized_places
+from vqtool.denoisers._blocks import resized_places
+from vqtool.denoisers._cache import Cache, leave
 from vqtool.denoisers._classes import INITIAL_SCALE, ClassConfig
-from vqtool.products import Linear, attend, linear
+from vqtool.products import Keep, Linear, attend, linear
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 6, "width": 384, "num_heads": 6, "mlp_width": 1024},
@@ -63,10 +64,12 @@ class _Attention(nn.Module):
         self.v = Linear(config.width, inner, bias=False)
         self.out = Linear(inner, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Keep | None = None) -> Tensor:
         batch, num, _ = x.shape
         parts = (_rms(self.q(x)), _rms(self.k(x)), self.v(x))
         q, k, v = (part.view(batch, num, self.num_heads, -1).transpose(1, 2) for part in parts)
+        if keep is not None:
+            k, v = keep(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -90,9 +93,9 @@ class _Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=EPSILON)
         self.mlp = _Mlp(config)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, keep: Keep | None = None) -> Tensor:
         b1, s1, g1, b2, s2, g2 = modulation[:, None].chunk(6, dim=-1)
-        x = x + g1 * self.attention(torch.addcmul(b1, self.attention_norm(x), 1 + s1))
+        x = x + g1 * self.attention(torch.addcmul(b1, self.attention_norm(x), 1 + s1), keep)
         return x + g2 * self.mlp(torch.addcmul(b2, self.mlp_norm(x), 1 + s2))  # type: ignore[no-any-return]
 
 
@@ -100,6 +103,7 @@ class Network(Denoiser):
     """The network."""
 
     sees_time = False
+    caches = True
     stretches = True
     called_apart = ("modulation.forward",)
     code_tables = ("tokens.weight", "head_bias")
@@ -153,13 +157,22 @@ class Network(Denoiser):
         return EncodedCondition(torch.cat([layer(embedding) for layer in layers], dim=1))
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
-        return self.predict_all(x_t, condition, cells)[..., :-1]
+        return self.predict_all(x_t, condition, cells, cache)[..., :-1]
 
     def predict_all(
-        self, x_t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits of the K tokens and of the mask, which the head was trained with: (..., K + 1)."""
         if condition is None:
@@ -173,9 +186,12 @@ class Network(Denoiser):
         parts = torch.split(condition.embedding, sizes, dim=1)
         x = self.tokens(x_t.flatten(1)) + resized_places(self.positions, self.config.grid_size, size)
         x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)
+        keep = None
+        if cache is not None:
+            x, keep = cache.enter(x, num_cells=num), cache.keep
         for block, modulation in zip(self.blocks, parts[:-1], strict=True):
-            x = block(x, modulation)
-        x = x[:, :num] if cells is None else pick(x, cells)
+            x = block(x, modulation, keep)
+        x = x[:, :num] if cells is None else leave(x, cells, cache)
         shift, scale = parts[-1][:, None].chunk(2, dim=-1)
         x = torch.addcmul(shift, torch.addcmul(self.norm_shift, _rms(x), self.norm_scale), 1 + scale)
         logits = linear(x, self.tokens.weight, self.head_bias)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import EncodedCondition
-from vqtool.denoisers._blocks import pick
+from vqtool.denoisers._cache import Cache, leave
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
-from vqtool.products import Linear, attend
+from vqtool.products import Keep, Linear, attend
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"num_layers": 4, "width": 128, "num_heads": 4, "mlp_width": 512},
@@ -55,8 +55,10 @@ class _Block(nn.Module):
         self.inner_norm = nn.LayerNorm(config.mlp_width, epsilon, bias=False)
         self.w2 = Linear(config.mlp_width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Keep | None = None) -> Tensor:
         q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if keep is not None:
+            k, v = keep(k, v)
         x = x + self.out_norm(self.out(attend(q, k, v).transpose(1, 2).flatten(2)))
         y = self.mlp_norm(x)
         return x + self.w2(self.inner_norm(F.gelu(self.w1(y)) * self.w3(y)))  # type: ignore[no-any-return]
@@ -65,6 +67,7 @@ class _Block(nn.Module):
 class Network(ClassNetwork):
     """The network."""
 
+    caches = True
     code_tables = ("tokens.weight", "head.weight")
 
     def __init__(self, config: Config) -> None:
@@ -82,12 +85,20 @@ class Network(ClassNetwork):
         self.initialise()
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
         x = torch.cat([self.class_row(x_t, condition), self.tokens(x_t.flatten(1))], dim=1) + self.positions
+        keep = None
+        if cache is not None:
+            x, keep = cache.enter(x, 1), cache.keep
         for block in self.blocks:
-            x = block(x)
-        x = x[:, 1:] if cells is None else pick(x[:, 1:], cells)
+            x = block(x, keep)
+        x = x[:, 1:] if cells is None else leave(x, cells + 1, cache)
         logits: Tensor = self.head(self.last_norm(F.gelu(self.last(self.norm(x)))))
         return logits if cells is not None else logits.view(*x_t.shape, -1)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vqtool.denoisers import EncodedCondition
-from vqtool.denoisers._blocks import pick
+from vqtool.denoisers._cache import Cache, leave
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
-from vqtool.products import Linear
+from vqtool.products import Keep, Linear
 from vqtool.tokenizers.titok import Block
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -51,6 +51,8 @@ class Config(ClassConfig):
 class Network(ClassNetwork):
     """The network."""
 
+    caches = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -70,22 +72,31 @@ class Network(ClassNetwork):
         self.initialise()
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
         x = torch.cat([self.class_row(x_t, condition), self.tokens(x_t.flatten(1))], dim=1) + self.positions
-        x = self._layers(x if self.norm_in is None else self.norm_in(x))[:, 1:]
-        x = x if cells is None else pick(x, cells)
+        x = x if self.norm_in is None else self.norm_in(x)
+        keep = None
+        if cache is not None:
+            x, keep = cache.enter(x, 1), cache.keep
+        x = self._layers(x, keep)
+        x = x[:, 1:] if cells is None else leave(x, cells + 1, cache)
         logits: Tensor = self.head(x if self.norm_out is None else self.norm_out(x))
         return logits if cells is not None else logits.view(*x_t.shape, -1)
 
-    def _layers(self, x: Tensor) -> Tensor:
+    def _layers(self, x: Tensor, keep: Keep | None) -> Tensor:
         made: list[Tensor] = []
         half = len(self.skips)
         for number, block in enumerate(self.blocks):
             if number > half and self.skips:
                 x = self.skips[number - half - 1](torch.cat([x, made.pop()], dim=-1))
-            x = block(x)
+            x = block(x, keep)
             if number < half:
                 made.append(x)
         return x

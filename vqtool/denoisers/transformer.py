@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
-from vqtool.denoisers._blocks import pick
-from vqtool.products import Linear, attend, linear
+from vqtool.denoisers._cache import Cache, leave
+from vqtool.products import Keep, Linear, attend, linear
 
 # Size -> fields of Config; widths are multiples of 64, which matrix units like. For the light one, tried on emoji: with
 # 128 numbers a token, or a second layer of text, a network of two layers took up to twice the steps to the same bound.
@@ -93,9 +93,11 @@ class _Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, keep: Keep | None = None) -> Tensor:
         batch, cells, width = x.shape
         q, k, v = self.qkv(x).view(batch, cells, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if keep is not None:
+            k, v = keep(k, v)
         x = attend(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(x.transpose(1, 2).reshape(batch, cells, width))  # type: ignore[no-any-return]
 
@@ -155,9 +157,17 @@ class _Block(nn.Module):
         self.modulation = _modulation(config, 6)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, conditioning: Tensor, keys_values: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        conditioning: Tensor,
+        keys_values: Tensor | None,
+        mask: Tensor | None,
+        keep: Keep | None = None,
+    ) -> Tensor:
         s1, b1, g1, s2, b2, g2 = self.modulation(conditioning).chunk(6, dim=-1)
-        x = x + g1[:, None] * self.dropout(self.attention(_modulate(self.attention_norm(x), s1, b1)))
+        normed = _modulate(self.attention_norm(x), s1, b1)
+        x = x + g1[:, None] * self.dropout(self.attention(normed, keep=keep))
         if self.cross is not None and keys_values is not None and mask is not None:
             x = x + self.dropout(self.cross(x, keys_values, mask))
         return x + g2[:, None] * self.dropout(self.mlp(_modulate(self.mlp_norm(x), s2, b2)))  # type: ignore[no-any-return]
@@ -207,6 +217,7 @@ class Network(Denoiser):
     """The network."""
 
     stretches = True
+    caches = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -292,9 +303,14 @@ class Network(Denoiser):
         return condition._replace(embedding=condition.embedding + drawn)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
+        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward` and `Denoiser.caches`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
         embedding, keys_values, mask = condition or EncodedCondition()
@@ -308,10 +324,13 @@ class Network(Denoiser):
         x = self._embed_tokens(x_t)
         x = x + _resized(self.rows, x.shape[1])[:, None] + _resized(self.columns, x.shape[2])
         x = x.flatten(1, 2)  # (B, H * W, D)
+        keep = None
+        if cache is not None:
+            x, keep = cache.enter(x), cache.keep
         for number, block in enumerate(self.blocks):
-            x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask)
+            x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask, keep)
         if cells is not None:
-            x = pick(x, cells // parts)
+            x = leave(x, cells // parts, cache)
         scale, shift = self.modulation(conditioning).chunk(2, dim=-1)
         logits = self._find_logits(_modulate(self.norm(x), scale, shift))  # (B, H * W or n, G K)
         if cells is None:

@@ -43,8 +43,9 @@ from vqtool.denoisers._blocks import (
     resized_places,
     sinusoids,
 )
+from vqtool.denoisers._cache import Cache, leave
 from vqtool.errors import MismatchError, size_text
-from vqtool.products import Linear
+from vqtool.products import Keep, Linear
 
 _CONVOLUTIONAL = {"width": 512, "num_heads": 16, "mlp": "conv"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -158,9 +159,10 @@ class _Block(nn.Module):
         *,
         grid_size: tuple[int, int],
         cells: Tensor | None = None,
+        keep: Keep | None = None,
     ) -> Tensor:
         """The next (B, N, D); with `cells` (B, n) only those of it, (B, n, D)."""
-        answers = self.attention(normalise(self.attention_norm, x, time), cells)
+        answers = self.attention(normalise(self.attention_norm, x, time), cells, keep)
         x = answers + (x if cells is None else pick(x, cells))
         if self.cross is not None:
             x = x + self.cross(normalise(self.cross_norm, x, time), keys_values, mask)
@@ -199,6 +201,11 @@ class Network(Denoiser):
                 nn.init.zeros_(part.bias)
         for table in [self.positions] if self.config.positions == "flat" else [self.rows, self.columns]:
             nn.init.normal_(table, std=INITIAL_SCALE)
+
+    @property
+    def caches(self) -> bool:  # type: ignore[override]
+        """Whether cells can be computed without their neighbours: not by convolutions."""
+        return bool(self.config.mlp == "linear")
 
     @property
     def has_learned_null(self) -> bool:
@@ -267,9 +274,14 @@ class Network(Denoiser):
         return EncodedCondition(None, *_fill_up(torch.stack(made, dim=1)))
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`."""
+        """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward` and `Denoiser.caches`."""
         if isinstance(condition, Tensor):
             condition = self.encode_condition(condition)
         embedding, keys_values, mask = condition or EncodedCondition()
@@ -278,11 +290,12 @@ class Network(Denoiser):
         size = (x_t.shape[1], x_t.shape[2])
         time = self._embed_time(t)
         x = self.tokens(x_t.flatten(1)) + self._places(size)  # (B, H * W, D)
-        last = len(self.blocks) - 1
+        last, keep = len(self.blocks) - 1, None
+        if cache is not None:
+            x, keep = cache.enter(x), cache.keep
+        few = cells is not None and self.config.mlp == "linear" and (cache is None or cache.computes_all)
         for number, block in enumerate(self.blocks):
-            wanted = (
-                cells if number == last and self.config.mlp == "linear" else None
-            )  # nothing attends to the others now
+            wanted = cells if few and number == last else None  # nothing attends to the others now
             x = block(
                 x,
                 time,
@@ -291,9 +304,10 @@ class Network(Denoiser):
                 mask,
                 grid_size=size,
                 cells=wanted,
+                keep=keep,
             )
-        if cells is not None and self.config.mlp != "linear":
-            x = pick(x, cells)
+        if cells is not None and not few:
+            x = leave(x, cells, cache)
         logits: Tensor = self.head(self.norm(x))
         return logits if cells is not None else logits.view(len(x_t), *size, -1)
 

@@ -25,6 +25,7 @@ from vqtool.options import Option, options_of
 from vqtool.priors import Prior
 from vqtool.registry import find_module
 from vqtool.rng import check_seed
+from vqtool.samplers import _caches
 from vqtool.samplers._edit import Edit, check_tokens, find_start
 from vqtool.samplers._machine import Machine, MachineOptions, build_tiling, choose_threads, halve, use_runtime
 from vqtool.samplers._published import published
@@ -207,7 +208,8 @@ class Method:
         if settings.guide_with is not None:
             build_tiling(settings.guide_with, cells, **tiles)
         check_seed(seed)
-        prior, runtime = use_runtime(prior, asked.runtime)
+        _caches.check(prior, settings)
+        prior, runtime = use_runtime(prior, _caches.choose_runtime(settings.cache, asked.runtime, tiling))
         if settings.guide_with is not None:
             settings = replace(settings, guide_with=use_runtime(settings.guide_with, runtime)[0])
         chooses = asked.threads == "auto" and runtime == "torch" and prior.device.type == "cpu"
@@ -363,6 +365,7 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
         temperature: of the tokens; 1.0 is off; or a list from the first call to the last.
         truncation: draw from the smallest set of tokens with this mass (top-p); 1.0 is off.
         top_k: draw from this many of the likeliest tokens; None is off.
+        cache: compute cells that are neither asked for nor changed in every m-th call of a sample only; 1 is off.
         condition: (num, ...) or (1, ...) int64 from `vqtool.condition`, or a function from a range of sample numbers
             to rows; None is the null condition.
         known: (num, H, W) or (1, H, W) int64 tokens that are kept, mask_id where unknown; or a function, as above.

@@ -97,13 +97,14 @@ class Guidance(Checked):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings(Guidance):
-    """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order."""
+    """What is done to the denoiser's log p(x_0 | x_t): guidance, temperature, truncation, in this order; and when."""
 
     temperature: float | tuple[float, ...] = option(
         1.0, "Sharpens tokens below 1, flattens above; 1 is off. A list goes from the first call to the last.", above=0
     )
     truncation: float = option(1.0, "Mass of the likeliest tokens to draw from.", above=0, maximum=1, flag="--top-p")
     top_k: int | None = option(None, "Draw from this many of the likeliest tokens.", shown="all", minimum=1)
+    cache: int = option(1, "Compute cells that have not changed in every m-th call only.", minimum=1, advanced=True)
 
 
 def interpolate(values: Sequence[float], share: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ The denoiser is told the t whose expected share of masked cells is nearest: argm
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -219,6 +220,7 @@ def _plan_steps(walk: Walk, x_t: Tensor, plan: Plan) -> Iterator[_Step]:
     """The calls of a plan, but those in which no sample has a cell to unmask: with fewer masked cells than calls."""
     start = (x_t == walk.kernel.mask_id).flatten(1).sum(1).cpu()  # (B,)
     before, calls, plan = torch.arange(walk.num_cells + 1), [], list(plan)
+    walk.changes = max((int((a - b).max()) for a, b in pairwise([before, *plan[:-1]])), default=None)
     for call, after in enumerate(plan, start=1):
         unmasked = before - after
         if bool((count := unmasked[start]).any()):

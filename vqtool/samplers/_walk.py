@@ -26,6 +26,7 @@ from vqtool.diffusion.posterior import DAMAGED
 from vqtool.errors import NotFiniteError
 from vqtool.priors import Prior
 from vqtool.samplers import _edit
+from vqtool.samplers._caches import Caches
 from vqtool.samplers._cells import pick
 from vqtool.samplers._edit import Edit
 from vqtool.samplers._machine import EXACT, Machine, build_tiling
@@ -60,6 +61,7 @@ class Walk:
         num_planned: how often it will have been in the end, as far as the sampler knows; None where it does not yet.
         raw: whether a sampler asks for logits in place of log-probabilities: guided and divided by the temperature.
         is_careful: whether a step looks at all cells, where it need not: see ``is_complete``.
+        changes: how many cells of a sample may have changed since it was asked about last, if the sampler knows.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Walk:
         self.num_asked = 0
         self.num_planned: float | None = None
         self.raw = False
+        self.changes: int | None = None
         self._prior = prior
         self.samples = samples
         self._seed = seed
@@ -101,6 +104,8 @@ class Walk:
         for each in (prior, settings.guide_with or prior):
             each.kernel.tables(prior.device)  # copied there now, not in the first step
         self._references = References(settings.cfg_refresh, len(samples))
+        both = prior, settings.guide_with or prior
+        self._caches, self._second_caches = (Caches(each, settings.cache, len(samples)) for each in both)
         self._is_damaged = torch.zeros((), dtype=torch.bool, device=prior.device)
         self._is_incomplete = torch.zeros_like(self._is_damaged)
         self._ahead: tuple[range, Tensor] | None = None  # noise of these steps, (steps, B, count, H, W)
@@ -309,6 +314,8 @@ class Walk:
         temperature = self._temperature(t.known)
         due = self._references.due(asking & (scales != 1))
         self._calls += asking * (scales != 0).long() + due
+        self._caches.begin(x_t, asking & (scales != 0))
+        self._second_caches.begin(x_t, due)
         second = self._settings.guide_with or self._prior
         for number, microbatch in enumerate(self._microbatches):
             own = scales[microbatch.rows][asking[microbatch.rows]]
@@ -320,10 +327,12 @@ class Walk:
             if bool((own != 0).any()):
                 with self._machine.autocast(x_t.device):
                     condition = mix(self._prior, microbatch.condition, microbatch, latents)
-                    log_p = self._tiling.log_x0(self._prior, *inputs, condition, wanted, raw=self.raw)
+                    prior = self._caches.find(number, microbatch, self.changes)
+                    log_p = self._tiling.log_x0(prior, *inputs, condition, wanted, raw=self.raw)
             if bool((own != 1).any()):
                 reference = mix(second, microbatch.reference, microbatch, latents)
-                ask = partial(self._tiling.log_x0, second, *inputs, reference, raw=self.raw)
+                cached = self._second_caches.find(number, microbatch, self.changes)
+                ask = partial(self._tiling.log_x0, cached, *inputs, reference, raw=self.raw)
                 with self._machine.autocast(x_t.device):
                     log_u = self._references.find(number, microbatch.fill(due, False), ask, wanted)
                 rows = microbatch.fill(scales, 1)

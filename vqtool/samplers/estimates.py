@@ -32,6 +32,7 @@ _SURE = 1e4  # nats
 class _Blank(Denoiser):
     """Predicts the same for every cell, without computing."""
 
+    caches = True
     stretches = True
 
     def __init__(self, denoiser: Denoiser, codebook_size: int, nats: float) -> None:
@@ -49,7 +50,12 @@ class _Blank(Denoiser):
         """Nothing is trained here."""
 
     def forward(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | EncodedCondition | None = None, cells: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | EncodedCondition | None = None,
+        cells: Tensor | None = None,
+        cache: object = None,
     ) -> Tensor:
         """The same logits everywhere."""
         shape = x_t.shape if cells is None else cells.shape
@@ -111,16 +117,18 @@ def time_call(prior: Prior, tiling: Tiling, machine: Machine = EXACT) -> float:
     return seconds
 
 
-def estimate_memory(prior: Prior, tiling: Tiling, batch_size: int) -> int:
-    """Bytes that drawing so many samples at once takes, beside the prior itself."""
+def estimate_memory(prior: Prior, tiling: Tiling, batch_size: int, kept: int = 0) -> int:
+    """Bytes that drawing so many samples at once takes, beside the prior itself; `kept` of each by `cache`."""
     cells, size = tiling.size[0] * tiling.size[1], prior.kernel.codebook_size
     call = tiling.at_once * cells * call_bytes(prior)
     if len(tiling) > 1:
         call += tiling.microbatch * tiling.num_cells * size * LOGIT_BYTES
-    return call + batch_size * _sample_bytes(prior, tiling)
+    return call + batch_size * (_sample_bytes(prior, tiling) + kept)
 
 
-def find_batch_size(prior: Prior, tiling: Tiling, num: int, free: int, *, most: int | None = None) -> int:
+def find_batch_size(
+    prior: Prior, tiling: Tiling, num: int, free: int, *, most: int | None = None, kept: int = 0
+) -> int:
     """How many samples to draw at once: as many as are useful, and as memory allows, in whole microbatches.
 
     Args:
@@ -129,11 +137,12 @@ def find_batch_size(prior: Prior, tiling: Tiling, num: int, free: int, *, most: 
         num: of samples that are wanted, 1 or more.
         free: bytes of memory.
         most: not more than that, or than one microbatch; None for no such bound.
+        kept: bytes of each sample that `cache` keeps.
     """
     room = free * SHARE_OF_MEMORY - estimate_memory(prior, tiling, 0)
     wanted = USEFUL_CELLS // tiling.num_cells
     useful = max(tiling.microbatch, wanted if most is None else min(wanted, most))
-    count = min(useful, int(max(0, room)) // _sample_bytes(prior, tiling)) // tiling.microbatch
+    count = min(useful, int(max(0, room)) // (_sample_bytes(prior, tiling) + kept)) // tiling.microbatch
     return min(num, max(1, count) * tiling.microbatch)
 
 

@@ -36,6 +36,7 @@ from vqtool.samplers import (
     trajectories,
 )
 from vqtool.samplers._best import Best, Judge
+from vqtool.samplers._caches import kept_bytes
 from vqtool.samplers._published import published
 from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
@@ -123,7 +124,8 @@ class Run:
             free = estimates.find_free_memory(method.prior.device)
             wanted = estimates.USEFUL_CELLS if num is None else max(1, num)
             most = None if is_stream(output) else MOST_LOST
-            self.batch_size = estimates.find_batch_size(method.prior, method.tiling, wanted, free, most=most)
+            kept = kept_bytes(method.prior, method.settings, method.tiling)
+            self.batch_size = estimates.find_batch_size(method.prior, method.tiling, wanted, free, most=most, kept=kept)
         else:
             self.batch_size = int(options.batch_size)
 
@@ -136,7 +138,8 @@ class Run:
                 f"grids of {size_text(tiling.grid_size)}: {len(tiling)} tiles of {size_text(tiling.size)} a call, "
                 f"{at_once} of them in the network at once"
             )
-        memory = estimates.estimate_memory(self.method.prior, tiling, self.batch_size) / _GB
+        kept = kept_bytes(self.method.prior, self.method.settings, tiling)
+        memory = estimates.estimate_memory(self.method.prior, tiling, self.batch_size, kept) / _GB
         free = estimates.find_free_memory(self.method.prior.device) / _GB
         self._notify(f"batches of {self.batch_size}: about {memory:.2g} GB of memory; {free:.3g} GB are free")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.products import Linear, attend
+from vqtool.products import Keep, Linear, attend
 from vqtool.tokenizers import maskgit
 from vqtool.tokenizers.maskgit import MaskgitConfig
 
@@ -80,19 +80,21 @@ class Block(nn.Module):
         self.first = Linear(width, mlp_width)
         self.second = Linear(mlp_width, width)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, keep: Keep | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if keep is not None:
+            k, v = keep(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _change(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x)))  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, keep: Keep | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `keep` knows keys and values of more rows."""
         if self.norm_last:
-            x = self.norm1(x + self._attend(x))
+            x = self.norm1(x + self._attend(x, keep))
             return self.norm2(x + self._change(x))  # type: ignore[no-any-return]
-        x = x + self._attend(self.norm1(x))
+        x = x + self._attend(self.norm1(x), keep)
         return x + self._change(self.norm2(x))
 
 
