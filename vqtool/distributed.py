@@ -1,8 +1,11 @@
 """Which part of the work this process does. `accelerate launch` sets RANK and WORLD_SIZE; alone, a process does all."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,14 +21,27 @@ _FSDP = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
 LONGEST_WAIT = timedelta(days=7)  # for a slower process; if one dies, its launcher ends them all
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def rank() -> int:
     """Number of this process, 0 being the main one."""
-    return int(os.environ.get("RANK", "0"))
+    return 0 if _alone.get() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """How many processes share the work."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _alone.get() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work without the other processes while the block lasts: each is then its own main process and waits for none."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def splits_weights() -> bool:
@@ -49,9 +65,77 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several parts of some work, whose workers know nothing of each other."""
+
+    number: int  # 1 to num
+    num: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.num}"
+
+    def range(self, total: int) -> range:
+        """Its contiguous part of `range(total)`; parts differ by at most one in length."""
+        return range(total * (self.number - 1) // self.num, total * self.number // self.num)
+
+    def of(self, inner: "Part") -> "Part":
+        """An inner part of this one."""
+        return Part((self.number - 1) * inner.num + inner.number, self.num * inner.num)
+
+
+def parse_part(text: str) -> Part:
+    """The part that "1/4" means: the first of four.
+
+    Raises:
+        VqtoolError: it means none.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,9})/([0-9]{1,9})\s*", text)
+    number, num = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= num:
+        raise VqtoolError(f"`partial` {text}: the number of the part and how many there are is expected, as in 1/4")
+    return Part(number, num)
+
+
+def own_part(partial: str | None = None) -> Part:
+    """The part of this process, by what whoever started it has said.
+
+    `partial`, or else the member of a SLURM array that this is; of that, the rank that `accelerate` or `torchrun` gave
+    (RANK), or, without `partial`, the task of `srun` (SLURM_PROCID).
+
+    Args:
+        partial: such as "1/4".
+
+    Raises:
+        VqtoolError: it means no part, or the numbers of a SLURM array have gaps.
+    """
+    given = os.environ
+    outer = parse_part(partial) if partial is not None else _part_of_array()
+    if "RANK" in given:
+        return outer.of(Part(rank() + 1, world_size()))
+    if partial is None and "SLURM_STEP_NUM_TASKS" in given:  # of a step of srun: a batch script alone has none
+        return outer.of(Part(int(given["SLURM_PROCID"]) + 1, int(given["SLURM_STEP_NUM_TASKS"])))
+    return outer
+
+
+def _part_of_array() -> Part:
+    """The member of a SLURM array that this process is; outside of one, all of the work."""
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    found = [os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in names]
+    if found[0] is None:
+        return Part(1, 1)
+    number, num, first, last, step = (int(text or 0) for text in found)
+    if step < 1 or (last - first) // step + 1 != num:
+        raise VqtoolError(
+            f"the SLURM array has {num} members from {first} to {last}, so that which part each does is not known: "
+            "give `partial`, such as 3/8"
+        )
+    return Part((number - first) // step + 1, num)
+
+
 def own_range(total: int) -> range:
     """The contiguous part of `range(total)` that this process does; parts differ by at most one in length."""
-    return range(total * rank() // world_size(), total * (rank() + 1) // world_size())
+    return Part(rank() + 1, world_size()).range(total)
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:
@@ -78,6 +162,15 @@ def has_gpu() -> bool:
     return torch.accelerator.is_available() and not torch.backends.mps.is_available()
 
 
+def _rank_here() -> int:
+    """Number of this process among those of its machine, which share the GPUs."""
+    given = os.environ
+    for name in ("LOCAL_RANK", "RANK", "SLURM_LOCALID"):
+        if name in given:
+            return int(given[name])
+    return 0
+
+
 def choose_device(name: str) -> str:
     """The device that a name means: "auto" is a CUDA GPU, each process's own under `accelerate`, or else the CPU.
 
@@ -90,7 +183,7 @@ def choose_device(name: str) -> str:
         raise VqtoolError(f"`device` {name}: Apple's GPUs have no float64, in which noise and kernels are: use cpu")
     if name == "auto":
         if torch.cuda.is_available():
-            return f"cuda:{rank() % torch.cuda.device_count()}"
+            return f"cuda:{_rank_here() % torch.cuda.device_count()}"
         return "cpu"
     try:
         torch.empty(0, device=name)

@@ -1,6 +1,5 @@
 """Statistics and features of pictures in a file, whole or part by part: the work of `eval stats` and `eval merge`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.distributed import choose_device
+from vqtool.distributed import choose_device, parse_part
 from vqtool.errors import VqtoolError, warn
 from vqtool.images import OnError, SourceOptions
 from vqtool.metrics.card import split_of
@@ -66,7 +65,7 @@ def save_statistics(
     options, source_options = distribute(chosen, StatisticsOptions, SourceOptions)
     paths = [sources] if isinstance(sources, str | Path) else list(sources)
     refuse_existing(output, force=force, kind="saved statistics")
-    part, parts = _parse_part(options.partial)
+    part = parse_part(options.partial or "1/1")
     kinds = [kind_of(path) for path in paths]
     if "saved" in kinds:
         raise VqtoolError(
@@ -102,15 +101,16 @@ def save_statistics(
         raise ValueError(f"{paths} are no pictures")
     size = request.size or pictures.common_size() or MIXED_SIZE
     total = len(pictures.ids)
-    rows = np.arange(total * (part - 1) // parts, total * part // parts)
-    if part > 1:
+    own = part.range(total)
+    rows = np.arange(own.start, own.stop)
+    if part.number > 1:
         pictures.left_out = ()  # those belong to the first part
     about = About(
         size=size,
         fit=pictures.choose_fit(size, source_options.fit),
         num_given=len(rows),
         split=split_of(paths, source_options.split),
-        parts=() if options.partial is None else (f"{part}/{parts}",),
+        parts=() if options.partial is None else (str(part),),
     )
     read = read_features if options.keep_features else read_statistics
     with progress("features", len(rows)) as advance:
@@ -140,12 +140,3 @@ def merge_saved(files: Sequence[str | Path], output: str | Path, *, force: bool 
         warn(f"{output}: lacks part{'s' * (len(missing) > 1)} {', '.join(missing)} of its pictures")
     save(found, output, force=force)
     return found
-
-
-def _parse_part(text: str | None) -> tuple[int, int]:
-    """The part and the number of parts of "1/4"."""
-    match = re.fullmatch(r"\s*([0-9]{1,9})/([0-9]{1,9})\s*", text or "1/1")
-    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise VqtoolError(f"`partial` {text}: the number of the part and how many there are is expected, as in 1/4")
-    return part, parts
