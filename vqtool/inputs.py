@@ -1,10 +1,12 @@
 """Where data comes from, and what messages call it: files, standard input and pipes."""
 
 import os
+import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +44,33 @@ def describe_bytes(start: bytes) -> str:
 def input_name(source: str | Path) -> str:
     """What messages call an input."""
     return "standard input" if str(source) == "-" else str(source)
+
+
+def expand(sources: Iterable[str | Path]) -> list[str]:
+    """The names that are meant: x-{00..99}.tar are a hundred, {a,b}.tar two, and globs what fits them, sorted.
+
+    A name that leads somewhere as it stands is that, and one that nothing fits is left as it is.
+    """
+    return [name for source in sources for each in _unbrace(str(source)) for name in _fitting(each)]
+
+
+def _unbrace(text: str) -> list[str]:
+    """Text with its braces written out: {08..11} or {a,b}, as shells do."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", text)
+    if match is None or os.path.exists(text):
+        return [text]
+    if match[3] is None:
+        width = max(len(end) for end in match.group(1, 2)) if any(end[0] == "0" for end in match.group(1, 2)) else 0
+        middles = [f"{number:0{width}d}" for number in range(int(match[1]), int(match[2]) + 1)]
+    else:
+        middles = match[3].split(",")
+    return [each for middle in middles for each in _unbrace(text[: match.start()] + middle + text[match.end() :])]
+
+
+def _fitting(name: str) -> list[str]:
+    if not has_magic(name) or os.path.exists(name):
+        return [name]
+    return sorted(glob(name)) or [name]
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from glob import glob, has_magic
 from pathlib import Path
 
 from vqtool.errors import VqtoolError
+from vqtool.inputs import expand
 
 SUFFIX = ".h5"
 
@@ -21,14 +21,10 @@ def find_grids(sources: str | Path | Sequence[str | Path], *, once: bool = False
         VqtoolError: a name leads nowhere, a folder has no such file, or one is named twice that may not be.
     """
     found: list[Path] = []
-    for source in [sources] if isinstance(sources, str | Path) else sources:
+    for source in expand([sources] if isinstance(sources, str | Path) else sources):
         path = Path(source)
-        if path.is_dir():
-            inside = sorted(path.glob(f"*{SUFFIX}"))
-        else:
-            named = str(source) == "-" or path.exists() or not has_magic(str(source))
-            inside = [path] if named else sorted(map(Path, glob(str(source))))
-        if not inside or not (str(source) == "-" or inside[0].exists()):
+        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not inside or not (source == "-" or inside[0].exists()):
             what = f"no {SUFFIX} files in it" if path.is_dir() else "no such file"
             raise VqtoolError(f"{source}: {what}: make token grids with `vqtool encode`, or name another file")
         found += inside

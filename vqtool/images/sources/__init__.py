@@ -39,6 +39,7 @@ from vqtool.images.sources.options import DEFAULTS, SourceOptions
 from vqtool.images.sources.parquet import PARQUET_ENDINGS, find_in_parquet
 from vqtool.images.sources.tars import STANDARD_INPUT, TAR_ENDINGS, TarShard
 from vqtool.images.sources.zips import ZIP_ENDINGS, ZipArchive
+from vqtool.inputs import expand
 from vqtool.tally import Tally
 
 __all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids", "pipes_images"]
@@ -97,7 +98,7 @@ def find_images(
     if not sources:
         raise VqtoolError("no images given; give a folder, image files, tar shards or an HDF5 of images")
     finder = _Finder(options, words, tuple(map(Path, leave_out)), on_error)
-    groups = finder.find_groups(list(map(Path, sources)))
+    groups = finder.find_groups(list(map(Path, expand(sources))))
     if words != "none":
         groups = finder.finish(groups)
     items = make_items(groups)

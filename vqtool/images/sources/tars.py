@@ -15,6 +15,7 @@ import tempfile
 import threading
 import weakref
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ PAX_ID = "VQTOOL.id"  # a header of a member: the id that its name was made from
 STANDARD_INPUT = "-"
 _GZIP = b"\x1f\x8b"
 _BLOCK = 512  # bytes
+MOST_OPEN = 64  # shards at a time; a process may open 1,024 files, often
 _COPIED = 1 << 20  # bytes at a time
 
 
@@ -56,20 +58,36 @@ class TarShard:
         self.ids: dict[str, str] = {}  # ids that vqtool wrote, by member; after `spans`
         self._left_out: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._file = _open_unpacked(path)
-        weakref.finalize(self, self._file.close)
+        self._held = [_open_unpacked(path)]  # the open file; none while others are open in its place
+        self._named = isinstance(self._held[0], io.BufferedReader)  # it can be opened again
+        weakref.finalize(self, _close, self._held)
+        if self._named:
+            _use(self)
 
     def __str__(self) -> str:
         return "standard input" if str(self.path) == STANDARD_INPUT else str(self.path)
 
     def read_span(self, span: Span) -> bytes:
         """Read one member's data."""
+        if self._named:
+            _use(self)
         with self._lock:
             self._file.seek(span.offset)
             data = self._file.read(span.size)
         if len(data) < span.size:
             raise FormatError(f"{self}: the shard is cut short ({span.size - len(data)} bytes are missing)")
         return data
+
+    @property
+    def _file(self) -> IO[bytes]:
+        if not self._held:
+            self._held.append(self.path.open("rb"))
+        return self._held[0]
+
+    def let_go(self) -> None:
+        """Close the file until it is read again."""
+        with self._lock:
+            _close(self._held)
 
     @cached_property
     def spans(self) -> dict[str, Span]:
@@ -171,6 +189,26 @@ class TarMember:
 
     def __str__(self) -> str:
         return self.shard.where(self.name)
+
+
+_used: OrderedDict[int, weakref.ref[TarShard]] = OrderedDict()  # shards whose files are open, by identity
+_using = threading.Lock()
+
+
+def _use(shard: TarShard) -> None:
+    """Let the file of a shard be open, and close that of the one that was used least lately if there are many."""
+    with _using:
+        _used[id(shard)] = weakref.ref(shard)
+        _used.move_to_end(id(shard))
+        while len(_used) > MOST_OPEN:
+            oldest = _used.popitem(last=False)[1]()
+            if oldest is not None:
+                oldest.let_go()
+
+
+def _close(held: list[IO[bytes]]) -> None:
+    while held:
+        held.pop().close()
 
 
 def tell_repeated(place: str, names: Sequence[str]) -> None:
