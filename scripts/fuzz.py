@@ -129,6 +129,11 @@ def targets(made: Path) -> list[Target]:
         Target("journal of samples", journal, ("sample p -n 4 -b 2 --steps 2 --seed 1 --resume -o out.h5",), True),
         Target("journal of pictures", encoded, (f"{pictures} -b 2 --resume",), True),
         Target(
+            "shard",
+            {"out-0.h5": made / "shard" / "out-0.h5", "x.tar": made / "x.tar", **beside},
+            (f"{encode.replace('out', 'out-{{shard}}').format('x.tar')} --resume",),
+        ),
+        Target(
             "stream",
             {"x": made / "stream", **beside},
             ("head - -n 2 -o out.h5 < x", "cat - -o out.h5 < x", "check - < x"),
@@ -351,6 +356,8 @@ def prepare_made(folder: Path) -> None:
         }.items():  # fmt: skip
             Path(name).mkdir()
             call(f"{line} -o {name}/out.{'safetensors' if line.startswith('train') else 'h5'}", stop=True)
+        Path("shard").mkdir()
+        call(f"{encode.format('x.tar')} -o shard/out-{{shard}}.h5")
         Path("compared").mkdir()
         call(
             "compare prior.safetensors --sampler fewer --sampler halton --steps 2,3 -n 2 --seeds 0 -o compared/out.json"
@@ -842,7 +849,8 @@ def _import_all() -> None:
     for command in COMMANDS:
         module = command.replace("-", "_").replace(" ", "_")
         importlib.import_module(f"vqtool.cli.{module}_" if module == "import" else f"vqtool.cli.{module}")
-    for module in ("interop", "samplers", "priors", "tokenizers.batches", "grids", "images", "training.prior"):
+    tokenizing = ("tokenizers.batches", "tokenizers.encoding", "tokenizers.shards")
+    for module in ("interop", "samplers", "priors", *tokenizing, "grids", "images", "training.prior"):
         importlib.import_module(f"vqtool.{module}")
 
 

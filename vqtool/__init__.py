@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from vqtool.samplers.editing import edit, edit_to_file
     from vqtool.samplers.runs import sample_to_file
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
-    from vqtool.tokenizers.batches import decode, encode
+    from vqtool.tokenizers.batches import decode
+    from vqtool.tokenizers.encoding import encode
+    from vqtool.tokenizers.shards import encode_shard, encode_shards
 
 _LAZY = {
     "codebooks": "vqtool.codebooks",
@@ -39,7 +41,9 @@ _LAZY = {
     "distill_prior": "vqtool.training.distilling",
     "edit": "vqtool.samplers.editing",
     "edit_to_file": "vqtool.samplers.editing",
-    "encode": "vqtool.tokenizers.batches",
+    "encode": "vqtool.tokenizers.encoding",
+    "encode_shard": "vqtool.tokenizers.shards",
+    "encode_shards": "vqtool.tokenizers.shards",
     "finetune_tokenizer": "vqtool.training.finetuning",
     "load_prior": "vqtool.priors",
     "read_images": "vqtool.images.reader",
@@ -68,6 +72,8 @@ __all__ = [
     "edit",
     "edit_to_file",
     "encode",
+    "encode_shard",
+    "encode_shards",
     "evaluate",
     "finetune_tokenizer",
     "kernels",

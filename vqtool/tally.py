@@ -34,6 +34,8 @@ class Tally:
         self._found: list[Sequence[Described]] = []
         self._left_out: dict[int, Any] = {}  # by identity
         self._with_words = False
+        self._settled = (0, 0, 0, 0)  # images that are not held any more, those with captions, captions, labels
+        self._classes: set[str] = set()  # of those
 
     def __call__(self, item: Any, error: VqtoolError) -> None:
         """An image or a folder is left out."""
@@ -47,10 +49,16 @@ class Tally:
         self._found.append(items)
         self._with_words |= with_words
 
+    def settle(self) -> None:
+        """Keep the numbers of the images so far, and let go of the images, and so of the files that they lie in."""
+        self._settled, self._classes = self._counts()
+        self._found.clear()
+        self._left_out.clear()
+
     @property
     def num_images(self) -> int:
         """How many were found and not skipped."""
-        return sum(1 for _ in self._kept())
+        return self._settled[0] + sum(1 for _ in self._kept())
 
     def _kept(self) -> Iterator[Described]:
         return (item for items in self._found for item in items if id(item) not in self._left_out)
@@ -58,14 +66,25 @@ class Tally:
     @property
     def line(self) -> str:
         """All in one line: "1,000 pictures: captions for 998, labels for 1,000 in 12 classes; 3 files skipped"."""
-        num_images = self.num_images
-        labels = [item.label for item in self._kept() if item.label]
-        numbers = [len(item.captions) for item in self._kept() if item.captions]
+        (num_images, captioned, captions, labelled), classes = self._counts()
         line = f"{num_images:,} {'picture' if num_images == 1 else 'pictures'}"
         if self._with_words:
-            line += f": {describe_words(len(numbers), sum(numbers), len(labels), len(set(labels)))}"
+            line += f": {describe_words(captioned, captions, labelled, len(classes))}"
         num = len(self.skipped)
         return line + (f"; {num:,} {'file' if num == 1 else 'files'} skipped" if num else "")
+
+    def _counts(self) -> tuple[tuple[int, int, int, int], set[str]]:
+        """Images, those with captions, captions and labels; and the classes."""
+        labels = [item.label for item in self._kept() if item.label]
+        numbers = [len(item.captions) for item in self._kept() if item.captions]
+        images, captioned, captions, labelled = self._settled
+        counts = (
+            images + sum(1 for _ in self._kept()),
+            captioned + len(numbers),
+            captions + sum(numbers),
+            labelled + len(labels),
+        )
+        return counts, self._classes.union(labels)
 
 
 def describe_words(num_captioned: int, num_captions: int, num_labelled: int, num_classes: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from support.commands import build_tokenizer, write_pictures
 from support.exact import random_prior
+from support.sources import make_tar
 from vqtool.priors import GridSpec
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
@@ -25,6 +26,7 @@ class Case:
     outputs: tuple[str, ...]
     resume: bool = False  # whether it takes --resume
     force: bool = True  # whether it takes --force
+    in_turn: bool = False  # whether outputs are written one after the other, whole
 
     @property
     def name(self) -> str:
@@ -36,6 +38,12 @@ class Case:
 
 CASES = (
     Case("encode imgs --size 32x48 -t tokenizer.safetensors -b 2 -o out.h5", ("out.h5",), resume=True),
+    Case(
+        "encode a.tar b.tar --size 32x48 -t tokenizer.safetensors -b 2 -o out-{shard}.h5",
+        ("out-0.h5", "out-1.h5"),
+        resume=True,
+        in_turn=True,
+    ),
     Case("decode tok.h5 -o out", ("out",)),
     Case("decode tok.h5 -o out.tar", ("out.tar",)),
     Case("decode tok.h5 -o out.png", ("out.png",)),
@@ -109,6 +117,8 @@ def make_inputs(run: Callable[[str], int]) -> None:
         run: runs a command in it; returns its exit code.
     """
     write_pictures(Path("imgs"), 4, size=(32, 48))
+    for name in ("a", "b"):
+        make_tar(Path(f"{name}.tar"), {f"{name}{path.name}": path.read_bytes() for path in Path("imgs").iterdir()})
     save_tokenizer("tokenizer.safetensors", build_tokenizer())
     fingerprint = load_tokenizer("tokenizer.safetensors").fingerprint
     spec = GridSpec(fingerprint, "tokenizer.safetensors", (4, 6), (32, 48), "crop")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.flags import FlagGroup
-from vqtool.cli.help import INPUT_OUTPUT
+from vqtool.cli.help import INPUT_OUTPUT, MACHINE, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import (
     BatchSize,
@@ -32,7 +32,8 @@ def encode(
         dict[str, Any], FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=INPUT_OUTPUT)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout, a stream in a pipe.")
+        Path,
+        typer.Option("--output", "-o", help="Grid file to write; - is stdout, a stream in a pipe."),
     ] = Path("tok.h5"),
     tokenizer: TokenizerOption = None,
     size: Annotated[
@@ -42,6 +43,14 @@ def encode(
             help="Pixels that images are brought to: 64, or 48x80 (height x width).",
             show_default="64, or the tokenizer's only size",
         ),
+    ] = None,
+    per_file: Annotated[
+        int | None,
+        typer.Option("--per-file", help="A shard is so many images.", rich_help_panel=advanced(INPUT_OUTPUT)),
+    ] = None,
+    partial: Annotated[
+        str | None,
+        typer.Option("--partial", help="This part of the shards only, as in 3/8.", rich_help_panel=advanced(MACHINE)),
     ] = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
@@ -56,7 +65,7 @@ def encode(
 
     Labels come from class folders, captions and labels from metadata.jsonl, metadata.csv or .txt files beside the
     images; what is there and cannot be used is told. Until all is done, what is done is kept beside the output, in
-    tok.partial.h5.
+    tok.partial.h5. {shard} in its name makes a file of each input, by all processes that share them: docs/scale.md.
 
     Examples:
 
@@ -67,34 +76,39 @@ def encode(
         vqtool encode imgs/ -o tok.h5 --resume
 
         vqtool encode flickr8k/Images --captions flickr8k/captions.txt -o tok.h5
+
+        vqtool encode shards/*.tar --partial 1/2 -o tok-{shard:05d}.h5 --resume
     """
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
     from vqtool.errors import size_text
     from vqtool.images import SourceOptions, parse_size
     from vqtool.tokenizers import BUILTIN
-    from vqtool.tokenizers.batches import encode as encode_files
+    from vqtool.tokenizers.encoding import encode as encode_files
+    from vqtool.tokenizers.shards import encode_shards, is_pattern
 
     def start(header: "GridHeader", num: int) -> None:
         echo(f"{num} images at {size_text(header.image_size)} -> grids of {size_text(header.grid_size)} tokens")
         echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
-    skipped = Skipped(strict, output)
-    num = encode_files(
-        images,
-        output,
-        tokenizer or BUILTIN,
-        options=SourceOptions(**source_options),
-        image_size=None if size is None else parse_size(size),
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        runtime=runtime,
-        resume=resume_auto or resume,
-        force=force,
-        on_error=skipped.on_error,
-        on_start=start,
-        progress=progress,
-    )
-    echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}")
+    in_shards = is_pattern(output) or per_file is not None or partial is not None
+    skipped = Skipped(strict, None if in_shards else output)
+    how: dict[str, Any] = {
+        "options": SourceOptions(**source_options),
+        "image_size": None if size is None else parse_size(size),
+        "batch_size": batch_size,
+        "device": device,
+        "precision": precision,
+        "runtime": runtime,
+        "force": force,
+        "on_error": skipped.on_error,
+        "progress": progress,
+    }
+    if in_shards:
+        shared: dict[str, Any] = {"per_file": per_file, "partial": partial, "notify": echo}
+        shared |= {"resume": resume or bool(resume_auto)}
+        echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
+    else:
+        num = encode_files(images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=start, **how)
+        echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

@@ -1,6 +1,7 @@
 """Token grids in memory: what describes them all, a batch of them, and the digest of their content."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqtool.artifacts import text_digest
 from vqtool.errors import MismatchError, VqtoolError, size_text
 
 FORMAT = "vqtool-grids"
@@ -17,6 +19,8 @@ MAX_SIDE = 1 << 20  # pixels of an image
 MAX_FACTOR = 128  # pixels a side that one token may stand for, on average: tokenizers have 4 to 64
 MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
+SHARD_CONTENT = "bytes of images"  # in the record of a shard: a digest of them; see `tokenizers.shards`
+_OF_SHARD = (SHARD_CONTENT, "images", "num", "stamp", "shards", "command", "time")  # what differs from shard to shard
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,31 @@ def check_sizes(grid_size: tuple[int, int], image_size: tuple[int, int]) -> None
 
 
 def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:
-    """The records of several histories in order, each once."""
-    records: list[dict[str, Any]] = []
+    """The records of several histories in order, each once; those of the shards of one run are one, with their number.
+
+    So a history does not grow with the number of files.
+    """
+    seen: set[str] = set()
+    records: dict[str, dict[str, Any]] = {}
     for header in headers:
-        records += [record for record in header.history if record not in records]
-    return records
+        for record in header.history:
+            text = json.dumps(record, sort_keys=True)
+            if text in seen:
+                continue
+            seen.add(text)
+            if SHARD_CONTENT in record:
+                text = json.dumps({name: each for name, each in record.items() if name not in _OF_SHARD})
+            records[text] = _join_shards(records[text], record) if text in records else record
+    return list(records.values())
+
+
+def _join_shards(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """One record of two shards, or of several and one more."""
+    joined = {name: text_digest([str(each[name]) for each in (first, second)]) for name in ("images", SHARD_CONTENT)}
+    sums = {
+        name: sum(each.get(name, default) for each in (first, second)) for name, default in (("num", 0), ("shards", 1))
+    }
+    return {name: each for name, each in first.items() if name != "stamp"} | joined | sums
 
 
 def _shown(value: Any) -> str:

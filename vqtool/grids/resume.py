@@ -32,7 +32,7 @@ HOLD_SECONDS = (1.0, 5.0)  # work of so long may be lost, so that batches share 
 HOLD_CHUNKS = 200.0  # in between, so often the time that a chunk took: on a busy machine or a slow disk that is long
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
-_MAY_DIFFER = ("command", "time")  # of the last record of a history
+_MAY_DIFFER = ("command", "time", "stamp")  # of the last record of a history
 
 
 def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> bool:
@@ -204,7 +204,7 @@ class Journal(GridWriter):
         with closing(read_files(file, str(self.path))) as files:
             for first in files:
                 header = GridFileReader(first, str(self.path)).header
-                _check_same_run(self.path, header, self.header)
+                check_same_run(self.path, header, self.header)
                 self.header = header
                 return
 
@@ -311,8 +311,14 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
 
 
-def _check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
-    """Raise MismatchError unless two headers are of the same run; names the first difference."""
+def check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
+    """Raise MismatchError unless two headers are of the same run; names the first difference.
+
+    Args:
+        path: what is of the first one.
+        old: the header of what is there.
+        new: the header of the run.
+    """
     before, now = _settings(old), _settings(new)
     for name in dict.fromkeys([*now, *before]):
         if before.get(name) != now.get(name):
