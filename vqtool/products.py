@@ -1,4 +1,4 @@
-"""Matrix products on CPUs, where PyTorch has two libraries for them and asks the slower one.
+"""Matrix products: on CPUs, where PyTorch has two libraries for them and asks the slower one, and how GPUs round them.
 
 A linear layer goes to MKL, which takes other makers' processors for old ones: 220 Gflop/s on two cores of an AMD EPYC
 with AVX-512. A convolution of 1 x 1 is the same product, forwards and backwards, and goes to oneDNN, which comes to
@@ -6,7 +6,8 @@ with AVX-512. A convolution of 1 x 1 is the same product, forwards and backwards
 no gradient is wanted: 0.7 ms against 1.1 for 32 grids of 8 x 8 cells and 4 heads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     queries, keys, values = (part.flatten(0, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
     return torch.bmm(torch.bmm(queries, keys.transpose(1, 2)).softmax(-1), values).view(q.shape)
+
+
+@contextmanager
+def rounded(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """Let a GPU multiply float32 numbers with 10 of their 23 bits (TF32), convolutions as matrices, or with all.
+
+    PyTorch's own setting is TF32 in convolutions and float32 in other products.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _is_plain(x: Tensor) -> bool:

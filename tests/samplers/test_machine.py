@@ -84,8 +84,51 @@ def test_what_a_machine_does_follows_from_what_is_asked_and_where():
     assert choose(gpu, exact=True) == (True, False)
     assert choose(gpu, exact=True, precision="bf16") == (True, True)
     assert choose(gpu, precision="fp32") == (False, False)
-    with pytest.raises(VqtoolError, match="`precision` bf16 is for GPUs"):
-        choose(cpu, precision="bf16")
+    assert Machine.choose(MachineOptions(precision="tf32"), gpu) == Machine(exact=False, tf32=True)
+    assert Machine.choose(MachineOptions(compile=True), gpu) == Machine(exact=False, bf16=True, compiled=True)
+    for precision in ("bf16", "tf32"):
+        with pytest.raises(VqtoolError, match=f"`precision` {precision} is for GPUs"):
+            choose(cpu, precision=precision)
+    with pytest.raises(VqtoolError, match="`compile` is for GPUs"):
+        choose(cpu, compile=True)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # of autocast
+def test_products_are_rounded_as_is_asked_where_the_network_computes_and_nowhere_else():
+    def settings():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before, gpu = settings(), torch.device("cuda:0")
+    for machine, expected in (
+        (Machine(), ("highest", False)),
+        (Machine(tf32=True), ("high", True)),
+        (Machine(bf16=True), ("high", True)),
+    ):
+        with PretendedGpu(), machine.autocast(gpu):
+            assert settings() == expected
+        assert settings() == before
+    with Machine().autocast(torch.device("cpu")):
+        assert settings() == before
+
+
+@pytest.mark.slow
+def test_a_compiled_network_draws_the_same_and_the_prior_is_left_as_it_was(monkeypatch):
+    compiled, real = [], torch.compile
+
+    def trace(forward, *arguments, **more):
+        compiled.append(forward)
+        return real(forward, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", trace)
+    prior = random_prior("mask-replace", "class")
+    chosen = {"condition": prior.conditioner.encode(["bee"]), "cfg_scale": 2.0, "steps": 3}
+    expected = vqtool.sample(prior, 3, **chosen)
+    monkeypatch.setattr(Machine, "choose", lambda options, device: Machine(compiled=True))
+    assert torch.equal(vqtool.sample(prior, 3, **chosen), expected)
+    assert len(compiled) == 1
+    assert prior.denoiser._compiled_call_impl is None
+    method = samplers.Method.build(prior, has_condition=True)
+    assert method.record["compile"] is True
 
 
 def test_codes_and_width_say_how_many_cells_a_gpu_takes_at_once(monkeypatch):

@@ -410,17 +410,19 @@ def test_bfloat16_and_compiling_are_for_gpus(monkeypatch):
     def plan(**machine):
         run, rest = training.PriorRunOptions(batch_size=4), {"learning_rate": 1e-3, "seed": 0}
         config = training.choose_run(Length(50), run=run, machine=MachineOptions(**machine), **rest)
+        assert config.tf32 == machine.get("tf32", config.bf16)
         return config.bf16, config.compile
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert plan() == plan(bf16=False) == (False, False)
-    for name in ("bf16", "compile"):
+    for name in ("bf16", "tf32", "compile"):
         with pytest.raises(VqtoolError, match=f"`{name}` goes with a CUDA GPU, and there is none"):
             plan(**{name: True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (plan(), plan(bf16=False)) == ((True, False), (False, False))
     assert plan(compile=True) == plan(bf16=True, compile=True) == (True, True)
     assert plan(bf16=False, compile=True) == (False, True)
+    assert plan(bf16=False, tf32=True) == (False, False)
 
 
 def test_a_condition_that_a_denoiser_does_not_take_is_refused_and_the_error_names_those_that_do():

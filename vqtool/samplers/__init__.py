@@ -211,7 +211,8 @@ class Method:
         _caches.check(prior, settings)
         prior, runtime = use_runtime(prior, _caches.choose_runtime(settings.cache, asked.runtime, tiling))
         if settings.guide_with is not None:
-            settings = replace(settings, guide_with=use_runtime(settings.guide_with, runtime)[0])
+            settings = replace(settings, guide_with=machine.prepare(use_runtime(settings.guide_with, runtime)[0]))
+        prior = machine.prepare(prior)
         chooses = asked.threads == "auto" and runtime == "torch" and prior.device.type == "cpu"
         machine = replace(machine, runtime=runtime, threads=choose_threads(prior, tiling) if chooses else None)
         own = {} if grid_size is None else {"grid_size": size}
@@ -381,7 +382,8 @@ def sample(prior: Prior, num: int, **arguments: Any) -> Tensor:
             less detail, where "tiles" make several; not every denoiser can.
         exact: the same tokens for every batch size, to the bit; None: on a CPU, where it costs nothing. If it is off,
             as many samples pass the network together as the memory allows.
-        precision: of the network: "fp32" or "bf16"; "auto" is bf16 on a GPU, unless `exact` is on.
+        precision: of the network: fp32, tf32 or bf16; "auto" is bf16 on a GPU, unless `exact` is on.
+        compile: whether PyTorch compiles the network, on a GPU.
         runtime: of the network on a CPU: "torch", or "onnx", which is faster and draws the same tokens except where
             two logits tie to 1e-5; "auto" is onnx where vqtool[onnx] is installed. See `vqtool.runtimes`.
         threads: of PyTorch on a CPU: "all", or "auto" for one fewer where two calls are faster, as beside other work.

@@ -5,9 +5,10 @@ a GPU they would cost much where few grids are drawn, so there a microbatch is a
 unless `exact` is on; the tokens of a seed are then those of another batch size but for rounding.
 """
 
+import copy
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,6 +20,7 @@ from vqtool.denoisers._onnx import run_by_onnx
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
+from vqtool.products import rounded
 from vqtool.runtimes import try_to_run
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
@@ -40,9 +42,10 @@ class MachineOptions(Checked):
     precision: str = option(
         "auto",
         "Of the network; auto: bf16 on a GPU, but fp32 if exact.",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "tf32", "bf16"),
         advanced=True,
     )
+    compile: bool = option(False, "Compile the network, for GPUs: minutes at first, for many grids.", advanced=True)
     runtime: str = option(
         "torch",
         "What runs networks on a CPU; auto: ONNX Runtime, if there.",
@@ -63,6 +66,8 @@ class Machine:
 
     exact: bool = True
     bf16: bool = False
+    tf32: bool = False
+    compiled: bool = False
     runtime: str = "torch"
     threads: int | None = None  # that were chosen, of PyTorch
 
@@ -71,25 +76,40 @@ class Machine:
         """What options come to.
 
         Raises:
-            VqtoolError: bfloat16 without a GPU.
+            VqtoolError: something for GPUs without one.
         """
         on_cpu = device.type == "cpu"
-        if options.precision == "bf16" and on_cpu:
-            raise VqtoolError("`precision` bf16 is for GPUs: on a CPU it gains next to nothing; leave it out")
+        refuse_without_gpu(options.precision, device, compile=options.compile)
         exact = on_cpu if options.exact is None else options.exact
-        return cls(exact, options.precision == "bf16" or (options.precision == "auto" and not on_cpu and not exact))
+        bf16 = options.precision == "bf16" or (options.precision == "auto" and not on_cpu and not exact)
+        return cls(exact, bf16, tf32=options.precision == "tf32", compiled=options.compile)
 
     @property
     def record(self) -> dict[str, Any]:
         """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
-        usual = self.exact and not self.bf16
-        precision = {} if usual else {"exact": self.exact, "precision": "bf16" if self.bf16 else "fp32"}
+        usual = self.exact and not self.bf16 and not self.tf32
+        chosen = "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
+        precision = {} if usual else {"exact": self.exact, "precision": chosen}
+        precision |= {"compile": True} if self.compiled else {}
         threads = {} if self.threads is None else {"threads": self.threads}
         return precision | threads | ({} if self.runtime == "torch" else {"runtime": self.runtime})
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
         """Where the network computes; probabilities are made of its logits in float32 in any case."""
-        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with (
+            rounded(device, tf32=self.tf32 or self.bf16),
+            torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext(),
+        ):
+            yield
+
+    def prepare(self, prior: Prior) -> Prior:
+        """The same prior, whose network is compiled if that is asked for; the one given stays as it is."""
+        if not self.compiled:
+            return prior
+        network = copy.copy(prior.denoiser)
+        network.compile()
+        return replace(prior, denoiser=network)
 
     def max_cells(self, prior: Prior) -> int:
         """Cells in a microbatch."""
@@ -102,6 +122,16 @@ class Machine:
 
 
 EXACT = Machine()
+
+
+def refuse_without_gpu(precision: str, device: torch.device, *, compile: bool = False) -> None:
+    """Raise VqtoolError if a CPU is to do what only GPUs gain from."""
+    if device.type != "cpu":
+        return
+    if precision in ("bf16", "tf32"):
+        raise VqtoolError(f"`precision` {precision} is for GPUs: on a CPU it gains next to nothing; leave it out")
+    if compile:
+        raise VqtoolError("`compile` is for GPUs: on a CPU `runtime` onnx gains more, and not every machine compiles")
 
 
 def use_runtime(prior: Prior, runtime: str) -> tuple[Prior, str]:

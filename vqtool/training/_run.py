@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.products import rounded
 from vqtool.training._identity import Reached, check_identity
 from vqtool.training._order import Indices, Order, step_items
 from vqtool.training._splitting import gather_again, like, load, split, whole
@@ -199,9 +200,10 @@ class Run:
             # With the exchange of gradients, for the last part; what is split is too large to hold all gradients.
             waits = part + 1 < config.accumulate and not self.is_split
             with self.accelerator.no_sync(self.model) if waits else nullcontext():
-                with self._seeded(part), self.accelerator.autocast():
+                with self._seeded(part), self.computing():
                     loss, metrics = objective(self.model, indices[rows], samples[rows], moment)
-                self.accelerator.backward(loss / config.accumulate)
+                with rounded(self.accelerator.device, tf32=config.tf32):
+                    self.accelerator.backward(loss / config.accumulate)
             results.append({"loss": loss.detach(), **metrics})
         norm = clip(self.bare, config.clip_norm)
         self.prepared.step()
@@ -220,6 +222,12 @@ class Run:
         self.values = {name: float(value) for name, value in metrics.items()}
 
     @contextmanager
+    def computing(self) -> Iterator[None]:
+        """In the precision of the run."""
+        with rounded(self.accelerator.device, tf32=self.config.tf32), self.accelerator.autocast():
+            yield
+
+    @contextmanager
     def _seeded(self, part: int) -> Iterator[None]:
         """Let torch's own noise, which dropout alone draws, follow from seed, step, process and part of the batch."""
         if not any(isinstance(module, nn.Dropout) and module.p for module in self.bare.modules()):
@@ -234,7 +242,7 @@ class Run:
     @torch.no_grad()
     def look(self) -> dict[str, Tensor]:
         """What is measured of the EMA model; the best is kept."""
-        with self.accelerator.autocast():
+        with self.computing():
             measured = self.course.look(self.step, self.ema)
         gather_again(self.ema)
         if self._keeps_best and self.course.best_step == self.step:

@@ -78,6 +78,7 @@ class LoopConfig:
     accumulate: int = 1  # parts that each process works through its share of a batch in
     checkpoint: bool = False  # whether what blocks compute on the way is computed again for the gradient, not kept
     bf16: bool = False  # mixed precision, for GPUs
+    tf32: bool = False  # whether a GPU rounds products in float32 to TF32
     compile: bool = False  # with torch.compile
     minutes: float | None = None  # after which the run is over
 

@@ -103,6 +103,7 @@ def run(
         )
     training = Run(model, config, memory, validation, clock)
     fixed = {name: value for name, value in asdict(config).items() if name in _FIXED}
+    fixed |= {} if config.tf32 == config.bf16 else {"tf32": config.tf32}  # else as states of earlier versions have it
     length = {"steps": config.num_steps, "minutes": config.minutes}
     identity = {"data": data, "settings": {**settings, **fixed}, **length}
     if resume:

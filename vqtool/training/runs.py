@@ -44,6 +44,9 @@ class MachineOptions(Checked):
     """What a GPU can do faster."""
 
     bf16: bool | None = option(None, "Compute in bfloat16.", shown="on a GPU", advanced=True)
+    tf32: bool | None = option(
+        None, "Let products in float32 round to TF32's 10 bits.", shown="with bf16", advanced=True
+    )
     compile: bool = option(False, "Compile the network, for GPUs.", advanced=True)
 
     def settings(self) -> dict[str, Any]:
@@ -53,14 +56,16 @@ class MachineOptions(Checked):
             VqtoolError: something for GPUs without one.
         """
         gpu = torch.cuda.is_available()
-        for name in ("bf16", "compile"):
+        for name in ("bf16", "tf32", "compile"):
             if getattr(self, name) and not gpu:
                 raise VqtoolError(
                     f"`{name}` goes with a CUDA GPU, and there is none: on a CPU bfloat16 gains nothing for small "
                     "networks and a fifth at best for large ones, and not every machine can compile; leave it out"
                 )
+        bf16 = gpu and self.bf16 is not False
+        tf32 = bf16 if self.tf32 is None else self.tf32
         # A logged step waits for the GPU.
-        return {"bf16": gpu and self.bf16 is not False, "compile": self.compile, "log_steps": 20 if gpu else 1}
+        return {"bf16": bf16, "tf32": tf32, "compile": self.compile, "log_steps": 20 if gpu else 1}
 
 
 @dataclass(frozen=True)
