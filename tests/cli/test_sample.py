@@ -19,7 +19,7 @@ import vqtool
 from vqtool.cli.main import app
 from vqtool.errors import VqtoolWarning
 from vqtool.grids import read_grids
-from vqtool.samplers.runs import animated
+from vqtool.samplers.trajectories import animated
 from vqtool.tokenizers import load_tokenizer
 
 APP = app

@@ -34,8 +34,8 @@ from vqtool.samplers._framing import Framed, Given, cut_all, finish_all, mask_fr
 from vqtool.samplers._pictures import Images, OnError, Pictures, build_framing, open_pictures
 from vqtool.samplers._texts import check_texts
 from vqtool.samplers._windows import CONTEXT
-from vqtool.samplers.runs import Run, Summary, animated, grid_header, take_run_options
-from vqtool.samplers.trajectories import NUM_SAMPLES
+from vqtool.samplers.runs import Run, Summary, grid_header, take_run_options
+from vqtool.samplers.trajectories import NUM_SAMPLES, animated
 from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.tokenizers._onnx import use_runtime

@@ -5,7 +5,6 @@ None of the options of a run changes a sample.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from vqtool.artifacts import find_named, history_record, text_digest
-from vqtool.distributed import is_main_process, own_range
-from vqtool.errors import VqtoolError, size_text, warn
+from vqtool.distributed import own_range
+from vqtool.errors import VqtoolError, size_text
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.grids.resume import check_resumable, count_kept, resumable_writer
-from vqtool.images.animations import check_animation, save_animation
 from vqtool.options import Checked, option
 from vqtool.outputs import check_reader, is_stream
 from vqtool.priors import Prior
@@ -33,20 +31,18 @@ from vqtool.samplers import (
     choose_texts,
     describe,
     estimates,
-    trajectories,
 )
 from vqtool.samplers._best import Best, Judge
 from vqtool.samplers._caches import kept_bytes
 from vqtool.samplers._published import published
 from vqtool.samplers._texts import PLURALS, in_turn
-from vqtool.tokenizers import BUILTIN, Tokenizer, tokenizer_of
+from vqtool.samplers.trajectories import animated
+from vqtool.tokenizers import BUILTIN, tokenizer_of
 
 T = TypeVar("T", bound="Drawn")
 
 MOST_LOST = 64  # grids, or one microbatch, that a killed run draws again
 _GB = 1e9
-_FRAME = 120  # milliseconds, of an animation of few frames
-_ANIMATION = 5000  # milliseconds, of one of many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,46 +352,6 @@ def _grid_batch(kind: str, batch: SampleBatch, texts: Sequence[str]) -> GridBatc
     own = [texts[number % len(texts)] for number in batch.samples] if texts else None
     tokens = batch.grids.numpy().astype(np.uint64)
     return GridBatch(tokens, ids, own if kind == "class" else None, own if kind == "caption" else None)
-
-
-@contextmanager
-def animated(
-    path: Path | None,
-    samples: range,
-    find_tokenizer: Callable[[], Tokenizer],
-    *,
-    texts: Sequence[str] = (),
-    force: bool = False,
-    notify: Notify = ignore,
-) -> Iterator[Observer | None]:
-    """Observe a run, and write an animation of it at the end; None if there is to be none, or in other processes.
-
-    Args:
-        path: of the animation; None for none.
-        samples: the numbers of this process's samples.
-        find_tokenizer: finds what the grids decode with.
-        texts: captions of the samples, in turn.
-        force: overwrite the file.
-        notify: is told what has been written.
-
-    Raises:
-        VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
-    """
-    if path is None or not is_main_process():
-        yield None
-        return
-    path = Path(path)
-    check_animation(path, force=force)
-    tokenizer, trajectory = find_tokenizer(), trajectories.Trajectory(samples)
-    yield trajectory.observe
-    grids = trajectory.grids()
-    if not len(grids):
-        warn(f"{path}: not written; none of the first samples was drawn by this run")
-        return
-    captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
-    frames = trajectories.draw_frames(grids, tokenizer, captions)
-    save_animation(frames, path, milliseconds=min(_FRAME, _ANIMATION // len(frames)), force=force)
-    notify(f"wrote {path}: {len(frames)} frames of {len(trajectory.seen)} grids")
 
 
 def _between(least: float, most: float) -> str:

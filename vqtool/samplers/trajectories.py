@@ -5,7 +5,9 @@ kept, so that the trajectory of a sample does not depend on the others in its ba
 fourth, ... state is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,14 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vqtool.distributed import is_main_process
+from vqtool.errors import warn
 from vqtool.images import to_uint8
+from vqtool.images.animations import check_animation, save_animation
 from vqtool.images.preview import preview_grid
-from vqtool.samplers import Walk
+from vqtool.progress import Notify, ignore
+from vqtool.samplers import Observer, Walk
 from vqtool.tokenizers import Tokenizer
 
 NUM_SAMPLES = 8
 MAX_FRAMES = 60
 GREY = 128  # of what is still masked
+_FRAME = 120  # milliseconds, of an animation of few frames
+_ANIMATION = 5000  # milliseconds, of one of many
 
 
 class Trajectory:
@@ -113,3 +121,43 @@ def decode_masked(grid: Tensor, tokenizer: Tokenizer) -> NDArray[np.uint8]:
         return images
     grey = masked.numpy().repeat(tokenizer.factor, axis=1).repeat(tokenizer.factor, axis=2)
     return np.where(grey[:, None], np.uint8(GREY), images)
+
+
+@contextmanager
+def animated(
+    path: Path | None,
+    samples: range,
+    find_tokenizer: Callable[[], Tokenizer],
+    *,
+    texts: Sequence[str] = (),
+    force: bool = False,
+    notify: Notify = ignore,
+) -> Iterator[Observer | None]:
+    """Observe a run, and write an animation of it at the end; None if there is to be none, or in other processes.
+
+    Args:
+        path: of the animation; None for none.
+        samples: the numbers of this process's samples.
+        find_tokenizer: finds what the grids decode with.
+        texts: captions of the samples, in turn.
+        force: overwrite the file.
+        notify: is told what has been written.
+
+    Raises:
+        VqtoolError: it cannot be written, or its tokenizer is not there; early, before anything is drawn.
+    """
+    if path is None or not is_main_process():
+        yield None
+        return
+    path = Path(path)
+    check_animation(path, force=force)
+    tokenizer, trajectory = find_tokenizer(), Trajectory(samples)
+    yield trajectory.observe
+    grids = trajectory.grids()
+    if not len(grids):
+        warn(f"{path}: not written; none of the first samples was drawn by this run")
+        return
+    captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
+    frames = draw_frames(grids, tokenizer, captions)
+    save_animation(frames, path, milliseconds=min(_FRAME, _ANIMATION // len(frames)), force=force)
+    notify(f"wrote {path}: {len(frames)} frames of {len(trajectory.seen)} grids")
