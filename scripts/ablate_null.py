@@ -78,7 +78,7 @@ def build_data(
     starts = np.cumsum([0, *map(len, own)])
     texts = conditioner.encode([text for captions in own for text in captions])
     height, width = tokens.shape[1:]
-    spec = GridSpec(tokenizer.fingerprint, tokenizer.location, (height, width), (PIXELS, PIXELS), PREPROCESSING)
+    spec = GridSpec(tokenizer.fingerprint, tokenizer.location, (height, width), (PIXELS, PIXELS), PREPROCESSING["crop"])
     return GridData(tokens.numpy(), texts, spec, starts)
 
 
