@@ -52,6 +52,7 @@ CROPPED = SourceOptions(fit="crop")
 COPIED = 0.5  # of the cells that are the same: more is a copy
 CALLS, CFG_SCALE = 8, 3.0
 TIMED_STEPS = 4
+AXES = {"steps": "step", "minutes of one core": "minutes"}  # of the plot -> what looks say
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,8 @@ def table(found: list[dict[str, Any]]) -> Iterator[str]:
     yield "Held-out pictures that agree as much: " + ", ".join(f"{name} {share:.0%}" for name, share in alike.items())
 
 
-def draw_plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Draw the bounds over steps, a panel a folder, a line a way."""
+def draw_plot(found: list[dict[str, Any]], path: Path, over: str = "steps") -> None:
+    """Draw the bounds over steps or minutes, a panel a folder, a line a way."""
     from matplotlib.figure import Figure
 
     names = [name for name in NAMES if any(run["folder"] == name for run in found)]
@@ -280,10 +281,10 @@ def draw_plot(found: list[dict[str, Any]], path: Path) -> None:
         for number, way in enumerate(WAYS.values()):
             own = [run for run in found if (run["folder"], run["way"]) == (name, way.said)]
             for run in own:
-                x, y = ([point[key] for point in run["course"]] for key in ("step", "bound"))
+                x, y = ([point[key] for point in run["course"]] for key in (AXES[over], "bound"))
                 style = "-" if way.from_builtin else "--"
                 axes.plot(x, y, style, marker="o", markersize=3, linewidth=1, color=f"C{number}", label=way.said)
-        axes.set(xlabel="steps", title=name)
+        axes.set(xlabel=over, title=name)
         axes.grid(color="#eeeeee")
     drawing.axes[0].set_ylabel("bound on held-out pictures, nats a token")
     lines = {
@@ -326,7 +327,7 @@ def main() -> int:
     paths = [settings.work / f"{name}-{way}-{settings.seed}.json" for name in NAMES for way in WAYS]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     (settings.work / "starts.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
-    draw_plot(found, settings.work / "starts.png")
+    draw_plot(found, settings.work / "starts.png", "steps" if settings.steps else "minutes of one core")
     print((settings.work / "starts.md").read_text(encoding="utf-8"))
     return 0
 
