@@ -7,14 +7,17 @@ no gradient is wanted: 0.7 ms against 1.1 for 32 grids of 8 x 8 cells and 4 head
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtool.errors import VqtoolError
+
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values that were made -> all that are attended to
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 LEAST_ROWS = 128  # of a product that is worth a convolution
 MOST_CELLS = 64  # whose attention is worth two products
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -62,6 +65,30 @@ def rounded(device: torch.device, *, tf32: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def computing(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute in a precision: fp32, tf32 (its products rounded), bf16, or auto, which is float32 as PyTorch has it."""
+    if precision == "auto":
+        yield
+        return
+    bf16 = precision == "bf16"
+    with (
+        rounded(device, tf32=precision != "fp32"),
+        torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext(),
+    ):
+        yield
+
+
+def refuse_without_gpu(precision: str, device: torch.device, *, compile: bool = False) -> None:
+    """Raise VqtoolError if a CPU is to do what only GPUs gain from."""
+    if device.type != "cpu":
+        return
+    if precision in ("bf16", "tf32"):
+        raise VqtoolError(f"`precision` {precision} is for GPUs: on a CPU it gains next to nothing; leave it out")
+    if compile:
+        raise VqtoolError("`compile` is for GPUs: on a CPU `runtime` onnx gains more, and not every machine compiles")
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -261,11 +261,16 @@ def test_an_unknown_device_is_refused(encode):
 
 
 @pytest.mark.parametrize(
-    ("precision", "message"),
-    [("bf16", "--precision bf16 is for GPUs"), ("fp8", "unknown precision 'fp8': known are fp32, bf16")],
+    ("asked", "message"),
+    [
+        (["--precision", "bf16"], "--precision bf16 is for GPUs"),
+        (["--precision", "tf32"], "--precision tf32 is for GPUs"),
+        (["--precision", "fp8"], "unknown precision 'fp8': known are auto, fp32, tf32, bf16"),
+        (["--compile"], "--compile is for GPUs: on a CPU --runtime onnx gains more"),
+    ],
 )
-def test_a_precision_that_a_cpu_gains_nothing_from_is_refused(encode, precision, message):
-    result = encode("imgs", "--device", "cpu", "--precision", precision)
+def test_what_a_cpu_gains_nothing_from_is_refused(encode, asked, message):
+    result = encode("imgs", "--device", "cpu", *asked)
     assert result.code == 1
     assert message in error_lines(result.err)[0]
     assert entries(".") == ["imgs"]

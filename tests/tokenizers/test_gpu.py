@@ -28,9 +28,9 @@ def test_tokens_and_pictures_are_those_of_the_cpu(gpu, build):
 def test_in_bfloat16_most_tokens_are_the_same_and_pictures_near(gpu):
     tokenizer, images = load_tokenizer().to(gpu), pictures().to(gpu)
     tokens = tokenizer.encode(images)
-    found = tokenizer.encode(images, bf16=True)
+    found = tokenizer.encode(images, precision="bf16")
     assert float((found == tokens).double().mean()) > 0.5
-    exact, near = tokenizer.decode(tokens), tokenizer.decode(tokens, bf16=True)
+    exact, near = tokenizer.decode(tokens), tokenizer.decode(tokens, precision="bf16")
     assert near.dtype == torch.float32
     assert not torch.equal(near, exact)
     assert float((near - exact).square().mean().sqrt()) < 0.02  # 34 dB and more

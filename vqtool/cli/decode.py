@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtool.cli.main import command
-from vqtool.cli.options import BatchSize, Device, Force, Precision, Runtime, TokenizerOption
+from vqtool.cli.options import BatchSize, Compile, Device, Force, Precision, Runtime, TokenizerOption
 
 if TYPE_CHECKING:
     from vqtool.grids import GridHeader
@@ -23,8 +23,9 @@ def decode(
     tokenizer: TokenizerOption = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     runtime: Runtime = "torch",
+    compile: Compile = False,
     force: Force = False,
 ) -> None:
     """Turn token grids into images.
@@ -55,6 +56,7 @@ def decode(
         device=device,
         precision=precision,
         runtime=runtime,
+        compile=compile,
         force=force,
         on_start=start,
         progress=progress,

@@ -10,6 +10,7 @@ from vqtool.cli.help import INPUT_OUTPUT, MACHINE, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import (
     BatchSize,
+    Compile,
     Device,
     Force,
     Images,
@@ -54,8 +55,9 @@ def encode(
     ] = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     runtime: Runtime = "torch",
+    compile: Compile = False,
     strict: Strict = False,
     resume: Resume = False,
     resume_auto: ResumeAuto = None,
@@ -100,6 +102,7 @@ def encode(
         "device": device,
         "precision": precision,
         "runtime": runtime,
+        "compile": compile,
         "force": force,
         "on_error": skipped.on_error,
         "progress": progress,

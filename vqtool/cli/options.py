@@ -84,11 +84,15 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        metavar="[fp32|bf16]",
-        help="Of the network; bf16 is for GPUs.",
-        autocompletion=lambda: ["fp32", "bf16"],
+        metavar="[auto|fp32|tf32|bf16]",
+        help="Of the network on a GPU; auto: fp32 whose convolutions may be tf32.",
+        autocompletion=lambda: ["auto", "fp32", "tf32", "bf16"],
         rich_help_panel=advanced(MACHINE),
     ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the network, for GPUs.", rich_help_panel=advanced(MACHINE)),
 ]
 Runtime = Annotated[
     str,

@@ -7,8 +7,8 @@ unless `exact` is on; the tokens of a seed are then those of another batch size 
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from vqtool.denoisers._onnx import run_by_onnx
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
-from vqtool.products import rounded
+from vqtool.products import computing, refuse_without_gpu
 from vqtool.runtimes import try_to_run
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
@@ -88,20 +88,19 @@ class Machine:
     def record(self) -> dict[str, Any]:
         """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
         usual = self.exact and not self.bf16 and not self.tf32
-        chosen = "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
-        precision = {} if usual else {"exact": self.exact, "precision": chosen}
+        precision = {} if usual else {"exact": self.exact, "precision": self.precision}
         precision |= {"compile": True} if self.compiled else {}
         threads = {} if self.threads is None else {"threads": self.threads}
         return precision | threads | ({} if self.runtime == "torch" else {"runtime": self.runtime})
 
-    @contextmanager
-    def autocast(self, device: torch.device) -> Iterator[None]:
+    @property
+    def precision(self) -> str:
+        """One of `products.PRECISIONS`."""
+        return "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Where the network computes; probabilities are made of its logits in float32 in any case."""
-        with (
-            rounded(device, tf32=self.tf32 or self.bf16),
-            torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext(),
-        ):
-            yield
+        return computing(device, self.precision)
 
     def prepare(self, prior: Prior) -> Prior:
         """The same prior, whose network is compiled if that is asked for; the one given stays as it is."""
@@ -122,16 +121,6 @@ class Machine:
 
 
 EXACT = Machine()
-
-
-def refuse_without_gpu(precision: str, device: torch.device, *, compile: bool = False) -> None:
-    """Raise VqtoolError if a CPU is to do what only GPUs gain from."""
-    if device.type != "cpu":
-        return
-    if precision in ("bf16", "tf32"):
-        raise VqtoolError(f"`precision` {precision} is for GPUs: on a CPU it gains next to nothing; leave it out")
-    if compile:
-        raise VqtoolError("`compile` is for GPUs: on a CPU `runtime` onnx gains more, and not every machine compiles")
 
 
 def use_runtime(prior: Prior, runtime: str) -> tuple[Prior, str]:

@@ -7,7 +7,6 @@ A network is a file here with Config, Encoder and Decoder, and a row in NETWORKS
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from vqtool.checks import check_images, check_tokens
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
 from vqtool.inputs import input_name
+from vqtool.products import computing
 from vqtool.tokenizers import magvit2, maskgit, titok, vqgan, vqvae
 from vqtool.tokenizers._sizes import NetworkConfig, find_grid_size, find_image_size
 from vqtool.tokenizers.quantizers import highest, nearest
@@ -109,6 +109,7 @@ class Tokenizer(nn.Module):
         self.location = ""  # where that is: a path, or "builtin"
         self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
         self.half_precision = False  # whether its weights are stored as float16
+        self.most_at_once: int | None = None  # images, where memory ran out
 
     @property
     def network(self) -> str:
@@ -187,12 +188,12 @@ class Tokenizer(nn.Module):
         return found if self.num_full_codes is None else self.code_map[found]
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
-    def encode(self, images: Tensor, *, bf16: bool = False) -> Tensor:
+    def encode(self, images: Tensor, *, precision: str = "auto") -> Tensor:
         """Images to tokens.
 
         Args:
             images: (B, 3, h, w) float in [-1, 1], of a size that `grid_size` takes.
-            bf16: whether the encoder computes in bfloat16; the lookup does not.
+            precision: of the encoder, one of `products.PRECISIONS`; the lookup is in float32.
 
         Returns:
             (B, H, W) int64 in [0, K).
@@ -200,17 +201,17 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError, VqtoolError: as `latents`.
         """
-        with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with computing(images.device, precision):
             latents = self.latents(images)
         return self.look_up(latents.float().reshape(-1, latents.shape[-1])).view(latents.shape[:-1])
 
     @torch.no_grad()  # not inference_mode: others may put what comes out of here into a graph of their own
-    def decode(self, grid: Tensor, *, bf16: bool = False) -> Tensor:
+    def decode(self, grid: Tensor, *, precision: str = "auto") -> Tensor:
         """Tokens to images.
 
         Args:
             grid: (B, H, W) integers in [0, K).
-            bf16: whether the decoder computes in bfloat16.
+            precision: of the decoder, one of `products.PRECISIONS`.
 
         Returns:
             (B, 3, h, w) float32, about [-1, 1], not clamped.
@@ -219,7 +220,7 @@ class Tokenizer(nn.Module):
             ValueError: of another shape or type, or a token is outside the codebook.
         """
         check_tokens(grid, self.codebook_size, wait=True)  # on a GPU a wrong token ends the process
-        with torch.autocast(grid.device.type, torch.bfloat16) if bf16 else nullcontext():
+        with computing(grid.device, precision):
             return self.decode_codes(self.codebook[grid.long()]).float()
 
     def decode_codes(self, codes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqtool import distributed
 from vqtool.captions import join_captions
@@ -29,11 +30,9 @@ from vqtool.images.writer import FolderWriter, PreviewWriter, writer_type
 from vqtool.locks import claims
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
-from vqtool.registry import check_known
 from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers._machine import by_parts, prepare
 from vqtool.tokenizers._onnx import use_runtime
-
-PRECISIONS = ("fp32", "bf16")
 
 _PROBED = 16  # images whose borders are looked at
 _WHITE = 8  # levels of 255: borders that come back darker are told
@@ -72,8 +71,9 @@ def decode(
     *,
     batch_size: int = 32,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     runtime: str = "torch",
+    compile: bool = False,
     force: bool = False,
     on_start: Callable[[GridHeader, Tokenizer], None] | None = None,
     progress: Progress = silent,
@@ -91,8 +91,9 @@ def decode(
         tokenizer: instead of the one that the grids name.
         batch_size: grids in the network at once.
         device: to compute on.
-        precision: of the decoder: "fp32", or on a GPU "bf16".
+        precision: of the decoder on a GPU: "fp32", "tf32", "bf16", or "auto", float32 whose convolutions may be TF32.
         runtime: of the decoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`.
+        compile: whether PyTorch compiles the decoder, on a GPU.
         force: overwrite; and decode with another tokenizer than that of the grids, if codes and grids fit.
         on_start: told the header of the grids and the tokenizer, before the first is decoded.
         progress: shows how many are done.
@@ -118,7 +119,7 @@ def decode(
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, source, given=tokenizer, force=force).to(distributed.choose_device(device))
-        bf16 = is_bf16(precision, model)
+        model = prepare(model, precision, compile=compile, part="decoder")
         model, _ = use_runtime(model, runtime, ["decoder"])
         if on_start is not None:
             on_start(reader.header, model)
@@ -127,7 +128,8 @@ def decode(
                 if is_shared and isinstance(writer, FolderWriter) and number % num != rank:
                     writer.pass_over(batch.ids, batch.labels, batch.captions)
                 else:
-                    writer.write(decode_batch(batch, model, bf16=bf16), batch.ids, batch.labels, batch.captions)
+                    images = decode_batch(batch, model, precision=precision)
+                    writer.write(images, batch.ids, batch.labels, batch.captions)
                 advance(len(batch))
     warnings = []
     if isinstance(writer, PreviewWriter) and writer.num_dropped:
@@ -163,7 +165,7 @@ def encode_images(
     *,
     batch_size: int,
     fit: str = "crop",
-    bf16: bool = False,
+    precision: str = "auto",
     on_error: OnError | None = None,
 ) -> Iterator[GridBatch]:
     """Token grids of images, in their order.
@@ -174,33 +176,25 @@ def encode_images(
         image_size: (h, w) that images are brought to.
         batch_size: images in the network at once.
         fit: how they are brought to it: see `vqtool.images.read_image`.
-        bf16: whether the encoder computes in bfloat16.
+        precision: of the encoder.
         on_error: told of a bad image, which is left out; None raises.
     """
     for batch in read_batches(items, image_size, batch_size, fit=fit, on_error=on_error):
-        yield encode_batch(batch, tokenizer, bf16=bf16)
+        yield encode_batch(batch, tokenizer, precision=precision)
 
 
-def encode_batch(batch: ImageBatch, tokenizer: Tokenizer, *, bf16: bool = False) -> GridBatch:
+def encode_batch(batch: ImageBatch, tokenizer: Tokenizer, *, precision: str = "auto") -> GridBatch:
     """Token grids of images, with what is known of them."""
     images = torch.from_numpy(np.require(batch.images, requirements="W"))  # torch warns of read-only memory
-    tokens = tokenizer.encode(to_float(images.to(tokenizer.device)), bf16=bf16)
+
+    def encode(part: Tensor) -> Tensor:
+        return tokenizer.encode(to_float(part), precision=precision)
+
+    tokens = by_parts(encode, images.to(tokenizer.device), tokenizer)
     return GridBatch(tokens.cpu().numpy().astype(np.uint32), batch.ids, batch.labels, batch.captions)
 
 
-def decode_batch(batch: GridBatch, tokenizer: Tokenizer, *, bf16: bool = False) -> NDArray[np.uint8]:
+def decode_batch(batch: GridBatch, tokenizer: Tokenizer, *, precision: str = "auto") -> NDArray[np.uint8]:
     """Images (B, 3, h, w) of token grids."""
     tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(tokenizer.device)
-    return to_uint8(tokenizer.decode(tokens, bf16=bf16))
-
-
-def is_bf16(precision: str, tokenizer: Tokenizer) -> bool:
-    """Whether a precision means bfloat16.
-
-    Raises:
-        VqtoolError: an unknown one, or bfloat16 on a CPU.
-    """
-    check_known("precision", precision, PRECISIONS)
-    if precision == "bf16" and tokenizer.device.type == "cpu":
-        raise VqtoolError("`precision` bf16 is for GPUs: on a CPU it gains next to nothing; leave it out")
-    return precision == "bf16"
+    return to_uint8(by_parts(lambda part: tokenizer.decode(part, precision=precision), tokens, tokenizer))

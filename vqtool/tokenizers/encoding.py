@@ -24,7 +24,7 @@ from vqtool.images.sources.options import DEFAULTS
 from vqtool.locks import claims
 from vqtool.progress import Progress, silent
 from vqtool.tally import Tally
-from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
+from vqtool.tokenizers import BUILTIN, Tokenizer, _machine, load_tokenizer
 from vqtool.tokenizers._onnx import use_runtime
 from vqtool.tokenizers.batches import (
     OnError,
@@ -33,7 +33,6 @@ from vqtool.tokenizers.batches import (
     encode_batch,
     encode_images,
     grid_header,
-    is_bf16,
 )
 
 _PROBED = 16  # images whose borders are looked at
@@ -50,8 +49,9 @@ def encode(
     image_size: tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     runtime: str = "torch",
+    compile: bool = False,
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
@@ -71,8 +71,10 @@ def encode(
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
         batch_size: images in the network at once.
         device: of a tokenizer that is named.
-        precision: of the encoder: "fp32", or on a GPU "bf16", which the history says: some tokens are others.
+        precision: of the encoder on a GPU: "fp32", "tf32", "bf16" (each of which the history says: some tokens are
+            others), or "auto", float32 whose convolutions may be TF32.
         runtime: of the encoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`; the history says it.
+        compile: whether PyTorch compiles the encoder, on a GPU.
         resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
@@ -88,8 +90,9 @@ def encode(
     """
     resume = check_resumable(output, resume=resume, force=force)
     encoder = prepare_encoder(
-        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime
-    )
+        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
+        compile=compile,
+    )  # fmt: skip
     tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
     before = len(tally.skipped)
     items = find_images(sources, options, on_error=None if on_error is None else tally)
@@ -111,8 +114,9 @@ class Encoder:
     tokenizer: Tokenizer
     image_size: tuple[int, int]
     batch_size: int
-    bf16: bool
+    precision: str
     runtime: str
+    compile: bool = False
 
     def choose_fit(self, items: Sequence[ImageItem], given: str | None) -> str:
         """How images are brought to the size: as is given, or as most of these ask for.
@@ -135,7 +139,7 @@ class Encoder:
             more: what else the history says.
         """
         words = [text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))]
-        how: dict[str, Any] = {"precision": "bf16"} if self.bf16 else {}
+        how: dict[str, Any] = {**_machine.record(self.precision, self.tokenizer.device, compile=self.compile)}
         how |= {} if self.runtime == "torch" else {"runtime": self.runtime}
         inputs = {"tokenizer": self.tokenizer.fingerprint}
         record = history_record("encode", inputs=inputs, num=num, images=text_digest(words), **how, **more)
@@ -150,6 +154,7 @@ def prepare_encoder(
     device: str,
     precision: str,
     runtime: str,
+    compile: bool = False,
 ) -> Encoder:
     """Load a tokenizer, if it is named, and check all that `encode` is told of it.
 
@@ -158,11 +163,11 @@ def prepare_encoder(
     """
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
-    bf16 = is_bf16(precision, tokenizer)
+    tokenizer = _machine.prepare(tokenizer, precision, compile=compile, part="encoder")
     tokenizer, runtime = use_runtime(tokenizer, runtime, ["encoder"])
     image_size = image_size or tokenizer.usual_size
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
-    return Encoder(tokenizer, image_size, batch_size, bf16, runtime)
+    return Encoder(tokenizer, image_size, batch_size, precision, runtime, compile)
 
 
 def encode_items(
@@ -198,7 +203,7 @@ def encode_items(
                 encoder.image_size,
                 batch_size=encoder.batch_size,
                 fit=fit,
-                bf16=encoder.bf16,
+                precision=encoder.precision,
                 on_error=skip,
             ):
                 writer.write(batch)

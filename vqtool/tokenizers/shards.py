@@ -67,8 +67,9 @@ def encode_shard(
     image_size: tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     runtime: str = "torch",
+    compile: bool = False,
     resume: bool = False,
     force: bool = False,
     on_error: OnError | None = None,
@@ -88,6 +89,7 @@ def encode_shard(
         device: of a tokenizer that is named.
         precision: see `encode`.
         runtime: see `encode`.
+        compile: see `encode`.
         resume: leave the file if it is complete, else go on with what there is.
         force: overwrite it.
         on_error: told of an image that cannot be read, which is left out; None raises.
@@ -109,6 +111,7 @@ def encode_shard(
         device=device,
         precision=precision,
         runtime=runtime,
+        compile=compile,
     )
     with distributed.alone():
         return _encode_one(
@@ -127,8 +130,9 @@ def encode_shards(
     image_size: tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     runtime: str = "torch",
+    compile: bool = False,
     resume: bool = False,
     force: bool = False,
     on_error: OnError | None = None,
@@ -152,6 +156,7 @@ def encode_shards(
         device: of a tokenizer that is named.
         precision: see `encode`.
         runtime: see `encode`.
+        compile: see `encode`.
         resume: pass over files that are complete, and go on with what is kept of others.
         force: overwrite files.
         on_error: told of an image or shard that cannot be read, which is left out; None raises.
@@ -166,8 +171,9 @@ def encode_shards(
         raise VqtoolError(f"`per_file` {per_file}: how many images go into a file is expected, 1 or more")
     part = distributed.own_part(partial)
     encoder = prepare_encoder(
-        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime
-    )
+        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
+        compile=compile,
+    )  # fmt: skip
     shards: Sequence[Source] = expand(sources)
     if per_file is not None:
         items = find_images(sources, options, on_error=_only_told(on_error))

@@ -1,0 +1,58 @@
+"""How a machine encodes and decodes: in which precision, compiled or not, and with how many images at once."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vqtool.errors import VqtoolError, warn
+from vqtool.products import PRECISIONS, refuse_without_gpu
+from vqtool.registry import check_known
+from vqtool.tokenizers import Tokenizer
+
+
+def prepare(tokenizer: Tokenizer, precision: str, *, compile: bool, part: str) -> Tokenizer:
+    """The same tokenizer with a part of it compiled, if that is asked for; the one given stays as it is.
+
+    Raises:
+        VqtoolError: an unknown precision, or something for GPUs without one.
+    """
+    check_known("precision", precision, PRECISIONS)
+    refuse_without_gpu(precision, tokenizer.device, compile=compile)
+    if not compile:
+        return tokenizer
+    other, network = copy.copy(tokenizer), copy.copy(tokenizer.get_submodule(part))
+    other._modules = {**tokenizer._modules, part: network}
+    network.compile()
+    return other
+
+
+def record(precision: str, device: torch.device, *, compile: bool) -> dict[str, str | bool]:
+    """What a history says of it: nothing, where that is what every machine does."""
+    chosen = {} if precision == "auto" or device.type == "cpu" else {"precision": precision}
+    return {**chosen, **({"compile": True} if compile else {})}
+
+
+def by_parts(call: Callable[[Tensor], Tensor], rows: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """What a network makes of rows (B, ...), each for itself; where memory runs out, of half as many from then on.
+
+    Raises:
+        VqtoolError: a single one is too much.
+    """
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    while True:
+        num = max(1, len(rows))
+        at_once = min(num, tokenizer.most_at_once or num)
+        try:
+            return torch.cat([call(rows[start : start + at_once]) for start in range(0, num, at_once)])
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if at_once == 1:
+                raise VqtoolError("out of memory with one image in the network: take smaller ones, or a CPU") from error
+        tokenizer.most_at_once = at_once // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warn(f"out of memory with {at_once} images in the network at once: going on with {at_once // 2}")
