@@ -30,6 +30,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "guidance": "network.guidance",
     "ceiling": "network.ceiling",
     "pipeline": "pipeline.pipeline",
+    "peers": "pipeline.peers",
     "release-fast": "strides.release_fast",
     "tokenizer": "tokenizer.tokenizer",
     "runtime": "runtime.runtime",

@@ -1,7 +1,9 @@
 """Whole walks from masks to tokens: against diffusers' pipeline, and against two full passes of the network a step."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,11 +103,15 @@ class Case:
             output_type="np",
         )
 
-    def ours(self, **settings: object) -> Tensor:
-        """`ancestral`, from captions in tokens to grids."""
-        sizes = self.sizes
+    def ours(self, steps: int | None = None, **settings: object) -> Tensor:
+        """`ancestral`, from captions in tokens to grids; with so many steps, else with all."""
         return vqtool.sample(
-            self.prior, sizes.batch, steps=sizes.steps, condition=self.ids, cfg_scale=SCALE, **settings
+            self.prior,
+            self.sizes.batch,
+            steps=steps or self.sizes.steps,
+            condition=self.ids,
+            cfg_scale=SCALE,
+            **settings,
         )
 
     @torch.no_grad()
@@ -116,8 +122,8 @@ class Case:
         """
         prior, size = self.prior, (self.sizes.batch, self.sizes.side, self.sizes.side)
         x_t = torch.full(size, prior.kernel.mask_id)
-        for time in range(self.sizes.steps, 0, -1):
-            t = torch.full(size[:1], time)
+        for step in range(self.sizes.steps, 0, -1):
+            t = torch.full(size[:1], step)
             if published:
                 laws = (dense_logits(prior.denoiser, x_t, t, text).log_softmax(-1) for text in (self.text, self.null))
                 log_c, log_u = (law.view(*size, -1) for law in laws)
@@ -186,3 +192,27 @@ def pipeline(folder: Path, num: int) -> Iterator[Row]:
     network is the published formulation (`benchmarks.dense`), once vqtool's.
     """
     yield from compare(Sizes(), repeats=2)
+
+
+def peers(folder: Path, num: int) -> Iterator[Row]:
+    """Grids a second of a core against diffusers' pipeline with the same weights: 2 of 16x16, else as in `pipeline`.
+
+    At equal steps, 20 of 20, with guidance, eager and by ONNX Runtime, where the law is the same; then with what
+    changes it: the unconditional half in every second and every fourth call, and `purity` in 8 steps. Turn by turn, in
+    seconds of the processor, so that other work on the machine counts for little; give `--threads 1`.
+    """
+    case = Case(Sizes(batch=2))
+    yield "largest difference from diffusers in log p", f"{case.difference():.0e}"
+    ways: dict[str, dict[str, object]] = {
+        "same law, eager": {},
+        "same law, ONNX Runtime": {"runtime": "onnx"},
+        "ONNX Runtime, cfg-refresh 2": {"runtime": "onnx", "cfg_refresh": 2},
+        "ONNX Runtime, cfg-refresh 4": {"runtime": "onnx", "cfg_refresh": 4},
+        "ONNX Runtime, purity, 8 steps of 20": {"runtime": "onnx", "sampler": "purity", "steps": 8},
+    }
+    theirs, *mine = race(
+        case.theirs, *(partial(case.ours, **how) for how in ways.values()), repeats=2, clock=time.process_time
+    )
+    for what, its in zip(ways, mine, strict=True):
+        rates = f"{case.sizes.batch / its:.2f} and {case.sizes.batch / theirs:.2f} grids a second of processor time"
+        yield f"diffusers' pipeline in 20 steps over ours, {what}", f"{theirs / its:.2f}x ({rates})"

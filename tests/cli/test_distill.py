@@ -5,7 +5,7 @@ from support.exact import random_prior
 
 from vqtool.priors import load_prior
 
-SHORT = ("--calls", 2, "-n", 4, "--latents", 3, "--draws", 2, "-b", 2, "--steps", 2, "--teacher-calls", 2)
+SHORT = ("--calls", 2, "-n", 4, "--latent-size", 3, "-b", 2, "--steps", 2, "--teacher-calls", 2)
 
 
 def test_a_student_is_written_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, vqtool):

@@ -92,7 +92,7 @@ CASES = (
         resume=True,
     ),
     Case(
-        "distill prior.safetensors -n 4 --teacher-calls 2 --calls 2 --latents 2 --draws 2 -b 2 --steps 3 "
+        "distill prior.safetensors -n 4 --teacher-calls 2 --calls 2 --latent-size 2 -b 2 --steps 3 "
         "-o out.safetensors",
         ("out.safetensors", "out.log.jsonl", "out.state.safetensors"),
         resume=True,

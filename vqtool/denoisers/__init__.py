@@ -56,12 +56,13 @@ class Denoiser(nn.Module, ABC):
         return True
 
     @property
-    def num_latents(self) -> int:
-        """Parts of the mixture that a student predicts, one of which each call draws; 0 for all others."""
-        return int(getattr(getattr(self, "config", None), "num_latents", 0))
+    def latent_size(self) -> int:
+        """Numbers of the latent that a student draws for a sample in each call; 0 for all others."""
+        config = getattr(self, "config", None)
+        return int(getattr(config, "latent_size", 0) or getattr(config, "num_latents", 0) > 0)
 
-    def mix(self, condition: EncodedCondition, noise: Tensor) -> EncodedCondition:
-        """Conditions with a latent each: the one that a number (B,) in [0, 1) falls on."""
+    def mix(self, condition: EncodedCondition, latent: Tensor) -> EncodedCondition:
+        """Conditions with a latent each, (B, `latent_size`), standard normal."""
         return condition
 
     @property

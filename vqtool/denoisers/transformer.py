@@ -74,7 +74,8 @@ class Config:
     token_width: int = 0  # numbers a token in the one table of embedding and head; 0: two tables as wide as the network
     caption_width: int = 0  # of the text encoder; 0: that of the network
     shared_modulation: bool = False  # whether one linear map makes scales, shifts and gates for all blocks
-    num_latents: int = 0  # of a student: see training.distilling
+    num_latents: int = 0  # of a student as version 0.2 made them: rows of a table, of which a call draws one
+    latent_size: int = 0  # of a student: numbers of its latent, see training.distilling
     dropout: float = 0.0  # share of what a block adds that is left out in training
     num_parts: int = 1  # G, of a token
 
@@ -230,6 +231,7 @@ class Network(Denoiser):
         self.time = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.classes = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         self.latents = nn.Embedding(config.num_latents, width) if config.num_latents else None
+        self.latent = Linear(config.latent_size, width) if config.latent_size else None
         self.text = _TextEncoder(config) if config.vocabulary_size else None
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -253,6 +255,8 @@ class Network(Denoiser):
             nn.init.normal_(self.classes.weight, std=CLASS_SCALE)
         if self.latents is not None:
             nn.init.normal_(self.latents.weight, std=CLASS_SCALE)
+        if self.latent is not None:
+            nn.init.normal_(self.latent.weight, std=CLASS_SCALE / self.config.latent_size**0.5)
         zeroed: list[nn.Module | None] = [self.head, self.leave, self.modulation, self.shared_modulation]
         for block in self.blocks:
             if isinstance(block, _Block):
@@ -291,16 +295,21 @@ class Network(Denoiser):
             return self.text(condition)  # type: ignore[no-any-return]
         if self.classes is not None:
             return EncodedCondition(self.classes(condition))
-        if self.latents is not None:
-            return EncodedCondition(self.latents.weight.new_zeros(len(condition), self.config.width))
+        if self.latent_size:
+            return EncodedCondition(self.rows.new_zeros(len(condition), self.config.width))
         return EncodedCondition()
 
-    def mix(self, condition: EncodedCondition, noise: Tensor) -> EncodedCondition:
+    def mix(self, condition: EncodedCondition, latent: Tensor) -> EncodedCondition:
         """Add a latent to each embedding: see `Denoiser.mix`."""
-        if self.latents is None or condition.embedding is None:
+        if condition.embedding is None:
             return condition
-        drawn = self.latents((noise * self.config.num_latents).long())
-        return condition._replace(embedding=condition.embedding + drawn)
+        if self.latent is not None:
+            condition = condition._replace(embedding=condition.embedding + self.latent(latent.to(self.rows)))
+        elif self.latents is not None:
+            count = self.config.num_latents
+            row = (torch.special.ndtr(latent[:, 0]) * count).long().clamp(max=count - 1)
+            condition = condition._replace(embedding=condition.embedding + self.latents(row))
+        return condition
 
     def forward(
         self,
@@ -321,10 +330,7 @@ class Network(Denoiser):
         if self.shared_modulation is not None:
             conditioning = self.shared_modulation(conditioning)
         parts = self.config.num_parts
-        x = self._embed_tokens(x_t)
-        x = x + _resized(self.rows, x.shape[1])[:, None] + _resized(self.columns, x.shape[2])
-        x = x.flatten(1, 2)  # (B, H * W, D)
-        keep = None
+        x, keep = self.embed(x_t), None
         if cache is not None:
             x, keep = cache.enter(x), cache.keep
         for number, block in enumerate(self.blocks):
@@ -339,6 +345,12 @@ class Network(Denoiser):
             return logits
         own = (cells % parts)[..., None, None].expand(-1, -1, 1, self.config.codebook_size)
         return logits.view(*cells.shape, parts, -1).gather(2, own)[:, :, 0]
+
+    def embed(self, x_t: Tensor) -> Tensor:
+        """Tokens where they are, (B, H * W, D): what the first block sees."""
+        x = self._embed_tokens(x_t)
+        x = x + _resized(self.rows, x.shape[1])[:, None] + _resized(self.columns, x.shape[2])
+        return x.flatten(1, 2)
 
     def _embed_tokens(self, x_t: Tensor) -> Tensor:
         """(B, H, W, D), of (B, H, G W) parts."""

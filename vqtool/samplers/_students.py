@@ -1,5 +1,6 @@
 """What a walk does for students: the latent that each call draws, and no more calls than they were made for."""
 
+import torch
 from torch import Tensor
 
 from vqtool import rng
@@ -8,10 +9,12 @@ from vqtool.errors import VqtoolError
 from vqtool.priors import Prior
 from vqtool.samplers._microbatches import Microbatch
 
+SMALLEST = 2.0**-54  # noise of 0, which is one number in 2 ** 53, is taken for this
+
 
 def most_calls(prior: Prior) -> int:
     """How many calls a grid a student was made for; 0 for other priors."""
-    return int(prior.summary.get("calls", 0)) if prior.denoiser.num_latents else 0
+    return int(prior.summary.get("calls", 0)) if prior.denoiser.latent_size else 0
 
 
 def check_calls(prior: Prior, calls: int) -> None:
@@ -29,10 +32,12 @@ def check_calls(prior: Prior, calls: int) -> None:
 
 
 def draw_latents(prior: Prior, seed: int, samples: range, call: int) -> Tensor | None:
-    """What says which latent each sample has in a call, (B,) float64 in [0, 1); None for a prior without."""
-    if not prior.denoiser.num_latents:
+    """The latent of each sample in a call, (B, size) float64, standard normal; None for a prior without."""
+    size = prior.denoiser.latent_size
+    if not size:
         return None
-    return rng.uniform(seed, samples, call, (), stream=rng.LATENT, device=prior.device)
+    noise = rng.uniform(seed, samples, call, (size,), stream=rng.LATENT, device=prior.device)
+    return torch.special.ndtri(noise.clamp(min=SMALLEST))
 
 
 def mix(

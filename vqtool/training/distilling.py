@@ -1,13 +1,20 @@
-"""Distillation of a prior into a student of few calls: a mixture of products, which one call can be drawn from.
+"""Distillation of a prior into a student of few calls: a network with a latent, whose one call can draw what fits.
 
 What it does: cells that a call draws together are independent given the latent that the call draws first, so they can
 belong together, which no single product allows: of two cells that are AA or BB one call of a product gives AB a quarter
-of the time. The student is the teacher's network with a table of latents beside its embedding of time, and learns from
-grids that the teacher draws in many calls; no data are needed.
-Equation: the loss at each of the student's times t is -log mean_l prod_i p(x_0^i | x_t, latent_l) over some latents l,
-for x_0 that the teacher draws, x_t ~ q(x_t | x_0); the product is over the cells that the kernel has changed.
-Source: Hayakawa et al. 2024, Di4C (arXiv:2410.08709), the mixture and distillation by consistency with many calls.
-Differs from it: the teacher's grids stand for its law, so that the loss is a likelihood; there is no control variate.
+of the time. The student is the teacher's network with a linear map from the latent beside its embedding of time. It
+learns from grids that the teacher draws in many calls; no data are needed.
+Equation: at each of the student's times t, for x_0 that the teacher draws and x_t ~ q(x_t | x_0), the loss is
+
+    -log prod_i p(x_0^i | x_t, z) + KL(q(z | x_0, x_t) || N(0, I)),  z ~ q(z | x_0, x_t),
+
+an upper bound of -log p(x_0 | x_t); the product is over the cells that the kernel has changed. The encoder q is a small
+transformer that is trained beside the student and left out of its file.
+Source: Hayakawa et al. 2024, Di4C (arXiv:2410.08709): the mixture of products, and its limits; Kingma and Welling 2014
+(arXiv:1312.6114): the bound.
+Differs from Di4C: the teacher's grids stand for its law, so that the loss is a likelihood, without a control variate;
+and the encoder finds the latent. Latents that are tried at random, n a grid, can tell no more than log n nats a call
+apart, 2 for 8 of them; what cells know of each other is ten times as much (docs/sampling.md).
 """
 
 import math
@@ -23,10 +30,10 @@ from torch.nn import functional as F
 
 from vqtool import denoisers, distributed, rng
 from vqtool.artifacts import history_record
-from vqtool.denoisers import Denoiser, EncodedCondition
+from vqtool.denoisers import Denoiser
 from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.diffusion.posterior import replaces
-from vqtool.errors import VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, size_text
 from vqtool.locks import claims
 from vqtool.options import Checked, distribute, option
 from vqtool.priors import Prior, load_prior
@@ -38,11 +45,16 @@ from vqtool.training import loop
 from vqtool.training._order import Indices
 from vqtool.training.building import choose_learning_rate
 from vqtool.training.clock import Length, LoopConfig, Moment
-from vqtool.training.data import GridData, upload
+from vqtool.training.data import GridData, build_data, read_data, upload
 from vqtool.training.runs import RunFiles, RunOptions, choose_length
+from vqtool.training.tuning import check_codes
 
+NUM, STEPS = 2048, 64  # grids that the teacher draws, and its calls for each at most, where nobody says
 DROPPED = 0.1  # share of the conditions left out, for guidance
 RATE_SHARE = 0.5  # of the learning rate that suits fresh weights
+RISING = 0.7  # share of the run in which the weight of the divergence rises to 1: else the latent is never used
+WIDTH, HEADS, LAYERS = 128, 4, 2  # of the encoder, which is no wider than the student
+SURE, FAR = -2.0, 3.0  # log of the standard deviations that the encoder begins with; how far its means can be from 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,40 +62,41 @@ class DistillOptions(Checked):
     """What the student is, and what it learns from."""
 
     calls: int = option(4, "Network calls a grid that it is made for.", minimum=1)
-    num: int = option(2048, "Grids that the teacher draws for it.", minimum=1, flag="-n")
+    num: int | None = option(None, "Grids that the teacher draws for it.", shown="2048", minimum=1, flag="-n")
     teacher_calls: int | None = option(
-        None, "Of the teacher for each of them.", shown="one a cell, at most T", minimum=1, advanced=True
+        None, "Of the teacher for each of them.", shown="one a cell, at most 64 and T", minimum=1, advanced=True
     )
-    cfg_scale: float = option(1.0, "Guidance of the teacher, which the student then needs no more.", minimum=0)
-    num_latents: int = option(64, "Parts of the mixture.", minimum=2, flag="--latents", advanced=True)
-    draws: int = option(8, "Of them that a grid is seen under in a step.", minimum=2, advanced=True)
+    cfg_scale: float | None = option(
+        None, "Guidance of the teacher, which the student then needs no more.", shown="the prior's own, or 1", minimum=0
+    )
+    latent_size: int = option(16, "Numbers of the latent.", minimum=1, advanced=True)
     batch_size: int = option(32, "Grids a step.", minimum=1, flag="-b", advanced=True)
 
 
-def build_student(teacher: Prior, num_latents: int, calls: int, *, seed: int) -> Prior:
-    """The teacher with a table of latents, fresh ones; all other weights are the teacher's.
+def build_student(teacher: Prior, latent_size: int, calls: int, *, seed: int) -> Prior:
+    """The teacher with a latent, whose map is fresh; all other weights are the teacher's.
 
     Args:
         teacher: a prior that is no student.
-        num_latents: parts of the mixture.
+        latent_size: numbers of the latent.
         calls: network calls a grid that the student is made for, at most T.
-        seed: of the latents.
+        seed: of the map.
 
     Raises:
-        VqtoolError: the denoiser has no place for latents or would be split, the teacher is a student, or T is below
+        VqtoolError: the denoiser has no place for a latent or would be split, the teacher is a student, or T is below
             `calls`.
     """
     if distributed.splits_weights():
         raise VqtoolError("FSDP (`accelerate launch --use_fsdp`) is for train-prior: distil without it")
-    if not hasattr(teacher.denoiser.config, "num_latents"):
-        raise VqtoolError(f"the denoiser {teacher.denoiser_name} has no place for latents; transformer has")
-    if teacher.denoiser.num_latents:
+    if not hasattr(teacher.denoiser.config, "latent_size"):
+        raise VqtoolError(f"the denoiser {teacher.denoiser_name} has no place for a latent; transformer has")
+    if teacher.denoiser.latent_size:
         raise VqtoolError(f"{teacher.location or 'this prior'} is a student itself: distil its teacher")
     if calls > teacher.kernel.num_steps:
         raise VqtoolError(f"`calls` {calls}: the teacher's kernel has {teacher.kernel.num_steps} steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = {**asdict(teacher.denoiser.config), "num_latents": num_latents}
+        config = {**asdict(teacher.denoiser.config), "latent_size": latent_size}
         student = denoisers.build(teacher.denoiser_name, config)
     student.take_over(teacher.denoiser)
     sampling = {"sampler": "ancestral", "steps": calls}
@@ -95,69 +108,113 @@ def build_student(teacher: Prior, num_latents: int, calls: int, *, seed: int) ->
 
 
 def draw_pool(teacher: Prior, options: DistillOptions, seed: int) -> GridData:
-    """Grids of the teacher with their conditions: its own examples in turn."""
-    examples = teacher.conditioner.examples
+    """Grids that the teacher draws with what its makers publish of sampling, with its own examples in turn."""
+    examples, num = teacher.conditioner.examples, options.num or NUM
     rows = in_turn(teacher, examples) if examples else None
-    condition = teacher.conditioner.null(options.num) if rows is None else rows(range(options.num))
-    steps = options.teacher_calls or min(math.prod(teacher.cells), teacher.kernel.num_steps)
-    scale = {} if options.cfg_scale == 1.0 else {"cfg_scale": options.cfg_scale}
-    grids = sample(
-        teacher, options.num, condition=condition if rows is not None else None, sampler="ancestral", steps=steps,
-        seed=seed, **scale,
-    )  # fmt: skip
+    condition = teacher.conditioner.null(num) if rows is None else rows(range(num))
+    steps = options.teacher_calls or min(math.prod(teacher.cells), teacher.kernel.num_steps, STEPS)
+    scale = {} if options.cfg_scale is None else {"cfg_scale": options.cfg_scale}
+    grids = sample(teacher, num, condition=None if rows is None else condition, steps=steps, seed=seed, **scale)
     return GridData(teacher.split(grids).numpy().astype(np.int64), condition, teacher.grid_spec)
 
 
-class MixtureObjective:
-    """The objective of the training loop: -log of a mixture of products, see above.
+def read_pool(teacher: Prior, grids: str | Path, options: DistillOptions) -> GridData:
+    """Grids that were drawn before, with their labels or captions.
+
+    Raises:
+        MismatchError: they are not grids of the teacher.
+        VqtoolError: the options say how the teacher is to draw them.
+    """
+    for name in ("num", "teacher_calls", "cfg_scale"):
+        if getattr(options, name) is not None:
+            raise VqtoolError(
+                f"`{name}` is for grids that the teacher draws, and `grids` are there: leave one of both out"
+            )
+    header, batch = read_data(grids)
+    check_codes(teacher, header)
+    if header.grid_size != teacher.grid_spec.grid_size:
+        sizes = size_text(header.grid_size), size_text(teacher.grid_spec.grid_size)
+        raise MismatchError(f"{grids}: grids of {sizes[0]} cells, and the teacher draws {sizes[1]}")
+    return build_data(batch, teacher.conditioner, teacher.grid_spec, teacher.split)
+
+
+class Pair(nn.Module):
+    """What is trained: the student, and the encoder that finds the latents of grids.
+
+    Args:
+        student: the denoiser.
+        seed: of the encoder's weights.
+    """
+
+    def __init__(self, student: Denoiser, *, seed: int) -> None:
+        super().__init__()
+        self.student = student
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            width = min(WIDTH, student.config.width)
+            self.enter = nn.Linear(student.config.width, width)
+            self.changed = nn.Embedding(2, width)
+            layer = nn.TransformerEncoderLayer(
+                width, HEADS, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            self.blocks = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+            self.norm = nn.LayerNorm(width)
+            self.leave = nn.Linear(width, 2 * student.latent_size)
+        with torch.no_grad():
+            self.leave.bias[student.latent_size :] = SURE
+
+    def forward(self, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, H, W, K) under latents of the grids, and these latents' divergences (B,), nats."""
+        x = self.enter(self.student.embed(x_0)) + self.changed((x_0 != x_t).flatten(1).long())
+        mean, log_std = self.leave(self.norm(self.blocks(x).mean(1))).chunk(2, -1)
+        mean, log_std = FAR * (mean / FAR).tanh(), log_std.clamp(-7, 2)
+        latent = mean + log_std.exp() * noise
+        encoded = self.student.mix(self.student.encode_condition(condition), latent)
+        divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1).sum(1) - log_std.sum(1)
+        return self.student(x_t, t, encoded), divergence
+
+
+class LatentObjective:
+    """The objective of the training loop: see above.
 
     Args:
         student: that learns.
         data: grids of the teacher.
-        options: the calls, which say at what times it learns, and how many latents a grid is seen under.
+        calls: of the student, which say at what times it learns.
         seed: of times, noise and latents.
     """
 
-    def __init__(self, student: Prior, data: GridData, options: DistillOptions, seed: int) -> None:
-        self._prior, self._data, self._options, self._seed = student, data, options, seed
-        last = student.kernel.num_steps
-        self._times = torch.linspace(last, 0, options.calls + 1).round().long()[:-1]
+    def __init__(self, student: Prior, data: GridData, calls: int, seed: int) -> None:
+        self._prior, self._data, self._seed = student, data, seed
+        self._times = torch.linspace(student.kernel.num_steps, 0, calls + 1).round().long()[:-1]
         self._masks_only = not replaces(student.kernel)
 
     def __call__(
         self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step, nats a cell, and what is logged of it."""
-        device, kernel, draws = next(model.parameters()).device, self._prior.kernel, self._options.draws
+        device, kernel, size = next(model.parameters()).device, self._prior.kernel, self._prior.denoiser.latent_size
         rows, numbers = upload(np.stack([indices, samples]), device)
-        x_0, condition = self._data.place(device).rows(rows)
-        noise = rng.uniform(self._seed, numbers, 0, (2 + draws + x_0[0].numel(),), stream=rng.TRAINING, device=device)
+        cells = self._data.tokens[0].size
+        noise = rng.uniform(self._seed, numbers, 0, (3 + size + cells,), stream=rng.TRAINING, device=device)
+        x_0, condition = self._data.place(device).rows(rows, noise[:, 2])
         t = self._times.to(device)[(noise[:, 0] * len(self._times)).long()]
-        x_t = kernel.sample(x_0, t, noise[:, 2 + draws :].view_as(x_0))
+        x_t = kernel.sample(x_0, t, noise[:, 3 + size :].view_as(x_0))
         dropped = (noise[:, 1] < DROPPED).view(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, self._prior.conditioner.null(1).to(device), condition)
-        network: Any = getattr(model, "module", model)
-        encoded = network.encode_condition(self._prior.read_texts(condition))
-        mixed = network.mix(_repeat(encoded, draws), noise[:, 2 : 2 + draws].flatten())
-        x_t, t = x_t.repeat_interleave(draws, 0), t.repeat_interleave(draws, 0)
-        log_x0 = log_probabilities(model(x_t, t, mixed), x_t, t, kernel, self._prior.parameterisation)
-        entropy = F.nll_loss(
-            log_x0.flatten(0, -2), x_0.repeat_interleave(draws, 0).flatten(), reduction="none"
-        ).view_as(x_t)
+        latent = torch.special.ndtri(noise[:, 3 : 3 + size].clamp(min=1e-12)).float()
+        logits, divergence = model(x_0, x_t, t, self._prior.read_texts(condition), latent)
+        log_x0 = log_probabilities(logits, x_t, t, kernel, self._prior.parameterisation)
+        entropy = F.nll_loss(log_x0.flatten(0, -2), x_0.flatten(), reduction="none").view_as(x_t)
         changed = x_t == kernel.mask_id if self._masks_only else torch.ones_like(x_t, dtype=torch.bool)
-        each = (entropy * changed).flatten(1).sum(1, dtype=torch.float64).view(-1, draws)
-        mixture = math.log(draws) - (-each).logsumexp(1)
-        cells = x_0[0].numel()
-        return (mixture.mean() / cells).float(), {"product": each.mean().detach() / cells}
-
-
-def _repeat(encoded: EncodedCondition, count: int) -> EncodedCondition:
-    return EncodedCondition(*(None if part is None else part.repeat_interleave(count, 0) for part in encoded))
+        product, spent = (entropy * changed).sum() / entropy.numel(), divergence.mean()
+        loss = product + min(1.0, moment.share / RISING) * spent / cells
+        return loss, {"bound": (product + spent / cells).detach(), "latent": spent.detach()}
 
 
 def distill(
     student: Prior,
-    teacher: Prior,
+    data: GridData,
     options: DistillOptions,
     config: LoopConfig,
     *,
@@ -167,11 +224,11 @@ def distill(
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     progress: Progress = silent,
 ) -> Prior:
-    """A student that has learned from grids that its teacher draws first.
+    """A student that has learned from grids.
 
     Args:
         student: of `build_student`.
-        teacher: on the device to use.
+        data: what it learns from.
         options: what the student is, and what it learns from.
         config: of the loop; its seed is that of all noise.
         state_path: see `loop.run`, as for all that follow.
@@ -183,15 +240,14 @@ def distill(
     Raises:
         VqtoolError: the state to resume is of another run.
     """
-    data = draw_pool(teacher, options, config.seed)
-    student.denoiser.requires_grad_(True)
+    pair = Pair(student.denoiser.requires_grad_(True), seed=config.seed)
     result = loop.run(
-        student.denoiser, MixtureObjective(student, data, options, config.seed), num_items=len(data), config=config,
+        pair, LatentObjective(student, data, options.calls, config.seed), num_items=len(data), config=config,
         state_path=state_path, log_path=log_path, data={"grids": data.digest()},
-        settings={"teacher": teacher.fingerprint, **asdict(options)}, resume=resume, report=report,
-        progress=progress,
+        settings={"teacher": student.parent, **asdict(options)}, resume=resume, report=report,
+        progress=progress, told=("bound", "latent"), order=data.order,
     )  # fmt: skip
-    model = result.model.requires_grad_(False)
+    model = result.model.requires_grad_(False).get_submodule("student")
     if not isinstance(model, Denoiser):
         raise ValueError(f"a {type(model).__name__} is no denoiser")
     return replace(student, denoiser=model, summary={**result.summary, **student.summary})
@@ -202,6 +258,7 @@ def distill_prior(
     prior: str | Path,
     output: str | Path,
     *,
+    grids: str | Path | None = None,
     seed: int = 0,
     resume: bool | str = False,
     force: bool = False,
@@ -215,6 +272,7 @@ def distill_prior(
     Args:
         prior: the teacher: a file, or "builtin".
         output: file to write.
+        grids: what it learns from, drawn before; None: the teacher draws.
         seed: of all noise.
         resume: go on with an interrupted run, exactly; "auto": if there is one, else begin.
         force: overwrite an earlier result or run.
@@ -234,16 +292,19 @@ def distill_prior(
     check_seed(seed)
     files = RunFiles.open(output, resume=resume, force=force)
     teacher = load_prior(prior)
-    student = build_student(teacher, wanted.num_latents, wanted.calls, seed=seed)
+    student = build_student(teacher, wanted.latent_size, wanted.calls, seed=seed)
     length = choose_length(run, files, default=Length(None, 10.0), notify=notify)
     rate = run.learning_rate or RATE_SHARE * choose_learning_rate(teacher.denoiser_name, "small")
     config = LoopConfig(
         length.steps, wanted.batch_size, rate, warmup_share=0.1, ema_decay=0.9995, ema_share=0.1, ema_rises=False,
         seed=seed, minutes=length.minutes,
     )  # fmt: skip
-    notify(f"{wanted.num} grids of prior {teacher.fingerprint}, from which a student of {wanted.calls} calls learns")
+    if grids is None:
+        notify(f"prior {teacher.fingerprint} draws {wanted.num or NUM} grids, which takes a while")
+    data = draw_pool(teacher, wanted, seed) if grids is None else read_pool(teacher, grids, wanted)
+    notify(f"{len(data)} grids, from which a student of {wanted.calls} calls learns")
     student = distill(
-        student, teacher, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume,
+        student, data, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume,
         report=report, progress=progress,
     )  # fmt: skip
     if not distributed.is_main_process():

@@ -111,7 +111,7 @@ def go_on(
                 f"`{name}` is that of the prior to begin with, {old.location}: leave it out, or train anew without "
                 "`from_`"
             )
-    _check_codes(old, header)
+    check_codes(old, header)
     kernel, notes = _choose_kernel(old, given.get("kernel"), given.get("schedule"))
     if tuning.train == "null":
         batch, conditioner = replace(batch, labels=None, captions=None), old.conditioner
@@ -173,7 +173,8 @@ def _grow(old: Prior, conditioner: Conditioner, changes: Mapping[str, Any], *, w
     return denoiser
 
 
-def _check_codes(start: Prior, header: GridHeader) -> None:
+def check_codes(start: Prior, header: GridHeader) -> None:
+    """Raise MismatchError unless grids have the tokens that a prior models."""
     mine, theirs = start.grid_spec.tokenizer_fingerprint, header.tokenizer_fingerprint
     if (mine or theirs) != theirs or start.codebook_size != header.codebook_size:
         raise MismatchError(
