@@ -41,7 +41,10 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "zoo-decode": "zoo.decoding",
     "frechet": "scoring.frechet",
     "prdc": "scoring.neighbours",
+    "prdc-many": "scoring.many",
 }
+LONG = ("prdc-many",)  # only if they are named
+
 PEERS = ("sampling", "network", "pipeline", "tokenizer")  # modules that need diffusers, of the extra dev
 
 
@@ -63,7 +66,7 @@ def main() -> None:
     unknown = set(options.names) - set(MEASURES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(MEASURES)}")
-    names = options.names or [*MEASURES]
+    names = options.names or [name for name in MEASURES if name not in LONG]
     if missing := missing_extra(names):
         parser.error(missing)
     import torch

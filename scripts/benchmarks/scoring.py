@@ -3,6 +3,7 @@
 Seconds are those of the processor, over the number of threads: what they take on two free cores.
 """
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +14,18 @@ import torch
 from benchmarks import Row, peak_memory, race
 
 NUM, DIM = 10_000, 2_048
+MANY, FEW = 50_000, 2_500  # rows a side of `many`, and those that tell beforehand how long it takes
 
 
 def _clock() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-def _features(seed: int) -> np.ndarray:
+def _features(seed: int, num: int = NUM) -> np.ndarray:
     """Correlated rows, as features are; other seeds have another mean and scale."""
     generator = np.random.default_rng(0)
     mix = (generator.normal(size=(DIM, DIM)) / DIM**0.5 * np.linspace(3, 0.01, DIM)).astype(np.float32)
-    rows = np.random.default_rng(seed).standard_normal((NUM, DIM), np.float32) @ mix
+    rows = np.random.default_rng(seed).standard_normal((num, DIM), np.float32) @ mix
     return rows * np.float32(1 + 0.1 * seed) + np.float32(0.05 * seed)
 
 
@@ -56,10 +58,10 @@ def frechet(folder: Path, num_images: int) -> Iterator[Row]:
     yield "relative difference of the values", f"{abs(found['ours'] / found['plain'] - 1):.0e}"
 
 
-def _neighbours() -> Callable[[], object]:
+def _neighbours(num: int = NUM) -> Callable[[], object]:
     from vqtool.metrics import neighbour_scores
 
-    a, b = _features(0), _features(1)
+    a, b = _features(0, num), _features(1, num)
     return lambda: neighbour_scores(a, b)
 
 
@@ -79,3 +81,18 @@ def neighbours(folder: Path, num_images: int) -> Iterator[Row]:
     gap = max(abs(getattr(ours, name) - float(value)) for name, value in theirs.items())
     yield "largest difference of the values", f"{gap:.0e}"
     yield "memory of it, beside the features", f"{peak_memory(_neighbours) / 1e6:.0f} MB"
+
+
+def many(folder: Path, num_images: int) -> Iterator[Row]:
+    """The same of 50,000 rows a side, ours alone, once; first what it will take, by 2,500 rows and the squares."""
+    few = _neighbours(FEW)
+    few()
+    start = _clock()
+    few()
+    yield "PRDC of 50,000 x 2,048 a side, extrapolated", f"{(_clock() - start) * (MANY / FEW) ** 2:.0f} s"
+    whole = _neighbours(MANY)
+    start = _clock()
+    whole()
+    yield "PRDC of 50,000 x 2,048 a side", f"{_clock() - start:.0f} s"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    yield "memory of the whole process, with 820 MB of features", f"{peak / 1e6:.0f} MB"
