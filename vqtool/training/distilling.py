@@ -52,7 +52,7 @@ from vqtool.training.tuning import check_codes
 NUM, STEPS = 2048, 64  # grids that the teacher draws, and its calls for each at most, where nobody says
 DROPPED = 0.1  # share of the conditions left out, for guidance
 RATE_SHARE = 0.5  # of the learning rate that suits fresh weights
-RISING = 0.7  # share of the run in which the weight of the divergence rises to 1: else the latent is never used
+RISING = (0.2, 0.7)  # share of the run from which, and to which, the weight of the divergence rises from 0 to 1
 WIDTH, HEADS, LAYERS = 128, 4, 2  # of the encoder, which is no wider than the student
 SURE, FAR = -2.0, 3.0  # log of the standard deviations that the encoder begins with; how far its means can be from 0
 
@@ -159,14 +159,16 @@ class Pair(nn.Module):
             )
             self.blocks = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
             self.norm = nn.LayerNorm(width)
-            self.leave = nn.Linear(width, 2 * student.latent_size)
+            cells = math.prod(student.config.grid_size) // student.config.num_parts
+            self.leave = nn.Linear(cells * width, 2 * student.latent_size)
         with torch.no_grad():
             self.leave.bias[student.latent_size :] = SURE
 
     def forward(self, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, H, W, K) under latents of the grids, and these latents' divergences (B,), nats."""
-        x = self.enter(self.student.embed(x_0)) + self.changed((x_0 != x_t).flatten(1).long())
-        mean, log_std = self.leave(self.norm(self.blocks(x).mean(1))).chunk(2, -1)
+        changed = (x_0 != x_t).flatten(1).unflatten(1, (-1, self.student.config.num_parts)).any(-1)  # (B, cells)
+        x = self.enter(self.student.embed(x_0)) + self.changed(changed.long())
+        mean, log_std = self.leave(self.norm(self.blocks(x)).flatten(1)).chunk(2, -1)
         mean, log_std = FAR * (mean / FAR).tanh(), log_std.clamp(-7, 2)
         latent = mean + log_std.exp() * noise
         encoded = self.student.mix(self.student.encode_condition(condition), latent)
@@ -208,7 +210,8 @@ class LatentObjective:
         entropy = F.nll_loss(log_x0.flatten(0, -2), x_0.flatten(), reduction="none").view_as(x_t)
         changed = x_t == kernel.mask_id if self._masks_only else torch.ones_like(x_t, dtype=torch.bool)
         product, spent = (entropy * changed).sum() / entropy.numel(), divergence.mean()
-        loss = product + min(1.0, moment.share / RISING) * spent / cells
+        weight = min(1.0, max(0.0, (moment.share - RISING[0]) / (RISING[1] - RISING[0])))  # else it is never used
+        loss = product + weight * spent / cells
         return loss, {"bound": (product + spent / cells).detach(), "latent": spent.detach()}
 
 
