@@ -162,7 +162,7 @@ def test_the_history_says_how_long_and_memory_what_is_kept(tmp_path):
     ("prior", "how", "message"),
     [
         (lambda: random_prior("uniform"), {}, "`cache` 2: the kernel uniform may change every cell in every call"),
-        (lambda: random_prior(num_latents=4), {}, "`cache` 2: a student draws another latent"),
+        (lambda: random_prior(latent_size=4), {}, "`cache` 2: a student draws another latent"),
         (random_prior, {"runtime": "onnx"}, "`cache` 2 is for `runtime` torch"),
         (random_prior, {"grid_size": (6, 9)}, "`cache` 2 is for grids that pass the network whole"),
         (random_prior, {"cache": 0}, "`cache` 0: must be 1 or more"),

@@ -138,7 +138,7 @@ def check(prior: Prior, settings: Settings) -> None:
             why = f"the denoiser {each.denoiser_name} has no keys and values of single cells to keep"
         elif not each.kernel.has_mask:
             why = f"the kernel {each.kernel.name} may change every cell in every call"
-        elif each.denoiser.num_latents:
+        elif each.denoiser.latent_size:
             why = "a student draws another latent for all cells in every call"
         if why:
             raise VqtoolError(f"`cache` {settings.cache}: {why}: leave it out")
