@@ -37,7 +37,8 @@ def draw_latents(prior: Prior, seed: int, samples: range, call: int) -> Tensor |
     if not size:
         return None
     noise = rng.uniform(seed, samples, call, (size,), stream=rng.LATENT, device=prior.device)
-    return torch.special.ndtri(noise.clamp(min=SMALLEST))
+    latents: Tensor = torch.special.ndtri(noise.clamp(min=SMALLEST))
+    return latents
 
 
 def mix(

@@ -148,7 +148,7 @@ class Pair(nn.Module):
 
     def __init__(self, student: Denoiser, *, seed: int) -> None:
         super().__init__()
-        self.student = student
+        self.student: Any = student
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = min(WIDTH, student.config.width)
@@ -166,7 +166,7 @@ class Pair(nn.Module):
 
     def forward(self, x_0: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, H, W, K) under latents of the grids, and these latents' divergences (B,), nats."""
-        changed = (x_0 != x_t).flatten(1).unflatten(1, (-1, self.student.config.num_parts)).any(-1)  # (B, cells)
+        changed = (x_0 != x_t).view(len(x_t), -1, self.student.config.num_parts).any(-1)  # (B, cells)
         x = self.enter(self.student.embed(x_0)) + self.changed(changed.long())
         mean, log_std = self.leave(self.norm(self.blocks(x)).flatten(1)).chunk(2, -1)
         mean, log_std = FAR * (mean / FAR).tanh(), log_std.clamp(-7, 2)
@@ -197,7 +197,7 @@ class LatentObjective:
         """The loss of a step, nats a cell, and what is logged of it."""
         device, kernel, size = next(model.parameters()).device, self._prior.kernel, self._prior.denoiser.latent_size
         rows, numbers = upload(np.stack([indices, samples]), device)
-        cells = self._data.tokens[0].size
+        cells = math.prod(self._data.tokens.shape[1:])
         noise = rng.uniform(self._seed, numbers, 0, (3 + size + cells,), stream=rng.TRAINING, device=device)
         x_0, condition = self._data.place(device).rows(rows, noise[:, 2])
         t = self._times.to(device)[(noise[:, 0] * len(self._times)).long()]
