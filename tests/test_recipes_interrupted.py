@@ -69,6 +69,7 @@ RECIPES = {  # arguments, and what is there in the end
     "claims": (["calls", "--steps", "2"], ["calls.json", "calls-absorbing-0.json"]),
     "from-your-images": (["pictures", "1"], ["sheet.png", "scores.json", "prior.safetensors"]),
     "text-to-image": (["pictures", "1"], ["guidance.png", "scores.json"]),
+    "text-to-image --from-scratch": (["pictures", "1", "--from-scratch"], ["guidance.png", "tokenizer.safetensors"]),
     "refit": (["2"], ["table.md", "comparison.png", "heldout-digits", "seed-0/refit-512-finetuned-distance.json"]),
     "refit --steps": (["--steps", "3"], ["table.md", "comparison.png", "emoji.tar.gz"]),
     "editing": (["--work", "quickstart"], ["inpaint.png", "vary.png", "outpaint.png", "canvas.png"]),
@@ -139,6 +140,17 @@ def test_folders_of_one_name_and_other_pictures_share_nothing(tree, recipe):
     for folder in ("pictures", "other/pictures", "pictures"):
         assert run(tree, recipe, [folder, "1"])[0].returncode == 0
     assert len([*(tree / "tree" / "runs").iterdir()]) == 2
+
+
+def test_other_prompts_are_drawn_by_the_prior_that_is_there(tree):
+    for number, prompts in enumerate(["a red apple\n", "a blue cat\n\na dog\n"]):
+        (tree / "prompts.txt").write_text(prompts)
+        done, calls = run(tree, "text-to-image", ["pictures", "1", "--prompts", "prompts.txt"])
+        assert done.returncode == 0, done.stderr
+        assert sum(call.startswith("train-prior") for call in calls) == (1 if number == 0 else 0)
+        assert sum(f"--captions {tree}/prompts.txt" in call for call in calls) == 3
+        (drawn,) = (call for call in calls if call.startswith("show"))
+        assert f"-n {3 * (number + 1)} --columns {number + 1} " in drawn
 
 
 def test_other_settings_of_a_recipe_are_refused_in_one_line(tree):
