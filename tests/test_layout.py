@@ -24,7 +24,7 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 # Data flows from top to bottom; a package imports only what stands above it.
 LAYERS = (
     "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng", "products",
-    "distributed", "progress", "tally", "hdf5", "inputs", "locks", "outputs", "artifacts", "runtimes", "grids",
+    "distributed", "progress", "tally", "hdf5", "urls", "inputs", "locks", "outputs", "artifacts", "runtimes", "grids",
     "inspection", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "adapters", "priors",
     "samplers", "interop", "training", "metrics", "cli",
 )  # fmt: skip

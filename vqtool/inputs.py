@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vqtool.errors import VqtoolError
+from vqtool.urls import Fetched, fetched, find_urls, url_of
 
 _SIGNATURES = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
@@ -49,7 +50,10 @@ def input_name(source: str | Path) -> str:
 def expand(sources: Iterable[str | Path]) -> list[str]:
     """The names that are meant: x-{00..99}.tar are a hundred, {a,b}.tar two, and globs what fits them, sorted.
 
-    A name that leads somewhere as it stands is that, and one that nothing fits is left as it is.
+    A name that leads somewhere as it stands is that, and one that nothing fits is left as it is. Of URLs * is taken.
+
+    Raises:
+        VqtoolError: the server of a URL does not say what fits.
     """
     return [name for source in sources for each in _unbrace(str(source)) for name in _fitting(each)]
 
@@ -67,7 +71,18 @@ def _unbrace(text: str) -> list[str]:
     return [each for middle in middles for each in _unbrace(text[: match.start()] + middle + text[match.end() :])]
 
 
+def locate(source: str | Path) -> Path:
+    """The path of a source; of a URL that of a copy, which is fetched when it is opened: see `vqtool.urls`."""
+    if isinstance(source, Fetched):
+        return source
+    url = url_of(source)
+    return Path(source) if url is None else fetched(url)
+
+
 def _fitting(name: str) -> list[str]:
+    url = url_of(name)
+    if url is not None:
+        return find_urls(url)
     if not has_magic(name) or os.path.exists(name):
         return [name]
     return sorted(glob(name)) or [name]
@@ -89,7 +104,7 @@ def open_input(source: str | Path) -> Iterator[tuple[BinaryIO, str]]:
         yield sys.stdin.buffer, input_name(source)
         return
     try:
-        stream = Path(source).open("rb")  # noqa: SIM115 (closed below; only the opening may fail here)
+        stream = locate(source).open("rb")
     except OSError as error:
         raise VqtoolError(f"{source}: cannot be read: {error.strerror}") from error
     with stream:

@@ -13,8 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from vqtool import urls
 from vqtool.errors import VqtoolError
 from vqtool.locks import claim, locked
+from vqtool.urls import url_of
 
 SUFFIXES = (".h5", ".hdf5", ".safetensors")  # of ours, that the names of side files do without
 KINDS = {  # of files that are written -> their suffixes
@@ -27,6 +29,7 @@ FILES = (  # suffixes that say what a file is: none of another kind goes there, 
     *(".txt", ".csv", ".tsv", ".md", ".log", ".xml", ".yaml", ".yml", ".py", ".onnx"),
     *(".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".npy", ".npz", ".parquet"),
 )
+_NUMBER = re.compile(r"\{shard(?::(0?[1-9]?\d?)d?)?\}")  # {shard}, {shard:05d}
 STANDARD_OUTPUT = ("-", "/dev/stdout")  # the second would otherwise be replaced by a file
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})  # what only a write can meet
@@ -39,6 +42,53 @@ def is_stream(output: str | Path) -> bool:
         return True
     path = Path(output)
     return path.exists() and not path.is_dir() and not path.is_file()
+
+
+def is_there(output: str | Path) -> bool:
+    """Whether there is something at an output, a path or a URL."""
+    url = url_of(output)
+    return os.path.exists(output) if url is None else urls.exists(url)
+
+
+@contextmanager
+def delivered(output: str | Path, *, force: bool) -> Iterator[Path]:
+    """The path to write what goes to an output: itself, or, of a URL, one here, sent when the block ends well.
+
+    Raises:
+        VqtoolError: there is a file behind the URL and `force` is off, or it cannot be sent.
+    """
+    url = url_of(output)
+    if url is None:
+        yield Path(output)
+        return
+    if not force and urls.exists(url):
+        raise VqtoolError(f"{url}: exists; use `force` to overwrite it or write elsewhere")
+    with urls.sent(url) as path:
+        yield path
+
+
+def check_pattern(output: str | Path) -> None:
+    """Refuse names that are not one for each shard.
+
+    Raises:
+        VqtoolError: there is no {shard} in them, or other braces are.
+    """
+    rest, num = _NUMBER.subn("", str(output))
+    if not num or set("{}") & set(rest):
+        raise VqtoolError(
+            f"`output` {output}: one name for each shard is expected, with {{shard}} for its number, such as "
+            "tok-{shard:05d}.h5"
+        )
+
+
+def is_pattern(output: str | Path) -> bool:
+    """Whether an output names a file for each shard."""
+    return "{" in str(output) and not os.path.exists(output)
+
+
+def shard_path(output: str | Path, number: int) -> str:
+    """The file of a shard, or its URL."""
+    return _NUMBER.sub(lambda match: f"{number:{match[1] or ''}d}", url_of(output) or str(output))
 
 
 def cache_folder(what: str) -> Path:
@@ -127,6 +177,8 @@ def refuse_existing(path: str | Path, *, force: bool, kind: str = "") -> None:
         VqtoolError: it is there and `force` is off, is no ordinary file, or its folder is not there; another process is
             writing it; or its name is that of a file of another kind.
     """
+    if url := url_of(path):
+        raise VqtoolError(f"{url}: this goes to a file on this machine; only `vqtool encode` writes to URLs")
     path = Path(path)
     if kind and path.suffix.lower() in FILES and path.suffix.lower() not in KINDS[kind]:
         raise VqtoolError(f"{path}: {kind} would be written there; name it {path.stem}{KINDS[kind][0]}")

@@ -85,9 +85,11 @@ def encode(
     from vqtool.cli.inputs import Skipped
     from vqtool.errors import size_text
     from vqtool.images import SourceOptions, parse_size
+    from vqtool.outputs import is_pattern
     from vqtool.tokenizers import BUILTIN
     from vqtool.tokenizers.encoding import encode as encode_files
-    from vqtool.tokenizers.shards import encode_shards, is_pattern
+    from vqtool.tokenizers.shards import encode_shards
+    from vqtool.urls import url_of
 
     def start(header: "GridHeader", num: int) -> None:
         echo(f"{num} images at {size_text(header.image_size)} -> grids of {size_text(header.grid_size)} tokens")
@@ -113,5 +115,5 @@ def encode(
         echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
     else:
         num = encode_files(images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=start, **how)
-        echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}")
+        echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else url_of(output) or output}")
     skipped.finish()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqtool.errors import VqtoolError
-from vqtool.inputs import expand
+from vqtool.inputs import expand, locate
 
 SUFFIX = ".h5"
 
@@ -22,7 +22,7 @@ def find_grids(sources: str | Path | Sequence[str | Path], *, once: bool = False
     """
     found: list[Path] = []
     for source in expand([sources] if isinstance(sources, str | Path) else sources):
-        path = Path(source)
+        path = locate(source)
         inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
         if not inside or not (source == "-" or inside[0].exists()):
             what = f"no {SUFFIX} files in it" if path.is_dir() else "no such file"

@@ -11,6 +11,7 @@ from vqtool.grids.batch import GridBatch, GridHeader, merge_histories
 from vqtool.grids.found import find_grids
 from vqtool.grids.reader import GridReader, open_grids
 from vqtool.grids.writer import GridWriter, check_output
+from vqtool.inputs import locate
 
 
 class JoinedGrids:
@@ -59,7 +60,7 @@ def concatenate(sources: Sequence[str]) -> Iterator[JoinedGrids]:
         MismatchError: they come from different tokenizers, or their grids differ in size.
         VqtoolError: a pipe is named twice, or a source cannot be read.
     """
-    pipes = [source for source in sources if source == "-" or not Path(source).is_file()]
+    pipes = [source for source in sources if source == "-" or not locate(source).is_file()]
     for source in pipes:
         if pipes.count(source) > 1:
             raise VqtoolError(f"{source}: named twice, but a pipe can be read only once")

@@ -18,7 +18,7 @@ from vqtool.grids.hdf5 import GridFileReader, SequenceCheck
 from vqtool.grids.stream import is_one_file, read_files
 from vqtool.grids.writer import CHUNK_GRIDS
 from vqtool.hdf5 import open_hdf5
-from vqtool.inputs import open_input
+from vqtool.inputs import locate, open_input
 
 
 class GridReader:
@@ -129,7 +129,7 @@ def open_grids(source: Path | str, *, masked: bool = False) -> Iterator[GridRead
     with open_input(source) as (stream, name), ExitStack() as stack:
         ordinary = is_one_file(stream, name)
         if ordinary:
-            file = stack.enter_context(open_hdf5(Path(source), name))
+            file = stack.enter_context(open_hdf5(locate(source), name))
             reader = GridReader(iter([file]), name, ordinary=True)
         else:
             reader = GridReader(stack.enter_context(closing(read_files(stream, name))), name, ordinary=False)

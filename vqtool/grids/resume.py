@@ -311,7 +311,7 @@ def _journals(output: Path | str, *, anew: bool) -> Iterator[list[Path]]:
             yield partial_paths(Path(distributed.broadcast(name) or "") / "grids.h5")
 
 
-def check_same_run(path: Path, old: GridHeader, new: GridHeader) -> None:
+def check_same_run(path: str | Path, old: GridHeader, new: GridHeader) -> None:
     """Raise MismatchError unless two headers are of the same run; names the first difference.
 
     Args:

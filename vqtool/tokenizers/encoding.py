@@ -22,6 +22,7 @@ from vqtool.images import ImageItem, SourceOptions, choose_fit, find_images, rea
 from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.locks import claims
+from vqtool.outputs import delivered
 from vqtool.progress import Progress, silent
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, _machine, load_tokenizer
@@ -34,6 +35,7 @@ from vqtool.tokenizers.batches import (
     encode_images,
     grid_header,
 )
+from vqtool.urls import url_of
 
 _PROBED = 16  # images whose borders are looked at
 _WHITE = 8  # levels of 255: borders that come back darker are told
@@ -65,7 +67,7 @@ def encode(
 
     Args:
         sources: folders, image files, tar shards, HDF5 files.
-        output: a path, or "-" for standard output.
+        output: a path or URL, or "-" for standard output.
         tokenizer: one on the device to use, or the name of one.
         options: which images are taken, how they are brought to the size, where their captions and labels come from.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
@@ -88,23 +90,26 @@ def encode(
         VqtoolError: the output is there or cannot be written; an image, or all of them, cannot be read.
         MismatchError: what an earlier run has left is of other settings or images; names the first difference.
     """
-    resume = check_resumable(output, resume=resume, force=force)
-    encoder = prepare_encoder(
-        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
-        compile=compile,
-    )  # fmt: skip
-    tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
-    before = len(tally.skipped)
-    items = find_images(sources, options, on_error=None if on_error is None else tally)
-    num = len(items) + len(tally.skipped) - before
-    check_lengths(items)
-    fit = encoder.choose_fit(items, options.fit)
-    header = encoder.header(items, num, fit)
-    if on_start is not None:
-        on_start(header, len(items))
-    return encode_items(
-        items, output, encoder, header, fit=fit, resume=resume, force=force, on_error=on_error, progress=progress
-    )
+    if resume and url_of(output):
+        raise VqtoolError("`resume` goes on with a file: behind a URL nothing is kept of a run that was interrupted")
+    with delivered(output, force=force) as path:
+        resume = check_resumable(path, resume=resume, force=force)
+        encoder = prepare_encoder(
+            tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
+            compile=compile,
+        )  # fmt: skip
+        tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
+        before = len(tally.skipped)
+        items = find_images(sources, options, on_error=None if on_error is None else tally)
+        num = len(items) + len(tally.skipped) - before
+        check_lengths(items)
+        fit = encoder.choose_fit(items, options.fit)
+        header = encoder.header(items, num, fit)
+        if on_start is not None:
+            on_start(header, len(items))
+        return encode_items(
+            items, path, encoder, header, fit=fit, resume=resume, force=force, on_error=on_error, progress=progress
+        )
 
 
 @dataclass(frozen=True)

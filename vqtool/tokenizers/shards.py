@@ -8,7 +8,6 @@ what it was made of, so that a run which is resumed passes over what is complete
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool import distributed
+from vqtool import distributed, urls
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.grids.batch import SHARD_CONTENT
@@ -26,17 +25,18 @@ from vqtool.grids.resume import check_resumable, check_same_run, partial_paths
 from vqtool.images import ImageItem, SourceOptions, find_images
 from vqtool.images.sources.items import FileOrigin, counted
 from vqtool.images.sources.options import DEFAULTS, given
-from vqtool.inputs import expand
+from vqtool.inputs import expand, locate
 from vqtool.locks import claims
+from vqtool.outputs import check_pattern, delivered, is_there, shard_path
 from vqtool.progress import Notify, Progress, call, ignore, silent
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer
 from vqtool.tokenizers.batches import OnError, check_lengths
 from vqtool.tokenizers.encoding import Encoder, encode_items, prepare_encoder
+from vqtool.urls import Fetched, url_of
 
 Source = str | Path | Sequence[ImageItem]
 
-_NUMBER = re.compile(r"\{shard(?::(0?[1-9]?\d?)d?)?\}")  # {shard}, {shard:05d}
 _OWN_TABLES = (None, "none", "folder")  # captions and labels that lie in no file beside the source
 
 
@@ -176,6 +176,8 @@ def encode_shards(
     )  # fmt: skip
     shards: Sequence[Source] = expand(sources)
     if per_file is not None:
+        if remote := [source for source in shards if url_of(str(source))]:
+            raise VqtoolError(f"{remote[0]}: `per_file` needs all images at hand: of URLs, each source is a shard")
         items = find_images(sources, options, on_error=_only_told(on_error))
         shards = [items[start : start + per_file] for start in range(0, len(items), per_file)]
     own = part.range(len(shards))
@@ -197,6 +199,8 @@ def encode_shards(
     with shown as advance, distributed.alone():
         for number in own:
             before = images
+            if number + 1 in own and not (resume and is_there(outputs[number + 1])):
+                _prefetch(shards[number + 1])
             try:
                 num, was_there = _encode_one(
                     shards[number],
@@ -214,35 +218,11 @@ def encode_shards(
                 if on_error is None:
                     raise
                 done["num_failed"] += 1
-                on_error(ImageItem(str(outputs[number]), None, None, FileOrigin(str(outputs[number]))), error)
+                on_error(ImageItem(str(outputs[number]), None, None, FileOrigin(outputs[number])), error)
             if isinstance(on_error, Tally):
                 on_error.settle()
             advance(1)
     return EncodedShards(len(own), **done)
-
-
-def check_pattern(output: str | Path) -> None:
-    """Refuse names that are not one for each shard.
-
-    Raises:
-        VqtoolError: there is no {shard} in them, or other braces are.
-    """
-    rest, num = _NUMBER.subn("", str(output))
-    if not num or set("{}") & set(rest):
-        raise VqtoolError(
-            f"`output` {output}: one name for each shard is expected, with {{shard}} for its number, such as "
-            "tok-{shard:05d}.h5"
-        )
-
-
-def is_pattern(output: str | Path) -> bool:
-    """Whether an output names a file for each shard."""
-    return "{" in str(output) and not os.path.exists(output)
-
-
-def shard_path(output: str | Path, number: int) -> Path:
-    """The file of a shard."""
-    return Path(_NUMBER.sub(lambda match: f"{number:{match[1] or ''}d}", str(output)))
 
 
 @lru_cache(maxsize=1)
@@ -258,10 +238,17 @@ def _mark(tokenizer: Tokenizer | str | Path) -> object:
     return status.st_mtime_ns, status.st_size
 
 
-def _refuse_any(outputs: Sequence[Path]) -> None:
+def _refuse_any(outputs: Sequence[str]) -> None:
     for path in outputs:
-        if path.exists():
+        if is_there(path):
             raise VqtoolError(f"{path}: exists; `resume` goes on with what is left to do, `force` overwrites it")
+
+
+def _prefetch(source: Source) -> None:
+    """Begin to fetch a shard, while another one is in the network."""
+    path = locate(source) if isinstance(source, str | Path) else None
+    if isinstance(path, Fetched):
+        path.prefetch()
 
 
 def _with_fit(options: SourceOptions, encoder: Encoder, first: Source) -> SourceOptions:
@@ -288,8 +275,8 @@ def _encode_one(
     progress: Progress,
 ) -> tuple[int, bool]:
     """The number of grids of a shard's file, and whether it was complete before."""
-    path = Path(output)
-    kept = _read_complete(path) if resume and path.exists() else None
+    there = not force and is_there(output)
+    kept = _read_complete(output) if resume and there else None
     stamp = _stamp(source, options)
     said = {"options": {name: value for name, value in given(options).items() if name != "fit"}}
     if kept is not None and stamp is not None and options.fit is not None:
@@ -297,19 +284,27 @@ def _encode_one(
         if old.get("stamp") == stamp:
             unread = {name: old.get(name) for name in ("num", "images", SHARD_CONTENT)}
             new = encoder.header([], 0, options.fit, **said)
-            check_same_run(path, kept[0], replace(new, history=({**new.history[-1], **unread},)))
+            check_same_run(output, kept[0], replace(new, history=({**new.history[-1], **unread},)))
             return kept[1], True
     items, num = _find(source, options, on_error)
     fit = options.fit or encoder.choose_fit(items, None)
     header = encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: _digest(items)})
     if kept is not None:
-        check_same_run(path, kept[0], header)
+        check_same_run(output, kept[0], header)
         return kept[1], True
-    force = force or (resume and path.exists())
-    goes_on = check_resumable(path, resume=resume and partial_paths(path)[0].exists(), force=force)
-    num = encode_items(
-        items, path, encoder, header, fit=fit, resume=goes_on, force=force, on_error=on_error, progress=progress
-    )
+    with delivered(output, force=force or (resume and there)) as path:
+        goes_on = check_resumable(path, resume=resume and partial_paths(path)[0].exists(), force=force or there)
+        num = encode_items(
+            items,
+            path,
+            encoder,
+            header,
+            fit=fit,
+            resume=goes_on,
+            force=force or there,
+            on_error=on_error,
+            progress=progress,
+        )
     return num, False
 
 
@@ -325,7 +320,7 @@ def _only_told(on_error: OnError | None) -> OnError | None:
     return tell
 
 
-def _read_complete(path: Path) -> tuple[GridHeader, int] | None:
+def _read_complete(path: str | Path) -> tuple[GridHeader, int] | None:
     """The header of a file and its number of grids, all of which are compared with its digest; None if it is damaged.
 
     Warns:
@@ -365,10 +360,12 @@ def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> t
 
 def _stamp(source: Source, options: SourceOptions) -> str | None:
     """What is another one, most likely, when a file has been changed: its size and time; None where that is not all."""
-    if not isinstance(source, str | Path) or not os.path.isfile(source):
+    if not isinstance(source, str | Path) or (url_of(source) is None and not os.path.isfile(source)):
         return None
     if options.captions not in _OWN_TABLES or options.labels not in _OWN_TABLES:
         return None
+    if url := url_of(source):
+        return urls.stamp(url)
     status = os.stat(source)
     return f"{status.st_size} bytes of {status.st_mtime_ns}"
 

@@ -5,7 +5,6 @@ Folders, tars and zips are trees of files; `annotations` decides their captions 
 """
 
 import os
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources import annotations
 from vqtool.images.sources.arrays import HDF5_ENDINGS, HDF5_SIGNATURE, find_in_hdf5
+from vqtool.images.sources.beginnings import holds_grids, pipes_images
 from vqtool.images.sources.class_folders import choose_split, split_of
 from vqtool.images.sources.folder import FileTree, FolderTree
 from vqtool.images.sources.ids import make_items
@@ -39,8 +39,9 @@ from vqtool.images.sources.options import DEFAULTS, SourceOptions
 from vqtool.images.sources.parquet import PARQUET_ENDINGS, find_in_parquet
 from vqtool.images.sources.tars import STANDARD_INPUT, TAR_ENDINGS, TarShard
 from vqtool.images.sources.zips import ZIP_ENDINGS, ZipArchive
-from vqtool.inputs import expand
+from vqtool.inputs import expand, locate
 from vqtool.tally import Tally
+from vqtool.urls import Fetched
 
 __all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids", "pipes_images"]
 
@@ -98,7 +99,7 @@ def find_images(
     if not sources:
         raise VqtoolError("no images given; give a folder, image files, tar shards or an HDF5 of images")
     finder = _Finder(options, words, tuple(map(Path, leave_out)), on_error)
-    groups = finder.find_groups(list(map(Path, expand(sources))))
+    groups = finder.find_groups(list(map(locate, expand(sources))))
     if words != "none":
         groups = finder.finish(groups)
     items = make_items(groups)
@@ -108,41 +109,6 @@ def find_images(
     if isinstance(on_error, Tally):
         on_error.found(items, with_words=words != "none")
     return items
-
-
-def holds_grids(source: str | Path) -> bool:
-    """Whether an input is token grids rather than images: an HDF5 file without images, or a pipe that begins as one.
-
-    Of standard input ("-") the first bytes are looked at and stay there to be read.
-    """
-    import h5py
-
-    if str(source) == STANDARD_INPUT:
-        return HDF5_SIGNATURE.startswith(_peek_input(len(HDF5_SIGNATURE)))
-    path = Path(source)
-    if not path.is_file():
-        return path.exists() and not path.is_dir()
-    with path.open("rb") as stream:
-        if stream.read(len(HDF5_SIGNATURE)) != HDF5_SIGNATURE:
-            return False
-    try:
-        with h5py.File(path, "r") as file:
-            return "images" not in file
-    except (OSError, RuntimeError):
-        return True  # damaged: reading says how
-
-
-def pipes_images(source: str | Path) -> bool:
-    """Whether an input is standard input ("-") and begins as a tar, in which images come through pipes."""
-    return str(source) == STANDARD_INPUT and _peek_input(512)[257:262] == b"ustar"
-
-
-def _peek_input(num: int) -> bytes:
-    """The first bytes of standard input, which stay there to be read; none of a terminal."""
-    stream = sys.stdin
-    if stream is None or stream.isatty() or not hasattr(stream.buffer, "peek"):
-        return b""
-    return bytes(stream.buffer.peek(num)[:num])
 
 
 @dataclass(frozen=True)
@@ -166,6 +132,10 @@ class _Finder:
                 found = None if kind in ("image", "text") else self._find(path, kind)
             except OSError as error:
                 raise VqtoolError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
+            if kind in ("image", "text") and isinstance(path, Fetched):
+                raise VqtoolError(
+                    f"{path}: single files are not taken from URLs: give a tar, zip, parquet or HDF5 of them"
+                )
             if kind == "image":
                 files.append(path)
             elif found is None:
