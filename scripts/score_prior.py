@@ -38,6 +38,7 @@ from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
 from vqtool.images import ImageItem, read_images, to_float, to_uint8
 from vqtool.metrics import EfficientNetLite0, extract, frechet, judges, kernel, prdc
+from vqtool.metrics.dual_encoder import NAME, DualEncoder, load_dual_encoder, save_dual_encoder
 from vqtool.priors import Prior
 from vqtool.tokenizers import Tokenizer, tokenizer_of
 
@@ -217,7 +218,7 @@ def decoded_features(tokenizer: Tokenizer, network: EfficientNetLite0, grids: to
 
 
 def score(
-    features: np.ndarray, reference: np.ndarray, dual: text_image.DualEncoder, texts: np.ndarray, seed: int = 0
+    features: np.ndarray, reference: np.ndarray, dual: DualEncoder, texts: np.ndarray, seed: int = 0
 ) -> dict[str, float]:
     """All scores of the pictures of one set.
 
@@ -246,21 +247,13 @@ def score(
     }
 
 
-def train_dual(pictures: Path, cache: Path, size: int, seed: int) -> text_image.DualEncoder:
+def train_dual(pictures: Path, cache: Path, size: int, seed: int) -> DualEncoder:
     """The dual encoder of the training pictures at a size, read from the cache where it was trained before."""
-    path = cache / f"dual-{size}-{DUAL_PICTURES}-{seed}.pt"
-    if path.exists():
-        model = text_image.DualEncoder(1280, 384)
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
-    items = text_image.find_captioned([pictures / "emoji.tar.gz", pictures / "clipart.tar.gz"])
-    rows = np.sort(np.random.default_rng([seed, 7]).permutation(len(items))[:DUAL_PICTURES])
-    items = [items[row] for row in rows]
-    texts = text_image.text_features([caption for item in items for caption in item.captions], cache)
-    owners = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
-    model = text_image.train(text_image.picture_features(items, cache, size), texts, owners, seed=seed)
-    torch.save(model.state_dict(), path)
-    return model
+    path = cache / f"dual-{size}-{DUAL_PICTURES}-{seed}.safetensors"
+    if not path.exists():
+        sources = [pictures / "emoji.tar.gz", pictures / "clipart.tar.gz"]
+        save_dual_encoder(path, text_image.train_on(sources, cache, size, most=DUAL_PICTURES, seed=seed)[0])
+    return load_dual_encoder(path)[0]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -473,7 +466,7 @@ def run(options: argparse.Namespace) -> None:
             {"set": name, "way": "tokenizer", "seed": 0, **score(np.load(path), references[name], dual, texts[name])}
         )
     counts = {name: len(prompts[name]) for name in SETS}
-    header = {"prior": prior.fingerprint, "num": counts, "text-image": text_image.NAME}
+    header = {"prior": prior.fingerprint, "num": counts, "text-image": NAME}
     for way in done:
         path = work / "features" / f"{way.name}.npy"
         if path.exists():

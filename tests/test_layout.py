@@ -101,6 +101,7 @@ def test_modules_are_documented_short_and_without_assert(path):
             {
                 "cache",
                 "card",
+                "dual_encoder",
                 "evaluation",
                 "exhibits",
                 "galleries",

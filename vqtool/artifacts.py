@@ -43,7 +43,7 @@ BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the pac
 class Header:
     """What an artifact says about itself."""
 
-    kind: str  # "tokenizer", "code-map", "text-encoder", "prior", "adapter" or "training-state"
+    kind: str  # "tokenizer", "code-map", "text-encoder", "prior", "adapter", "dual-encoder" or "training-state"
     config: dict[str, Any]
     fingerprint: str  # 16 hex digits over kind, config and tensors: see `fingerprint`
     parents: dict[str, str] = field(default_factory=dict)  # role -> fingerprint, e.g. {"tokenizer": "..."}

@@ -13,7 +13,7 @@ from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
 from vqtool.inputs import describe_bytes, is_file, open_input
 
 GRIDS = "token grids"
-BUILTIN_KINDS = ("tokenizer", "prior")  # what is inside the package, if it is
+BUILTIN_KINDS = ("tokenizer", "prior", "dual-encoder")  # what is inside the package, if it is
 
 
 def describe(source: str | Path) -> dict[str, Any]:

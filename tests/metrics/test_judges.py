@@ -10,7 +10,7 @@ from support.exact import exact_prior, random_prior
 from support.laws import ONE_CELL, build
 
 from vqtool.errors import VqtoolError
-from vqtool.metrics import judges
+from vqtool.metrics import judges, text
 from vqtool.metrics.features import Features
 from vqtool.metrics.judges import JudgeOptions, LikelihoodJudge, RealismJudge, TextJudge
 
@@ -109,7 +109,7 @@ def test_clip_is_read_from_a_folder_and_gives_what_transformers_gives(tmp_path):
     )
     model = transformers.CLIPModel(config).eval()
     model.save_pretrained(tmp_path)
-    clip = judges.Clip(tmp_path, torch.device("cpu"))
+    clip = text.Clip(tmp_path, torch.device("cpu"))
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
     processor = transformers.CLIPImageProcessorPil(size={"height": 8, "width": 8}, do_center_crop=False)
     pixels = processor(list(images.transpose(0, 2, 3, 1)), return_tensors="pt")["pixel_values"]
@@ -118,7 +118,7 @@ def test_clip_is_read_from_a_folder_and_gives_what_transformers_gives(tmp_path):
     assert torch.allclose(clip.pictures(images).float(), outputs.image_embeds, atol=1e-5)
     assert torch.allclose(clip.texts(["a", "b"]).float(), outputs.text_embeds, atol=1e-5)
     with pytest.raises(VqtoolError, match="a CLIP model needs a folder of transformers"):
-        judges.Clip(GOLDEN, torch.device("cpu"))
+        text.Clip(GOLDEN, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

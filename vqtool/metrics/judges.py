@@ -5,7 +5,7 @@
   counts, was worse than no choice where samples are guided (docs/sampling.md). Cost: a denoiser call a t and candidate.
 - ``features``: realism (Kynkäänniemi et al. 2019): among real pictures the largest ratio of one's distance to its third
   neighbour over the candidate's distance to it, where those half with the largest neighbourhoods do not count.
-- ``text``: the cosine of CLIP's features of picture and caption, with weights from a local folder.
+- ``text``: the cosine of picture and caption, by the CLIP of a local folder or by a dual encoder (dual_encoder.py).
 
 Source: Gu et al. 2022 (arXiv:2111.14822), acceptance by a classifier; Kynkäänniemi et al. 2019 (arXiv:1904.06991),
 section 5; Radford et al. 2021 (arXiv:2103.00020).
@@ -28,7 +28,7 @@ from vqtool.images import find_images, to_uint8
 from vqtool.metrics.compare.scores import reference_features
 from vqtool.metrics.features import FeatureNetwork, extract
 from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
-from vqtool.metrics.text import Clip
+from vqtool.metrics.text import TextEncoder, load_encoder
 from vqtool.options import Checked, option, options_of
 from vqtool.priors import Prior
 from vqtool.progress import Progress, silent
@@ -44,10 +44,12 @@ class JudgeOptions(Checked):
 
     best: int = option(1, "Candidates a picture, of which a judge keeps one.", minimum=1)
     judge: str = option(
-        "likelihood", "Who chooses: the prior, realism by --judge-with IMAGES, or --judge-with CLIP's folder.",
+        "likelihood", "Who chooses: the prior, realism by --judge-with IMAGES, or text by --judge-with.",
         choices="metrics/judges.py:JUDGES", advanced=True,
     )  # fmt: skip
-    judge_with: Path | None = option(None, "Real images for features; a folder of CLIP for text.", advanced=True)
+    judge_with: Path | None = option(
+        None, "Real images for features; CLIP's folder or builtin for text.", advanced=True
+    )
     judge_times: int = option(8, "Looks of the likelihood at each candidate.", minimum=1, advanced=True)
 
     def __post_init__(self) -> None:
@@ -88,11 +90,11 @@ def build(
     given = Path(options.judge_with or "")
     if options.judge == "text" and prior.conditioner.kind == "none":
         raise VqtoolError("`judge` text compares pictures with captions or labels, and this prior takes none")
-    clip = Clip(given, prior.device, option="judge_with") if options.judge == "text" else None
-    items = [] if clip is not None else find_images([given])
+    encoder = load_encoder(given, prior.device, option="judge_with") if options.judge == "text" else None
+    items = [] if encoder is not None else find_images([given])
     decoder = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer).to(prior.device)
-    if clip is not None:
-        return TextJudge(decoder, clip)
+    if encoder is not None:
+        return TextJudge(decoder, encoder)
     network = EfficientNetLite0(decoder.device)
     reference = reference_features(items, network, prior.grid_spec.image_size, progress=progress)
     return RealismJudge(decoder, network, reference.pooled)
@@ -174,11 +176,11 @@ class TextJudge(_PictureJudge):
 
     name = "text"
 
-    def __init__(self, tokenizer: Tokenizer, clip: Clip) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder) -> None:
         super().__init__(tokenizer)
-        self._clip = clip
+        self._encoder = encoder
 
     def __call__(self, grids: Tensor, samples: Sequence[int], texts: Sequence[str | None]) -> Tensor:
         """Scores (n,) float64: cosines."""
-        pictures = self._clip.pictures(self._decode(grids))
-        return (pictures * self._clip.texts([text or "" for text in texts])).sum(1)
+        pictures = self._encoder.pictures(self._decode(grids))
+        return (pictures * self._encoder.texts([text or "" for text in texts])).sum(1)

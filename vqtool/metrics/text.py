@@ -1,4 +1,4 @@
-"""How well pictures fit their captions, as CLIP sees it.
+"""How well pictures fit their captions, as CLIP sees it, or without CLIP the dual encoder of dual_encoder.py.
 
 What it does: the mean cosine of a picture's and its caption's vectors, and where a picture's own caption ranks among
 the captions of all pictures.
@@ -22,9 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqtool.artifacts import BUILTIN
 from vqtool.errors import VqtoolError, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
 from vqtool.metrics.card import Card, side_of
+from vqtool.metrics.dual_encoder import DualTexts
 from vqtool.metrics.features._network import digest_of, own_name
 from vqtool.metrics.features._transformers import load_model
 from vqtool.metrics.features.clip import MEAN, STD
@@ -91,6 +93,23 @@ class Clip:
         """(N, D) float64."""
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
         return _unit(self._model.get_text_features(**tokens))
+
+
+def load_encoder(given: str | Path, device: str | torch.device, *, option: str = "text") -> TextEncoder:
+    """What pictures and captions are compared by: a dual encoder of a file or "builtin", or the CLIP of a folder.
+
+    Args:
+        given: the file or folder.
+        device: where it runs.
+        option: that names it, for messages.
+
+    Raises:
+        FormatError: it is something else, or damaged.
+        VqtoolError: it is not there, or a package is not installed.
+    """
+    if str(given) == BUILTIN or Path(given).is_file():
+        return DualTexts(given, device)
+    return Clip(Path(given), device, option=option)
 
 
 def _unit(features: Any) -> Tensor:

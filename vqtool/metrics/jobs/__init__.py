@@ -39,7 +39,7 @@ class ImageOptions(FeatureOptions):
         None, "Of pairs: also this distance, efficientnet-lite0 or a file of ST-LPIPS.", advanced=True
     )
     with_features: bool = option(False, "Of pairs: also scores of features.", advanced=True)
-    text: Path | None = option(None, "How images fit their captions, by a folder of CLIP.", advanced=True)
+    text: Path | None = option(None, "How images fit their captions: CLIP's folder, or builtin.", advanced=True)
     per_class: bool = option(False, "Score each label too.")
     size: str | None = option(None, "Pixels, 64 or 48x80.", shown="their own, or 64")
     max_images: int = option(10_000, "At most so many a side.", minimum=2, advanced=True)
