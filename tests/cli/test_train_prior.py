@@ -52,6 +52,20 @@ def folder(tmp_path, monkeypatch, tokenizer_path):
     return tmp_path
 
 
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(folder, vqtool):
+    result = vqtool("train-prior", *SHORT, "--dry-run")
+    assert result.code == 0, result.err
+    assert "a step: 4 grids, by 1 process, 4 each" in result.err
+    assert re.search(
+        r"memory a process: [\d.]+ GB of weights, averages, moments and gradients, and at most", result.err
+    )
+    assert re.search(r"by FSDP: [\d.]+ GB over 8, [\d.]+ GB over 64 processes", result.err)
+    assert re.search(r"TFLOP a step and process: [\d.e+]+ steps an hour at the .* nothing is written", result.err)
+    assert [path.name for path in folder.iterdir()] == ["tok.h5"]
+    Path("prior.safetensors").touch()
+    assert vqtool("train-prior", *SHORT, "--dry-run").code == 0  # nothing would be overwritten
+
+
 def test_tok_h5_becomes_prior_safetensors_with_log_state_and_preview(folder, vqtool, tokenizer_path):
     result = vqtool("train-prior", *SHORT)
     assert result.code == 0, result.err

@@ -217,8 +217,9 @@ def begin(
     *,
     seed: int,
     preset: Preset = NO_PRESET,
+    device: str = "cpu",
 ) -> Beginning:
-    """A fresh prior for grids; the preset says what else is set of its network.
+    """A fresh prior for grids; the preset says what else is set of its network, "meta" that it needs no weights.
 
     Raises:
         VqtoolError: the options do not go together or with the grids.
@@ -234,7 +235,7 @@ def begin(
     prior = build_prior(
         diffusion.build(num_codes), conditioner, data.grid_spec, size, seed=seed, tokens=data.tokens_to_count(),
         denoiser=denoiser, rule=diffusion.rule, parameterisation=network.parameterisation,
-        dropout=dropout, text_encoder=encoder, network=preset.network, **parts,
+        dropout=dropout, text_encoder=encoder, network=preset.network, device=device, **parts,
     )  # fmt: skip
     settings = {} if encoder is None else {"text_encoder": encoder.fingerprint}
     settings |= {"preset": preset.name} if preset.name else {}
@@ -337,6 +338,7 @@ def build_prior(
     text_encoder: TextEncoder | None = None,
     num_parts: int | None = None,
     network: Mapping[str, Any] = MappingProxyType({}),
+    device: str = "cpu",
 ) -> Prior:
     """A prior with fresh weights that predicts each token as often as it is found in the grids.
 
@@ -354,6 +356,7 @@ def build_prior(
         text_encoder: whose features the denoiser is told; the null text is learned.
         num_parts: of a token, for a denoiser that sees them apart; the kernel is that of a part.
         network: fields of the denoiser's config beside those of its size.
+        device: of the weights; "meta" for none.
 
     Raises:
         VqtoolError: the denoiser does not take such conditions or has no dropout, or the parameterisation does not go
@@ -387,7 +390,7 @@ def build_prior(
         config["num_parts"] = num_parts
     if dropout:
         config["dropout"] = check_dropout(dropout, denoiser)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         fresh = denoisers.build(denoiser, config)
     counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=kernel.codebook_size) + 0.5

@@ -32,6 +32,7 @@ from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.data import FEW, MIN_GRIDS_TO_HOLD_OUT, GridData, read_data
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, curve_of, validate
 from vqtool.training.presets import settle
+from vqtool.training.rehearsal import rehearse
 from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
 from vqtool.training.texts import keep_texts
 from vqtool.training.tuning import NEW, begins_with_builtin, go_on
@@ -61,6 +62,7 @@ class PriorRunOptions(RunOptions):
     checkpoint: bool = option(
         False, "Compute blocks again for the gradient: less memory, a third slower.", advanced=True
     )
+    dry_run: bool = option(False, "Say what it would take (memory, steps an hour), and write nothing.", advanced=True)
 
 
 @claims()
@@ -100,7 +102,7 @@ def train_prior(
             `PriorRunOptions`, `MachineOptions` and `PresetOptions`, by name.
 
     Returns:
-        The prior as it was written (in the main process).
+        The prior as it was written (in the main process); with `dry_run` one without weights.
 
     Raises:
         VqtoolError: files are missing or in the way, or options do not go together.
@@ -113,7 +115,7 @@ def train_prior(
         MachineOptions,
     )  # fmt: skip
     check_seed(seed)
-    files = RunFiles.open(output, resume=resume, force=force)
+    files = RunFiles.open(output, resume=resume, force=force or run.dry_run)
     if tuning.keep_adapter is not None:
         refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
     header, batch = read_data(grids)
@@ -123,24 +125,29 @@ def train_prior(
     if old is None:
         tuning.check_fresh()
         network = network.as_begun(files.begun)
-        start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset)
+        device = "meta" if run.dry_run else "cpu"
+        start = begin(header, batch, diffusion, network, condition, seed=seed, preset=preset, device=device)
     else:
         start = go_on(old, header, batch, condition, tuning, given=options, seed=seed)
     data, held_out, place = start.data, start.held_out, output if is_stream(first) else first
-    prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
-    check_loss(loss, prior)
+    check_loss(loss, start.prior)
     _announce(start, notify)
-    preview = _find_preview(prior, first, tokenizer, files)
     length = choose_length(run, files, default=choose_default(len(data), run.batch_size), notify=notify)
     config = choose_run(
         length, run=run, learning_rate=run.learning_rate or start.learning_rate, seed=seed, machine=machine,
         fresh=old is None, optimiser=preset.optimiser,
     )  # fmt: skip
+    keep_best = choose_keep(run, files, held_out) == "best"
+    if run.dry_run:
+        rehearse(start.prior, loss, config, keep_best=keep_best, notify=notify)
+        return start.prior
+    prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
+    preview = _find_preview(prior, first, tokenizer, files)
     notify(f"{files.output} is written on the way, eight times or more: it can be sampled meanwhile")
     save = partial(_save, start=start, header=header, output=files.output, adapter_file=tuning.keep_adapter, seed=seed)
     trained = fit(
         prior, data, loss=loss, run=config, state_path=files.state, log_path=files.log, resume=files.resume,
-        held_out=held_out, keep_best=choose_keep(run, files, held_out) == "best", early_stop=run.early_stop,
+        held_out=held_out, keep_best=keep_best, early_stop=run.early_stop,
         keep=save, preview=preview, report=report, progress=progress, settings=start.settings,
     )  # fmt: skip
     trained = replace(trained, text_encoder=start.prior.text_encoder)
