@@ -38,14 +38,7 @@ train_prior("tok-*.h5", "p.safetensors", from_="none", size="tiny", steps=1000, 
 def grids(folder: Path, num: int) -> Iterator[Row]:
     """`train_prior` up to its first step, in a process of its own, on up to ten million grids; then reading alone."""
     for size in SIZES:
-        place = folder / str(size)
-        _write(place, size)
-        done = subprocess.run(
-            [sys.executable, "-c", FIRST_STEP], cwd=place, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        wall, processor, peak = json.loads(done.stdout)
-        figure = f"{wall:.1f} s, {processor:.1f} s of a processor, at most {peak:.0f} MB"
-        yield f"up to the first step on {size:,} grids in {FILES} files", figure
+        yield _first_step(folder / str(size), size)
     header, batch = read_data(folder / str(SIZES[-1]))
     data, _ = build_data(batch, conditions.build("none"), GridSpec.of(header)).split(0)
     placed, steps, start = data.place("cpu"), 2000, time.process_time()
@@ -55,13 +48,38 @@ def grids(folder: Path, num: int) -> Iterator[Row]:
     yield f"grids a second that {steps} steps of {BATCH} read, by a processor's seconds", f"{rate:,.0f}"
 
 
-def _write(folder: Path, num: int) -> None:
+def conditions_of_grids(folder: Path, num: int) -> Iterator[Row]:
+    """The same with 1,000 classes, and with a caption each."""
+    for kind in ("class", "caption"):
+        for size in SIZES[2:]:
+            yield _first_step(folder / f"{kind}-{size}", size, kind)
+            shutil.rmtree(folder / f"{kind}-{size}")
+
+
+def _first_step(folder: Path, num: int, kind: str = "none") -> Row:
+    _write(folder, num, kind)
+    command = [sys.executable, "-c", FIRST_STEP]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    wall, processor, peak = json.loads(done.stdout)
+    figure = f"{wall:.1f} s, {processor:.1f} s of a processor, at most {peak:.0f} MB"
+    return f"up to the first step on {num:,} grids in {FILES} files, condition {kind}", figure
+
+
+def _write(folder: Path, num: int, kind: str) -> None:
     folder.mkdir()
     count = num // FILES
     tokens = np.random.default_rng(0).integers(0, HEADER.codebook_size, (count, *HEADER.grid_size)).astype(np.uint16)
     with GridWriter(folder / "tok-000.h5", HEADER) as writer:
         for first in range(0, count, 4096):
             part = tokens[first : first + 4096]
-            writer.write(GridBatch(part, [str(first + row) for row in range(len(part))]))
+            ids = [str(first + row) for row in range(len(part))]
+            labels = [f"class {row % 1000}" for row in range(first, first + len(part))] if kind == "class" else None
+            captions = [_caption(row) for row in range(first, first + len(part))] if kind == "caption" else None
+            writer.write(GridBatch(part, ids, labels, captions))
     for number in range(1, FILES):
         shutil.copyfile(folder / "tok-000.h5", folder / f"tok-{number:03}.h5")
+
+
+def _caption(row: int) -> str:
+    words = [f"{start}{row * prime % 97}" for start, prime in (("colour", 7), ("animal", 31), ("place", 57))]
+    return f"a picture of a {words[0]} {words[1]} that stands in {words[2]}, seen from the {row % 5} side"

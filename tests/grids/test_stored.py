@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.grids import GridBatch, GridHeader, GridWriter, cat, read_grids, stored
 from vqtool.grids.found import find_grids
 from vqtool.grids.stored import measure_stored, read_stored
@@ -75,7 +75,8 @@ def test_few_runs_and_files_are_kept(files, monkeypatch):
 def test_labels_are_read_and_those_that_some_files_lack_are_empty(tmp_path):
     write(tmp_path / "a.h5", 2, labels=["cat"])
     write(tmp_path / "b.h5", 3)
-    _, batch = read_stored([tmp_path / "a.h5", tmp_path / "b.h5"])
+    with pytest.warns(VqtoolWarning, match=r"b\.h5: no labels, but .*a\.h5 has some: its grids have none"):
+        _, batch = read_stored([tmp_path / "a.h5", tmp_path / "b.h5"])
     assert batch.labels == ["cat", "cat", "", "", ""]
     assert batch.captions is None
 

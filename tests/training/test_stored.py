@@ -1,16 +1,20 @@
 """Training on grids that stay on disk: the order of its items, exact resume, and the losses of grids in memory."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import prior_run
+from support.two import run_in_two
 
-from vqtool import distributed
-from vqtool.errors import MismatchError, VqtoolError
-from vqtool.grids import GridBatch, GridHeader, GridWriter, stored
+from vqtool import conditions, distributed
+from vqtool.captions import join_captions, split_captions
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
+from vqtool.grids import GridBatch, GridHeader, GridWriter, read_grids, stored
 from vqtool.training import _order, data
 from vqtool.training._order import step_items
 from vqtool.training.prior import train_prior
@@ -71,29 +75,136 @@ def shards(tmp_path, monkeypatch):
     return header
 
 
+QUIET = pytest.mark.filterwarnings(
+    "ignore:.*preview", "ignore:.*are different", "ignore:.*no caption", "ignore:.*by heart"
+)
+CAPTIONED = {**QUICK, "condition": "caption"}
+
+
+@pytest.fixture
+def captioned(shards):
+    """180 with captions, so few that none is held out: some have two, some none, those of the last file none at all."""
+    for number, copies in enumerate((20, 10, 15)):
+        batch = prior_run.batch(copies)
+        texts = [[f"a {word} {row % 7}", f"the {word} one"][: row % 3] for row, word in enumerate(batch.labels)]
+        captions = [join_captions(own) for own in texts] if number < 2 else None
+        with GridWriter(Path(f"tok-{number}.h5"), shards, force=True) as writer:
+            writer.write(GridBatch(batch.tokens.astype(np.uint8), batch.ids, None, captions))
+
+
+def stop(step, metrics):
+    if step == 3:
+        raise KeyboardInterrupt
+
+
+def in_memory(monkeypatch):
+    """Read all into memory, and see it in the order of grids on disk."""
+    monkeypatch.setattr(data, "IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(data.GridData, "order", partial(step_items, run=RUN))
+
+
 def log(name):
     lines = Path(f"{name}.log.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-@pytest.mark.filterwarnings("ignore:.*preview", "ignore:.*are different")
+@QUIET
 def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards, monkeypatch):
     train_prior("tok-*.h5", "disk.safetensors", **QUICK)
-    monkeypatch.setattr(data, "IN_MEMORY", 1 << 20)
-    monkeypatch.setattr(data.GridData, "order", partial(step_items, run=RUN))
+    in_memory(monkeypatch)
     train_prior(["tok-0.h5", "tok-1.h5", "tok-2.h5"], "memory.safetensors", **QUICK)
     assert len(log("disk")) == 6
     assert log("disk") == log("memory")
 
 
-@pytest.mark.filterwarnings("ignore:.*preview", "ignore:.*are different")
+@QUIET
+def test_captions_on_disk_teach_what_they_teach_in_memory(captioned, monkeypatch):
+    for name in ("disk", "memory"):
+        with pytest.warns(VqtoolWarning, match=r"tok-2\.h5: no captions, but tok-0\.h5 has some: its grids have none"):
+            train_prior("tok-*.h5", f"{name}.safetensors", **CAPTIONED)
+        in_memory(monkeypatch)
+    assert len(log("disk")) == 6
+    assert log("disk") == log("memory")
+
+
+@QUIET
+def test_captions_on_disk_are_tokenised_where_a_step_looks_at_them(captioned, monkeypatch):
+    header, batch = data.read_data("tok-*.h5")
+    conditioner = conditions.build("caption", None, data.sample_texts(batch).captions)
+    told = []
+    encode = type(conditioner)._encode
+    monkeypatch.setattr(type(conditioner), "_encode", lambda self, texts: (told.extend(texts), encode(self, texts))[1])
+    stored_data = data.build_data(batch, conditioner, data.GridSpec.of(header))
+    assert told == []
+    placed = stored_data.place("cpu")
+    _, rows = placed.rows(torch.tensor([100, 3, 0, 170]))
+    assert len(told) <= 2 * 4 * RUN
+    assert torch.equal(rows, conditioner.encode([split_captions(batch.captions[100])[0], None, None, None]))
+    few = stored_data._take(np.array([4, 100, 101, 170])).conditions
+    rows, starts = few.all_of()
+    own = [split_captions(batch.captions[row]) for row in (4, 100, 101, 170)]
+    assert starts.tolist() == [0, *np.cumsum(list(map(len, own)))]
+    assert torch.equal(rows, conditioner.encode([text or None for texts in own for text in texts]))
+    draws = np.array([0.6, 0.0, 0.99, 0.5])
+    picked = [texts[int(draw * len(texts))] or None for texts, draw in zip(own, draws, strict=True)]
+    assert torch.equal(few.take(np.arange(4), draws), conditioner.encode(picked))
+
+
+@QUIET
+def test_a_run_on_captions_goes_on_exactly_and_not_on_others(captioned, monkeypatch):
+    train_prior("tok-*.h5", "whole.safetensors", **CAPTIONED)
+    with pytest.raises(KeyboardInterrupt):
+        train_prior("tok-*.h5", "parts.safetensors", report=stop, **CAPTIONED)
+    before = Path("tok-1.h5").read_bytes()
+    _, batch = read_grids("tok-1.h5")
+    changed = replace(batch, captions=[text.replace("a ", "an ") for text in batch.captions])
+    with GridWriter(Path("tok-1.h5"), read_grids("tok-0.h5")[0], force=True) as writer:
+        writer.write(changed)
+    with pytest.raises(MismatchError, match=r"not the grids that the run began with|is not what the run began with"):
+        train_prior("tok-*.h5", "parts.safetensors", resume=True, **CAPTIONED)
+    Path("tok-1.h5").write_bytes(before)
+    train_prior("tok-*.h5", "parts.safetensors", resume=True, **CAPTIONED)
+    assert log("parts") == log("whole")
+
+
+@QUIET
+def test_files_that_are_missing_cut_or_replaced_when_a_run_goes_on_are_told(shards):
+    with pytest.raises(KeyboardInterrupt):
+        train_prior("tok-*.h5", "parts.safetensors", report=stop, **QUICK)
+    content = Path("tok-1.h5").read_bytes()
+    Path("tok-1.h5").write_bytes(content[:-100])
+    with pytest.raises(FormatError, match=r"tok-1\.h5"):
+        train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
+    _, batch = read_grids("tok-0.h5")
+    with GridWriter(Path("tok-1.h5"), shards, force=True) as writer:  # as many grids, and others
+        writer.write(batch[:39])
+        writer.write(batch[41:42])
+    with pytest.raises(MismatchError, match="not the grids that the run began with"):
+        train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
+    with GridWriter(Path("tok-1.h5"), shards, force=True):
+        pass
+    with pytest.raises(VqtoolError, match=r"tok-1\.h5: no grids in it: there is nothing to learn from"):
+        train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
+    Path("tok-1.h5").unlink()
+    with pytest.raises(VqtoolError, match=r"tok-1\.h5: no such file"):
+        train_prior(["tok-0.h5", "tok-1.h5", "tok-2.h5"], "parts.safetensors", resume=True, **QUICK)
+
+
+@pytest.mark.slow
+@QUIET
+def test_two_processes_on_grids_on_disk_have_the_losses_of_one(captioned):
+    """Sums over processes round differently; dropout, which each draws for itself, is left out."""
+    settings = {**CAPTIONED, "dropout": 0.0}
+    train_prior("tok-*.h5", "one.safetensors", **settings)
+    done = run_in_two("support.stored_run", "tok-*.h5", KEPT, json.dumps(settings))
+    assert done.returncode == 0, done.stderr.decode()
+    assert [line["loss"] for line in log("two")] == pytest.approx([line["loss"] for line in log("one")], rel=1e-5)
+    assert len(log("two")) == 6
+
+
+@QUIET
 def test_a_run_on_files_goes_on_exactly_and_not_on_others(shards):
     train_prior(".", "whole.safetensors", **QUICK)
-
-    def stop(step, metrics):
-        if step == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         train_prior("tok-*.h5", "parts.safetensors", report=stop, **QUICK)
     names = sorted(map(str, Path().glob("tok-*.h5")))

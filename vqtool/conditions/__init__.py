@@ -77,8 +77,8 @@ class Conditioner(ABC):
 
         Of several captions of an image this is the first; `select_all` gives all of them.
         """
-        texts = self.select_all(labels, captions)
-        return None if texts is None else [own[0] for own in texts]
+        texts = {"class": labels, "caption": captions}.get(self.kind)
+        return None if texts is None else [split_captions(own)[0] or None for own in texts]
 
     def select_all(
         self, labels: Sequence[str] | None, captions: Sequence[str] | None

@@ -166,6 +166,21 @@ class GridFileReader:
             text for start in range(0, self.num_grids, rows) for text in self._read_texts(name, start, start + rows)
         ]
 
+    def take_texts(self, name: str, rows: NDArray[np.int64]) -> list[str]:
+        """Texts of a column for these rising numbers; "" where it is unknown.
+
+        Raises:
+            FormatError: damaged.
+        """
+        if name not in self._texts:
+            return [""] * len(rows)
+        texts: list[str] = []
+        for near in np.split(rows, np.flatnonzero(np.diff(rows) > CHUNK_GRIDS) + 1):
+            read = self._read_texts(name, int(near[0]), int(near[-1]) + 1)
+            texts += [read[place] for place in (near - near[0]).tolist()]
+        self._texts[name].forget()
+        return texts
+
     def _read_texts(self, name: str, start: int, stop: int) -> list[str]:
         with reading(self._name):
             return [text.decode() for text in self._texts[name].read(start, stop).tolist()]

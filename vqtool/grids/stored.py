@@ -7,18 +7,19 @@ once. So does training (`vqtool.training._order`).
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from sys import intern
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.grids.batch import GridBatch, GridHeader, join_texts, merge_histories
 from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.reader import open_grids
@@ -28,17 +29,100 @@ MAX_OPEN = 32  # files
 RUNS = 64  # in memory at a time, from so many places of the data, and as many of before
 KEPT_BYTES = 32 << 20  # of RUNS runs, unpacked
 
+Run = TypeVar("Run")
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-class StoredTokens:
+class StoredRows(ABC, Generic[Run]):
+    """Something of each grid in files, of which rows are read in runs of neighbours.
+
+    Attributes:
+        run: how many neighbours are read together.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[Path, int]], header: GridHeader, rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """What there is.
+
+        Args:
+            files: each with its number of grids.
+            header: of all.
+            rows: (N,) rising numbers of the grids that count; None for all.
+        """
+        self._files, self._header, self._rows = list(files), header, rows
+        self._starts = np.cumsum([0, *(num for _, num in self._files)])
+        self._open: OrderedDict[int, tuple[ExitStack, GridFileReader]] = OrderedDict()
+        self._runs: OrderedDict[int, Run] = OrderedDict()
+        self.run = max(1, KEPT_BYTES // (math.prod(header.grid_size) * header.dtype.itemsize * RUNS))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+
+    @abstractmethod
+    def _read(self, reader: GridFileReader, rows: NDArray[np.int64]) -> Any:
+        """What is wanted of the rising rows of a file."""
+
+    @abstractmethod
+    def _join(self, parts: Sequence[Any]) -> Run:
+        """What is kept of a run, from the parts that its files have of it."""
+
+    def pieces(self, count: int) -> list[int]:
+        """Numbers of runs from everywhere that have about so many rows."""
+        last = (len(self) - 1) // self.run
+        return [int(number) for number in np.unique(np.linspace(0, last, max(1, count // self.run)).astype(np.int64))]
+
+    def read_run(self, number: int) -> Run:
+        """What there is of the grids number * run to (number + 1) * run.
+
+        Raises:
+            FormatError: a file is damaged, or was replaced by one of another number of grids.
+            VqtoolError: a file is gone.
+        """
+        if number in self._runs:
+            self._runs.move_to_end(number)
+            return self._runs[number]
+        rows = np.arange(number * self.run, min((number + 1) * self.run, len(self)))
+        rows = rows if self._rows is None else self._rows[rows]
+        parts, start = [], 0
+        while start < len(rows):
+            file = int(np.searchsorted(self._starts, rows[start], side="right")) - 1
+            stop = int(np.searchsorted(rows, self._starts[file + 1]))
+            parts.append(self._read(self._reader(file), rows[start:stop] - self._starts[file]))
+            start = stop
+        self._runs[number] = run = self._join(parts)
+        if len(self._runs) > 2 * RUNS:
+            self._runs.popitem(last=False)
+        return run
+
+    def _chosen(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return indices if self._rows is None else self._rows[indices]
+
+    def _reader(self, number: int) -> GridFileReader:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number][1]
+        path, num = self._files[number]
+        if not path.is_file():
+            raise VqtoolError(f"{path}: was there when the run began, and is gone")
+        stack = ExitStack()
+        reader = GridFileReader(stack.enter_context(open_hdf5(path, str(path))), str(path), header=self._header)
+        if reader.num_grids != num:
+            stack.close()
+            raise FormatError(f"{path}: has {reader.num_grids} grids, and had {num} when the run began")
+        self._open[number] = stack, reader
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)[1][0].close()
+        return reader
+
+
+class StoredTokens(StoredRows[NDArray[Any]]):
     """The tokens of grids in files, of which rows can be taken.
 
     Attributes:
         shape: (N, H, W).
         dtype: of the tokens.
         digest: over those that the files carry.
-        run: how many neighbours are read together.
     """
 
     def __init__(
@@ -59,19 +143,12 @@ class StoredTokens:
             rows: (N,) rising numbers of the grids that count; None for all.
             change: what is done to tokens (n, H, W) as they are read.
         """
-        self._files, self._header, self._rows, self._change = list(files), header, rows, change
-        self._starts = np.cumsum([0, *(num for _, num in self._files)])
-        self._open: OrderedDict[int, tuple[ExitStack, GridFileReader]] = OrderedDict()
-        self._runs: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        super().__init__(files, header, rows)
+        self._change = change
         grid = np.zeros((1, *header.grid_size), header.dtype)
-        num = int(self._starts[-1]) if rows is None else len(rows)
-        self.shape = (num, *(grid if change is None else change(grid)).shape[1:])
+        self.shape = (len(self), *(grid if change is None else change(grid)).shape[1:])
         self.dtype = header.dtype
         self.digest = digest
-        self.run = max(1, KEPT_BYTES // (grid.nbytes * RUNS))
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
 
     def changed(self, change: Change) -> "StoredTokens":
         """The same grids, with what is done to tokens as they are read."""
@@ -79,13 +156,11 @@ class StoredTokens:
 
     def chosen(self, indices: NDArray[np.int64]) -> "StoredTokens":
         """Some of the grids, by rising numbers."""
-        rows = indices if self._rows is None else self._rows[indices]
-        return StoredTokens(self._files, self._header, self.digest, rows=rows, change=self._change)
+        return StoredTokens(self._files, self._header, self.digest, rows=self._chosen(indices), change=self._change)
 
     def some(self, count: int) -> NDArray[Any]:
         """About so many grids, in pieces of neighbours from everywhere."""
-        pieces = np.unique(np.linspace(0, (len(self) - 1) // self.run, max(1, count // self.run)).astype(np.int64))
-        return np.concatenate([self._run(number) for number in pieces.tolist()])
+        return np.concatenate([self.read_run(number) for number in self.pieces(count)])
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Grids (n, H, W) by their numbers, in any order.
@@ -98,44 +173,64 @@ class StoredTokens:
         runs = indices // self.run
         for number in np.unique(runs).tolist():
             own = np.flatnonzero(runs == number)
-            found[own] = self._run(number)[indices[own] - number * self.run]
+            found[own] = self.read_run(number)[indices[own] - number * self.run]
         return found
 
-    def _run(self, number: int) -> NDArray[Any]:
-        """The grids number * run to (number + 1) * run."""
-        if number in self._runs:
-            self._runs.move_to_end(number)
-            return self._runs[number]
-        rows = np.arange(number * self.run, min((number + 1) * self.run, len(self)))
-        rows = rows if self._rows is None else self._rows[rows]
-        parts, start = [], 0
-        while start < len(rows):
-            file = int(np.searchsorted(self._starts, rows[start], side="right")) - 1
-            stop = int(np.searchsorted(rows, self._starts[file + 1]))
-            parts.append(self._reader(file).take(rows[start:stop] - self._starts[file]))
-            start = stop
-        run = np.concatenate(parts)
-        self._runs[number] = run = run if self._change is None else self._change(run)
-        if len(self._runs) > 2 * RUNS:
-            self._runs.popitem(last=False)
-        return run
+    def _read(self, reader: GridFileReader, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return reader.take(rows)
 
-    def _reader(self, number: int) -> GridFileReader:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number][1]
-        path, num = self._files[number]
-        if not path.is_file():
-            raise VqtoolError(f"{path}: was there when the run began, and is gone")
-        stack = ExitStack()
-        reader = GridFileReader(stack.enter_context(open_hdf5(path, str(path))), str(path), header=self._header)
-        if reader.num_grids != num:
-            stack.close()
-            raise FormatError(f"{path}: has {reader.num_grids} grids, and had {num} when the run began")
-        self._open[number] = stack, reader
-        if len(self._open) > MAX_OPEN:
-            self._open.popitem(last=False)[1][0].close()
-        return reader
+    def _join(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        run = np.concatenate(parts)
+        return run if self._change is None else self._change(run)
+
+
+class StoredTexts(StoredRows[list[str]], Sequence[str]):
+    """A column of texts of grids in files, read where they are looked at."""
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, int]],
+        header: GridHeader,
+        column: str,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """What there is.
+
+        Args:
+            files: each with its number of grids.
+            header: of all.
+            column: "label" or "caption"; "" where a file does not have it.
+            rows: (N,) rising numbers of the grids that count; None for all.
+        """
+        super().__init__(files, header, rows)
+        self._column = column
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.read_run(index // self.run)[index % self.run]
+
+    def chosen(self, indices: NDArray[np.int64]) -> "StoredTexts":
+        """Those of some of the grids, by rising numbers."""
+        return StoredTexts(self._files, self._header, self._column, self._chosen(indices))
+
+    def some(self, count: int) -> list[str]:
+        """About so many texts, those of neighbours from everywhere."""
+        return [text for number in self.pieces(count) for text in self.read_run(number)]
+
+    def _read(self, reader: GridFileReader, rows: NDArray[np.int64]) -> list[str]:
+        return reader.take_texts(self._column, rows)
+
+    def _join(self, parts: Sequence[list[str]]) -> list[str]:
+        return [text for part in parts for text in part]
 
 
 def measure_stored(paths: Sequence[Path]) -> int:
@@ -156,13 +251,14 @@ def measure_stored(paths: Sequence[Path]) -> int:
 
 
 def read_stored(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch]:
-    """All grids of files, with their labels and captions but without their ids; the tokens stay on disk.
+    """All grids of files, with their labels but without their ids; tokens and captions stay on disk.
 
     Args:
         paths: of ordinary files.
 
     Returns:
-        The header of the first file, with the history of all; and the grids, whose tokens are `StoredTokens`.
+        The header of the first file, with the history of all; and the grids, whose tokens are `StoredTokens` and whose
+        captions are `StoredTexts`.
 
     Raises:
         MismatchError: they come from different tokenizers, or their grids differ in size.
@@ -170,7 +266,8 @@ def read_stored(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch]:
     """
     headers: list[GridHeader] = []
     files: list[tuple[Path, int]] = []
-    columns: dict[str, list[list[str] | None]] = {"label": [], "caption": []}
+    labels: list[list[str] | None] = []
+    captioned: list[bool] = []
     digest = hashlib.sha256()
     for path in paths:
         with open_grids(path) as reader:
@@ -180,9 +277,25 @@ def read_stored(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch]:
             headers[0].check_same(reader.header, str(paths[0]), str(path))
             files.append((path, reader.num_grids))
             digest.update(f"{reader.num_grids} {reader.digest}\n".encode())
-            for name, column in columns.items():
-                column.append(list(map(intern, reader.read_column(name))) if name in reader.columns else None)
-    texts = {name: join_texts(parts, [num for _, num in files]) for name, parts in columns.items()}
+            labels.append(list(map(intern, reader.read_column("label"))) if "label" in reader.columns else None)
+            captioned.append("caption" in reader.columns)
+    for name, known in (("label", [part is not None for part in labels]), ("caption", captioned)):
+        tell_without(name, paths, known)
     tokens: Any = StoredTokens(files, headers[0], digest.hexdigest()[:16])
+    captions: Any = StoredTexts(files, headers[0], "caption") if any(captioned) else None
     header = replace(headers[0], history=tuple(merge_histories(headers)))
-    return header, GridBatch(tokens, [], texts["label"], texts["caption"])
+    return header, GridBatch(tokens, [], join_texts(labels, [num for _, num in files]), captions)
+
+
+def tell_without(name: str, paths: Sequence[Path], known: Sequence[bool]) -> None:
+    """Warn of files that have no labels or captions where others do.
+
+    Args:
+        name: "label" or "caption".
+        paths: of the files.
+        known: whether each of them has some.
+    """
+    without = [str(path) for path, has in zip(paths, known, strict=True) if not has]
+    if without and any(known):
+        others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        warn(f"{without[0]}{others}: no {name}s, but {paths[list(known).index(True)]} has some: its grids have none")

@@ -22,7 +22,7 @@ from vqtool.errors import VqtoolError, warn
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
 from vqtool.priors import GridSpec, Prior
-from vqtool.training.data import FEW, GridData, build_data
+from vqtool.training.data import FEW, GridData, build_data, sample_texts
 from vqtool.training.presets import NO_PRESET, Preset, choose_denoiser
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
@@ -226,7 +226,7 @@ def begin(
     """
     encoder = condition.load_encoder()
     denoiser = choose_denoiser({"denoiser": network.denoiser, "text_encoder": encoder})
-    conditioner = condition.build(batch, denoiser, encoder)
+    conditioner = condition.build(sample_texts(batch), denoiser, encoder)
     num_codes, parts = choose_parts(denoiser, network.num_parts, header.codebook_size)
     split = partial(split_tokens, num_codes=num_codes, num_parts=parts.get("num_parts", 1))
     data, held_out = build_data(batch, conditioner, GridSpec.of(header), split).split(seed)

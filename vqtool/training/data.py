@@ -19,8 +19,9 @@ from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
 from vqtool.grids.batch import merge_histories
 from vqtool.grids.found import find_grids
-from vqtool.grids.stored import StoredTokens, measure_stored, read_stored
+from vqtool.grids.stored import StoredTexts, StoredTokens, measure_stored, read_stored, tell_without
 from vqtool.priors import GridSpec
+from vqtool.training._captions import StoredConditions
 from vqtool.training._order import Indices, Order, step_items
 
 COUNTED = 1 << 16  # grids
@@ -44,7 +45,7 @@ class GridData:
     """The grids to learn from, with their conditions."""
 
     tokens: NDArray[np.integer[Any]] | StoredTokens  # (N, H, W); stored ones are read where a step looks at them
-    conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
+    conditions: Tensor | StoredConditions  # (N, ...) int64; (M, ...) with `starts`; or captions that stay on disk
     grid_spec: GridSpec
     starts: NDArray[np.int64] | None = None  # (N + 1,): grid i has the conditions starts[i] to starts[i + 1]
 
@@ -54,10 +55,13 @@ class GridData:
     def place(self, device: torch.device | str) -> "PlacedGrids":
         """The same on a device."""
         starts = None if self.starts is None else torch.from_numpy(self.starts).to(device)
-        tokens = self.tokens
-        if isinstance(tokens, StoredTokens):
-            return PlacedGrids(tokens, self.conditions.to(device), starts)
-        return PlacedGrids(_as_tensor(tokens).to(device), self.conditions.to(device), starts)
+        tokens, conditions = self.tokens, self.conditions
+        return PlacedGrids(
+            tokens if isinstance(tokens, StoredTokens) else _as_tensor(tokens).to(device),
+            conditions if isinstance(conditions, StoredConditions) else conditions.to(device),
+            starts,
+            torch.device(device),
+        )
 
     @property
     def order(self) -> Order:
@@ -81,6 +85,9 @@ class GridData:
         few = self._take(np.sort(order[:count]))
         if isinstance(few.tokens, StoredTokens):
             few = replace(few, tokens=few.tokens.take(np.arange(count)))
+        if isinstance(few.conditions, StoredConditions):
+            conditions, starts = few.conditions.all_of()
+            few = replace(few, conditions=conditions, starts=starts)
         return self._take(np.sort(order[count:])), few
 
     def _take(self, indices: Indices) -> "GridData":
@@ -90,18 +97,25 @@ class GridData:
             starts = np.concatenate([[0], numbers.cumsum()])
             # Row r of the new conditions is the (r - starts[i])-th of its grid i.
             chosen = np.repeat(self.starts[indices] - starts[:-1], numbers) + np.arange(starts[-1])
-        conditions = self.conditions[torch.from_numpy(chosen)]
+        if isinstance(self.conditions, StoredConditions):
+            conditions: Tensor | StoredConditions = self.conditions.chosen(indices)
+        else:
+            conditions = self.conditions[torch.from_numpy(chosen)]
         tokens = self.tokens.chosen(indices) if isinstance(self.tokens, StoredTokens) else self.tokens[indices]
         return replace(self, tokens=tokens, conditions=conditions, starts=starts)
 
     def digest(self) -> str:
         """16 hexadecimal digits over grids and conditions."""
-        result = hashlib.sha256(json.dumps([self.tokens.shape, self.conditions.shape]).encode())
+        shape = None if isinstance(self.conditions, StoredConditions) else self.conditions.shape
+        result = hashlib.sha256(json.dumps([self.tokens.shape, shape]).encode())
         if isinstance(self.tokens, StoredTokens):
             result.update(self.tokens.digest.encode())
         else:
             result.update(np.ascontiguousarray(self.tokens, np.int64).data)
-        result.update(self.conditions.numpy().data)
+        if isinstance(self.conditions, StoredConditions):
+            result.update(self.conditions.digest.encode())
+        else:
+            result.update(self.conditions.numpy().data)
         if self.starts is not None:
             result.update(self.starts.data)
         return result.hexdigest()[:16]
@@ -112,8 +126,14 @@ class PlacedGrids:
     """Grids and conditions as tensors on the device that learns from them: a step takes its rows there."""
 
     tokens: Tensor | StoredTokens  # (N, H, W) integers; int16 holds the bits of uint16, with which torch can do little
-    conditions: Tensor  # (N, ...) int64; (M, ...) with `starts`
+    conditions: Tensor | StoredConditions  # (N, ...) int64; (M, ...) with `starts`
     starts: Tensor | None  # (N + 1,) int64
+    device: torch.device
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether a grid may have several captions."""
+        return self.starts is not None or isinstance(self.conditions, StoredConditions)
 
     def rows(self, indices: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Grids (b, H, W) int64 and conditions (b, ...) of some of them.
@@ -132,7 +152,11 @@ class PlacedGrids:
         else:
             found = self.tokens[indices]
         tokens = found.long()
-        return tokens & 0xFFFF if found.dtype == torch.int16 else tokens, self.conditions[chosen]
+        tokens = tokens & 0xFFFF if found.dtype == torch.int16 else tokens
+        if isinstance(self.conditions, StoredConditions):
+            which = None if draws is None else draws.cpu().numpy()
+            return tokens, self.conditions.take(indices.cpu().numpy(), which).to(self.device)
+        return tokens, self.conditions[chosen]
 
 
 def _as_tensor(tokens: NDArray[Any]) -> Tensor:
@@ -153,23 +177,44 @@ def build_data(
 ) -> GridData:
     """The grids of a file with the conditions that their labels, or all of their captions, stand for.
 
+    Captions that stay on disk are tokenised where a step looks at them, unless a text encoder reads them.
+
     Args:
         batch: the grids.
         conditioner: of their labels or captions.
         grid_spec: of the grids.
         split: `Prior.split`, for a denoiser that sees tokens in parts.
     """
-    texts = conditioner.select_all(batch.labels, batch.captions)
-    starts, conditions = None, conditioner.null(len(batch))
-    if texts is not None:
-        starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
-        conditions = conditioner.encode([text for own in texts for text in own])
-
+    conditions, starts = _encode_texts(batch, conditioner)
     tokens: Any = batch.tokens
     if split is not None:
         change = partial(_split, split)
         tokens = tokens.changed(change) if isinstance(tokens, StoredTokens) else change(tokens)
     return GridData(tokens, conditions, grid_spec, starts)
+
+
+def _encode_texts(
+    batch: GridBatch, conditioner: Conditioner
+) -> tuple[Tensor | StoredConditions, NDArray[np.int64] | None]:
+    """The conditions of grids, and where those of each begin if some have several captions."""
+    captions: Any = batch.captions
+    if conditioner.kind == "caption" and isinstance(captions, StoredTexts) and not conditioner.needs_text_encoder:
+        return StoredConditions(captions, conditioner), None
+    if conditioner.kind == "class" and batch.labels is not None:  # of millions, each class is looked up once
+        numbers = {label: number for number, label in enumerate(dict.fromkeys(batch.labels))}
+        which = np.fromiter((numbers[label] for label in batch.labels), np.int64, len(batch.labels))
+        return conditioner.encode(conditioner.select(list(numbers), None) or [])[torch.from_numpy(which)], None
+    texts = conditioner.select_all(batch.labels, batch.captions)
+    if texts is None:
+        return conditioner.null(len(batch)), None
+    starts = np.cumsum([0, *map(len, texts)]) if any(len(own) > 1 for own in texts) else None
+    return conditioner.encode([text for own in texts for text in own]), starts
+
+
+def sample_texts(batch: GridBatch) -> GridBatch:
+    """The same grids with some captions from everywhere, in place of all, where those stay on disk."""
+    captions: Any = batch.captions
+    return replace(batch, captions=captions.some(COUNTED)) if isinstance(captions, StoredTexts) else batch
 
 
 def _split(split: Callable[[Tensor], Tensor], tokens: NDArray[Any]) -> NDArray[Any]:
@@ -188,6 +233,8 @@ def read_data(grids: str | Path | Sequence[str | Path]) -> tuple[GridHeader, Gri
         return read_stored(paths)
     parts = [read_grids(path) for path in paths]
     header = parts[0][0]
+    for name in ("label", "caption"):
+        tell_without(name, paths, [batch.texts[name] is not None for _, batch in parts])
     for path, (own, batch) in zip(paths, parts, strict=True):
         header.check_same(own, str(paths[0]), str(path))
         if not len(batch):

@@ -141,7 +141,7 @@ class PriorObjective:
 
     def _place(self, device: torch.device) -> PlacedGrids:
         """Put on a device what steps need there: all of it, so that none of them has to wait for a copy."""
-        if self._placed is None or self._placed.conditions.device != device:
+        if self._placed is None or self._placed.device != device:
             self._placed = self._data.place(device)
             self._null = self._prior.conditioner.null(1).to(device)
             self._weights = self._weights.to(device)
@@ -158,7 +158,7 @@ class PriorObjective:
         data, seed = self._place(device), self._run.seed
         rows, numbers = upload(np.stack([indices, samples]), device)
         draws = None
-        if data.starts is not None:  # another caption of a grid in each epoch
+        if data.has_variants:  # another caption of a grid in each epoch
             draws = rng.uniform(seed, numbers, 0, (), stream=rng.CAPTION, device=device)
         x_0, condition = data.rows(rows, draws)
         noise = rng.uniform(seed, numbers, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING, device=device)

@@ -69,7 +69,7 @@ def keep_texts(
     encoder = prior.text_encoder
     if encoder is None:
         return prior
-    tokens = [part.conditions for part in parts if part is not None]
+    tokens = [part.conditions for part in parts if part is not None and isinstance(part.conditions, Tensor)]
     rows = torch.unique(torch.cat([*tokens, prior.conditioner.null(1)]), dim=0)
     known = hashlib.sha256(encoder.fingerprint.encode() + str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
     path = side_file(beside, f".texts-{known.hexdigest()[:16]}.npy")

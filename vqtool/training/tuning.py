@@ -30,7 +30,7 @@ from vqtool.training.building import (
     choose_learning_rate,
     warn_of_texts,
 )
-from vqtool.training.data import FEW, build_data
+from vqtool.training.data import FEW, build_data, sample_texts
 
 # By the prior to begin with.
 FIXED = ("denoiser", "text_encoder", "size", "parameterisation", "rule", "diffusion_steps")
@@ -116,7 +116,7 @@ def go_on(
     if tuning.train == "null":
         batch, conditioner = replace(batch, labels=None, captions=None), old.conditioner
     else:
-        conditioner, more = _choose_condition(old, batch, condition, given)
+        conditioner, more = _choose_condition(old, sample_texts(batch), condition, given)
         notes += more
     changes: dict[str, Any] = {"grid_size": (header.grid_size[0], header.grid_size[1] * old.num_parts)}
     if given.get("dropout") is not None:

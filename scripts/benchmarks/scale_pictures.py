@@ -1,0 +1,131 @@
+"""Pictures that a tokenizer learns from while they are decoded: memory, time up to the first step, pictures a second.
+
+1,000 JPEG files of 128 pixels are made; folders of more are links to them, and tars copies.
+"""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from benchmarks import Row
+from vqtool.images import find_images
+from vqtool.images.stream import DiskStore, ImageStream, MemoryStore, Store
+
+DIFFERENT, SIDE, SIZE, BATCH = 1000, 128, 64, 32
+NUMBERS = (10_000, 100_000, 1_000_000)
+KINDS = ("memory", "disk", "none")
+TRAIN = """
+import json, os, resource, sys, time
+from vqtool.training.tokenizer import train_tokenizer
+start, times = time.perf_counter(), []
+def report(step, metrics):
+    times.append(time.perf_counter() - start)
+    if step == int(sys.argv[3]):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps([times[0], (len(times) - 1) / max(1e-9, times[-1] - times[0]), peak]), flush=True)
+        os._exit(0)
+options = {"size": 64, "batch_size": 8, "steps": 1000, "preview_every": 0, "cache": sys.argv[2]}
+train_tokenizer(sys.argv[1], sys.argv[4], force=True, report=report, **options)
+"""
+
+
+def pictures(folder: Path, num: int) -> Iterator[Row]:
+    """A stream alone, by cache, on 2,000 pictures: the first epoch and the second; then training, turn by turn."""
+    source = _write_folder(folder / "imgs", 2000)
+    items = find_images([source], words="none")
+    rates: dict[tuple[str, int], list[float]] = {}
+    for turn in range(3):
+        for kind in KINDS:
+            stream = ImageStream(items, (SIZE, SIZE), store=_store(kind, folder / f"{turn}.cache", len(items)))
+            for epoch in range(2):
+                order = np.random.default_rng(epoch).permutation(len(items))
+                start = time.perf_counter()
+                for first in range(0, len(order), BATCH):
+                    stream.take(order[first : first + BATCH])
+                    stream.expect(order[first + BATCH : first + 2 * BATCH + stream.ahead])
+                rates.setdefault((kind, epoch), []).append(len(order) / (time.perf_counter() - start))
+            stream.close()
+    for (kind, epoch), found in rates.items():
+        yield f"pictures a second of a stream alone, `--cache {kind}`, epoch {epoch + 1}", f"{np.median(found):,.0f}"
+    speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(2):
+        for kind in KINDS:
+            speeds[kind].append(_train(source, kind, 25)[1] * 8)
+    for kind, found in speeds.items():
+        yield f"pictures a second in training vqvae-f8 at 64 pixels, `--cache {kind}`", f"{max(found):,.0f}"
+
+
+def found(folder: Path, num: int) -> Iterator[Row]:
+    """Training up to its second step from folders and tars of many pictures, nothing kept: time and memory."""
+    for many in NUMBERS:
+        source = _write_folder(folder / f"imgs-{many}", many)
+        first, _, peak = _train(source, "none", 2)
+        yield f"up to the first step from a folder of {many:,} pictures", f"{first:.1f} s, at most {peak:.0f} MB"
+    for many in NUMBERS[:2]:
+        source = _write_tar(folder / f"{many}.tar", many)
+        first, _, peak = _train(source, "none", 2)
+        yield f"up to the first step from a tar of {many:,} pictures", f"{first:.1f} s, at most {peak:.0f} MB"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    yield "most memory of all of these", f"{peak:.0f} MB"
+
+
+def _train(source: Path, kind: str, steps: int) -> tuple[float, float, float]:
+    """Seconds up to the first step, steps a second after it, and megabytes."""
+    command = [sys.executable, "-c", TRAIN, source, kind, str(steps), source.parent / "t.safetensors"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    first, rate, peak = json.loads(done.stdout)
+    return first, rate, peak
+
+
+def _store(kind: str, path: Path, num: int) -> Store | None:
+    if kind == "memory":
+        return MemoryStore(np.empty((num, 3, SIZE, SIZE), np.uint8))
+    return DiskStore(path, (3, SIZE, SIZE)) if kind == "disk" else None
+
+
+def _encoded() -> list[bytes]:
+    """JPEG files of blurred noise."""
+    files = []
+    for seed in range(DIFFERENT):
+        noise = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3)).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+def _write_folder(folder: Path, num: int) -> Path:
+    """Folders of 1,000 names each, which are links to as many files."""
+    made = []
+    for number, content in enumerate(_encoded()):
+        path = folder / "000000" / f"{number:08}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        made.append(path)
+    for number in range(DIFFERENT, num):
+        path = folder / f"{number // DIFFERENT:06}" / f"{number:08}.jpg"
+        if number % DIFFERENT == 0:
+            path.parent.mkdir()
+        os.link(made[number % DIFFERENT], path)
+    return folder
+
+
+def _write_tar(path: Path, num: int) -> Path:
+    encoded = _encoded()
+    with tarfile.open(path, "w") as tar:
+        for number in range(num):
+            member = tarfile.TarInfo(f"{number:08}.jpg")
+            member.size = len(encoded[number % DIFFERENT])
+            tar.addfile(member, io.BytesIO(encoded[number % DIFFERENT]))
+            tar.members.clear()
+    return path
