@@ -24,9 +24,9 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 # Data flows from top to bottom; a package imports only what stands above it.
 LAYERS = (
     "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng", "products",
-    "distributed", "progress", "tally", "hdf5", "urls", "inputs", "locks", "outputs", "artifacts", "runtimes", "grids",
-    "inspection", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers", "adapters", "priors",
-    "samplers", "interop", "training", "metrics", "cli",
+    "distributed", "progress", "tally", "hdf5", "urls", "cluster", "inputs", "locks", "outputs", "artifacts",
+    "runtimes", "grids", "inspection", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers",
+    "adapters", "priors", "samplers", "interop", "training", "metrics", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
 NOT_COMMANDS = {  # in cli/

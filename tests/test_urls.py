@@ -21,7 +21,7 @@ from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import read_grids
 from vqtool.images import find_images, read_images
 from vqtool.inputs import expand, locate
-from vqtool.tokenizers import shards
+from vqtool.tokenizers import _shard
 from vqtool.tokenizers.encoding import encode
 from vqtool.tokenizers.shards import encode_shard, encode_shards
 
@@ -206,7 +206,7 @@ def test_urls_have_globs_and_ranges_and_survive_being_a_path(quick):
 def test_the_next_shard_is_fetched_while_one_is_encoded(quick, work, tokenizer_path, monkeypatch):
     for shard in range(3):
         quick.pipe(f"/b/s{shard}.tar", Path(f"s{shard}.tar").read_bytes())
-    events, encode_items, copy = [], shards.encode_items, urls._copy
+    events, encode_items, copy = [], _shard.encode_items, urls._copy
     second = threading.Event()
 
     def fetch(url, target):
@@ -220,7 +220,7 @@ def test_the_next_shard_is_fetched_while_one_is_encoded(quick, work, tokenizer_p
         return encode_items(*arguments, **how)
 
     monkeypatch.setattr(urls, "_copy", fetch)
-    monkeypatch.setattr(shards, "encode_items", encoding)
+    monkeypatch.setattr(_shard, "encode_items", encoding)
     done = encode_shards(["memory://b/s{0..2}.tar"], "tok-{shard}.h5", tokenizer_path, image_size=(16, 16))
     assert done.num_grids == 6
     assert events == ["0", "1", "2"]

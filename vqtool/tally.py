@@ -55,6 +55,13 @@ class Tally:
         self._found.clear()
         self._left_out.clear()
 
+    def add(self, other: "Tally") -> None:
+        """Count what another one has settled, too; what was skipped is told by whoever told it there."""
+        first, second = self._settled, other._settled
+        self._settled = first[0] + second[0], first[1] + second[1], first[2] + second[2], first[3] + second[3]
+        self._classes |= other._classes
+        self._with_words |= other._with_words
+
     @property
     def num_images(self) -> int:
         """How many were found and not skipped."""

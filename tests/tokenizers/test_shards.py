@@ -23,7 +23,7 @@ from vqtool.grids import concatenate, read_grids
 from vqtool.images import SourceOptions, find_images
 from vqtool.images.sources import tars
 from vqtool.locks import lock_path
-from vqtool.tokenizers import shards
+from vqtool.tokenizers import _shard
 from vqtool.tokenizers.shards import encode_shard, encode_shards
 
 CROP = SourceOptions(fit="crop")
@@ -103,7 +103,7 @@ def test_a_run_that_goes_on_makes_what_is_missing_and_leaves_what_is_complete(en
 
 def test_complete_files_are_known_by_the_stamp_of_their_shard_without_reading_it(encode, monkeypatch):
     encode()
-    monkeypatch.setattr(shards, "_find", None)
+    monkeypatch.setattr(_shard, "_find", None)
     assert encode(resume=True).num_before == 5
 
 
@@ -288,7 +288,7 @@ def test_bad_patterns_are_one_clear_line(vqtool, work, tokenizer_path, arguments
 
 def test_existing_files_are_kept_without_force_and_nothing_is_read(encode, work, monkeypatch):
     encode(partial="5/5")
-    monkeypatch.setattr(shards, "_find", None)
+    monkeypatch.setattr(_shard, "_find", None)
     with pytest.raises(VqtoolError, match=r"tok-004\.h5: exists; `resume` goes on"):
         encode()
 

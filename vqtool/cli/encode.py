@@ -20,6 +20,7 @@ from vqtool.cli.options import (
     Runtime,
     Strict,
     TokenizerOption,
+    names,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ def encode(
         str | None,
         typer.Option("--partial", help="This part of the shards only, as in 3/8.", rich_help_panel=advanced(MACHINE)),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="[local|ray]",
+            help="What encodes shards: this process, or a Ray cluster.",
+            autocompletion=names("tokenizers/shards.py", "ENGINES"),
+            rich_help_panel=advanced(MACHINE),
+        ),
+    ] = "local",
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -95,7 +106,7 @@ def encode(
         echo(f"{num} images at {size_text(header.image_size)} -> grids of {size_text(header.grid_size)} tokens")
         echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
-    in_shards = is_pattern(output) or per_file is not None or partial is not None
+    in_shards = is_pattern(output) or per_file is not None or partial is not None or engine != "local"
     skipped = Skipped(strict, None if in_shards else output)
     how: dict[str, Any] = {
         "options": SourceOptions(**source_options),
@@ -110,7 +121,7 @@ def encode(
         "progress": progress,
     }
     if in_shards:
-        shared: dict[str, Any] = {"per_file": per_file, "partial": partial, "notify": echo}
+        shared: dict[str, Any] = {"per_file": per_file, "partial": partial, "engine": engine, "notify": echo}
         shared |= {"resume": resume or bool(resume_auto)}
         echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
     else:

@@ -6,38 +6,32 @@ under its name when it is whole; what a killed process has left of one is gone o
 what it was made of, so that a run which is resumed passes over what is complete, and tells where input has changed.
 """
 
-import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vqtool import distributed, urls
-from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning, warn
-from vqtool.grids import GridHeader, open_grids
-from vqtool.grids.batch import SHARD_CONTENT
-from vqtool.grids.resume import check_resumable, check_same_run, partial_paths
+from vqtool import distributed
+from vqtool.cluster import run_by_ray
+from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.images import ImageItem, SourceOptions, find_images
 from vqtool.images.sources.items import FileOrigin, counted
-from vqtool.images.sources.options import DEFAULTS, given
+from vqtool.images.sources.options import DEFAULTS
 from vqtool.inputs import expand, locate
-from vqtool.locks import claims
-from vqtool.outputs import check_pattern, delivered, is_there, shard_path
-from vqtool.progress import Notify, Progress, call, ignore, silent
+from vqtool.outputs import check_pattern, is_there, shard_path
+from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.registry import check_known
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer
-from vqtool.tokenizers.batches import OnError, check_lengths
-from vqtool.tokenizers.encoding import Encoder, encode_items, prepare_encoder
+from vqtool.tokenizers._shard import Source, encode_one
+from vqtool.tokenizers.batches import OnError
+from vqtool.tokenizers.encoding import Encoder, prepare_encoder
 from vqtool.urls import Fetched, url_of
 
-Source = str | Path | Sequence[ImageItem]
-
-_OWN_TABLES = (None, "none", "folder")  # captions and labels that lie in no file beside the source
+ENGINES = ("local", "ray")  # what encodes
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def encode_shard(
         compile=compile,
     )
     with distributed.alone():
-        return _encode_one(
+        return encode_one(
             source, output, encoder, options, resume=resume, force=force, on_error=on_error, progress=progress
         )[0]
 
@@ -126,6 +120,7 @@ def encode_shards(
     *,
     per_file: int | None = None,
     partial: str | None = None,
+    engine: str = "local",
     options: SourceOptions = DEFAULTS,
     image_size: tuple[int, int] | None = None,
     batch_size: int = 32,
@@ -150,6 +145,7 @@ def encode_shards(
         tokenizer: one on the device to use, or the name of one.
         per_file: a shard is so many images of all sources together.
         partial: such as "3/8", in place of what the environment says.
+        engine: "local": this process; "ray": tasks of a Ray cluster, the one at hand or one of this machine's cores.
         options: which images are taken, and so on. Without `fit` the first shard decides for all.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
         batch_size: images in the network at once.
@@ -169,6 +165,7 @@ def encode_shards(
     check_pattern(output)
     if per_file is not None and per_file < 1:
         raise VqtoolError(f"`per_file` {per_file}: how many images go into a file is expected, 1 or more")
+    check_known("engine", engine, ENGINES)
     part = distributed.own_part(partial)
     encoder = prepare_encoder(
         tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
@@ -178,6 +175,8 @@ def encode_shards(
     if per_file is not None:
         if remote := [source for source in shards if url_of(str(source))]:
             raise VqtoolError(f"{remote[0]}: `per_file` needs all images at hand: of URLs, each source is a shard")
+        if engine != "local":
+            raise VqtoolError(f"`per_file` is for `engine` local; of {engine}, each source is a shard")
         items = find_images(sources, options, on_error=_only_told(on_error))
         shards = [items[start : start + per_file] for start in range(0, len(items), per_file)]
     own = part.range(len(shards))
@@ -188,41 +187,104 @@ def encode_shards(
         notify(f"{f'shards {own[0]} to {own[-1]}' if own else 'no shards'} of {len(shards):,}, part {part}")
     if own:
         options = _with_fit(options, encoder, shards[0] if per_file is None else items)
-    done = dict.fromkeys(("num_before", "num_failed", "num_grids"), 0)
-    images = 0
-
-    def count(reached: int, _: int | None) -> None:
-        nonlocal images
-        images = before + reached
-
-    shown = progress("encode", len(own), "shards", detail=lambda: f"{images} images")  # by the main process
+    shown = progress("encode", len(own), "shards", detail=lambda: f"{num_grids} grids")  # by the main process
+    num_before = num_failed = num_grids = 0
     with shown as advance, distributed.alone():
-        for number in own:
-            before = images
-            if number + 1 in own and not (resume and is_there(outputs[number + 1])):
-                _prefetch(shards[number + 1])
-            try:
-                num, was_there = _encode_one(
-                    shards[number],
-                    outputs[number],
-                    encoder,
-                    options,
-                    resume=resume,
-                    force=force,
-                    on_error=on_error,
-                    progress=call(count),
-                )
-                done["num_grids"] += num
-                done["num_before"] += was_there
-            except (FormatError, MismatchError) as error:
+        if engine == "ray":
+            how = {"options": options, "image_size": image_size, "batch_size": batch_size, "device": device}
+            how |= {"precision": precision, "runtime": runtime, "compile": compile, "force": force}
+            calls = [(shards[number], outputs[number], tokenizer, how, os.getcwd()) for number in own]
+            ended = _by_ray(calls, on_error)
+        else:
+            ended = _here(
+                [(shards[number], outputs[number]) for number in own], encoder, options, resume, force, on_error
+            )
+        for each in ended:
+            num_grids += each.num_grids
+            num_before += each.was_there
+            num_failed += each.error is not None
+            if each.error is not None:
                 if on_error is None:
-                    raise
-                done["num_failed"] += 1
-                on_error(ImageItem(str(outputs[number]), None, None, FileOrigin(outputs[number])), error)
-            if isinstance(on_error, Tally):
-                on_error.settle()
+                    raise each.error
+                on_error(ImageItem(each.output, None, None, FileOrigin(each.output)), each.error)
             advance(1)
-    return EncodedShards(len(own), **done)
+    return EncodedShards(len(own), num_before, num_failed, num_grids)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What became of a shard."""
+
+    output: str
+    num_grids: int = 0
+    was_there: bool = False
+    error: VqtoolError | None = None
+
+
+def _here(
+    work: Sequence[tuple[Source, str]],
+    encoder: Encoder,
+    options: SourceOptions,
+    resume: bool,
+    force: bool,
+    on_error: OnError | None,
+) -> Iterator[_Ended]:
+    """Encode shards, one after the other, while the next one is fetched if it is behind a URL."""
+    for (source, output), following in zip(work, [*work[1:], None], strict=True):
+        if following is not None and not (resume and is_there(following[1])):
+            _prefetch(following[0])
+        try:
+            num, was_there = encode_one(
+                source, output, encoder, options, resume=resume, force=force, on_error=on_error, progress=silent
+            )
+            yield _Ended(output, num, was_there)
+        except (FormatError, MismatchError) as error:
+            yield _Ended(output, error=error)
+        if isinstance(on_error, Tally):
+            on_error.settle()
+
+
+def _by_ray(calls: Sequence[tuple[Any, ...]], on_error: OnError | None) -> Iterator[_Ended]:
+    """Encode shards by tasks of a Ray cluster; what they told of images is told here.
+
+    Raises:
+        VqtoolError: an output cannot be written, or Ray gives a task up.
+    """
+    for ended, tally, fatal in run_by_ray(_task, calls):
+        if fatal is not None:
+            raise fatal
+        if on_error is None and tally.skipped:
+            raise FormatError(tally.skipped[0])
+        if on_error is not None:
+            for text in tally.skipped:
+                on_error(ImageItem(ended.output, None, None, FileOrigin(ended.output)), FormatError(text))
+        if isinstance(on_error, Tally):
+            on_error.add(tally)
+        yield ended
+
+
+def _task(
+    source: Source, output: str, tokenizer: Tokenizer | str | Path, how: dict[str, Any], folder: str
+) -> tuple[_Ended, Tally, VqtoolError | None]:
+    """One shard, on any machine of a cluster: whatever was lost with another one is done again.
+
+    Returns:
+        What became of it, the images that were read, and why no other shard can be written either.
+    """
+    if os.path.isdir(folder):  # of the driver: relative names are the same here
+        os.chdir(folder)
+    tally, fatal = Tally(), None
+    before = is_there(output) and not how["force"]
+    try:
+        ended = _Ended(
+            output, encode_shard(source, tokenizer, output, resume=not how["force"], on_error=tally, **how), before
+        )
+    except (FormatError, MismatchError) as error:
+        ended = _Ended(output, error=error)
+    except VqtoolError as error:
+        ended, fatal = _Ended(output), error
+    tally.settle()
+    return ended, tally, fatal
 
 
 @lru_cache(maxsize=1)
@@ -262,52 +324,6 @@ def _with_fit(options: SourceOptions, encoder: Encoder, first: Source) -> Source
     return replace(options, fit=encoder.choose_fit(items, options.fit))
 
 
-@claims()
-def _encode_one(
-    source: Source,
-    output: str | Path,
-    encoder: Encoder,
-    options: SourceOptions,
-    *,
-    resume: bool,
-    force: bool,
-    on_error: OnError | None,
-    progress: Progress,
-) -> tuple[int, bool]:
-    """The number of grids of a shard's file, and whether it was complete before."""
-    there = not force and is_there(output)
-    kept = _read_complete(output) if resume and there else None
-    stamp = _stamp(source, options)
-    said = {"options": {name: value for name, value in given(options).items() if name != "fit"}}
-    if kept is not None and stamp is not None and options.fit is not None:
-        old = kept[0].history[-1] if kept[0].history else {}
-        if old.get("stamp") == stamp:
-            unread = {name: old.get(name) for name in ("num", "images", SHARD_CONTENT)}
-            new = encoder.header([], 0, options.fit, **said)
-            check_same_run(output, kept[0], replace(new, history=({**new.history[-1], **unread},)))
-            return kept[1], True
-    items, num = _find(source, options, on_error)
-    fit = options.fit or encoder.choose_fit(items, None)
-    header = encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: _digest(items)})
-    if kept is not None:
-        check_same_run(output, kept[0], header)
-        return kept[1], True
-    with delivered(output, force=force or (resume and there)) as path:
-        goes_on = check_resumable(path, resume=resume and partial_paths(path)[0].exists(), force=force or there)
-        num = encode_items(
-            items,
-            path,
-            encoder,
-            header,
-            fit=fit,
-            resume=goes_on,
-            force=force or there,
-            on_error=on_error,
-            progress=progress,
-        )
-    return num, False
-
-
 def _only_told(on_error: OnError | None) -> OnError | None:
     """What is told of bad images as `on_error` is, but, unlike a `Tally`, of no good ones."""
     if on_error is None:
@@ -318,73 +334,3 @@ def _only_told(on_error: OnError | None) -> OnError | None:
         told(item, error)
 
     return tell
-
-
-def _read_complete(path: str | Path) -> tuple[GridHeader, int] | None:
-    """The header of a file and its number of grids, all of which are compared with its digest; None if it is damaged.
-
-    Warns:
-        VqtoolWarning: it is damaged.
-    """
-    try:
-        with open_grids(path) as reader:
-            return reader.header, sum(map(len, reader.batches()))
-    except FormatError as error:
-        warn(f"{error}; it is made anew")
-        return None
-
-
-def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[list[ImageItem], int]:
-    """The images of a shard, and how many there were."""
-    if not isinstance(source, str | Path):
-        if isinstance(on_error, Tally):
-            on_error.found(source, with_words=True)
-        return list(source), len(source)
-    left_out = 0
-
-    def skip(item: ImageItem, error: VqtoolError) -> None:
-        nonlocal left_out
-        left_out += 1
-        if on_error is not None:
-            on_error(item, error)
-
-    try:
-        items = find_images([source], options, on_error=None if on_error is None else skip)
-        check_lengths(items)
-    except VqtoolError as error:
-        raise FormatError(str(error)) from error
-    if isinstance(on_error, Tally):
-        on_error.found(items, with_words=True)
-    return items, len(items) + left_out
-
-
-def _stamp(source: Source, options: SourceOptions) -> str | None:
-    """What is another one, most likely, when a file has been changed: its size and time; None where that is not all."""
-    if not isinstance(source, str | Path) or (url_of(source) is None and not os.path.isfile(source)):
-        return None
-    if options.captions not in _OWN_TABLES or options.labels not in _OWN_TABLES:
-        return None
-    if url := url_of(source):
-        return urls.stamp(url)
-    status = os.stat(source)
-    return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-
-def _digest(items: Sequence[ImageItem]) -> str:
-    """A digest of the bytes of images, in their order."""
-    total = hashlib.sha256()
-    for data in map(_content, items):
-        total.update(len(data).to_bytes(8, "little"))
-        total.update(data)
-    return f"sha256:{total.hexdigest()}"
-
-
-def _content(item: ImageItem) -> bytes:
-    try:
-        raw = item.origin.open()
-        if isinstance(raw, np.ndarray):
-            return raw.tobytes()
-        with raw:
-            return raw.read()
-    except (VqtoolError, OSError):  # it is named when it is encoded
-        return b""

@@ -1,0 +1,144 @@
+"""One shard: its images, what tells it from a changed one, and its file, unless that is complete."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vqtool import urls
+from vqtool.errors import FormatError, VqtoolError, warn
+from vqtool.grids import GridHeader, open_grids
+from vqtool.grids.batch import SHARD_CONTENT
+from vqtool.grids.resume import check_resumable, check_same_run, partial_paths
+from vqtool.images import ImageItem, SourceOptions, find_images
+from vqtool.images.sources.options import given
+from vqtool.locks import claims
+from vqtool.outputs import delivered, is_there
+from vqtool.progress import Progress
+from vqtool.tally import Tally
+from vqtool.tokenizers.batches import OnError, check_lengths
+from vqtool.tokenizers.encoding import Encoder, encode_items
+from vqtool.urls import url_of
+
+Source = str | Path | Sequence[ImageItem]
+
+_OWN_TABLES = (None, "none", "folder")  # captions and labels that lie in no file beside the source
+
+
+@claims()
+def encode_one(
+    source: Source,
+    output: str | Path,
+    encoder: Encoder,
+    options: SourceOptions,
+    *,
+    resume: bool,
+    force: bool,
+    on_error: OnError | None,
+    progress: Progress,
+) -> tuple[int, bool]:
+    """The number of grids of a shard's file, and whether it was complete before."""
+    there = not force and is_there(output)
+    kept = _read_complete(output) if resume and there else None
+    stamp = _stamp(source, options)
+    said = {"options": {name: value for name, value in given(options).items() if name != "fit"}}
+    if kept is not None and stamp is not None and options.fit is not None:
+        old = kept[0].history[-1] if kept[0].history else {}
+        if old.get("stamp") == stamp:
+            unread = {name: old.get(name) for name in ("num", "images", SHARD_CONTENT)}
+            new = encoder.header([], 0, options.fit, **said)
+            check_same_run(output, kept[0], replace(new, history=({**new.history[-1], **unread},)))
+            return kept[1], True
+    items, num = _find(source, options, on_error)
+    fit = options.fit or encoder.choose_fit(items, None)
+    header = encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: _digest(items)})
+    if kept is not None:
+        check_same_run(output, kept[0], header)
+        return kept[1], True
+    with delivered(output, force=force or (resume and there)) as path:
+        goes_on = check_resumable(path, resume=resume and partial_paths(path)[0].exists(), force=force or there)
+        num = encode_items(
+            items,
+            path,
+            encoder,
+            header,
+            fit=fit,
+            resume=goes_on,
+            force=force or there,
+            on_error=on_error,
+            progress=progress,
+        )
+    return num, False
+
+
+def _read_complete(path: str | Path) -> tuple[GridHeader, int] | None:
+    """The header of a file and its number of grids, all of which are compared with its digest; None if it is damaged.
+
+    Warns:
+        VqtoolWarning: it is damaged.
+    """
+    try:
+        with open_grids(path) as reader:
+            return reader.header, sum(map(len, reader.batches()))
+    except FormatError as error:
+        warn(f"{error}; it is made anew")
+        return None
+
+
+def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[list[ImageItem], int]:
+    """The images of a shard, and how many there were."""
+    if not isinstance(source, str | Path):
+        if isinstance(on_error, Tally):
+            on_error.found(source, with_words=True)
+        return list(source), len(source)
+    left_out = 0
+
+    def skip(item: ImageItem, error: VqtoolError) -> None:
+        nonlocal left_out
+        left_out += 1
+        if on_error is not None:
+            on_error(item, error)
+
+    try:
+        items = find_images([source], options, on_error=None if on_error is None else skip)
+        check_lengths(items)
+    except VqtoolError as error:
+        raise FormatError(str(error)) from error
+    if isinstance(on_error, Tally):
+        on_error.found(items, with_words=True)
+    return items, len(items) + left_out
+
+
+def _stamp(source: Source, options: SourceOptions) -> str | None:
+    """What is another one, most likely, when a file has been changed: its size and time; None where that is not all."""
+    if not isinstance(source, str | Path) or (url_of(source) is None and not os.path.isfile(source)):
+        return None
+    if options.captions not in _OWN_TABLES or options.labels not in _OWN_TABLES:
+        return None
+    if url := url_of(source):
+        return urls.stamp(url)
+    status = os.stat(source)
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def _digest(items: Sequence[ImageItem]) -> str:
+    """A digest of the bytes of images, in their order."""
+    total = hashlib.sha256()
+    for data in map(_content, items):
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _content(item: ImageItem) -> bytes:
+    try:
+        raw = item.origin.open()
+        if isinstance(raw, np.ndarray):
+            return raw.tobytes()
+        with raw:
+            return raw.read()
+    except (VqtoolError, OSError):  # it is named when it is encoded
+        return b""
