@@ -149,6 +149,28 @@ def test_what_does_not_compare_is_one_clear_line(work, vqtool, arguments, messag
     assert "Traceback" not in result.err
 
 
+def test_few_and_equal_pictures_are_scored_and_told(work, vqtool):
+    for name, num in (("two", 2), ("three", 3)):
+        write_noise(work / name, num)
+    few = vqtool("eval", "two", "--ref", "three")  # fewer than k + 1 = 4 and 6
+    assert few.code == 0
+    assert "warning: 2 images a side are fewer than the 6 features" in few.err
+    asked = vqtool("eval", "two", "--ref", "three", "--nearest-k", "2")
+    (error,) = error_lines(asked.err)
+    assert "--nearest-k 2: there are 2 images on a side, so 1 at most" in error
+    same = vqtool("eval", "a", "--ref", "a")
+    assert same.code == 0
+    assert "warning: both sides are the same pictures: the scores are those of a perfect copy" in same.err
+    assert scores(same)["FD-SixNumbers"] == pytest.approx(0, abs=1e-6)
+    for side in ("a", "b"):
+        (work / side / "003.png").write_bytes(b"no picture")
+    bad = vqtool("eval", "a", "--ref", "b")
+    assert bad.code == 1
+    assert "2 bad inputs skipped" in bad.err
+    card = json.loads(bad.out)["card"]
+    assert (card["generated"]["unreadable"], card["reference"]["unreadable"]) == (1, 1)
+
+
 def test_each_class_is_scored_and_an_empty_one_is_one_line(work, vqtool):
     for seed, (side, label) in enumerate([("x", "cat"), ("x", "dog"), ("y", "cat"), ("y", "dog"), ("y", "owl")]):
         write_noise(work / side, 6, seed=seed, label=label)

@@ -106,6 +106,16 @@ def test_the_same_seed_gives_the_same_scores_in_any_precision(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_pictures_does_not_matter_where_all_of_them_count(name):
+    metric = find_metric(name)
+    whole = {"kernel": {"num_subsets": 1, "subset_size": 60}, "inception-score": {"num_splits": 1}}
+    options = metric.Options(**whole.get(name, {}))
+    a, b, order = arrays(name, 0), arrays(name, 1, 0.5), np.random.default_rng(5).permutation(60)
+    first, other = (metric.measure(*sides, options, seed=0) for sides in ((a, b), (a[order], b[order[::-1]])))
+    assert [score.value for score in other] == pytest.approx([score.value for score in first], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("wrong", [np.full((8, 4), np.nan), np.zeros((1, 4)), np.zeros((8, 3)), np.zeros(8)])
 def test_features_that_cannot_be_measured_are_refused(name, wrong):
     with pytest.raises(ValueError, match=r"features|dimensions"):

@@ -102,9 +102,9 @@ def test_samples_stand_beside_their_neighbours_and_a_copy_beside_what_it_copies(
     sheets = {exhibit.title: exhibit for exhibit in found.exhibits}
     samples = sheets["Samples and their nearest reference pictures"].rows
     assert [row[0].text for row in samples] == [f"{i:03d}" for i in range(12)]
-    assert samples[7][1].text == "000 0"
-    memorised = sheets["Nearest to a training picture by pixels"].rows
-    assert [picture.text for picture in memorised[0]] == ["007", "000 0.0 of 255"]
+    assert samples[7][1].text == "000\n0"
+    memorised = sheets["Nearest to a reference picture by pixels"].rows
+    assert [picture.text for picture in memorised[0]] == ["007", "000\n0.0 of 255"]
     np.testing.assert_array_equal(memorised[0][0].pixels, memorised[0][1].pixels)
     with Image.open(folders / "a" / "007.png") as image:
         np.testing.assert_array_equal(memorised[0][0].pixels, np.asarray(image).transpose(2, 0, 1))

@@ -99,7 +99,7 @@ def _beside(
     groups = []
     for place, row in enumerate(rows):
         beside = [
-            Picture(flat[place * width + i], f"{_name(theirs, neighbours[place, i])} {texts[place][i]}".strip())
+            Picture(flat[place * width + i], f"{_name(theirs, neighbours[place, i])}\n{texts[place][i]}".strip())
             for i in range(width)
         ]
         groups.append([Picture(left[place], _name(ours, row)), *beside])
@@ -125,7 +125,7 @@ def _memorised(ours: FeatureSet, theirs: FeatureSet, progress: Progress) -> list
     apart = found.distances[:, 0] / np.sqrt(small[0].shape[1])  # root mean square, in steps of 8-bit pixels
     return [
         _beside(
-            "Nearest to a training picture by pixels",
+            "Nearest to a reference picture by pixels",
             "The scored pictures that come nearest to a picture of the reference, pixel by pixel (at 16x16; root mean "
             "square of 255 steps). Give the training pictures as reference to see what was learned by heart: below "
             "about 5 a picture is a copy to the eye.",
@@ -164,7 +164,7 @@ def _outliers(ours: FeatureSet, theirs: FeatureSet, k: int) -> list[Exhibit]:
         share = float((far > 1).mean())
         pictures = side.read(rows.tolist())
         figures = [
-            [Picture(picture, f"{_name(side, row)}, {far[row]:.2f} radii")]
+            [Picture(picture, f"{_name(side, row)}\n{far[row]:.2f} radii")]
             for picture, row in zip(pictures, rows, strict=True)
         ]
         outer = f"{share:.1%} are outside of every ball to the neighbour number {k}"
@@ -243,7 +243,7 @@ def show_grids(ours: Grids, theirs: Grids, header: GridHeader, source: str | Pat
         source: the file that they stand in.
     """
     title, note = (
-        "Nearest to a training grid",
+        "Nearest to a reference grid",
         (
             "The scored grids that have most tokens in common with a grid of the reference, beside it. Give the "
             "training grids as reference to see what was learned by heart."
@@ -262,7 +262,7 @@ def show_grids(ours: Grids, theirs: Grids, header: GridHeader, source: str | Pat
     groups = [
         [
             Picture(pictures[0][i], ours[1][row]),
-            Picture(pictures[1][i], f"{theirs[1][other]} {1 - found.distances[row, 0]:.0%} of the tokens"),
+            Picture(pictures[1][i], f"{theirs[1][other]}\n{1 - found.distances[row, 0]:.0%} of the tokens"),
         ]
         for i, (row, other) in enumerate(zip(rows, others, strict=True))
     ]

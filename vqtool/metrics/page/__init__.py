@@ -43,7 +43,8 @@ def write_page(report: Report, path: str | Path, *, force: bool = False) -> None
 
 def draw_page(report: Report) -> str:
     """The page as text."""
-    title = f"vqtool eval: {', '.join(map(str, report.about.get('inputs', [])))}"
+    sides = [", ".join(map(str, report.about.get(side, []))) for side in ("inputs", "reference_inputs")]
+    title = f"vqtool eval: {' against '.join(filter(None, sides))}"
     body = "\n".join(
         [
             f"<h1>{show(title)}</h1>",

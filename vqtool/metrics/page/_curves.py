@@ -10,6 +10,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 42
 _COLOUR, _DARK = "#7da7cf", "#2d5f8f"
 _MOST_BARS = 256
 _TICKS = 5
+_MOST_NAMED = 6  # points of which each has its number below it
 
 
 def draw(curve: Curve) -> str:
@@ -60,7 +61,9 @@ def draw(curve: Curve) -> str:
             for x, y, e in zip(curve.x, curve.y, errors, strict=True)
             if math.isfinite(y) and math.isfinite(e)
         ]
-    for x, anchor in ((points[0][0], "start"), (points[-1][0], "end")):
+    named = points[1:-1] if len(points) <= _MOST_NAMED else []
+    ends_of_axis = ((points[0][0], "start"), (points[-1][0], "end"))
+    for x, anchor in (*ends_of_axis, *((x, "middle") for x, _ in named)):
         parts.append(f'<text x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="{anchor}">{x:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{show(curve.x_name)}</text>')

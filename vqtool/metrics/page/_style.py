@@ -13,7 +13,8 @@ td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; }
 .sheet { display: flex; flex-wrap: wrap; gap: .8em 1.6em; }
 .row { display: flex; gap: .4em; } .row figure:first-child + figure { margin-left: .5em; }
 figure { margin: 0; width: min-content; min-width: 72px; }
-figcaption { font-size: .72em; color: #555; overflow-wrap: anywhere; line-height: 1.2; margin-top: .2em; }
+figcaption { font-size: .72em; color: #555; overflow-wrap: anywhere; white-space: pre-line;
+  line-height: 1.2; margin-top: .2em; }
 img { display: block; image-rendering: pixelated; background: #eee; }
 .none { width: 72px; height: 72px; background: #f2f2f2; color: #888; font-size: .7em; display: grid;
   place-items: center; text-align: center; }
