@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from vqtool.denoisers import EncodedCondition
 from vqtool.denoisers._blocks import pick
 from vqtool.denoisers.amused import Resample, RmsNorm, TextNetwork, micro_embedding
-from vqtool.products import Linear
+from vqtool.products import Linear, linear_gelu
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -136,7 +136,7 @@ class _Stream(_Layer):
     def end(self, x: Tensor, seen: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """What comes out, of what attention has seen."""
         x = x + parts[2] * self.out(seen)
-        hidden = F.gelu(self.first(_norm(x, parts[4], parts[3])), approximate="tanh")
+        hidden = linear_gelu(_norm(x, parts[4], parts[3]), self.first.weight, self.first.bias)
         return x + parts[5] * self.second(hidden)  # type: ignore[no-any-return]
 
 
@@ -162,7 +162,7 @@ class _Single(_Layer):
     def forward(self, x: Tensor, time: Tensor, rotation: Tensor) -> Tensor:
         shift, scale, gate = self.modulate(time)
         normed = _norm(x, scale, shift)
-        hidden = F.gelu(self.first(normed), approximate="tanh")
+        hidden = linear_gelu(normed, self.first.weight, self.first.bias)
         return x + gate * self.out(torch.cat([_attend(*self.heads(normed), rotation), hidden], dim=-1))  # type: ignore[no-any-return]
 
 

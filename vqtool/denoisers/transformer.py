@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._cache import Cache, leave
-from vqtool.products import Keep, Linear, attend, linear
+from vqtool.products import Keep, Linear, attend, linear, linear_gelu
 
 # Size -> fields of Config; widths are multiples of 64, which matrix units like. For the light one, tried on emoji: with
 # 128 numbers a token, or a second layer of text, a network of two layers took up to twice the steps to the same bound.
@@ -106,6 +106,10 @@ class _Attention(nn.Module):
 class _Mlp(nn.Sequential):
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__(Linear(width, ratio * width), nn.GELU(approximate="tanh"), Linear(ratio * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first: nn.Linear = self[0]  # type: ignore[assignment]
+        return self[2](linear_gelu(x, first.weight, first.bias))  # type: ignore[no-any-return]
 
 
 class _Cross(nn.Module):
