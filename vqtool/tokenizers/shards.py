@@ -230,9 +230,10 @@ def _here(
     on_error: OnError | None,
 ) -> Iterator[_Ended]:
     """Encode shards, one after the other, while the next one is fetched if it is behind a URL."""
-    for (source, output), following in zip(work, [*work[1:], None], strict=True):
-        if following is not None and not (resume and is_there(following[1])):
-            _prefetch(following[0])
+    for number, (source, output) in enumerate(work):
+        for following, its_output in work[number + 1 : number + 2]:
+            if not (resume and is_there(its_output)):
+                _prefetch(following)
         try:
             num, was_there = encode_one(
                 source, output, encoder, options, resume=resume, force=force, on_error=on_error, progress=silent
