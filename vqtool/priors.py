@@ -18,6 +18,7 @@ from vqtool.diffusion.kernels import KERNELS, Kernel
 from vqtool.diffusion.parameterisations import PARAMETERISATIONS, log_probabilities
 from vqtool.diffusion.parts import join_parts, split_tokens
 from vqtool.diffusion.posterior import RULES
+from vqtool.distributed import to_device
 from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
 from vqtool.grids import GridHeader
 from vqtool.grids.batch import check_sizes
@@ -140,11 +141,12 @@ class Prior:
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
                 "its `text_encoder`"
             )
-        encoder = self.text_encoder.to(self.device)
-        features = torch.cat([encoder(row[None].to(self.device)) for row in rows])
+        device = torch.device("cpu") if self.text_encoder.has_read else self.device
+        encoder = self.text_encoder.to(device)
+        features = torch.cat([encoder(row[None].to(device)) for row in rows])
         if self.denoiser.has_learned_null:
-            features[is_null.to(self.device)] = 0.0
-        return features[places.to(self.device)]
+            features[is_null.to(device)] = 0.0
+        return to_device(features[places.to(device)], self.device)
 
     def log_x0(
         self,

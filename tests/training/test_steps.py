@@ -5,6 +5,7 @@ operations between it and the CPU; copies to it, which a GPU has to be sent, are
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from support.exact import grid_spec
 from support.matrices import build_kernel
+from support.text_priors import text_prior
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqtool import conditions
@@ -21,6 +23,7 @@ from vqtool.training.building import build_prior
 from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
 from vqtool.training.objectives import PriorLoss, PriorObjective
+from vqtool.training.texts import KeptTexts
 
 DEVICE = torch.device("meta")
 MASKED = [name for name, loss in LOSSES.items() if loss.of_masked]
@@ -82,6 +85,25 @@ def test_a_step_asks_nothing_of_the_device_and_sends_it_the_numbers_of_its_grids
     assert crossings.seen == {"_to_copy": 1}
     assert {value.device for value in metrics.values()} == {DEVICE}
     assert {parameter.device for parameter in run.ema.parameters()} == {DEVICE}
+
+
+def test_features_of_captions_are_found_on_the_cpu_and_sent_once(monkeypatch):
+    prior = text_prior()
+    captions = ["a red cat", "a blue dog", "nothing"]
+    rows = torch.cat([prior.conditioner.encode(captions), prior.conditioner.null(1)])
+    kept = prior.text_encoder(rows).half().numpy()
+    prior = replace(prior, text_encoder=KeptTexts(prior.text_encoder, rows, kept))
+    prior.denoiser.requires_grad_(True)
+    grids = np.random.default_rng(0).integers(0, prior.codebook_size, (30, *prior.cells))
+    data = GridData(grids, prior.conditioner.encode(captions * 10), prior.grid_spec)
+    monkeypatch.setattr(_run, "Accelerator", OnDevice)
+    config = LoopConfig(50, 8)
+    objective = PriorObjective(prior, data, PriorLoss(), config)
+    run = _run.Run(prior.denoiser, config)
+    run.take_step(objective, 30)
+    with Crossings() as crossings:
+        run.take_step(objective, 30)
+    assert crossings.seen == {"_to_copy": 2}  # the numbers of the grids, and what their captions say
 
 
 def test_such_a_step_is_seen_to_ask_where_it_does():

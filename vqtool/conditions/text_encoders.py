@@ -81,6 +81,8 @@ class _Block(nn.Module):
 class TextEncoder(nn.Module):
     """The text tower of CLIP, in float32."""
 
+    has_read = False  # whether it looks features up, on the CPU, instead of making them
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.conditions import Conditioner
+from vqtool.distributed import to_device
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
 from vqtool.grids.batch import merge_histories
@@ -121,6 +122,9 @@ class GridData:
         return result.hexdigest()[:16]
 
 
+Known = tuple[NDArray[np.int64], NDArray[np.float64] | None]  # indices and draws
+
+
 @dataclass(frozen=True)
 class PlacedGrids:
     """Grids and conditions as tensors on the device that learns from them: a step takes its rows there."""
@@ -135,28 +139,37 @@ class PlacedGrids:
         """Whether a grid may have several captions."""
         return self.starts is not None or isinstance(self.conditions, StoredConditions)
 
-    def rows(self, indices: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows(self, indices: Tensor, draws: Tensor | None = None, known: Known | None = None) -> tuple[Tensor, Tensor]:
         """Grids (b, H, W) int64 and conditions (b, ...) of some of them.
 
         Args:
             indices: (b,) int64, which.
             draws: (b,) float64 in [0, 1), which of several captions each has; None: the first.
+            known: both on the CPU, where rows that are on disk are found; None: a GPU is waited for.
         """
+        return self.grids(indices, known), self.texts(indices, draws, known)
+
+    def grids(self, indices: Tensor, known: Known | None = None) -> Tensor:
+        """(b, H, W) int64: see ``rows``."""
+        if isinstance(self.tokens, StoredTokens):
+            own = indices.cpu().numpy() if known is None else known[0]
+            found = to_device(_as_tensor(self.tokens.take(own)), self.device)
+        else:
+            found = self.tokens[indices]
+        tokens = found.long()
+        return tokens & 0xFFFF if found.dtype == torch.int16 else tokens
+
+    def texts(self, indices: Tensor, draws: Tensor | None = None, known: Known | None = None) -> Tensor:
+        """Conditions (b, ...): see ``rows``."""
+        if isinstance(self.conditions, StoredConditions):
+            own = known or (indices.cpu().numpy(), None if draws is None else draws.cpu().numpy())
+            return to_device(self.conditions.take(*own), self.device)
         chosen = indices
         if self.starts is not None:
             chosen = self.starts[indices]
             if draws is not None:
                 chosen = chosen + (draws * (self.starts[indices + 1] - chosen)).long()
-        if isinstance(self.tokens, StoredTokens):
-            found = _as_tensor(self.tokens.take(indices.cpu().numpy())).to(indices.device)
-        else:
-            found = self.tokens[indices]
-        tokens = found.long()
-        tokens = tokens & 0xFFFF if found.dtype == torch.int16 else tokens
-        if isinstance(self.conditions, StoredConditions):
-            which = None if draws is None else draws.cpu().numpy()
-            return tokens, self.conditions.take(indices.cpu().numpy(), which).to(self.device)
-        return tokens, self.conditions[chosen]
+        return self.conditions[chosen]
 
 
 def _as_tensor(tokens: NDArray[Any]) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +38,7 @@ from vqtool.options import Checked, option
 from vqtool.priors import Prior
 from vqtool.training._order import Indices
 from vqtool.training.clock import LoopConfig, Moment
-from vqtool.training.data import GridData, PlacedGrids, upload
+from vqtool.training.data import GridData, Known, PlacedGrids, upload
 from vqtool.training.times import History, draw_places, draw_times, find_times, place_times
 
 AUXILIARY_WEIGHT = 5e-4
@@ -142,8 +143,9 @@ class PriorObjective:
     def _place(self, device: torch.device) -> PlacedGrids:
         """Put on a device what steps need there: all of it, so that none of them has to wait for a copy."""
         if self._placed is None or self._placed.device != device:
-            self._placed = self._data.place(device)
-            self._null = self._prior.conditioner.null(1).to(device)
+            self._placed, self._here = self._data.place(device), self._data.place("cpu")
+            self._null = self._prior.conditioner.null(1)
+            self._null_there = self._null.to(device)
             self._weights = self._weights.to(device)
             self._bound_weights = self._bound_weights.to(device)
             if self.history is not None:
@@ -157,13 +159,16 @@ class PriorObjective:
         device = next(model.parameters()).device
         data, seed = self._place(device), self._run.seed
         rows, numbers = upload(np.stack([indices, samples]), device)
-        draws = None
-        if data.has_variants:  # another caption of a grid in each epoch
-            draws = rng.uniform(seed, numbers, 0, (), stream=rng.CAPTION, device=device)
-        x_0, condition = data.rows(rows, draws)
+        known = indices, self._draw_captions(samples)
+        x_0 = data.grids(rows, known)
         noise = rng.uniform(seed, numbers, 0, (1 + x_0[0].numel(),), stream=rng.TRAINING, device=device)
-        dropped = (noise[:, 0] < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
-        condition = self._prior.read_texts(torch.where(dropped, self._null, condition))
+        if self._prior.conditioner.needs_text_encoder:
+            condition = self._read_texts(known, samples).to(device)
+        else:
+            draws = None
+            if data.has_variants:
+                draws = rng.uniform(seed, numbers, 0, (), stream=rng.CAPTION, device=device)
+            condition = self._drop(data.texts(rows, draws, known), noise[:, 0], self._null_there)
         noised, importance = self._add_noise(x_0, numbers, noise[:, 1:].view_as(x_0))
         measure = self._measure_masked if self._masks_only else self._measure_all
         main, extra, metrics = measure(model, x_0, noised, condition)
@@ -175,6 +180,24 @@ class PriorObjective:
         total = ((main + extra) * importance).sum() / x_0.numel()
         logged = {name: (value * importance).sum().detach() / x_0.numel() for name, value in metrics.items()}
         return total.float(), logged
+
+    def _draw_captions(self, samples: Indices) -> NDArray[np.float64] | None:
+        """(b,) in [0, 1): which of several captions a grid has, another in each epoch; None where none has several."""
+        if not self._here.has_variants:
+            return None
+        return rng.uniform(self._run.seed, samples, 0, (), stream=rng.CAPTION).numpy()
+
+    def _drop(self, condition: Tensor, noise: Tensor, null: Tensor) -> Tensor:
+        """Conditions (b, ...), some of them replaced by the null condition, by noise (b,)."""
+        dropped = (noise < self._settings.cond_dropout).view(-1, *[1] * (condition.ndim - 1))
+        return torch.where(dropped, null, condition)
+
+    def _read_texts(self, known: Known, samples: Indices) -> Tensor:
+        """Features of captions, found where their tokens are: a GPU would have to be waited for."""
+        draws = None if known[1] is None else torch.from_numpy(known[1])
+        condition = self._here.texts(torch.from_numpy(known[0]), draws, known)
+        noise = rng.uniform(self._run.seed, samples, 0, (1,), stream=rng.TRAINING)
+        return self._prior.read_texts(self._drop(condition, noise[:, 0], self._null))
 
     def _add_noise(self, x_0: Tensor, samples: Tensor, noise: Tensor) -> tuple[Noised, Tensor]:
         """Grids with noise, and what their loss is multiplied by for how t was drawn: (b,) float64."""

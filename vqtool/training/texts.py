@@ -26,6 +26,8 @@ from vqtool.training.data import GridData
 class KeptTexts(TextEncoder):
     """A text encoder that has read some captions already."""
 
+    has_read = True
+
     def __init__(self, encoder: TextEncoder, rows: Tensor, features: NDArray[np.float16]) -> None:
         """What it has read.
 
