@@ -117,6 +117,12 @@ def test_a_student_learns_from_grids_that_were_drawn_before(tmp_path):
     settings = {"calls": 2, "latent_size": 4, "batch_size": 3, "steps": 2, "grids": tmp_path / "drawn.h5"}
     student = distill_prior(tmp_path / "t.safetensors", tmp_path / "s.safetensors", **settings)
     assert student.parent == teacher.fingerprint
+    assert student.sampling == {"sampler": "ancestral", "steps": 2}
+    vqtool.sample_to_file(teacher, tmp_path / "sharp.h5", 6, labels=["ant"], sampler="remask", steps=2)
+    sharp = distill_prior(
+        tmp_path / "t.safetensors", tmp_path / "r.safetensors", **settings | {"grids": tmp_path / "sharp.h5"}
+    )
+    assert sharp.sampling == {"sampler": "purity", "steps": 2}
     with pytest.raises(VqtoolError, match="`teacher_calls` is for grids that the teacher draws"):
         distill_prior(tmp_path / "t.safetensors", tmp_path / "n.safetensors", **settings, teacher_calls=2)
     small = random_prior("absorbing", "class", grid_size=(2, 2))

@@ -39,7 +39,7 @@ from vqtool.options import Checked, distribute, option
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.rng import check_seed
-from vqtool.samplers import sample
+from vqtool.samplers import DEFAULT, sample
 from vqtool.samplers._texts import in_turn
 from vqtool.training import loop
 from vqtool.training._order import Indices
@@ -50,6 +50,7 @@ from vqtool.training.runs import RunFiles, RunOptions, choose_length
 from vqtool.training.tuning import check_codes
 
 NUM, STEPS = 2048, 64  # grids that the teacher draws, and its calls for each at most, where nobody says
+LAWFUL = ("ancestral", "first-hitting", "psi", "fewer", "gibbs")  # samplers that draw from the prior's law, or nearly
 DROPPED = 0.1  # share of the conditions left out, for guidance
 RATE_SHARE = 0.5  # of the learning rate that suits fresh weights
 RISING = (0.2, 0.7)  # share of the run from which, and to which, the weight of the divergence rises from 0 to 1
@@ -99,27 +100,27 @@ def build_student(teacher: Prior, latent_size: int, calls: int, *, seed: int) ->
         config = {**asdict(teacher.denoiser.config), "latent_size": latent_size}
         student = denoisers.build(teacher.denoiser_name, config)
     student.take_over(teacher.denoiser)
-    sampling = {"sampler": "ancestral", "steps": calls}
     about = {"calls": calls, "teacher": teacher.fingerprint}
     return replace(
-        teacher, denoiser=student, parent=teacher.fingerprint, fingerprint="", location="", sampling=sampling,
-        summary=about,
+        teacher, denoiser=student, parent=teacher.fingerprint, fingerprint="", location="",
+        sampling=choose_sampling(teacher, DEFAULT, calls), summary=about,
     )  # fmt: skip
 
 
-def draw_pool(teacher: Prior, options: DistillOptions, seed: int) -> GridData:
-    """Grids that the teacher draws with what its makers publish of sampling, with its own examples in turn."""
+def draw_pool(teacher: Prior, options: DistillOptions, seed: int) -> tuple[GridData, str]:
+    """Grids that the teacher draws as its makers publish, with its own examples in turn; and the sampler's name."""
     examples, num = teacher.conditioner.examples, options.num or NUM
     rows = in_turn(teacher, examples) if examples else None
     condition = teacher.conditioner.null(num) if rows is None else rows(range(num))
     steps = options.teacher_calls or min(math.prod(teacher.cells), teacher.kernel.num_steps, STEPS)
     scale = {} if options.cfg_scale is None else {"cfg_scale": options.cfg_scale}
     grids = sample(teacher, num, condition=None if rows is None else condition, steps=steps, seed=seed, **scale)
-    return GridData(teacher.split(grids).numpy().astype(np.int64), condition, teacher.grid_spec)
+    data = GridData(teacher.split(grids).numpy().astype(np.int64), condition, teacher.grid_spec)
+    return data, str(teacher.sampling.get("sampler", DEFAULT))
 
 
-def read_pool(teacher: Prior, grids: str | Path, options: DistillOptions) -> GridData:
-    """Grids that were drawn before, with their labels or captions.
+def read_pool(teacher: Prior, grids: str | Path, options: DistillOptions) -> tuple[GridData, str]:
+    """Grids that were drawn before, with their labels or captions; and the name of the sampler that drew them.
 
     Raises:
         MismatchError: they are not grids of the teacher.
@@ -135,7 +136,15 @@ def read_pool(teacher: Prior, grids: str | Path, options: DistillOptions) -> Gri
     if header.grid_size != teacher.grid_spec.grid_size:
         sizes = size_text(header.grid_size), size_text(teacher.grid_spec.grid_size)
         raise MismatchError(f"{grids}: grids of {sizes[0]} cells, and the teacher draws {sizes[1]}")
-    return build_data(batch, teacher.conditioner, teacher.grid_spec, teacher.split)
+    drawn = [record["sampler"] for record in header.history if "sampler" in record]
+    data = build_data(batch, teacher.conditioner, teacher.grid_spec, teacher.split)
+    return data, str(drawn[-1]) if drawn else DEFAULT
+
+
+def choose_sampling(teacher: Prior, drawn: str, calls: int) -> dict[str, Any]:
+    """How a student is sampled: from the law that it has learned, or sure cells first if its grids were so drawn."""
+    sharp = drawn not in LAWFUL and teacher.kernel.has_mask
+    return {"sampler": "purity" if sharp else "ancestral", "steps": calls}
 
 
 class Pair(nn.Module):
@@ -304,7 +313,8 @@ def distill_prior(
     )  # fmt: skip
     if grids is None:
         notify(f"prior {teacher.fingerprint} draws {wanted.num or NUM} grids, which takes a while")
-    data = draw_pool(teacher, wanted, seed) if grids is None else read_pool(teacher, grids, wanted)
+    data, drawn = draw_pool(teacher, wanted, seed) if grids is None else read_pool(teacher, grids, wanted)
+    student = replace(student, sampling=choose_sampling(teacher, drawn, wanted.calls))
     notify(f"{len(data)} grids, from which a student of {wanted.calls} calls learns")
     student = distill(
         student, data, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume,
