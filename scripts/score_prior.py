@@ -105,7 +105,7 @@ class Way:
         return f"{self.sampler}, {self.calls} calls, cfg {self.cfg_scale:g}{extras}"
 
 
-KINDS = ("guidance", "calls", "front", "best")
+KINDS = ("guidance", "calls", "front", "best", "few")
 CFG_SCALES = (3, 1, 2, 5, 0)  # 1 is without guidance, 0 without the caption
 BEST = 8
 
@@ -119,7 +119,8 @@ def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Se
         cells: of a grid; `purity` and `fewer` make no more calls.
         num_steps: T; `ancestral` makes no more.
         kinds: "guidance" has its scales, temperatures and nulls; "calls" their number, by three samplers; "front" what
-            makes calls cheaper, or better use of them; "best" what a choice among candidates gains.
+            makes calls cheaper, or better use of them; "best" what a choice among candidates gains; "few"
+            what two and four calls of the network give, for students too.
     """
     calls = usual.steps
     most = {"purity": cells, "fewer": cells, "ancestral": num_steps}
@@ -141,6 +142,12 @@ def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Se
         + [replace(usual, sampler="remask", steps=steps) for steps in (calls, 2 * calls)]
         + [replace(usual, sampler="gibbs", steps=steps) for steps in (calls // 2, calls)],
         "best": [replace(usual, best=best) for best in (1, BEST)],
+        "few": [replace(usual, steps=2)]
+        + [
+            replace(usual, steps=steps, cfg_scale=1, temperature=warmth)
+            for steps in (4, 2)
+            for warmth in (usual.temperature, 1.0)
+        ],
     }
     found = dict.fromkeys(way for kind in kinds for way in chosen[kind])
     return [replace(way, seed=seed) for seed in seeds for way in found]
