@@ -20,9 +20,9 @@ from vqtool import artifacts
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.tokenizers import Tokenizer
 from vqtool.training import loop
-from vqtool.training._log import RunLog
+from vqtool.training._log import RunLog, describe_stop
 from vqtool.training._order import step_items
-from vqtool.training.clock import LoopConfig, ema_decay, learning_rate
+from vqtool.training.clock import LoopConfig, Moment, ema_decay, learning_rate
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_along_a_cosine():
@@ -396,6 +396,16 @@ def test_progress_never_has_more_steps_than_there_are(tmp_path):
 
     summary = run(Line(), pull_up, tmp_path, clock=Clock(lambda step: 27.0), more={"progress": progress}, **BY_CLOCK)
     assert (summary.summary["steps"], told) == (3, [2, 2, 3])  # the last one ends 21 s late
+
+
+def test_an_interrupted_run_is_said_to_have_no_fewer_steps_than_were_taken_and_none_where_nothing_is_known():
+    def said(*moment, by_clock=True):
+        return describe_stop(Moment(*moment), by_clock=by_clock, state_path=Path("s")).split(";")[0]
+
+    assert said(2, 0.9, 1.4) == "stopped after step 2 of about 2"
+    assert said(2, 0.2, 9.6) == "stopped after step 2 of about 10"
+    assert said(2, 0.2, 10, by_clock=False) == "stopped after step 2 of 10"
+    assert said(0, 0.0, math.inf) == "stopped after step 0"
 
 
 def test_a_run_by_minutes_that_is_resumed_uses_the_minutes_that_are_left(tmp_path):

@@ -295,6 +295,8 @@ def test_grids_that_are_copies_of_each_other_are_told(different, num, told):
     ("summary", "is_new", "expected"),
     [
         ({"steps": 240}, True, []),
+        ({"steps": 5, "kept_step": 5}, True, ["a new network draws noise after 5 steps: `resume` with more `minut.*"]),
+        ({"steps": 5, "kept_step": 5}, False, []),
         ({"steps": 240, "kept_step": 240}, True, []),
         ({"steps": 240, "kept_step": 200}, True, [r"the weights of step 200 of 240 are written, .* was lowest"]),
         ({"steps": 240, "kept_step": 30}, False, [r"the weights of step 30 of 240 are written, .* was lowest"]),

@@ -59,6 +59,8 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     own = partial_paths(output)
     if resume == "auto":
         resume = any(path.exists() for path in own)
+        if not (resume or force) and Path(output).is_file():
+            raise VqtoolError(f"{output}: exists, so that no run is left to go on with; `force` makes it anew")
     refuse_existing(output, force=force or bool(resume), kind="token grids")
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:

@@ -88,9 +88,11 @@ class Account:
 
 def describe_stop(moment: Moment, *, by_clock: bool, state_path: Path) -> str:
     """What people are told of a run that was interrupted."""
-    of = f"about {moment.num_steps:.0f}" if by_clock else f"{moment.num_steps:.0f}"
+    of = ""
+    if math.isfinite(moment.num_steps):  # a step that took longer than the run was to last makes it longer
+        of = f" of {'about ' if by_clock else ''}{max(moment.step, round(moment.num_steps))}"
     return (
-        f"stopped after step {moment.step} of {of}; the state is in {state_path}: the same command with `resume` goes "
+        f"stopped after step {moment.step}{of}; the state is in {state_path}: the same command with `resume` goes "
         "on from there"
     )
 

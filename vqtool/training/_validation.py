@@ -14,6 +14,7 @@ from vqtool.training.clock import Moment
 RISE = 0.02  # relative: less is within what noise and the averaging of weights do
 TURNED = 3  # measurements after the best, the last of them higher by RISE: told
 OVER = 5  # such measurements: the run ends
+NOISE = 100  # steps: a new network of fewer draws noise (docs/own-pictures.md: 30 do, 240 do not)
 UNFINISHED = 0.5  # share of a new network's run before which the best weights may draw unfinished pictures
 
 
@@ -88,7 +89,7 @@ class Course:
 
 
 def tell_kept(summary: Mapping[str, Any], notify: Notify, *, is_new: bool) -> None:
-    """Say that a run ended early, and of which step its weights are, where that is not the last.
+    """Say that a run was too short, or ended early, and of which step its weights are, where that is not the last.
 
     Args:
         summary: of the run.
@@ -96,6 +97,8 @@ def tell_kept(summary: Mapping[str, Any], notify: Notify, *, is_new: bool) -> No
         is_new: whether it began with fresh weights, which draw pictures only after a while.
     """
     steps, kept = summary["steps"], summary.get("kept_step")
+    if is_new and steps < NOISE and "share" not in summary:
+        notify(f"a new network draws noise after {steps} steps: `resume` with more `minutes` or `steps` goes on")
     if "share" in summary:
         notify(f"ended after {steps} steps, {summary['share']:.0%} of the run; `resume` without `early_stop` goes on")
     if kept is None or kept == steps:

@@ -143,7 +143,8 @@ def train_prior(
         return start.prior
     prior = keep_texts(start.prior, [data, held_out], place, notify=notify, progress=progress)
     preview = _find_preview(prior, first, tokenizer, files)
-    notify(f"{files.output} is written on the way, eight times or more: it can be sampled meanwhile")
+    if not files.resume:
+        notify(f"{files.output} is written on the way, eight times or more: it can be sampled meanwhile")
     save = partial(_save, start=start, header=header, output=files.output, adapter_file=tuning.keep_adapter, seed=seed)
     trained = fit(
         prior, data, loss=loss, run=config, state_path=files.state, log_path=files.log, resume=files.resume,
