@@ -37,6 +37,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "runtime-beside": "runtime.beside",
     "scale": "scale.grids",
     "scale-conditions": "scale.conditions_of_grids",
+    "scale-encode": "scale_encode.shards",
     "scale-pictures": "scale_pictures.pictures",
     "scale-found": "scale_pictures.found",
     "zoo-sample": "zoo.halton",
