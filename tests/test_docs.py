@@ -274,7 +274,7 @@ class Lengths:
 @pytest.mark.slow
 def test_the_lines_of_the_page_on_scores_can_be_typed(vqtool, work, monkeypatch):
     monkeypatch.setattr(metrics.features, "load_features", lambda *_, **__: SixNumbers())
-    monkeypatch.setattr(texts, "Clip", lambda *_: Lengths())
+    monkeypatch.setattr(texts, "load_encoder", lambda *_: Lengths())
     for line in ("encode imgs/ -o tok.h5", "head tok.h5 -n 8 -o s.h5", "decode s.h5 -o decoded/"):
         assert vqtool(*line.split()).code == 0
     for i, picture in enumerate(sorted(Path("decoded").glob("*.png"))):
