@@ -75,7 +75,9 @@ def test_few_runs_and_files_are_kept(files, monkeypatch):
 def test_labels_are_read_and_those_that_some_files_lack_are_empty(tmp_path):
     write(tmp_path / "a.h5", 2, labels=["cat"])
     write(tmp_path / "b.h5", 3)
-    with pytest.warns(VqtoolWarning, match=r"b\.h5: no labels, but .*a\.h5 has some: its grids have none"):
+    with pytest.warns(
+        VqtoolWarning, match=r"b\.h5: no labels, but .*a\.h5 has some: grids without labels are learnt as such"
+    ):
         _, batch = read_stored([tmp_path / "a.h5", tmp_path / "b.h5"])
     assert batch.labels == ["cat", "cat", "", "", ""]
     assert batch.captions is None

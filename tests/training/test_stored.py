@@ -120,7 +120,10 @@ def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards,
 @QUIET
 def test_captions_on_disk_teach_what_they_teach_in_memory(captioned, monkeypatch):
     for name in ("disk", "memory"):
-        with pytest.warns(VqtoolWarning, match=r"tok-2\.h5: no captions, but tok-0\.h5 has some: its grids have none"):
+        with pytest.warns(
+            VqtoolWarning,
+            match=r"tok-2\.h5: no captions, but tok-0\.h5 has some: grids without captions are learnt as such",
+        ):
             train_prior("tok-*.h5", f"{name}.safetensors", **CAPTIONED)
         in_memory(monkeypatch)
     assert len(log("disk")) == 6
@@ -230,3 +233,39 @@ def test_processes_take_their_shares_of_the_same_steps(monkeypatch):
 def test_a_file_that_is_named_twice_is_refused(shards):
     with pytest.raises(VqtoolError, match=r"tok-1\.h5: named twice"):
         train_prior(["tok-1.h5", "tok-*.h5"], "p.safetensors", **QUICK)
+
+
+@pytest.mark.parametrize("most", [0, 1 << 20], ids=["disk", "memory"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer_fingerprint": "f" * 16}, r"tok-3\.h5 has tokenizer f{16}, but tok-0\.h5 has tokenizer 0{16}"),
+        ({"codebook_size": 8}, r"tok-3\.h5 has codebook size 8, but tok-0\.h5 has codebook size 7"),
+        (
+            {"grid_size": (3, 2), "image_size": (24, 16)},
+            r"tok-3\.h5 has grid size 3x2, but tok-0\.h5 has .* 2x3",
+        ),
+    ],
+)
+def test_files_that_do_not_go_together_are_named_first(shards, monkeypatch, most, changes, message):
+    monkeypatch.setattr(data, "IN_MEMORY", most)
+    header = replace(shards, **changes)
+    with GridWriter(Path("tok-3.h5"), header) as writer:
+        writer.write(GridBatch(np.zeros((2, *header.grid_size), np.uint8), ["a", "b"]))
+    with pytest.raises(MismatchError, match=message):
+        train_prior("tok-*.h5", "p.safetensors", **QUICK)
+    assert not list(Path().glob("p.*"))
+
+
+@QUIET
+def test_files_without_what_others_have_are_named_when_all_is_read_into_memory(captioned, shards, monkeypatch):
+    in_memory(monkeypatch)
+    with GridWriter(Path("tok-3.h5"), shards) as writer:
+        writer.write(GridBatch(np.zeros((2, 2, 3), np.uint8), ["a", "b"], ["up", "down"]))
+    with pytest.warns(VqtoolWarning) as told:
+        _, batch = data.read_data("tok-*.h5")
+    assert sorted(str(each.message) for each in told) == [
+        "tok-0.h5 and 2 more: no labels, but tok-3.h5 has some: grids without labels are learnt as such",
+        "tok-2.h5 and 1 more: no captions, but tok-0.h5 has some: grids without captions are learnt as such",
+    ]
+    assert batch.labels == [""] * 180 + ["up", "down"]

@@ -295,7 +295,8 @@ def tell_without(name: str, paths: Sequence[Path], known: Sequence[bool]) -> Non
         paths: of the files.
         known: whether each of them has some.
     """
-    without = [str(path) for path, has in zip(paths, known, strict=True) if not has]
+    without = [path for path, has in zip(paths, known, strict=True) if not has]
     if without and any(known):
         others = f" and {len(without) - 1} more" if len(without) > 1 else ""
-        warn(f"{without[0]}{others}: no {name}s, but {paths[list(known).index(True)]} has some: its grids have none")
+        has = paths[list(known).index(True)]
+        warn(f"{without[0]}{others}: no {name}s, but {has} has some: grids without {name}s are learnt as such")

@@ -246,11 +246,11 @@ def read_data(grids: str | Path | Sequence[str | Path]) -> tuple[GridHeader, Gri
         return read_stored(paths)
     parts = [read_grids(path) for path in paths]
     header = parts[0][0]
-    for name in ("label", "caption"):
-        tell_without(name, paths, [batch.texts[name] is not None for _, batch in parts])
     for path, (own, batch) in zip(paths, parts, strict=True):
         header.check_same(own, str(paths[0]), str(path))
         if not len(batch):
             raise VqtoolError(f"{path}: no grids in it: there is nothing to learn from")
+    for name in ("label", "caption"):
+        tell_without(name, paths, [batch.texts[name] is not None for _, batch in parts])
     history = tuple(merge_histories([own for own, _ in parts]))
     return replace(header, history=history), join_batches(header, [batch for _, batch in parts])
