@@ -107,6 +107,14 @@ def test_complete_files_are_known_by_the_stamp_of_their_shard_without_reading_it
     assert encode(resume=True).num_before == 5
 
 
+def test_what_a_killed_process_left_beside_a_complete_file_is_removed(encode, work):
+    encode(partial="1/5")
+    for name in (".tok-000.h5.lock", ".tok-000.h5.0123abcd.tmp", ".tok-000.partial.h5.lock", "tok-000.partial.h5"):
+        Path(name).write_text("process 1 on another")
+    assert encode(partial="1/5", resume=True).num_before == 1
+    assert [path.name for path in work.glob("*tok*")] == ["tok-000.h5"]
+
+
 def test_a_copy_of_a_shard_is_known_by_its_content(encode, work):
     encode()
     before = made(work)

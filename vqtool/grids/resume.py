@@ -25,8 +25,8 @@ from vqtool.grids.batch import GridBatch, GridHeader, checked_batch, join_batche
 from vqtool.grids.hdf5 import GridFileReader
 from vqtool.grids.stream import SIGNATURE, read_files
 from vqtool.grids.writer import CHUNK_GRIDS, GridWriter, read_journal, write_file
-from vqtool.locks import locked
-from vqtool.outputs import explained, is_stream, refuse_existing, refuse_terminal, side_file
+from vqtool.locks import lock_path, locked
+from vqtool.outputs import explained, is_stream, refuse_existing, refuse_terminal, remove_stale, side_file
 
 HOLD_SECONDS = (1.0, 5.0)  # work of so long may be lost, so that batches share a chunk: at least, and at most
 HOLD_CHUNKS = 200.0  # in between, so often the time that a chunk took: on a busy machine or a slow disk that is long
@@ -95,6 +95,21 @@ def _find_partials(output: Path | str) -> list[Path]:
     stem = side_file(output, "").name
     pattern = re.compile(re.escape(stem) + r"\.partial(-\d+-of-\d+)?\.h5")
     return sorted(path for path in Path(output).parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def remove_leftovers(output: Path | str) -> None:
+    """Remove what a killed run has left of an output that is complete: its lock, torn files and journal.
+
+    Raises:
+        VqtoolError: another process is writing it.
+    """
+    if not lock_path(output).exists():
+        return
+    with locked(output):
+        remove_stale(output)
+        for path in partial_paths(output):
+            with locked(path):
+                path.unlink(missing_ok=True)
 
 
 class Journal(GridWriter):

@@ -12,7 +12,7 @@ from vqtool import urls
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.grids.batch import SHARD_CONTENT
-from vqtool.grids.resume import check_resumable, check_same_run, partial_paths
+from vqtool.grids.resume import check_resumable, check_same_run, partial_paths, remove_leftovers
 from vqtool.images import ImageItem, SourceOptions, find_images
 from vqtool.images.sources.options import given
 from vqtool.locks import claims
@@ -43,6 +43,8 @@ def encode_one(
     """The number of grids of a shard's file, and whether it was complete before."""
     there = not force and is_there(output)
     kept = _read_complete(output) if resume and there else None
+    if kept is not None and url_of(output) is None:
+        remove_leftovers(output)
     stamp = _stamp(source, options)
     said = {"options": {name: value for name, value in given(options).items() if name != "fit"}}
     if kept is not None and stamp is not None and options.fit is not None:
