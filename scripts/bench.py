@@ -1,4 +1,4 @@
-"""Measure what README.md claims of speed and memory: ratios within one run, least times of several turns.
+"""Measure what README.md claims of speed and memory: ratios within one run, in turns.
 
     python scripts/bench.py                      # all, as a Markdown table on stdout
     python scripts/bench.py startup encode       # some
@@ -35,6 +35,8 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "tokenizer": "tokenizer.tokenizer",
     "runtime": "runtime.runtime",
     "runtime-beside": "runtime.beside",
+    "threads": "runtime.threads",
+    "cache": "cache.cache",
     "scale": "scale.grids",
     "scale-conditions": "scale.conditions_of_grids",
     "scale-encode": "scale_encode.shards",

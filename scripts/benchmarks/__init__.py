@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 
 Row = tuple[str, str]
 Measure = Callable[[Path, int], Iterator[Row]]
@@ -28,6 +30,44 @@ def race(
             function()
             its.append(clock() - start)
     return [min(its[1:]) for its in times]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of the times of two functions that take turns, in pairs."""
+
+    low: float  # lower quartile
+    median: float
+    high: float  # upper quartile
+    seconds: tuple[float, float]  # medians of both
+
+    def __str__(self) -> str:
+        one, other = (1e3 * each for each in self.seconds)
+        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f}; {one:.3g} and {other:.3g} ms)"
+
+
+def alternate(
+    one: Callable[[], object],
+    other: Callable[[], object],
+    repeats: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ratio:
+    """The time of one function over that of another: A B, B A, A B, ..., after one call each that warms up.
+
+    A ratio is of two calls in a row, so that what else the machine does meets both; the median leaves out the turns in
+    which it met one alone, and the quartiles say how far to believe it.
+    """
+    pairs: list[tuple[float, float]] = []
+    for turn in range(repeats + 1):
+        times = {}
+        for function in (one, other) if turn % 2 else (other, one):
+            start = clock()
+            function()
+            times[function] = clock() - start
+        pairs.append((times[one], times[other]))
+    ratios = quantiles((first / second for first, second in pairs[1:]), n=4)
+    first, second = (median(each) for each in zip(*pairs[1:], strict=True))
+    return Ratio(*ratios, (first, second))
 
 
 def seconds(function: Callable[[], object], repeats: int = 5) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import Row, race
+from benchmarks import Row, alternate, race
 from vqtool import denoisers
 from vqtool.denoisers import EncodedCondition, _onnx
 from vqtool.metrics import load_features
@@ -75,7 +75,7 @@ def _cases() -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]
 
 @torch.inference_mode()
 def runtime(folder: Path, num: int) -> Iterator[Row]:
-    """PyTorch over ONNX Runtime, least times of calls in turn.
+    """PyTorch over ONNX Runtime, medians of calls in turn, with quartiles.
 
     Denoisers have as many grids as sampling on a CPU passes together, and few cells wanted, random weights, K = 1024.
     """
@@ -91,8 +91,34 @@ def beside(folder: Path, num: int) -> Iterator[Row]:
 
 def _race(where: str) -> Iterator[Row]:
     for what, eager, graph in _cases():
-        one, other = race(eager, graph, repeats=9)
+        yield f"{what}, PyTorch over ONNX Runtime {where}", str(alternate(eager, graph))
+
+
+@torch.inference_mode()
+def threads(folder: Path, num: int) -> Iterator[Row]:
+    """PyTorch with all threads and with one fewer, beside a process on one core, over all threads on free cores.
+
+    With two cores a loss of 2 is the core that is taken.
+    """
+    most = torch.get_num_threads()
+
+    def told(function: Callable[[], object], count: int) -> Callable[[], object]:
+        def run() -> None:
+            torch.set_num_threads(count)
+            function()
+
+        return run
+
+    for name, size in DENOISERS:
+        torch.manual_seed(0)
+        eager, _ = _denoiser(name, size, 16)
+        torch.set_num_threads(most)
+        free = race(eager, repeats=15)[0]
+        with _one_core_taken():
+            both = alternate(told(eager, most), told(eager, most - 1))
+        losses = (each / free for each in both.seconds)
         yield (
-            f"{what}, PyTorch over ONNX Runtime {where}",
-            f"{one / other:.2f}x ({one * 1e3:.3g} and {other * 1e3:.3g} ms)",
+            f"{name} {size}, a grid of 16x16, beside a process on one core, {most} and {most - 1} threads, over free",
+            " and ".join(f"{loss:.2f}x" for loss in losses),
         )
+    torch.set_num_threads(most)

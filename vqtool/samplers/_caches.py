@@ -24,7 +24,7 @@ from vqtool.samplers._microbatches import Microbatch
 from vqtool.samplers._settings import Settings
 from vqtool.samplers._tiles import Tiling
 
-SHARE = 8  # one in so many cells that have changed is computed in a call, where a sampler does not say how many may
+SHARE = 8  # where a sampler does not say how many cells change, a call has room for one in so many of all that did
 
 
 class Caches:
@@ -107,7 +107,8 @@ class _Cached:
     def _choose(self, x_t: Tensor, cells: Tensor) -> Tensor:
         """The cells (places, r) to compute: those that are wanted, then those that have changed, then others."""
         num = x_t[0].numel()
-        count = min(num - cells.shape[1], self.changes or -(-num // SHARE))
+        changes = self.changes or min(-(-num // SHARE), -(-cells.shape[1] // 2))
+        count = min(num - cells.shape[1], changes)
         known = x_t if self._known is None else self._known
         order = (x_t != known).flatten(1).to(torch.int8).scatter(1, cells, -1)
         return torch.cat([cells, order.argsort(dim=1, descending=True, stable=True)[:, :count]], dim=1)
