@@ -186,6 +186,20 @@ def test_features_that_are_not_finite_are_refused_by_the_name_of_the_network():
         extract(Broken(), [np.zeros((2, 3, 4, 4), np.uint8)])
 
 
+def test_convolutions_of_a_gpu_are_not_rounded_and_the_setting_comes_back(monkeypatch):
+    seen = []
+
+    class Noting(MeanColour):
+        def __call__(self, images):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return super().__call__(images)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    extract(Noting(), [np.zeros((2, 3, 4, 4), np.uint8)])
+    assert seen == [(False, "highest")]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
+from vqtool.products import rounded
 from vqtool.registry import check_known, find_module
 
 NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip", "onnx", "torchscript")
@@ -142,7 +143,7 @@ def extract(
     *,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Features:
-    """Features of all images; memory beside the features is that of one batch.
+    """Features of all images; memory beside the features is that of one batch. A GPU computes in all bits of float32.
 
     Args:
         network: of `load_features`.
@@ -157,7 +158,8 @@ def extract(
     """
     parts = []
     for images in batches:
-        found = network(images)
+        with rounded(torch.device("cuda"), tf32=False):
+            found = network(images)
         for kind, array in found.arrays().items():
             if not np.isfinite(array).all():
                 raise VqtoolError(
