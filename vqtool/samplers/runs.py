@@ -4,7 +4,7 @@ None of the options of a run changes a sample.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -267,20 +267,13 @@ def sample_to_file(
         VqtoolError: the output exists or cannot be written, or as for `vqtool.sample`.
     """
     options = take_run_options(how)
+    _check_numbers(num, start)
     if tokenizer is not None and options.trajectory is None:
         raise VqtoolError("`tokenizer` is what `trajectory` decodes with: give that too, or leave both out")
-    if num < 1:
-        raise VqtoolError(f"`num` {num}: at least 1 grid has to be drawn")
-    if not 0 <= start <= MAX_NUMBER - num:
-        raise VqtoolError(f"`start` {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
     go_on = False if options.dry_run else check_resumable(output, resume=resume, force=force)
     texts, kind = choose_texts(prior, labels, captions, notify), prior.conditioner.kind
     method = Method.build(prior, has_condition=bool(texts), **how)
-    place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
-    notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
-    if theirs := published(prior, how.get("sampler"), how, has_condition=bool(texts)):
-        shown = ", ".join(f"{name} {_shown(value)}" for name, value in describe(theirs).items())
-        notify(f"as published for this prior: {shown}")
+    _tell_method(method, num, published(prior, how.get("sampler"), how, has_condition=bool(texts)), notify)
     own = own_range(num)
     chosen = Best(method, judge, best, texts)
     samples = chosen.candidates(range(start + own.start, start + own.stop))
@@ -306,6 +299,23 @@ def sample_to_file(
             writer.write(_grid_batch(kind, chosen.choose(batch), texts))
     done = run.summary
     return Summary(done.num // best, chosen.calls(done.num_calls), done.seconds)
+
+
+def _check_numbers(num: int, start: int) -> None:
+    if num < 1:
+        raise VqtoolError(f"`num` {num}: at least 1 grid has to be drawn")
+    if not 0 <= start <= MAX_NUMBER - num:
+        raise VqtoolError(f"`start` {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
+
+
+def _tell_method(method: Method, num: int, theirs: Mapping[str, Any], notify: Notify) -> None:
+    """Say how the grids are drawn, and which of it is what the prior's makers published."""
+    prior = method.prior
+    place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
+    notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
+    if theirs:
+        shown = ", ".join(f"{name} {_shown(value)}" for name, value in describe(theirs).items())
+        notify(f"as published for this prior: {shown}")
 
 
 def _shown(value: Any) -> str:
