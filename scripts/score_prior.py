@@ -336,11 +336,11 @@ def draw_plot(rows: Sequence[dict[str, Any]], path: Path, usual: Way) -> None:
     drawing.savefig(path, format="png", metadata={"Software": None})
 
 
-def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way]) -> None:
+def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way], usual: Way) -> None:
     """Draw score and KID over CPU seconds a picture, a panel a set; calls of one sampler are joined."""
     from matplotlib.figure import Figure
 
-    lines = lines_of_front(chosen)
+    lines = lines_of_front(chosen, usual)
     shown = {said for calls in lines.values() for said in calls.values()}
     spent = [row["CPU s"] for row in rows if row["way"] in shown]
     drawing = Figure(figsize=(8.6, 6.4), dpi=100, layout="constrained")
@@ -366,12 +366,13 @@ def draw_front(rows: Sequence[dict[str, Any]], path: Path, chosen: Sequence[Way]
     drawing.savefig(path, format="png", metadata={"Software": None})
 
 
-def lines_of_front(chosen: Sequence[Way]) -> dict[str, dict[int, str]]:
-    """What is joined by a line -> calls -> way, of ways that differ in their costs."""
+def lines_of_front(chosen: Sequence[Way], usual: Way) -> dict[str, dict[int, str]]:
+    """What is joined by a line -> calls -> way, of ways with the guidance and temperature of the usual one."""
     lines: dict[str, dict[int, str]] = {}
     for way in sorted(chosen, key=lambda way: way.calls):
-        if way.cfg_scale == 3 and not way.null:
-            lines.setdefault(way.said.replace(f" {way.calls} calls, cfg 3,", ""), {})[way.calls] = way.said
+        if (way.cfg_scale, way.null, way.temperature) == (usual.cfg_scale, usual.null, usual.temperature):
+            said = replace(way, temperature=1.0).said.replace(f", {way.calls} calls, cfg {way.cfg_scale:g}", "")
+            lines.setdefault(said, {})[way.calls] = way.said
     return lines
 
 
@@ -487,7 +488,7 @@ def run(options: argparse.Namespace) -> None:
             rows.append({"set": name, "way": way.said, "seed": way.seed, "CPU s": spent[way], **scores})
         write_report(work, header, rows)
     draw_plot(rows, work / "scores.png", usual)
-    draw_front(rows, work / "front.png", done)
+    draw_front(rows, work / "front.png", done, usual)
 
 
 def main() -> int:

@@ -191,15 +191,15 @@ def test_the_plot_has_a_point_for_each_scale_and_a_star_for_real_pictures(tmp_pa
 def test_the_front_joins_the_calls_of_one_sampler(tmp_path):
     pytest.importorskip("matplotlib")
     ways = [replace(USUAL, sampler=sampler, steps=steps) for sampler, steps in (("purity", 8), ("purity", 4), ("x", 9))]
-    chosen = [*ways, replace(USUAL, cfg_scale=1)]
+    chosen = [*ways, replace(USUAL, cfg_scale=1), replace(USUAL, temperature=1)]
     rows = [
         {"set": kind, "way": way.said, "seed": 0, "CPU s": way.steps / 10, "score": 0.1, "KID": 0.1}
         for kind in score_prior.SETS
         for way in chosen
     ]
-    assert list(score_prior.lines_of_front(chosen)) == ["purity, temperature 0.6", "x, temperature 0.6"]
-    assert [*score_prior.lines_of_front(chosen)["purity, temperature 0.6"]] == [4, 8]
-    score_prior.draw_front(rows, tmp_path / "front.png", chosen)
+    lines = score_prior.lines_of_front(chosen, USUAL)
+    assert {name: [*calls] for name, calls in lines.items()} == {"purity": [4, 8], "x": [9]}
+    score_prior.draw_front(rows, tmp_path / "front.png", chosen, USUAL)
     with Image.open(tmp_path / "front.png") as picture:
         assert picture.size == (860, 640)
 
