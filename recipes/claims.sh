@@ -7,7 +7,7 @@
 #   bash recipes/claims.sh calls --steps 2     # two minutes: 2 training steps each, few digits and samples
 #   bash recipes/claims.sh calls --work DIR    # default runs/claims-STEPS; priors serve several rows
 #
-# Rows: kernels auxiliary calls purity guidance nulls temperature uniform-calls. Run again after an interruption, it goes on where it
+# Rows: kernels auxiliary calls purity guidance nulls temperature uniform-calls networks. Run again after an interruption, it goes on where it
 # stopped. It downloads what pip installs (scripts/setup.sh) and nothing else. Results are NAME.json in the work folder; those of
 # the documents are in docs/claims/.
 #
@@ -23,7 +23,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib/steps.sh"
 
 steps=300 num=64 work=
 take_arguments "steps= num= work=" "$@"
-rows=(kernels auxiliary calls purity guidance nulls temperature uniform-calls)
+rows=(kernels auxiliary calls purity guidance nulls temperature uniform-calls networks)
 row=${words[*]:-}
 [[ " ${rows[*]} all " == *" $row "* && -n $row ]] || usage
 draw=() seeds=(0 1 2)
@@ -99,6 +99,15 @@ run_row() {
     uniform-calls)
         fit uniform --kernel uniform
         score uniform-calls uniform --sampler ancestral --steps 5,10,25,50,100
+        ;;
+    networks) # to be compared with the authors' own code: with --steps 1200
+        absorbing
+        fit published --denoiser vq-diffusion --kernel mask-replace --schedule paper
+        fit reweighted --denoiser vq-diffusion --kernel mask-replace --schedule paper --loss reweighted
+        fit transformer --kernel mask-replace --schedule paper
+        for name in published reweighted transformer absorbing; do
+            bits networks-bits $name
+        done
         ;;
     esac
     tell "$1"
