@@ -13,6 +13,7 @@ from vqtool.grids import read_grids
 from vqtool.grids.resume import Journal
 from vqtool.images import find_images, read_batches
 from vqtool.samplers import NAMES
+from vqtool.samplers.runs import Summary
 
 
 def test_a_file_holds_what_sample_draws_and_progress_gets_done_and_total(tmp_path):
@@ -209,3 +210,8 @@ def test_rows_of_a_wrong_shape_or_range_are_refused(arguments, message):
 def test_only_a_prior_can_be_sampled():
     with pytest.raises(VqtoolError, match=r"a prior is expected, as from `vqtool.load_prior`, not str"):
         library.sample("prior.safetensors", 2)
+
+
+def test_a_summary_says_calls_to_a_tenth():
+    assert str(Summary(11, 18.1818, 5.0)) == "18.2 network calls a grid, 5.0 s, 2.2 grids/s"
+    assert str(Summary(11, 10000.0, 5.0)) == "10000 network calls a grid, 5.0 s, 2.2 grids/s"

@@ -72,7 +72,7 @@ class Summary:
 
     def __str__(self) -> str:
         rate = self.num / max(self.seconds, 1e-9)
-        return f"{self.num_calls:g} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
+        return f"{round(self.num_calls, 1):g} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
 
 
 class Drawn(Protocol):
