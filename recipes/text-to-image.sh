@@ -15,7 +15,8 @@
 # begun. guidance.png has a row of prompts a scale. It downloads what pip installs (scripts/setup.sh) and nothing else.
 #
 # Hardware:  two cores, no GPU; a GPU is used where there is one
-# Time:      MINUTES, and some more for the other steps; tried with shortened trainings only
+# Time:      MINUTES, and some more for the other steps: with 1 and 24 pictures all of it took 50 s of one core, interrupted
+#            in training, sampling and scoring and run again each time (at a load of 20: 7 minutes by the clock)
 # Date:      2026-11-27
 # Expected:  depends on the pictures and captions
 set -euo pipefail
