@@ -14,7 +14,8 @@ from vqtool.cli.main import app
 from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
 from vqtool.samplers import Method, Settings, build_tiling, estimates
-from vqtool.samplers._caches import _Cached, kept_bytes
+from vqtool.samplers._caches import _Cached, choose_runtime, kept_bytes
+from vqtool.samplers._machine import MachineOptions
 from vqtool.samplers.runs import sample_to_file
 
 TOKENS, SIZE, STEPS = 11, (4, 6), 20
@@ -172,6 +173,13 @@ def test_the_history_says_how_long_and_memory_what_is_kept(tmp_path):
 def test_what_is_not_possible_is_refused_before_any_work(prior, how, message):
     with pytest.raises(VqtoolError, match=message):
         Method.build(prior(), has_condition=False, **{"cache": 2, **how})
+
+
+def test_a_network_that_is_compiled_keeps_nothing():
+    tiling = build_tiling(random_prior(), SIZE)
+    assert choose_runtime(1, MachineOptions(compile=True), tiling) == "torch"
+    with pytest.raises(VqtoolError, match="`cache` 2 is for networks that are not compiled"):
+        choose_runtime(2, MachineOptions(compile=True), tiling)
 
 
 @pytest.mark.parametrize("second", [False, True])

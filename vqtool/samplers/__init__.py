@@ -209,7 +209,7 @@ class Method:
             build_tiling(settings.guide_with, cells, **tiles)
         check_seed(seed)
         _caches.check(prior, settings)
-        prior, runtime = use_runtime(prior, _caches.choose_runtime(settings.cache, asked.runtime, tiling))
+        prior, runtime = use_runtime(prior, _caches.choose_runtime(settings.cache, asked, tiling))
         if settings.guide_with is not None:
             settings = replace(settings, guide_with=machine.prepare(use_runtime(settings.guide_with, runtime)[0]))
         prior = machine.prepare(prior)

@@ -20,6 +20,7 @@ from vqtool.errors import VqtoolError
 from vqtool.priors import Prior
 from vqtool.runtimes import replace_forward
 from vqtool.samplers._cells import pick, put
+from vqtool.samplers._machine import MachineOptions
 from vqtool.samplers._microbatches import Microbatch
 from vqtool.samplers._settings import Settings
 from vqtool.samplers._tiles import Tiling
@@ -145,16 +146,20 @@ def check(prior: Prior, settings: Settings) -> None:
             raise VqtoolError(f"`cache` {settings.cache}: {why}: leave it out")
 
 
-def choose_runtime(every: int, runtime: str, tiling: Tiling) -> str:
+def choose_runtime(every: int, asked: MachineOptions, tiling: Tiling) -> str:
     """The runtime to ask for: PyTorch where something is kept, and auto leaves the choice.
 
     Raises:
-        VqtoolError: it is to be ONNX Runtime, or grids pass the network in several tiles.
+        VqtoolError: it is to be ONNX Runtime or compiled, or grids pass the network in several tiles.
     """
     if every == 1:
-        return runtime
-    if runtime == "onnx":
+        return asked.runtime
+    if asked.runtime == "onnx":
         raise VqtoolError(f"`cache` {every} is for `runtime` torch: leave one of `cache` and `runtime` onnx out")
+    if asked.compile:
+        raise VqtoolError(
+            f"`cache` {every} is for networks that are not compiled: leave one of `cache` and `compile` out"
+        )
     if len(tiling) > 1:
         raise VqtoolError(
             f"`cache` {every} is for grids that pass the network whole, and these do so in {len(tiling)} tiles: "
