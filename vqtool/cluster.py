@@ -49,9 +49,8 @@ def run_by_ray(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> 
 
 
 def _import() -> Any:
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # a task without a GPU leaves CUDA's variables alone
+    # A task without a GPU leaves CUDA's variables alone.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:

@@ -34,9 +34,6 @@ from vqtool.tokenizers import Tokenizer, tokenizer_of
 from vqtool.tokenizers._machine import by_parts, prepare
 from vqtool.tokenizers._onnx import use_runtime
 
-_PROBED = 16  # images whose borders are looked at
-_WHITE = 8  # levels of 255: borders that come back darker are told
-
 OnError = Callable[[ImageItem, VqtoolError], None]
 
 
