@@ -34,6 +34,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, *, ranges):
         self.files, self.asked, self.ranges = {}, [], ranges
         self.breaks, self.most, self.fails = 0, 0, 0
+        self.status, self.times = None, 0  # the answer to all that is asked, HEAD too, and how many more GETs get it
         self.replace = {}
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -48,6 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, data = self.server, self.server.files.get(self.path)
+        if server.status:
+            self.send_error(server.status)
+            server.times -= 1
+            server.status = server.status if server.times else None
+            return
         server.asked.append((self.path, self.headers.get("Range")))
         if data is None or server.fails:
             server.fails -= data is not None
@@ -71,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         data = self.server.files.get(self.path)
-        self.send_response(404 if data is None else 200)
+        self.send_response(self.server.status or (404 if data is None else 200))
         self.send_header("Content-Length", str(len(data or b"")))
         self.send_header("ETag", f'"{hash(data)}"')
         self.end_headers()
@@ -132,6 +138,19 @@ def test_a_server_that_fails_at_first_is_asked_again(server):
     server.fails = 2
     assert urls.fetched(f"{server.url}/x.bin").read_bytes() == b"all of it"
     assert len(server.asked) == 3
+
+
+@HTTP
+def test_only_404_means_that_there_is_no_file(server):
+    server.files["/x.bin"], server.status, server.times = b"all of it", 503, 2
+    assert urls.fetched(f"{server.url}/x.bin").read_bytes() == b"all of it"
+    for status, said in ((403, "403, message='Forbidden'"), (404, r"no such file there \(404\)")):
+        server.status, server.times = status, 10**6
+        with pytest.raises(VqtoolError, match=said):
+            urls.fetched(f"{server.url}/{status}.bin").open()
+    nobody = "http://127.0.0.1:9/x.bin"
+    with pytest.raises(VqtoolError, match="cannot be read: ClientConnectorError"):
+        urls.fetched(nobody).open()
 
 
 @HTTP
@@ -200,6 +219,8 @@ def test_urls_have_globs_and_ranges_and_survive_being_a_path(quick):
     assert expand([Path("memory://bucket/{08..10}")]) == [f"memory://bucket/{n}" for n in ("08", "09", "10")]
     assert expand(["memory://bucket/c-*"]) == ["memory://bucket/c-*"]
     assert urls.url_of(Path("s3://bucket/x")) == "s3://bucket/x"
+    assert urls.url_of(Path("file:///a/b")) == urls.url_of("file:///a/b") == "file:///a/b"
+    assert urls.url_of("hdfs:///a/b") == "hdfs:///a/b"
     assert [urls.url_of(name) for name in ("x.tar", "/a/b", "C:/x", "a:b", "-")] == [None] * 5
     assert locate(locate("memory://bucket/b.tar")) is locate("memory://bucket/b.tar")
 
@@ -260,6 +281,15 @@ def test_one_output_may_be_a_url_and_grids_are_read_from_there(quick, vqtool, wo
     assert vqtool("cat", "memory://out/tok.h5", "memory://out/tok.h5", "-o", "both.h5").code == 0
     assert len(read_grids("both.h5")[1]) == 4
     assert "nothing is kept" in error_lines(vqtool(*line, "--resume").err)[0]
+
+
+def test_a_url_may_lead_to_this_machine(vqtool, work, tokenizer_path):
+    line = ("encode", f"file://{work}/s{{0..2}}.tar", "--size", "16", "-t", tokenizer_path)
+    line += ("-o", f"file://{work}/tok-{{shard}}.h5", "--resume")
+    assert "wrote 3 files: 6 grids in all" in vqtool(*line).err
+    assert [len(read_grids(work / f"tok-{n}.h5")[1]) for n in range(3)] == [2, 2, 2]
+    assert "3 files complete before" in vqtool(*line).err
+    assert expand([f"file://{work}/tok-*.h5"]) == [f"file://{work}/tok-{n}.h5" for n in range(3)]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from vqtool.extras import install_command
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file that broke off is asked for again; then it is given up
 BLOCK = 1 << 20  # bytes
 KEPT = 4  # copies that are kept though nobody holds them: what is read, what is fetched meanwhile, and those before
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/])")  # with one slash, as a Path has it
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(/{1,3})(?=[^/])")  # with one slash, as a Path has it
+_NO_HOST = ("file", "local")  # schemes whose URLs begin with a path
 _OF_EXTRA = ("http", "https", "s3", "s3a")
 _MARKS = ("ETag", "etag", "Content-MD5", "Last-Modified", "LastModified", "last_modified", "mtime", "created", "size")
 _TEMPORARY = (408, 425, 429)  # of the answers 400 to 499 of a server
@@ -36,7 +37,10 @@ def url_of(source: str | Path) -> str | None:
     """The URL that a source is; None for a path."""
     text = source.url if isinstance(source, Fetched) else str(source)
     match = _URL.match(text)
-    return f"{match[1]}://{text[match.end() :]}" if match else None
+    if match is None:
+        return None
+    slashes = "///" if match[1] in _NO_HOST or len(match[2]) == 3 else "//"
+    return f"{match[1]}:{slashes}{text[match.end() :]}"
 
 
 class Fetched(type(Path())):  # type: ignore[misc]
@@ -108,7 +112,7 @@ def find_urls(pattern: str) -> list[str]:
         found = sorted(system.glob(path))
     scheme = pattern.partition("://")[0]
     paths = (each.partition("://")[2] if "://" in each else each for each in found)  # HTTP's are URLs
-    return [f"{scheme}://{each.lstrip('/')}" for each in paths] or [pattern]
+    return [url_of(f"{scheme}://{each.lstrip('/')}") or pattern for each in paths] or [pattern]
 
 
 def stamp(url: str) -> str | None:
@@ -199,9 +203,11 @@ def _copy(url: str, target: Path) -> None:
                 raise EOFError(f"{file.tell():,} of {size:,} bytes came")
             except VqtoolError:
                 raise
-            except FileNotFoundError as error:
-                raise VqtoolError(f"{url}: no such file there{' (404)' if url.startswith('http') else ''}") from error
-            except Exception as error:
+            except Exception as failure:
+                error = _cause(failure)
+                if isinstance(error, FileNotFoundError):
+                    http = " (404)" if url.startswith("http") else ""
+                    raise VqtoolError(f"{url}: no such file there{http}") from error
                 if file.tell() > before:
                     pauses = iter(PAUSES)
                 pause = next(pauses, None)
@@ -259,10 +265,18 @@ def _write_all(stream: Any, file: IO[bytes], url: str) -> None:
             raise VqtoolError(f"{url}: its copy cannot be written to {file.name}: {error.strerror}") from error
 
 
+def _cause(error: Exception) -> Exception:
+    """What happened: fsspec says of any answer but a file's, and of none, that there is no such file."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and getattr(cause, "status", 0) != 404:
+        return _cause(cause)
+    return error
+
+
 def _is_final(error: Exception) -> bool:
     """Whether it is no use to ask again."""
     status = getattr(error, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in _TEMPORARY
+    refused = isinstance(status, int) and (400 <= status < 500 or status == 501) and status not in _TEMPORARY
     missing = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotImplementedError)
     return refused or missing or "Credential" in type(error).__name__
 
