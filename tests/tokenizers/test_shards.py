@@ -115,6 +115,17 @@ def test_what_a_killed_process_left_beside_a_complete_file_is_removed(encode, wo
     assert [path.name for path in work.glob("*tok*")] == ["tok-000.h5"]
 
 
+def test_a_shard_from_a_pipe_is_that_on_disk(encode, work, monkeypatch):
+    encode(["s0.tar"], "disk-{shard}.h5")
+    for more in ({}, {"options": CROP}):
+        with Path("s0.tar").open(errors="replace") as pipe, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdin", pipe)
+            encode(["-"], "tok-{shard}.h5", force=True, **more)
+        assert rows([Path("tok-0.h5")]) == rows([Path("disk-0.h5")])
+    with pytest.raises(VqtoolError, match=r"standard input: is read once, .* say `fit`"):
+        encode(["-", "s1.tar"], "both-{shard}.h5")
+
+
 def test_a_copy_of_a_shard_is_known_by_its_content(encode, work):
     encode()
     before = made(work)

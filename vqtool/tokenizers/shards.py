@@ -20,8 +20,8 @@ from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.images import ImageItem, SourceOptions, find_images
 from vqtool.images.sources.items import FileOrigin, counted
 from vqtool.images.sources.options import DEFAULTS
-from vqtool.inputs import expand, locate
-from vqtool.outputs import check_pattern, is_there, shard_path
+from vqtool.inputs import expand, input_name, locate
+from vqtool.outputs import check_pattern, is_stream, is_there, shard_path
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.registry import check_known
 from vqtool.tally import Tally
@@ -185,7 +185,7 @@ def encode_shards(
         _refuse_any(list(outputs.values()))
     with distributed.alone():
         notify(f"{f'shards {own[0]} to {own[-1]}' if own else 'no shards'} of {len(shards):,}, part {part}")
-    if own:
+    if own and not (len(shards) == 1 and is_stream(str(sources[0]))):  # of a pipe alone its own shapes decide
         options = _with_fit(options, encoder, shards[0] if per_file is None else items)
     shown = progress("encode", len(own), "shards", detail=lambda: f"{num_grids} grids")  # by the main process
     num_before = num_failed = num_grids = 0
@@ -315,7 +315,15 @@ def _prefetch(source: Source) -> None:
 
 
 def _with_fit(options: SourceOptions, encoder: Encoder, first: Source) -> SourceOptions:
-    """Options that say how images are brought to the size: one way for all shards."""
+    """Options that say how images are brought to the size: one way for all shards.
+
+    Raises:
+        VqtoolError: a pipe, which is read once, would have to be read for that.
+    """
+    if options.fit is None and isinstance(first, str | Path) and is_stream(first):
+        raise VqtoolError(
+            f"{input_name(first)}: is read once, so that its shapes cannot decide for all shards: say `fit`"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VqtoolWarning)  # told in its turn, as is that it cannot be read
