@@ -153,7 +153,7 @@ def test_of_many_images_the_lengths_of_all_count_and_the_content_of_some(monkeyp
     monkeypatch.setattr(pictures, "LOOKED_INTO", 2)
     items, before = find_images(["imgs"]), []
     opened = []
-    monkeypatch.setattr(pictures, "_read_head", lambda item: (opened.append(item.id), b"")[1])
+    monkeypatch.setattr(pictures, "read_bytes", lambda item, num: (opened.append(item.id), b"")[1])
     before = pictures.describe(items, "crop")
     assert opened == ["00", "29"]
     Path("imgs/11.png").write_bytes(b"other")

@@ -161,6 +161,18 @@ def read_original(item: ImageItem) -> Own:
     return _read(item, partial(fit_pixels, size=None), read_own_pixels)
 
 
+def read_bytes(item: ImageItem, num: int = -1) -> bytes:
+    """The first bytes of an encoded image, or of its pixels; -1 for all. Nothing of one that cannot be read."""
+    try:
+        raw = item.origin.open()
+        if isinstance(raw, np.ndarray):
+            return raw.tobytes()[: None if num < 0 else num]
+        with raw:
+            return raw.read(num)
+    except (VqtoolError, OSError):  # told when the image is wanted
+        return b""
+
+
 def is_deep(item: ImageItem) -> bool:
     """Whether `read_original` gives fewer bits than the file has: see `pixels.has_deep_colour`.
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from vqtool import urls
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.grids.batch import SHARD_CONTENT
 from vqtool.grids.resume import check_resumable, check_same_run, partial_paths, remove_leftovers
 from vqtool.images import ImageItem, SourceOptions, find_images
+from vqtool.images.reader import read_bytes
 from vqtool.images.sources.options import given
 from vqtool.locks import claims
 from vqtool.outputs import delivered, is_there
@@ -129,18 +128,7 @@ def _stamp(source: Source, options: SourceOptions) -> str | None:
 def _digest(items: Sequence[ImageItem]) -> str:
     """A digest of the bytes of images, in their order."""
     total = hashlib.sha256()
-    for data in map(_content, items):
+    for data in map(read_bytes, items):
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return f"sha256:{total.hexdigest()}"
-
-
-def _content(item: ImageItem) -> bytes:
-    try:
-        raw = item.origin.open()
-        if isinstance(raw, np.ndarray):
-            return raw.tobytes()
-        with raw:
-            return raw.read()
-    except (VqtoolError, OSError):  # it is named when it is encoded
-        return b""

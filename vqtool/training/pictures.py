@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vqtool import distributed
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_images
+from vqtool.images.reader import read_bytes
 from vqtool.images.stream import DiskStore, ImageStream, MemoryStore, Store
 from vqtool.options import Checked, option
 from vqtool.outputs import side_file
@@ -133,7 +134,7 @@ def describe(items: Sequence[ImageItem], fit: str) -> str:
     for item in items:
         result.update(f"{item.id}\n{_measure(item)}\n".encode())
     for place in np.unique(np.linspace(0, len(items) - 1, min(LOOKED_INTO, len(items))).astype(np.int64)):
-        result.update(hashlib.sha256(_read_head(items[place])).digest())
+        result.update(hashlib.sha256(read_bytes(items[place], HEAD)).digest())
     return result.hexdigest()[:16]
 
 
@@ -198,18 +199,6 @@ def _measure(item: ImageItem) -> int | None:
         return item.origin.num_bytes
     except OSError:
         return None  # told when it is read
-
-
-def _read_head(item: ImageItem) -> bytes:
-    """The beginning of an image; nothing of one that cannot be read, which is told when it is wanted."""
-    try:
-        raw = item.origin.open()
-        if isinstance(raw, np.ndarray):
-            return raw.tobytes()[:HEAD]
-        with raw:
-            return raw.read(HEAD)
-    except (VqtoolError, OSError):
-        return b""
 
 
 def _processes_here() -> int:
