@@ -164,6 +164,20 @@ def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out
     assert "left out: fewer cfg_scale=1, 5 steps: --cfg-interval is about guidance" in result.err
 
 
+def test_what_a_prior_is_published_with_is_told_and_recorded_and_what_is_asked_for_goes_first(folder, vqtool):
+    prior = load_prior("prior.safetensors")
+    theirs = {"sampler": "purity", "steps": 4, "cfg_scale": 3.0, "temperature": 0.6}
+    replace(prior, sampling=theirs).save("published.safetensors")
+    base = ["published.safetensors", "--sampler", "fewer", "--steps", 3, "-n", 2, "--seeds", 0]
+    result = vqtool("compare", *base)
+    record = json.loads(result.out)
+    assert "as published for this prior: cfg_scale 3, temperature 0.6" in result.err
+    assert (record["cfg_scale"], record["temperature"]) == (3, 0.6)
+    assert record["rows"][0]["values"]["calls"] == 6  # guidance asks twice
+    record = json.loads(vqtool("compare", *base, "--cfg-scale", 1, "--option", "temperature=1").out)
+    assert (record["cfg_scale"], "temperature" in record, record["rows"][0]["values"]["calls"]) == (1, False, 3)
+
+
 @pytest.mark.parametrize(
     ("before", "now", "name"),
     [

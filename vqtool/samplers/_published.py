@@ -37,3 +37,14 @@ def published(
         theirs = {name: value for name, value in theirs.items() if name not in guidance}
     left = {name: value for name, value in theirs.items() if name not in chosen}
     return left if sampler is not None or own is None else {"sampler": own, **left}
+
+
+def shown(theirs: Mapping[str, Any]) -> str:
+    """The sentence about what `published` gives, as `describe` has it."""
+    return "as published for this prior: " + ", ".join(f"{name} {_text(value)}" for name, value in theirs.items())
+
+
+def _text(value: Any) -> str:
+    numbers = value if isinstance(value, list) else [value]
+    text = ",".join(f"{number:g}" if isinstance(number, int | float) else str(number) for number in numbers[:4])
+    return f"{text},... ({len(numbers)} values)" if len(numbers) > 4 else text

@@ -34,7 +34,7 @@ from vqtool.samplers import (
 )
 from vqtool.samplers._best import Best, Judge
 from vqtool.samplers._caches import kept_bytes
-from vqtool.samplers._published import published
+from vqtool.samplers._published import published, shown
 from vqtool.samplers._texts import PLURALS, in_turn
 from vqtool.samplers.trajectories import animated
 from vqtool.tokenizers import BUILTIN, tokenizer_of
@@ -314,14 +314,7 @@ def _tell_method(method: Method, num: int, theirs: Mapping[str, Any], notify: No
     place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
     notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
     if theirs:
-        shown = ", ".join(f"{name} {_shown(value)}" for name, value in describe(theirs).items())
-        notify(f"as published for this prior: {shown}")
-
-
-def _shown(value: Any) -> str:
-    numbers = value if isinstance(value, list) else [value]
-    text = ",".join(f"{number:g}" if isinstance(number, int | float) else str(number) for number in numbers[:4])
-    return f"{text},... ({len(numbers)} values)" if len(numbers) > 4 else text
+        notify(shown(describe(theirs)))
 
 
 def take_run_options(how: dict[str, Any]) -> RunOptions:

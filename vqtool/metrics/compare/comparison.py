@@ -20,6 +20,7 @@ from vqtool.outputs import refuse_existing
 from vqtool.priors import Prior, load_prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import Guidance, _machine, choose_texts, describe, leave_out_guidance, load_second, sample_batches
+from vqtool.samplers._published import published, shown
 from vqtool.samplers._texts import in_turn
 from vqtool.tokenizers import _onnx, tokenizer_of
 from vqtool.version import __version__
@@ -109,6 +110,10 @@ def compare(
         warn(note)
     texts = choose_texts(model, labels, captions, notify)
     settings = _choose_settings(model, guidance, planned, varied, has_condition=bool(texts))
+    theirs = published(model, "", {**varied, **settings}, has_condition=bool(texts))  # what goes with any sampler
+    if theirs:
+        notify(shown(describe(theirs)))
+    settings = {**theirs, **settings}
     extra = {**describe(settings), **given(of_images), **of_metrics}
     about = _describe(model, wanted, references, texts, extra, runtime)
     results = Comparison(path, about, resume=resume, force=force)
@@ -198,8 +203,6 @@ def _choose_settings(
         VqtoolError: something that is varied too, or that goes with no trial.
     """
     settings = leave_out_guidance(prior, load_second(prior, guidance), has_condition=has_condition)
-    if settings.get("cfg_scale") == 1.0:
-        del settings["cfg_scale"]  # the default, which may be varied
     for name in (name for name in varied if name in settings):
         raise VqtoolError(f"`{name}` and `option` {name.replace('_', '-')} both say it: leave one out")
     trials.check_settings(prior, planned, settings)
