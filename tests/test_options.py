@@ -99,6 +99,7 @@ def test_an_option_that_is_no_literal_is_refused(source):
     ("given", "message"),
     [
         ({"steps": 0}, "`steps` 0: must be 1 or more"),
+        ({"steps": 2**63}, "`steps` 9223372036854775808: whole numbers have to lie below 2**63"),
         ({"weight": -0.5}, "`weight` -0.5: must be 0 or more"),
         ({"weight": float("nan")}, "`weight` nan: must be 0 or more"),
         ({"weight": float("inf")}, "`weight` inf: must be 0 or more"),
@@ -114,6 +115,7 @@ def test_a_value_that_is_not_possible_is_refused_by_name(given, message):
 
 def test_possible_values_pass():
     assert Options(steps=1, weight=0, form="paper", interval=(0, 1)).weight == 0
+    assert Options(steps=2**63 - 1).steps == 2**63 - 1
 
 
 @pytest.mark.parametrize(

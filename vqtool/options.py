@@ -28,6 +28,7 @@ from typing import Any
 from vqtool.errors import VqtoolError
 
 PACKAGE = Path(__file__).parent
+LIMIT = 2**63  # whole numbers are 64 bits wide where they are computed with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,9 @@ class Option:
                 and (number < float("inf") if self.maximum is None else number <= self.maximum)
             ):
                 raise VqtoolError(f"`{self.name}` {number:g}: must be {self._range}")
+        for number in numbers:
+            if isinstance(number, Integral) and not -LIMIT <= int(number) < LIMIT:
+                raise VqtoolError(f"`{self.name}` {number}: whole numbers have to lie below 2**63")
 
     def _check_type(self, value: Any) -> None:
         """Raise VqtoolError unless a value is of the written type; types other than these are not checked."""
