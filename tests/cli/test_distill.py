@@ -25,3 +25,14 @@ def test_a_student_is_written_and_goes_on_where_it_was_stopped(tmp_path, monkeyp
     assert "made for 2 network calls a grid, not for 4: give --steps 2 or fewer" in error_lines(refused.err)[0]
     refused = vqtool("distill", "--calls", 99, "-o", "y.safetensors")
     assert error_lines(refused.err) == ["error: --calls 99: the teacher's kernel has 20 steps"]
+
+
+def test_the_teacher_is_not_written_over(tmp_path, monkeypatch, vqtool):
+    monkeypatch.chdir(tmp_path)
+    random_prior().save("prior.safetensors")
+    before = (tmp_path / "prior.safetensors").read_bytes()
+    refused = vqtool("distill", *SHORT, "-f", "-o", "./prior.safetensors")
+    assert error_lines(refused.err) == [
+        "error: --output prior.safetensors: is the teacher, which the student would replace: name another file"
+    ]
+    assert (tmp_path / "prior.safetensors").read_bytes() == before

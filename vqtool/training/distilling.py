@@ -302,6 +302,8 @@ def distill_prior(
     """
     wanted, run = distribute(options, DistillOptions, RunOptions)
     check_seed(seed)
+    if Path(prior).exists() and Path(output).exists() and Path(prior).samefile(output):
+        raise VqtoolError(f"`output` {output}: is the teacher, which the student would replace: name another file")
     files = RunFiles.open(output, resume=resume, force=force)
     teacher = load_prior(prior)
     student = build_student(teacher, wanted.latent_size, wanted.calls, seed=seed)
