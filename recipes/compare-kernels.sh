@@ -15,7 +15,7 @@
 #
 # Hardware:  two cores, no GPU
 # Time:      an estimate of 80 minutes; the four trainings took 62 to 67 minutes each, one thread, two at a time, other
-#            work beside them
+#            work beside them; with 2, everything took 125 s of one core (2026-11-27)
 # Date:      2026-11-22
 # Expected:  the table of docs/diffusion.md: bits per token 2.89 (absorbing), 2.91 (release), 3.29 (uniform), 3.27 (paper);
 #            KID-EfficientNetLite0 .121, .123, .148, .168
@@ -58,7 +58,7 @@ compare mask-replace-release --kernel mask-replace --schedule release
 compare mask-replace-paper --kernel mask-replace --schedule paper
 compare absorbing --kernel absorbing
 compare uniform --kernel uniform
-vqtool cat "${names[@]/%/-first.h5}" | run vqtool show - --columns 20 --force -o comparison.png
+vqtool cat "${names[@]/%/-first.h5}" | run vqtool show - -n 80 --columns 20 --force -o comparison.png
 
 cat <<END
 scores:    $PWD/*-bits.json, *-scores.json

@@ -1,6 +1,7 @@
 """`vqtool show`: one preview of images or of decoded grids."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_the_number_of_pictures_can_be_limited(vqtool, work, drawn):
     for source in ("imgs", "tok.h5"):
         assert vqtool("show", source, "-n", "3", "--force").code == 0
         assert len(drawn[0]) == 3
+
+
+def test_it_is_told_that_there_are_more_than_are_shown_where_nobody_has_said_how_many(vqtool, work, drawn):
+    assert vqtool("cat", *["tok.h5"] * 13, "-o", "many.h5").code == 0  # 65
+    (work / "many").mkdir()
+    for number in range(65):
+        os.link("imgs/00.png", f"many/{number}.png")
+    for source in ("many.h5", "many"):
+        result = vqtool("show", source, "-f")
+        assert (result.code, len(drawn[0])) == (0, 64)
+        assert "there are more pictures than the 64 shown: --num shows others, too, up to 400" in result.err
+        assert "there are more" not in vqtool("show", source, "-f", "-n", 3).err
+    for source in ("tok.h5", "imgs"):
+        assert "there are more" not in vqtool("show", source, "-f").err
 
 
 def test_grids_are_read_from_stdin_and_the_preview_goes_to_a_pipe(vqtool, work):

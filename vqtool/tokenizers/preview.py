@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, warn
 from vqtool.grids import open_grids
 from vqtool.images import OnError, SourceOptions, choose_fit, common_size, find_images, parse_size, read_batches
 from vqtool.images.sources import holds_grids
@@ -47,6 +47,9 @@ def draw_preview(
 
     Raises:
         VqtoolError: a parameter for the other kind of source, nothing to show, an output that exists.
+
+    Warns:
+        VqtoolWarning: there are more than are shown where `num` is not given.
     """
     is_grids = holds_grids(sources[0])
     if is_grids and size is not None:
@@ -57,17 +60,22 @@ def draw_preview(
         raise VqtoolError(f"`tokenizer` is for token grids, but {sources[0]} holds images")
     if is_grids and len(sources) > 1:
         raise VqtoolError("one grid file at a time; `vqtool cat a.h5 b.h5 | vqtool show -` joins several")
-    num = min(num, PREVIEW_IMAGES)
+    most, seen = min(num, PREVIEW_IMAGES), 0
     with PreviewWriter(Path(output), columns=columns, force=force) as writer:
         if is_grids:
             with open_grids(sources[0]) as reader:
                 model = tokenizer_of(reader.header, sources[0], given=tokenizer)
-                for batch in reader.batches(_READ_BATCH, most=num):
-                    writer.write(decode_batch(batch, model), batch.ids, batch.labels, batch.captions)
+                for batch in reader.batches(_READ_BATCH, most=most + 1):
+                    images = decode_batch(batch, model)[: most - seen]
+                    writer.write(images, batch.ids, batch.labels, batch.captions)
+                    seen += len(batch)
         else:
-            items = find_images(sources, options, words="some", on_error=on_error)[:num]
+            items = find_images(sources, options, words="some", on_error=on_error)
+            items, seen = items[:most], len(items)
             sides = parse_size(size) if size else common_size(items) or MIXED_SIZE
             fit = choose_fit(items, sides, options.fit or ("pad" if size is None else None))
             for found in read_batches(items, sides, _READ_BATCH, fit=fit, on_error=on_error):
                 writer.write(found.images, found.ids, found.labels, found.captions)
+    if seen > most and num == NUM_SHOWN:  # nobody has said how many
+        warn(f"there are more pictures than the {most} shown: `num` shows others, too, up to {PREVIEW_IMAGES}")
     return writer.num_images
