@@ -212,6 +212,7 @@ def test_only_a_prior_can_be_sampled():
         library.sample("prior.safetensors", 2)
 
 
-def test_a_summary_says_calls_to_a_tenth():
+def test_a_summary_says_calls_with_three_digits_at_least():
+    assert str(Summary(3, 3.6667, 5.0)) == "3.67 network calls a grid, 5.0 s, 0.6 grids/s"
     assert str(Summary(11, 18.1818, 5.0)) == "18.2 network calls a grid, 5.0 s, 2.2 grids/s"
     assert str(Summary(11, 10000.0, 5.0)) == "10000 network calls a grid, 5.0 s, 2.2 grids/s"

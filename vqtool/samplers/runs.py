@@ -72,7 +72,7 @@ class Summary:
 
     def __str__(self) -> str:
         rate = self.num / max(self.seconds, 1e-9)
-        return f"{round(self.num_calls, 1):g} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
+        return f"{_digits(self.num_calls)} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
 
 
 class Drawn(Protocol):
@@ -358,5 +358,10 @@ def _grid_batch(kind: str, batch: SampleBatch, texts: Sequence[str]) -> GridBatc
 
 
 def _between(least: float, most: float) -> str:
-    low, high = f"{least:.3g}", f"{most:.3g}"
+    low, high = _digits(least), _digits(most)
     return low if low == high else f"{low} to {high}"
+
+
+def _digits(number: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
