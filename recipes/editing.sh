@@ -39,9 +39,10 @@ choose() {
     done
 }
 rows() { # PICTURE GRIDS...
-    vqtool cat "${@:2}" | vqtool show - --columns 8 -o "$1"
+    vqtool cat "${@:2}" | vqtool show - --columns "$columns" -o "$1"
 }
 once some choose
+columns=$(find some -name '*.png' | wc -l)
 side=$(vqtool info "$work/tok.h5" --json | python -c 'import json, sys; print(json.load(sys.stdin)["grid_size"][0])')
 prior="$work/prior.safetensors"
 how=(--purity --cfg-scale 3)
