@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqtool.denoisers._blocks import pick
+from vqtool.products import Keep
 
 
 class Cache:
@@ -69,6 +70,11 @@ class Cache:
             return k, v
         kept_k, kept_v = (old.view(len(k), -1, *old.shape[1:]).transpose(1, 2) for old in self._kept[layer])
         return kept_k, kept_v
+
+
+def enter(x: Tensor, cache: Cache | None, first: int = 0, num_cells: int | None = None) -> tuple[Tensor, Keep | None]:
+    """What the layers compute of the rows (B, M, D), see `Cache.enter`, and what knows the keys and values of all."""
+    return (x, None) if cache is None else (cache.enter(x, first, num_cells), cache.keep)
 
 
 def leave(x: Tensor, cells: Tensor, cache: Cache | None) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
 from vqtool.denoisers._blocks import resized_places
-from vqtool.denoisers._cache import Cache, leave
+from vqtool.denoisers._cache import Cache, enter, leave
 from vqtool.denoisers._classes import INITIAL_SCALE, ClassConfig
 from vqtool.products import Keep, Linear, attend, linear
 
@@ -186,9 +186,7 @@ class Network(Denoiser):
         parts = torch.split(condition.embedding, sizes, dim=1)
         x = self.tokens(x_t.flatten(1)) + resized_places(self.positions, self.config.grid_size, size)
         x = torch.cat([x, self.registers.expand(x.shape[0], -1, -1)], dim=1)
-        keep = None
-        if cache is not None:
-            x, keep = cache.enter(x, num_cells=num), cache.keep
+        x, keep = enter(x, cache, num_cells=num)
         for block, modulation in zip(self.blocks, parts[:-1], strict=True):
             x = block(x, modulation, keep)
         x = x[:, :num] if cells is None else leave(x, cells, cache)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import EncodedCondition
-from vqtool.denoisers._cache import Cache, leave
+from vqtool.denoisers._cache import Cache, enter, leave
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
 from vqtool.products import Keep, Linear, attend
 
@@ -94,9 +94,7 @@ class Network(ClassNetwork):
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
         x = torch.cat([self.class_row(x_t, condition), self.tokens(x_t.flatten(1))], dim=1) + self.positions
-        keep = None
-        if cache is not None:
-            x, keep = cache.enter(x, 1), cache.keep
+        x, keep = enter(x, cache, 1)
         for block in self.blocks:
             x = block(x, keep)
         x = x[:, 1:] if cells is None else leave(x, cells + 1, cache)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtool.denoisers import EncodedCondition
-from vqtool.denoisers._cache import Cache, leave
+from vqtool.denoisers._cache import Cache, enter, leave
 from vqtool.denoisers._classes import ClassConfig, ClassNetwork
 from vqtool.products import Keep, Linear
 from vqtool.tokenizers.titok import Block
@@ -81,10 +81,7 @@ class Network(ClassNetwork):
     ) -> Tensor:
         """Logits (B, H, W, K), or (B, n, K) at the wanted cells: see `Denoiser.forward`; t is not looked at."""
         x = torch.cat([self.class_row(x_t, condition), self.tokens(x_t.flatten(1))], dim=1) + self.positions
-        x = x if self.norm_in is None else self.norm_in(x)
-        keep = None
-        if cache is not None:
-            x, keep = cache.enter(x, 1), cache.keep
+        x, keep = enter(x if self.norm_in is None else self.norm_in(x), cache, 1)
         x = self._layers(x, keep)
         x = x[:, 1:] if cells is None else leave(x, cells + 1, cache)
         logits: Tensor = self.head(x if self.norm_out is None else self.norm_out(x))

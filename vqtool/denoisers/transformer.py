@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtool.denoisers import Denoiser, EncodedCondition
-from vqtool.denoisers._cache import Cache, leave
+from vqtool.denoisers._cache import Cache, enter, leave
 from vqtool.products import Keep, Linear, attend, linear, linear_gelu
 
 # Size -> fields of Config; widths are multiples of 64, which matrix units like. For the light one, tried on emoji: with
@@ -334,9 +334,7 @@ class Network(Denoiser):
         if self.shared_modulation is not None:
             conditioning = self.shared_modulation(conditioning)
         parts = self.config.num_parts
-        x, keep = self.embed(x_t), None
-        if cache is not None:
-            x, keep = cache.enter(x), cache.keep
+        x, keep = enter(self.embed(x_t), cache)
         for number, block in enumerate(self.blocks):
             x = block(x, conditioning, None if keys_values is None else keys_values[:, number], mask, keep)
         if cells is not None:

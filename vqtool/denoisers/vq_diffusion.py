@@ -43,7 +43,7 @@ from vqtool.denoisers._blocks import (
     resized_places,
     sinusoids,
 )
-from vqtool.denoisers._cache import Cache, leave
+from vqtool.denoisers._cache import Cache, enter, leave
 from vqtool.errors import MismatchError, size_text
 from vqtool.products import Keep, Linear
 
@@ -290,9 +290,8 @@ class Network(Denoiser):
         size = (x_t.shape[1], x_t.shape[2])
         time = self._embed_time(t)
         x = self.tokens(x_t.flatten(1)) + self._places(size)  # (B, H * W, D)
-        last, keep = len(self.blocks) - 1, None
-        if cache is not None:
-            x, keep = cache.enter(x), cache.keep
+        x, keep = enter(x, cache)
+        last = len(self.blocks) - 1
         few = cells is not None and self.config.mlp == "linear" and (cache is None or cache.computes_all)
         for number, block in enumerate(self.blocks):
             wanted = cells if few and number == last else None  # nothing attends to the others now
