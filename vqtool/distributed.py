@@ -1,4 +1,7 @@
-"""Which part of the work this process does. `accelerate launch` sets RANK and WORLD_SIZE; alone, a process does all."""
+"""Which part of the work this process does, and what its machine has for it.
+
+`accelerate launch` sets RANK and WORLD_SIZE; alone, a process does all.
+"""
 
 import os
 import re
@@ -7,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vqtool.errors import VqtoolError
@@ -17,9 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # bytes
 _FSDP = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
 LONGEST_WAIT = timedelta(days=7)  # for a slower process; if one dies, its launcher ends them all
-
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
@@ -160,6 +164,14 @@ def has_gpu() -> bool:
     import torch
 
     return torch.accelerator.is_available() and not torch.backends.mps.is_available()
+
+
+def free_memory() -> int:
+    """Bytes that are free, in this machine or in the container that the process is in."""
+    import psutil
+
+    limits = [path.read_text().strip() for path in map(Path, CONTAINER_LIMITS) if path.is_file()]
+    return min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _rank_here() -> int:

@@ -170,14 +170,14 @@ def test_nothing_is_decoded_before_the_first_step_but_what_the_preview_shows(mon
 
 def test_where_images_are_kept_is_said_and_memory_is_left_for_others(monkeypatch):
     shape = (10, 3, 8, 8)
-    monkeypatch.setattr(pictures, "_free_memory", lambda: 2 * 10 * 3 * 64)
+    monkeypatch.setattr(distributed, "free_memory", lambda: 2 * 10 * 3 * 64)
     store, said = pictures.choose_store(None, shape, Path("x.safetensors"), "ab")
     assert (store.images.shape, said) == (shape, "kept in memory once they are decoded (0.0 MB)")
-    monkeypatch.setattr(pictures, "_free_memory", lambda: 2 * 10 * 3 * 64 - 1)
+    monkeypatch.setattr(distributed, "free_memory", lambda: 2 * 10 * 3 * 64 - 1)
     store, said = pictures.choose_store(None, shape, Path("x.safetensors"), "ab")
     assert store is None
     assert said.endswith(": 0.0 MB are more than half of the free memory; `cache` disk keeps them there")
-    monkeypatch.setattr(pictures, "_free_memory", lambda: 3 * 10 * 3 * 64)
+    monkeypatch.setattr(distributed, "free_memory", lambda: 3 * 10 * 3 * 64)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert pictures.choose_store(None, shape, Path("x.safetensors"), "ab")[0] is None
     with pytest.raises(VqtoolError, match=r"x\.images-ab-1000x1000\.cache: .* take 3,000,000,000,000\.0 GB"):
@@ -187,10 +187,10 @@ def test_where_images_are_kept_is_said_and_memory_is_left_for_others(monkeypatch
 def test_a_container_has_no_more_memory_than_it_may_use(tmp_path, monkeypatch):
     (tmp_path / "max").write_text("max\n")
     (tmp_path / "limit").write_text("4096\n")
-    monkeypatch.setattr(pictures, "_CONTAINER_LIMITS", (str(tmp_path / "max"), str(tmp_path / "none")))
-    assert pictures._free_memory() > 4096
-    monkeypatch.setattr(pictures, "_CONTAINER_LIMITS", (str(tmp_path / "max"), str(tmp_path / "limit")))
-    assert pictures._free_memory() == 4096
+    monkeypatch.setattr(distributed, "CONTAINER_LIMITS", (str(tmp_path / "max"), str(tmp_path / "none")))
+    assert distributed.free_memory() > 4096
+    monkeypatch.setattr(distributed, "CONTAINER_LIMITS", (str(tmp_path / "max"), str(tmp_path / "limit")))
+    assert distributed.free_memory() == 4096
 
 
 def test_files_of_other_images_are_removed_when_a_run_begins_anew():

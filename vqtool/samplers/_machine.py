@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import psutil
 import torch
 
 from vqtool.denoisers._onnx import run_by_onnx
+from vqtool.distributed import free_memory
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
@@ -173,7 +173,7 @@ def choose_threads(prior: Prior, tiling: Tiling, clock: Callable[[], float] = ti
 def find_free_memory(device: torch.device) -> int:
     """Bytes that are free where a prior is."""
     if device.type != "cuda" or not torch.cuda.is_available():
-        return int(psutil.virtual_memory().available)
+        return free_memory()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 

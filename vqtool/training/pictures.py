@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from vqtool import distributed
@@ -34,7 +33,6 @@ LOOKED_INTO = 1000  # images whose first bytes count in the digest
 HEAD = 1 << 16  # bytes
 SHOWN = 16  # images of the preview
 SHARE = 0.5  # of the memory that is free, that decoded images may take where nobody asks for it
-_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,7 @@ def choose_store(
     if distributed.is_main_process():
         remove_stores(output, but=path)
     num_bytes = math.prod(shape)
-    fits = num_bytes * _processes_here() <= SHARE * _free_memory()
+    fits = num_bytes * _processes_here() <= SHARE * distributed.free_memory()
     chosen = asked or ("memory" if fits else "none")
     if chosen == "memory":
         return MemoryStore(np.empty(shape, np.uint8)), f"kept in memory once they are decoded ({_shown(num_bytes)})"
@@ -204,12 +202,6 @@ def _measure(item: ImageItem) -> int | None:
 def _processes_here() -> int:
     """How many processes of the run share this machine's memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
-
-
-def _free_memory() -> int:
-    """Bytes that are free, in this machine or in the container that the process is in."""
-    limits = [path.read_text().strip() for path in map(Path, _CONTAINER_LIMITS) if path.is_file()]
-    return min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _shown(num_bytes: int) -> str:
