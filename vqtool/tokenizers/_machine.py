@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,15 +13,33 @@ from vqtool.registry import check_known
 from vqtool.tokenizers import Tokenizer
 
 
-def prepare(tokenizer: Tokenizer, precision: str, *, compile: bool, part: str) -> Tokenizer:
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """How the machine encodes or decodes; histories of what was encoded say what is not the usual.
+
+    Attributes:
+        batch_size: images in the network at once.
+        precision: of the network on a GPU: "fp32", "tf32", "bf16", with which some tokens are others, or "auto",
+            float32 whose convolutions may be TF32.
+        runtime: of the network on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`.
+        compile: whether PyTorch compiles the network, on a GPU.
+    """
+
+    batch_size: int = 32
+    precision: str = "auto"
+    runtime: str = "torch"
+    compile: bool = False
+
+
+def prepare(tokenizer: Tokenizer, machine: MachineOptions, part: str) -> Tokenizer:
     """The same tokenizer with a part of it compiled, if that is asked for; the one given stays as it is.
 
     Raises:
         VqtoolError: an unknown precision, or something for GPUs without one.
     """
-    check_known("precision", precision, PRECISIONS)
-    refuse_without_gpu(precision, tokenizer.device, compile=compile)
-    if not compile:
+    check_known("precision", machine.precision, PRECISIONS)
+    refuse_without_gpu(machine.precision, tokenizer.device, compile=machine.compile)
+    if not machine.compile:
         return tokenizer
     other, network = copy.copy(tokenizer), copy.copy(tokenizer.get_submodule(part))
     other._modules = {**tokenizer._modules, part: network}

@@ -31,7 +31,7 @@ from vqtool.locks import claims
 from vqtool.outputs import is_stream
 from vqtool.progress import Progress, silent
 from vqtool.tokenizers import Tokenizer, tokenizer_of
-from vqtool.tokenizers._machine import by_parts, prepare
+from vqtool.tokenizers._machine import MachineOptions, by_parts, prepare
 from vqtool.tokenizers._onnx import use_runtime
 
 OnError = Callable[[ImageItem, VqtoolError], None]
@@ -66,14 +66,11 @@ def decode(
     output: str | Path = "decoded",
     tokenizer: str | Path | None = None,
     *,
-    batch_size: int = 32,
     device: str = "auto",
-    precision: str = "auto",
-    runtime: str = "torch",
-    compile: bool = False,
     force: bool = False,
     on_start: Callable[[GridHeader, Tokenizer], None] | None = None,
     progress: Progress = silent,
+    **machine: Any,
 ) -> DecodedImages:
     """Write the images of token grids: a folder of PNG files, a tar or one preview, as the output's name asks for.
 
@@ -86,20 +83,17 @@ def decode(
         source: token grids; "-" for standard input, which may also be a tar of images.
         output: a folder, x.tar, x.png, or "-" for a tar on standard output.
         tokenizer: instead of the one that the grids name.
-        batch_size: grids in the network at once.
         device: to compute on.
-        precision: of the decoder on a GPU: "fp32", "tf32", "bf16", or "auto", float32 whose convolutions may be TF32.
-        runtime: of the decoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`.
-        compile: whether PyTorch compiles the decoder, on a GPU.
         force: overwrite; and decode with another tokenizer than that of the grids, if codes and grids fit.
         on_start: told the header of the grids and the tokenizer, before the first is decoded.
         progress: shows how many are done.
+        **machine: of `MachineOptions`, by name: `batch_size`, `precision`, `runtime`, `compile`.
 
     Raises:
         VqtoolError: the grids are damaged (what arrived before is there), the tokenizer is not, or the output is there.
         MismatchError: it is another tokenizer.
     """
-    output = Path(output)
+    output, how = Path(output), MachineOptions(**machine)
     kind, rank, num = writer_type(output), distributed.rank(), distributed.world_size()
     is_shared = kind is FolderWriter and not is_stream(source)
     if not is_shared and not distributed.is_main_process():
@@ -116,16 +110,16 @@ def decode(
         if is_shared:
             distributed.wait_for_all()  # until every process has seen that the folder is free
         model = tokenizer_of(reader.header, source, given=tokenizer, force=force).to(distributed.choose_device(device))
-        model = prepare(model, precision, compile=compile, part="decoder")
-        model, _ = use_runtime(model, runtime, ["decoder"])
+        model = prepare(model, how, "decoder")
+        model, _ = use_runtime(model, how.runtime, ["decoder"])
         if on_start is not None:
             on_start(reader.header, model)
         with progress("decode", reader.num_grids) as advance:
-            for number, batch in enumerate(reader.batches(batch_size)):
+            for number, batch in enumerate(reader.batches(how.batch_size)):
                 if is_shared and isinstance(writer, FolderWriter) and number % num != rank:
                     writer.pass_over(batch.ids, batch.labels, batch.captions)
                 else:
-                    images = decode_batch(batch, model, precision=precision)
+                    images = decode_batch(batch, model, precision=how.precision)
                     writer.write(images, batch.ids, batch.labels, batch.captions)
                 advance(len(batch))
     warnings = []

@@ -4,7 +4,7 @@ Memory is flat in the number of images: one batch is in the network while the ne
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from vqtool.locks import claims
 from vqtool.outputs import delivered
 from vqtool.progress import Progress, silent
 from vqtool.tally import Tally
-from vqtool.tokenizers import BUILTIN, Tokenizer, _machine, load_tokenizer
+from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
+from vqtool.tokenizers._machine import MachineOptions, prepare, record
 from vqtool.tokenizers._onnx import use_runtime
 from vqtool.tokenizers.batches import (
     OnError,
@@ -49,16 +50,13 @@ def encode(
     *,
     options: SourceOptions = DEFAULTS,
     image_size: tuple[int, int] | None = None,
-    batch_size: int = 32,
     device: str = "auto",
-    precision: str = "auto",
-    runtime: str = "torch",
-    compile: bool = False,
     resume: bool | str = False,
     force: bool = False,
     on_error: OnError | None = None,
     on_start: Callable[[GridHeader, int], None] | None = None,
     progress: Progress = silent,
+    **machine: Any,
 ) -> int:
     """Write the token grids of images to a file or stream.
 
@@ -71,17 +69,13 @@ def encode(
         tokenizer: one on the device to use, or the name of one.
         options: which images are taken, how they are brought to the size, where their captions and labels come from.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
-        batch_size: images in the network at once.
         device: of a tokenizer that is named.
-        precision: of the encoder on a GPU: "fp32", "tf32", "bf16" (each of which the history says: some tokens are
-            others), or "auto", float32 whose convolutions may be TF32.
-        runtime: of the encoder on a CPU: "torch", "onnx" or "auto", see `vqtool.runtimes`; the history says it.
-        compile: whether PyTorch compiles the encoder, on a GPU.
         resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
         on_start: told the header of the grids and the number of images, before the first is read.
         progress: shows how many images of this process are done.
+        **machine: of `MachineOptions`, by name: `batch_size`, `precision`, `runtime`, `compile`.
 
     Returns:
         How many grids the output has; in a process that is not the main one, how many it made.
@@ -94,10 +88,7 @@ def encode(
         raise VqtoolError("`resume` goes on with a file: behind a URL nothing is kept of a run that was interrupted")
     with delivered(output, force=force) as path:
         resume = check_resumable(path, resume=resume, force=force)
-        encoder = prepare_encoder(
-            tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
-            compile=compile,
-        )  # fmt: skip
+        encoder = prepare_encoder(tokenizer, image_size, device, MachineOptions(**machine))
         tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
         before = len(tally.skipped)
         items = find_images(sources, options, on_error=None if on_error is None else tally)
@@ -118,10 +109,7 @@ class Encoder:
 
     tokenizer: Tokenizer
     image_size: tuple[int, int]
-    batch_size: int
-    precision: str
-    runtime: str
-    compile: bool = False
+    machine: MachineOptions  # its runtime is never "auto"
 
     def choose_fit(self, items: Sequence[ImageItem], given: str | None) -> str:
         """How images are brought to the size: as is given, or as most of these ask for.
@@ -144,22 +132,19 @@ class Encoder:
             more: what else the history says.
         """
         words = [text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))]
-        how: dict[str, Any] = {**_machine.record(self.precision, self.tokenizer.device, compile=self.compile)}
-        how |= {} if self.runtime == "torch" else {"runtime": self.runtime}
+        machine = self.machine
+        how: dict[str, Any] = {**record(machine.precision, self.tokenizer.device, compile=machine.compile)}
+        how |= {} if machine.runtime == "torch" else {"runtime": machine.runtime}
         inputs = {"tokenizer": self.tokenizer.fingerprint}
-        record = history_record("encode", inputs=inputs, num=num, images=text_digest(words), **how, **more)
-        return grid_header(self.tokenizer, self.image_size, record, fit=fit)
+        step = history_record("encode", inputs=inputs, num=num, images=text_digest(words), **how, **more)
+        return grid_header(self.tokenizer, self.image_size, step, fit=fit)
 
 
 def prepare_encoder(
     tokenizer: Tokenizer | str | Path,
     image_size: tuple[int, int] | None,
-    *,
-    batch_size: int,
     device: str,
-    precision: str,
-    runtime: str,
-    compile: bool = False,
+    machine: MachineOptions,
 ) -> Encoder:
     """Load a tokenizer, if it is named, and check all that `encode` is told of it.
 
@@ -168,11 +153,11 @@ def prepare_encoder(
     """
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer).to(distributed.choose_device(device))
-    tokenizer = _machine.prepare(tokenizer, precision, compile=compile, part="encoder")
-    tokenizer, runtime = use_runtime(tokenizer, runtime, ["encoder"])
+    tokenizer = prepare(tokenizer, machine, "encoder")
+    tokenizer, runtime = use_runtime(tokenizer, machine.runtime, ["encoder"])
     image_size = image_size or tokenizer.usual_size
     grid_header(tokenizer, image_size, {})  # a size that does not fit is refused before images are looked for
-    return Encoder(tokenizer, image_size, batch_size, precision, runtime, compile)
+    return Encoder(tokenizer, image_size, replace(machine, runtime=runtime))
 
 
 def encode_items(
@@ -206,9 +191,9 @@ def encode_items(
                 left,
                 encoder.tokenizer,
                 encoder.image_size,
-                batch_size=encoder.batch_size,
+                batch_size=encoder.machine.batch_size,
                 fit=fit,
-                precision=encoder.precision,
+                precision=encoder.machine.precision,
                 on_error=skip,
             ):
                 writer.write(batch)

@@ -26,6 +26,7 @@ from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.registry import check_known
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer
+from vqtool.tokenizers._machine import MachineOptions
 from vqtool.tokenizers._shard import Source, encode_one
 from vqtool.tokenizers.batches import OnError
 from vqtool.tokenizers.encoding import Encoder, prepare_encoder
@@ -59,15 +60,12 @@ def encode_shard(
     *,
     options: SourceOptions = DEFAULTS,
     image_size: tuple[int, int] | None = None,
-    batch_size: int = 32,
     device: str = "auto",
-    precision: str = "auto",
-    runtime: str = "torch",
-    compile: bool = False,
     resume: bool = False,
     force: bool = False,
     on_error: OnError | None = None,
     progress: Progress = silent,
+    **machine: Any,
 ) -> int:
     """Write the token grids of one shard to one file: by this process alone, whatever others there are.
 
@@ -79,15 +77,12 @@ def encode_shard(
         output: a path.
         options: which images are taken, and so on. Give `fit`: else each shard goes by the shapes of its own images.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
-        batch_size: images in the network at once.
         device: of a tokenizer that is named.
-        precision: see `encode`.
-        runtime: see `encode`.
-        compile: see `encode`.
         resume: leave the file if it is complete, else go on with what there is.
         force: overwrite it.
         on_error: told of an image that cannot be read, which is left out; None raises.
         progress: shows how many images are done.
+        **machine: of `MachineOptions`, by name: see `encode`.
 
     Returns:
         How many grids the file has.
@@ -97,16 +92,7 @@ def encode_shard(
         MismatchError: the file, or what is kept of it, was made of other images or with other settings.
         VqtoolError: the output is there or cannot be written.
     """
-    encoder = _prepare(
-        tokenizer,
-        _mark(tokenizer),
-        image_size,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        runtime=runtime,
-        compile=compile,
-    )
+    encoder = _prepare(tokenizer, _mark(tokenizer), image_size, device, MachineOptions(**machine))
     with distributed.alone():
         return encode_one(
             source, output, encoder, options, resume=resume, force=force, on_error=on_error, progress=progress
@@ -123,16 +109,13 @@ def encode_shards(
     engine: str = "local",
     options: SourceOptions = DEFAULTS,
     image_size: tuple[int, int] | None = None,
-    batch_size: int = 32,
     device: str = "auto",
-    precision: str = "auto",
-    runtime: str = "torch",
-    compile: bool = False,
     resume: bool = False,
     force: bool = False,
     on_error: OnError | None = None,
     notify: Notify = ignore,
     progress: Progress = silent,
+    **machine: Any,
 ) -> EncodedShards:
     """Write the token grids of many shards, a file each: those of this process's part, see `distributed.own_part`.
 
@@ -148,16 +131,13 @@ def encode_shards(
         engine: "local": this process; "ray": tasks of a Ray cluster, the one at hand or one of this machine's cores.
         options: which images are taken, and so on. Without `fit` the first shard decides for all.
         image_size: (height, width) pixels that images are brought to; None for the tokenizer's only size, else 64.
-        batch_size: images in the network at once.
         device: of a tokenizer that is named.
-        precision: see `encode`.
-        runtime: see `encode`.
-        compile: see `encode`.
         resume: pass over files that are complete, and go on with what is kept of others.
         force: overwrite files.
         on_error: told of an image or shard that cannot be read, which is left out; None raises.
         notify: told which shards this process does.
         progress: shows how many of them are done.
+        **machine: of `MachineOptions`, by name: see `encode`.
 
     Raises:
         VqtoolError: no name for each shard, or an output is there, or cannot be written.
@@ -167,17 +147,11 @@ def encode_shards(
         raise VqtoolError(f"`per_file` {per_file}: how many images go into a file is expected, 1 or more")
     check_known("engine", engine, ENGINES)
     part = distributed.own_part(partial)
-    encoder = prepare_encoder(
-        tokenizer, image_size, batch_size=batch_size, device=device, precision=precision, runtime=runtime,
-        compile=compile,
-    )  # fmt: skip
+    encoder = prepare_encoder(tokenizer, image_size, device, MachineOptions(**machine))
     shards: Sequence[Source] = expand(sources)
+    decides = shards[0] if shards else ()  # how images are brought to the size
     if per_file is not None:
-        if remote := [source for source in shards if url_of(str(source))]:
-            raise VqtoolError(f"{remote[0]}: `per_file` needs all images at hand: of URLs, each source is a shard")
-        if engine != "local":
-            raise VqtoolError(f"`per_file` is for `engine` local; of {engine}, each source is a shard")
-        items = find_images(sources, options, on_error=_only_told(on_error))
+        decides = items = _find_all(sources, shards, engine, options, on_error)
         shards = [items[start : start + per_file] for start in range(0, len(items), per_file)]
     own = part.range(len(shards))
     outputs = {number: shard_path(output, number) for number in own}
@@ -186,13 +160,12 @@ def encode_shards(
     with distributed.alone():
         notify(f"{f'shards {own[0]} to {own[-1]}' if own else 'no shards'} of {len(shards):,}, part {part}")
     if own and not (len(shards) == 1 and is_stream(str(sources[0]))):  # of a pipe alone its own shapes decide
-        options = _with_fit(options, encoder, shards[0] if per_file is None else items)
+        options = _with_fit(options, encoder, decides)
     shown = progress("encode", len(own), "shards", detail=lambda: f"{num_grids} grids")  # by the main process
     num_before = num_failed = num_grids = 0
     with shown as advance, distributed.alone():
         if engine == "ray":
-            how = {"options": options, "image_size": image_size, "batch_size": batch_size, "device": device}
-            how |= {"precision": precision, "runtime": runtime, "compile": compile, "force": force}
+            how = {"options": options, "image_size": image_size, "device": device, "force": force, **machine}
             calls = [(shards[number], outputs[number], tokenizer, how, os.getcwd()) for number in own]
             ended = _by_ray(calls, on_error)
         else:
@@ -289,8 +262,8 @@ def _task(
 
 
 @lru_cache(maxsize=1)
-def _prepare(tokenizer: Tokenizer | str | Path, mark: object, image_size: Any, **how: Any) -> Encoder:
-    return prepare_encoder(tokenizer, image_size, **how)
+def _prepare(tokenizer: Tokenizer | str | Path, mark: object, *how: Any) -> Encoder:
+    return prepare_encoder(tokenizer, *how)
 
 
 def _mark(tokenizer: Tokenizer | str | Path) -> object:
@@ -305,6 +278,25 @@ def _refuse_any(outputs: Sequence[str]) -> None:
     for path in outputs:
         if is_there(path):
             raise VqtoolError(f"{path}: exists; `resume` goes on with what is left to do, `force` overwrites it")
+
+
+def _find_all(
+    sources: Sequence[str | Path],
+    named: Sequence[Source],
+    engine: str,
+    options: SourceOptions,
+    on_error: OnError | None,
+) -> list[ImageItem]:
+    """The images of all sources, to be cut into shards.
+
+    Raises:
+        VqtoolError: some are behind a URL, or tasks elsewhere would have to be told of single images.
+    """
+    if remote := [source for source in named if url_of(str(source))]:
+        raise VqtoolError(f"{remote[0]}: `per_file` needs all images at hand: of URLs, each source is a shard")
+    if engine != "local":
+        raise VqtoolError(f"`per_file` is for `engine` local; of {engine}, each source is a shard")
+    return find_images(sources, options, on_error=_only_told(on_error))
 
 
 def _prefetch(source: Source) -> None:
