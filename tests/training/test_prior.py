@@ -208,6 +208,7 @@ def test_a_state_of_before_a_setting_of_the_network_came_is_taken_up(tmp_path):
     header, tensors = artifacts.load(path)
     for name in ("dropout", "token_width", "caption_width", "shared_modulation"):
         assert not header.config["settings"]["size"].pop(name)
+    assert header.config["settings"]["size"].pop("num_parts") == 1
     given = {"kind": header.kind, "config": header.config, "summary": header.summary, "tensors": tensors}
     artifacts.save(path, force=True, **given)
     prior_run.train(tmp_path, num_steps=3, resume=True)

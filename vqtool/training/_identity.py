@@ -103,10 +103,10 @@ def _describe_change(name: str, before: Any, now: Any) -> str:
 
 
 def _without_later(now: Any, before: Any) -> Any:
-    """Settings of a part without those that came with a later version and are off."""
+    """Settings of a part without those that came with a later version and change nothing: off, or of one part."""
     if not (isinstance(now, dict) and isinstance(before, dict)):
         return now
-    return {name: value for name, value in now.items() if value or name in before}
+    return {name: value for name, value in now.items() if name in before or (value and (value is True or value != 1))}
 
 
 def _is_short(value: Any) -> bool:
