@@ -53,6 +53,9 @@ joined=$(IFS=,; echo "${extras[*]}")
 pip_install torch # first and pinned: nothing below may bring another one
 pip_install --editable ".[$joined]" --requirement recipes/requirements.txt
 pip_install --no-deps --requirement recipes/requirements-nodeps.txt
+if [[ " ${extras[*]} " == *" dev "* ]] && ! pip_install --editable ".[ray]"; then
+    echo "no Ray to be had for this Python: its tests will be skipped" >&2 # there are no wheels for every one
+fi
 if [[ " ${extras[*]} " == *" dev "* ]] && ! command -v chromium chromium-browser google-chrome >/dev/null; then
     # a test opens the page of `vqtool eval --report` in it, and is skipped without it
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

@@ -44,7 +44,7 @@ def kill_a_worker(killed):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: pip install ray (240 MB)")
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: bash scripts/setup.sh dev")
 @pytest.mark.filterwarnings("ignore")  # of Ray's own
 def test_shards_are_whole_and_none_is_made_twice_though_a_worker_is_killed(work, tokenizer_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

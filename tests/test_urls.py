@@ -356,8 +356,8 @@ def test_a_copy_that_does_not_fit_the_disk_is_one_clear_line(quick, monkeypatch)
 
 
 def test_shards_in_a_bucket_are_encoded_into_a_bucket(work, tokenizer_path, monkeypatch):
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs 'moto[s3,server]'")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install s3fs 'moto[s3,server]'")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: bash scripts/setup.sh dev")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: bash scripts/setup.sh dev")
     import s3fs
 
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
