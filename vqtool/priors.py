@@ -117,14 +117,15 @@ class Prior:
             raise ValueError(f"{num} conditions from `conditioner.encode` are needed, not {given}")
         return self.denoiser.encode_condition(self.read_texts(condition).to(self.device))
 
-    def read_texts(self, condition: Tensor) -> Tensor:
+    def read_texts(self, condition: Tensor, *, together: bool = False) -> Tensor:
         """Conditions as the denoiser takes them: captions by the features that the text encoder makes of them, if any.
 
         Args:
             condition: (B, ...) int64 from `conditioner.encode`, or features.
+            together: read all in one call, as training does; else one by one, so that the batch does not matter.
 
         Returns:
-            The same, or (B, L, D) features: one by one, so that the batch does not matter; zeros for a learned null.
+            The same, or (B, L, D) features; zeros for a learned null.
 
         Raises:
             VqtoolError: there is no text encoder to read captions with.
@@ -133,20 +134,19 @@ class Prior:
             return condition
         rows, places = torch.unique(condition.cpu(), dim=0, return_inverse=True)
         is_null = (rows == self.conditioner.null(1)).all(1)
-        config = self.denoiser.config
         if self.text_encoder is None and self.denoiser.has_learned_null and bool(is_null.all()):
-            return torch.zeros(len(condition), config.text_length, config.text_width)
+            return torch.zeros(len(condition), self.denoiser.config.text_length, self.denoiser.config.text_width)
         if self.text_encoder is None:
             raise VqtoolError(
                 "the prior reads captions by a text encoder, but was imported without one: import it again with "
                 "its `text_encoder`"
             )
         device = torch.device("cpu") if self.text_encoder.has_read else self.device
-        encoder = self.text_encoder.to(device)
-        features = torch.cat([encoder(row[None].to(device)) for row in rows])
+        parts = to_device(rows, device).split(len(rows) if together else 1)
+        features = torch.cat([self.text_encoder.to(device)(part) for part in parts])
         if self.denoiser.has_learned_null:
-            features[is_null.to(device)] = 0.0
-        return to_device(features[places.to(device)], self.device)
+            features = features.masked_fill(to_device(is_null, device)[:, None, None], 0.0)
+        return to_device(features[to_device(places, device)], self.device)
 
     def log_x0(
         self,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from vqtool.interop.transformers import export_text_encoder
 from vqtool.priors import load_prior
 from vqtool.progress import ignore, silent
 from vqtool.samplers import condition, sample
+from vqtool.training import data as training_data
+from vqtool.training._order import step_items
 from vqtool.training.data import build_data
 from vqtool.training.prior import train_prior
 from vqtool.training.texts import KeptTexts, keep_texts
@@ -172,6 +175,43 @@ def test_kept_texts_are_those_of_the_encoder_but_for_rounding(tmp_path, monkeypa
     path.write_bytes(path.read_bytes()[:-4])  # cut short: read again
     again = keep_texts(prior, [data], "g.h5", notify=ignore, progress=silent)
     assert torch.equal(again.read_texts(new), found)
+
+
+def log(name):
+    return [json.loads(line) for line in Path(f"{name}.log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:.*preview", "ignore:.*caption", "ignore:.*different")
+def test_captions_on_disk_are_read_by_the_step_that_looks_at_them_all_in_one_call(folder, monkeypatch):
+    list(interop.convert(folder, "clip.safetensors"))
+    write_grids(captions=[f"a {word} {row % 9}" for row in range(60) for word in ("boat", "dog", "", "bee")])
+    calls, forward = [], TextEncoder.forward
+    monkeypatch.setattr(TextEncoder, "forward", lambda self, ids: (calls.append(len(ids)), forward(self, ids))[1])
+    how = {"text_encoder": "clip.safetensors", "size": "tiny", "batch_size": 8, "steps": 3}
+    with monkeypatch.context() as patch:  # in the order of grids on disk
+        patch.setattr(training_data.GridData, "order", partial(step_items, run=1 << 15))
+        train_prior("tok.h5", "memory.safetensors", **how)
+    assert len(list(Path().glob("*.texts-*.npy"))) == 1
+    monkeypatch.setattr(training_data, "IN_MEMORY", 0)
+    for file in Path().glob("*.texts-*.npy"):
+        file.unlink()
+    calls.clear()
+    before = []
+    train_prior("tok.h5", "disk.safetensors", report=lambda step, metrics: before.append(len(calls)), **how)
+    assert before[0] <= 2  # one for the first step, and one to validate
+    assert before[-1] <= 3 + 3
+    assert max(calls) <= 8
+    assert not list(Path().glob("*.texts-*.npy"))
+    for mine, theirs in zip(log("disk"), log("memory"), strict=True):  # kept states are rounded to float16
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
+def test_captions_that_are_read_together_have_the_states_that_each_has_alone():
+    prior = text_prior()
+    tokens = prior.conditioner.encode(["a bee", None, "an ant", "a bee"])
+    alone, together = prior.read_texts(tokens), prior.read_texts(tokens, together=True)
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert not together[1].any()
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def build_data(
 ) -> GridData:
     """The grids of a file with the conditions that their labels, or all of their captions, stand for.
 
-    Captions that stay on disk are tokenised where a step looks at them, unless a text encoder reads them.
+    Captions that stay on disk are tokenised where a step looks at them.
 
     Args:
         batch: the grids.
@@ -211,7 +211,7 @@ def _encode_texts(
 ) -> tuple[Tensor | StoredConditions, NDArray[np.int64] | None]:
     """The conditions of grids, and where those of each begin if some have several captions."""
     captions: Any = batch.captions
-    if conditioner.kind == "caption" and isinstance(captions, StoredTexts) and not conditioner.needs_text_encoder:
+    if conditioner.kind == "caption" and isinstance(captions, StoredTexts):
         return StoredConditions(captions, conditioner), None
     if conditioner.kind == "class" and batch.labels is not None:  # of millions, each class is looked up once
         numbers = {label: number for number, label in enumerate(dict.fromkeys(batch.labels))}

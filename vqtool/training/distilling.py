@@ -214,7 +214,7 @@ class LatentObjective:
         dropped = (noise[:, 1] < DROPPED).view(-1, *[1] * (condition.ndim - 1))
         condition = torch.where(dropped, self._prior.conditioner.null(1).to(device), condition)
         latent = torch.special.ndtri(noise[:, 3 : 3 + size].clamp(min=1e-12)).float()
-        logits, divergence = model(x_0, x_t, t, self._prior.read_texts(condition), latent)
+        logits, divergence = model(x_0, x_t, t, self._prior.read_texts(condition, together=True), latent)
         log_x0 = log_probabilities(logits, x_t, t, kernel, self._prior.parameterisation)
         entropy = F.nll_loss(log_x0.flatten(0, -2), x_0.flatten(), reduction="none").view_as(x_t)
         changed = x_t == kernel.mask_id if self._masks_only else torch.ones_like(x_t, dtype=torch.bool)

@@ -197,7 +197,7 @@ class PriorObjective:
         draws = None if known[1] is None else torch.from_numpy(known[1])
         condition = self._here.texts(torch.from_numpy(known[0]), draws, known)
         noise = rng.uniform(self._run.seed, samples, 0, (1,), stream=rng.TRAINING)
-        return self._prior.read_texts(self._drop(condition, noise[:, 0], self._null))
+        return self._prior.read_texts(self._drop(condition, noise[:, 0], self._null), together=True)
 
     def _add_noise(self, x_0: Tensor, samples: Tensor, noise: Tensor) -> tuple[Noised, Tensor]:
         """Grids with noise, and what their loss is multiplied by for how t was drawn: (b,) float64."""
@@ -348,6 +348,7 @@ def validate(
     batch_size = 32 if device.type == "cpu" else 256
     grids = torch.arange(len(data), device=device)
     x_0, condition = data.place(device).rows(grids)
+    texts = prior.read_texts(condition, together=True)
     for number in range(VALIDATION_TIMES):
         samples = grids * VALIDATION_TIMES + number
         t = draw_times(samples, VALIDATION_TIMES, kernel.num_steps, seed)  # spread evenly for each grid
@@ -355,8 +356,7 @@ def validate(
         x_t = kernel.sample(x_0, t, noise)
         for first in range(0, len(data), batch_size):
             rows = slice(first, first + batch_size)
-            texts = prior.read_texts(condition[rows])
-            bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], texts)
+            bound, _ = cell_losses(model, prior, x_0[rows], x_t[rows], t[rows], texts[rows])
             total += bound.sum()
             if by_time is not None:
                 seen = torch.stack([torch.ones(len(bound)).double(), bound.sum((1, 2)).double().cpu()])

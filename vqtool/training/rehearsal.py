@@ -104,7 +104,7 @@ def trace(prior: Prior, loss: PriorLoss, run: LoopConfig, num: int) -> Traced:
 class _Told(Prior):
     """A prior whose text encoder has read all captions before the first step."""
 
-    def read_texts(self, condition: Tensor) -> Tensor:
+    def read_texts(self, condition: Tensor, *, together: bool = False) -> Tensor:
         """(B, L, D) ones."""
         config = self.denoiser.config
         return torch.ones(len(condition), config.text_length, config.text_width, device=condition.device)

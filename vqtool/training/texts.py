@@ -1,7 +1,8 @@
-"""Captions under a frozen text encoder: read once each, and kept in a file beside the grids.
+"""Captions under a frozen text encoder: read once each, and kept in a file beside the grids that are in memory.
 
 A run asks for the features of the same captions in every epoch, and a text encoder may be larger than the denoiser. The
-file is a row of numpy's float16 features a caption; its name says which captions and which encoder it is of.
+file is a row of numpy's float16 features a caption; its name says which captions and which encoder it is of. Captions
+that stay on disk are too many for that: a step reads its own, in one call.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from vqtool.outputs import atomic_path, side_file
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress
 from vqtool.training.data import GridData
+
+READ_TOGETHER = 64  # captions
 
 
 class KeptTexts(TextEncoder):
@@ -56,7 +59,7 @@ class KeptTexts(TextEncoder):
 def keep_texts(
     prior: Prior, parts: Sequence[GridData | None], beside: str | Path, *, notify: Notify, progress: Progress
 ) -> Prior:
-    """A prior whose text encoder has read the captions of all grids; the prior itself if it has none.
+    """A prior whose text encoder has read the captions of all grids; the prior itself if it has none, or they are many.
 
     Args:
         prior: of the run.
@@ -69,12 +72,13 @@ def keep_texts(
         VqtoolError: the file cannot be written.
     """
     encoder = prior.text_encoder
-    if encoder is None:
+    tokens = [part.conditions for part in parts if part is not None]
+    known = [each for each in tokens if isinstance(each, Tensor)]
+    if encoder is None or len(known) < len(tokens):
         return prior
-    tokens = [part.conditions for part in parts if part is not None and isinstance(part.conditions, Tensor)]
-    rows = torch.unique(torch.cat([*tokens, prior.conditioner.null(1)]), dim=0)
-    known = hashlib.sha256(encoder.fingerprint.encode() + str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
-    path = side_file(beside, f".texts-{known.hexdigest()[:16]}.npy")
+    rows = torch.unique(torch.cat([*known, prior.conditioner.null(1)]), dim=0)
+    digest = hashlib.sha256(encoder.fingerprint.encode() + str(tuple(rows.shape)).encode() + rows.numpy().tobytes())
+    path = side_file(beside, f".texts-{digest.hexdigest()[:16]}.npy")
     kept = _read(path, len(rows))
     if kept is None:
         if distributed.is_main_process():
@@ -103,6 +107,6 @@ def _write(path: Path, encoder: TextEncoder, rows: Tensor, progress: Progress) -
         with temporary.open("wb") as file, progress("captions", len(rows)) as advance:
             header = np.lib.format.header_data_from_array_1_0(np.empty(0, np.float16)) | {"shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for row in rows:  # one by one, as in sampling: the batch does not matter
-                file.write(encoder(row[None].to(device)).half().cpu().numpy().tobytes())
-                advance(1)
+            for part in rows.split(READ_TOGETHER):
+                file.write(encoder(part.to(device)).half().cpu().numpy().tobytes())
+                advance(len(part))
