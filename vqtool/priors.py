@@ -142,7 +142,7 @@ class Prior:
                 "its `text_encoder`"
             )
         device = torch.device("cpu") if self.text_encoder.has_read else self.device
-        parts = to_device(rows, device).split(len(rows) if together else 1)
+        parts = to_device(rows, device).chunk(1 if together else len(rows))
         features = torch.cat([self.text_encoder.to(device)(part) for part in parts])
         if self.denoiser.has_learned_null:
             features = features.masked_fill(to_device(is_null, device)[:, None, None], 0.0)
