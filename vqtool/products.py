@@ -10,8 +10,10 @@ against 1.1 for 32 grids of 8 x 8 cells and 4 heads.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 from vqtool.errors import VqtoolError
 
+M = TypeVar("M", bound=nn.Module)
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values that were made -> all that are attended to
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -94,6 +97,52 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
         torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext(),
     ):
         yield
+
+
+def compiled(network: M) -> M:
+    """The same network, which PyTorch compiles when it is first called; the one given stays as it is."""
+    other = copy(network)
+    other.compile()
+    return other
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How networks that measure something compute: scores of one are not scores of another."""
+
+    precision: str = "fp32"  # of PRECISIONS, but never auto
+    compile: bool = False
+
+    @classmethod
+    def choose(cls, precision: str, device: torch.device, *, compile: bool) -> "Computation":
+        """What is asked for on a device; auto is bf16 on a GPU.
+
+        Raises:
+            VqtoolError: something for GPUs without one.
+        """
+        refuse_without_gpu(precision, device, compile=compile)
+        usual = "fp32" if device.type == "cpu" else "bf16"
+        return cls(usual if precision == "auto" else precision, compile)
+
+    def __str__(self) -> str:
+        return f"{self.precision}, compiled" if self.compile else self.precision
+
+    def on(self, device: torch.device) -> AbstractContextManager[None]:
+        """Where a network computes so."""
+        return computing(device, self.precision)
+
+    def of(self, network: M) -> M:
+        """The same network, computing so and giving float32; the one given stays as it is."""
+        inner = compiled(network) if self.compile else network
+        outer = copy(network)
+
+        def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
+            with self.on(x.device):
+                found: Tensor = inner(x, *more, **named)
+            return found.float()
+
+        outer.forward = forward
+        return outer
 
 
 def refuse_without_gpu(precision: str, device: torch.device, *, compile: bool = False) -> None:

@@ -11,6 +11,7 @@ from vqtool.errors import FormatError, VqtoolError
 from vqtool.metrics import Features, dual_encoder
 from vqtool.metrics.dual_encoder import Config, DualEncoder, DualTexts, load_dual_encoder, save_dual_encoder
 from vqtool.metrics.text import load_encoder
+from vqtool.products import Computation
 
 
 class Words:
@@ -29,7 +30,10 @@ class Pixels:
     digest = "0"
 
     def __init__(self, device):
-        self.device = device
+        self.device, self.computation = device, None
+
+    def compute(self, computation):
+        self.computation = computation
 
     def __call__(self, images):
         return Features("Pixels", images.reshape(len(images), -1)[:, :1280].astype(np.float32))
@@ -59,6 +63,8 @@ def test_other_maps_have_another_name_and_captions_are_scored_by_it(tmp_path, ma
     save_dual_encoder(tmp_path / "d.safetensors", maps)
     own, builtin = (load_encoder(each, "cpu") for each in (tmp_path / "d.safetensors", "builtin"))
     assert own.name == f"EfficientNetLite0+MiniLM@{own.digest[:8]}"
+    assert own._network.computation == Computation()
+    assert load_encoder("builtin", "cpu", Computation("bf16"))._network.computation == Computation("bf16")
     assert own.name != builtin.name
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     for found in (own.pictures(images), own.texts(["a", "bee"])):

@@ -6,6 +6,7 @@ import torch
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.metrics import load_features
+from vqtool.products import Computation
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -65,3 +66,11 @@ def test_a_graph_that_names_another_file_is_refused_and_the_file_not_read(tmp_pa
     onnx.save_model(model, tmp_path / "apart.onnx", save_as_external_data=True, location="secret.bin", size_threshold=0)
     with pytest.raises(FormatError, match=r"apart\.onnx: .* stands in another file"):
         load_features("onnx", weights=tmp_path / "apart.onnx")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("computation", [Computation("bf16"), Computation(compile=True)], ids=str)
+def test_a_file_is_run_in_float32_alone(tmp_path, computation):
+    export(tmp_path / "net.onnx")
+    with pytest.raises(VqtoolError, match=f"`precision` {computation}: an .onnx file is run on the CPU in float32"):
+        load_features("onnx", weights=tmp_path / "net.onnx", computation=computation)

@@ -76,7 +76,7 @@ def test_pictures_are_scored_with_their_captions_and_those_without_are_left_out(
 
 
 def test_evaluate_scores_captions_by_a_folder_of_clip_alone(folder, monkeypatch):
-    monkeypatch.setattr(texts, "load_encoder", lambda given, device: Colours())
+    monkeypatch.setattr(texts, "load_encoder", lambda given, device, computation: Colours())
     report = vqtool.evaluate(folder, text="clip/")
     assert report.scores[0].value == pytest.approx(3 / 4)
     with pytest.raises(VqtoolError, match="`text` scores images by their captions alone"):

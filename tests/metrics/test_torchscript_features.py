@@ -8,6 +8,7 @@ import torch
 
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.metrics import load_features
+from vqtool.products import Computation
 
 
 class Plain(torch.nn.Module):
@@ -112,3 +113,15 @@ def test_files_that_are_no_network_of_pictures_are_refused(tmp_path):
     save(Plain(), tmp_path / "net.pt")
     with pytest.raises(VqtoolError, match="`runtime` onnx: a TorchScript file is run by PyTorch"):
         load(tmp_path / "net.pt", runtime="onnx", trust=True)
+
+
+def test_it_is_compiled_already_but_computes_in_bfloat16(tmp_path, images):
+    save(Plain(), tmp_path / "plain.pt")
+    exact, rounded = (
+        load(tmp_path / "plain.pt", trust=True, computation=Computation(precision))(images)
+        for precision in ("fp32", "bf16")
+    )
+    assert (rounded.precision, rounded.pooled.dtype) == ("bf16", np.float32)
+    assert 0 < np.abs(rounded.pooled - exact.pooled).max() < 0.05
+    with pytest.raises(VqtoolError, match="`compile` is not for TorchScript files"):
+        load(tmp_path / "plain.pt", trust=True, computation=Computation(compile=True))

@@ -74,10 +74,10 @@ def test_predictions_in_bfloat16_are_near_those_in_float32(gpu):
     prior, found = random_prior(kind="class").to(gpu), []
     noise = torch.Generator().manual_seed(0)
     x_t, t = torch.randint(12, (NUM, *SIZE), generator=noise).to(gpu), torch.arange(1, NUM + 1, device=gpu)
-    for bf16 in (False, True):
+    for precision in ("fp32", "bf16"):
         walk = Walk(
             prior, range(NUM), torch.arange(NUM) % 3, seed=0, grid_size=SIZE, settings=samplers.Settings(),
-            machine=Machine(exact=False, bf16=bf16),
+            machine=Machine(exact=False, precision=precision),
         )  # fmt: skip
         with torch.no_grad():
             found.append(walk.log_x0(x_t, t))

@@ -76,16 +76,16 @@ def test_what_a_machine_does_follows_from_what_is_asked_and_where():
 
     def choose(device, **asked):
         machine = Machine.choose(MachineOptions(**asked), device)
-        return machine.exact, machine.bf16
+        return machine.exact, machine.precision
 
-    assert choose(cpu) == (True, False)
-    assert choose(cpu, exact=False) == (False, False)
-    assert choose(gpu) == (False, True)
-    assert choose(gpu, exact=True) == (True, False)
-    assert choose(gpu, exact=True, precision="bf16") == (True, True)
-    assert choose(gpu, precision="fp32") == (False, False)
-    assert Machine.choose(MachineOptions(precision="tf32"), gpu) == Machine(exact=False, tf32=True)
-    assert Machine.choose(MachineOptions(compile=True), gpu) == Machine(exact=False, bf16=True, compiled=True)
+    assert choose(cpu) == (True, "fp32")
+    assert choose(cpu, exact=False) == (False, "fp32")
+    assert choose(gpu) == (False, "bf16")
+    assert choose(gpu, exact=True) == (True, "fp32")
+    assert choose(gpu, exact=True, precision="bf16") == (True, "bf16")
+    assert choose(gpu, precision="fp32") == (False, "fp32")
+    assert Machine.choose(MachineOptions(precision="tf32"), gpu) == Machine(exact=False, precision="tf32")
+    assert Machine.choose(MachineOptions(compile=True), gpu) == Machine(exact=False, precision="bf16", compile=True)
     for precision in ("bf16", "tf32"):
         with pytest.raises(VqtoolError, match=f"`precision` {precision} is for GPUs"):
             choose(cpu, precision=precision)
@@ -101,8 +101,8 @@ def test_products_are_rounded_as_is_asked_where_the_network_computes_and_nowhere
     before, gpu = settings(), torch.device("cuda:0")
     for machine, expected in (
         (Machine(), ("highest", False)),
-        (Machine(tf32=True), ("high", True)),
-        (Machine(bf16=True), ("high", True)),
+        (Machine(precision="tf32"), ("high", True)),
+        (Machine(precision="bf16"), ("high", True)),
     ):
         with PretendedGpu(), machine.autocast(gpu):
             assert settings() == expected
@@ -123,7 +123,7 @@ def test_a_compiled_network_draws_the_same_and_the_prior_is_left_as_it_was(monke
     prior = random_prior("mask-replace", "class")
     chosen = {"condition": prior.conditioner.encode(["bee"]), "cfg_scale": 2.0, "steps": 3}
     expected = vqtool.sample(prior, 3, **chosen)
-    monkeypatch.setattr(Machine, "choose", lambda options, device: Machine(compiled=True))
+    monkeypatch.setattr(Machine, "choose", lambda options, device: Machine(compile=True))
     assert torch.equal(vqtool.sample(prior, 3, **chosen), expected)
     assert len(compiled) == 1
     assert prior.denoiser._compiled_call_impl is None

@@ -1,7 +1,7 @@
 """Features that were computed before: a file a network in the user's cache, a row a picture, found by its pixels.
 
 What it does: a network that is asked for a picture's features again answers from the file, whatever the picture is
-called and wherever it lies. Of another network, other weights or another resize policy the file is another one.
+called and wherever it lies. Of another network, other weights, another resize policy or precision the file is another.
 Cost: 4 bytes a feature; past `MOST_BYTES` a file loses its older half. A file that cannot be used (no space, another
 version) is told once, and the work goes on without it.
 """
@@ -56,7 +56,8 @@ class CachedNetwork:
         if not self._usable or not nothing.digest or not len(images):
             return self._network(images)
         keys = pixel_digests(images)
-        words = (nothing.name, nothing.digest, nothing.resize, self._run_by, _LAYOUT)
+        precision = "" if nothing.precision == "fp32" else nothing.precision.replace(", ", "-")
+        words = (nothing.name, nothing.digest, nothing.resize, precision, self._run_by, _LAYOUT)
         name = f"{'-'.join(filter(None, words))}.sqlite".replace("/", "_")
         path = self._path or cache_folder("features") / name
         known = self._look_up(path, keys, nothing)
@@ -80,7 +81,7 @@ class CachedNetwork:
                     if blob is not None
                 }
                 if "pooled" in arrays and arrays["pooled"].shape[1] == self.feature_dim:
-                    found[key] = Features(like.name, digest=like.digest, resize=like.resize, **arrays)
+                    found[key] = like.with_arrays(arrays)
         return found
 
     def _keep(self, path: Path, keys: list[bytes], features: Features) -> None:

@@ -54,6 +54,7 @@ class Card:
     features: str = ""  # name of the feature set
     features_digest: str = ""  # of the network's weights and of what it does to pictures
     resize: str = ""  # how pictures come to the network's size
+    precision: str = "fp32"  # in which networks computed, and whether compiled; "" where there are none
     size: str = ""  # pixels before that
     tokenizer: str = ""  # that tokens are of
     prior: str = ""  # under which grids are scored
@@ -101,6 +102,7 @@ MATTER = (
     "features",
     "features_digest",
     "resize",
+    "precision",
     "size",
     "tokenizer",
     "prior",

@@ -26,6 +26,7 @@ from vqtool.artifacts import Header
 from vqtool.conditions.minilm import MiniLM
 from vqtool.metrics.features._network import digest_of, own_name
 from vqtool.metrics.features.efficientnet_lite0 import EfficientNetLite0
+from vqtool.products import Computation
 from vqtool.trust import build_network, parse_record
 
 KIND = "dual-encoder"
@@ -101,15 +102,17 @@ class DualTexts:
     Args:
         path: of an artifact of kind dual-encoder; or "builtin".
         device: where EfficientNet-Lite0 runs.
+        computation: of EfficientNet-Lite0; None: float32.
 
     Raises:
         FormatError: the file is damaged, or something else.
         VqtoolError: a package is not installed.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device) -> None:
+    def __init__(self, path: str | Path, device: str | torch.device, computation: Computation | None = None) -> None:
         self._maps, fingerprint = load_dual_encoder(path)
         self._network, self._captions = EfficientNetLite0(device), MiniLM()
+        self._network.compute(computation or Computation())
         self.digest = digest_of(self._captions.weights, NAME, fingerprint, self._network.digest)
         self.name = own_name(NAME, self.digest)
 

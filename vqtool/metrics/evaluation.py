@@ -11,6 +11,7 @@ from vqtool import runtimes
 from vqtool.distributed import choose_device
 from vqtool.errors import VqtoolError
 from vqtool.images import OnError, SourceOptions, Tally
+from vqtool.metrics.card import Card
 from vqtool.metrics.jobs import ImageOptions, LikelihoodOptions, Request, check, choose
 from vqtool.metrics.page import write_page
 from vqtool.metrics.report import Report
@@ -18,6 +19,7 @@ from vqtool.metrics.saved import kind_of
 from vqtool.metrics.score import metric_options
 from vqtool.options import distribute
 from vqtool.outputs import refuse_existing
+from vqtool.products import Computation
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.version import __version__
 
@@ -73,6 +75,7 @@ def evaluate(
     before = len(tally.skipped)
     device = choose_device(device)
     runtime = runtimes.choose(about_images.runtime, torch.device(device))
+    computation = about_images.choose(torch.device(device))
     request = Request(
         sources=paths,
         ref=others,
@@ -83,6 +86,7 @@ def evaluate(
         of_metrics={name: value for name, value in chosen.items() if name not in known},
         seed=seed,
         device=device,
+        computation=computation,
         exhibits=report is not None,
         force=force,
         on_error=None if on_error is None else tally,
@@ -92,7 +96,7 @@ def evaluate(
     check(request)
     found = choose(request)(request)
     about = {"runtime": runtime, **found.about, "num_skipped": len(tally.skipped) - before}
-    found = replace(found, about=_about(paths, others, about))
+    found = replace(found, about=_about(paths, others, about), card=_complete(found.card, computation))
     if report is not None:
         write_page(found, report, force=force)
     return found
@@ -105,6 +109,13 @@ def _about(paths: Sequence[str | Path], others: Sequence[str | Path], found: dic
     if about["runtime"] == "torch":
         del about["runtime"]
     return about
+
+
+def _complete(card: Card | None, computation: Computation) -> Card | None:
+    """A card that says how its networks computed; that of images has it from their features."""
+    if card is None or card.measure == "images" or not card.precision:
+        return card
+    return replace(card, precision=str(computation))
 
 
 def _paths(sources: Paths) -> list[str | Path]:

@@ -89,6 +89,7 @@ def compare_pairs(
     headline = f"{len(found)} pairs of images; {about['size']} pixels"
     card = Card(
         measure="pairs",
+        precision="" if network is None else "fp32",
         size=size_text(size),
         generated=side_of(digests[0], num_given=len(images), unreadable=len(left_out), fit=fits[0]),
         reference=side_of(digests[1], num_given=len(originals), fit=fits[1]),

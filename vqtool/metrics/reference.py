@@ -167,7 +167,7 @@ def _check_features(ours: FeatureSet, theirs: FeatureSet) -> None:
 def _report(
     ours: Found, theirs: Found, given: Sequence[Pictures | Found], size: Size | None, seed: int, options: dict[str, Any]
 ) -> Report:
-    name, digest, resize = ours.named.values()
+    name, digest, resize, precision = ours.named.values()
     width = _width(ours)
     facts = facts_of(ours), facts_of(theirs)
     card = Card(
@@ -175,6 +175,7 @@ def _report(
         features=name,
         features_digest=digest,
         resize=resize,
+        precision=precision,
         size="" if size is None else size_text(size),
         generated=facts[0].side,
         reference=facts[1].side,

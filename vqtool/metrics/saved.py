@@ -29,7 +29,7 @@ from vqtool.images.sources import holds_grids
 from vqtool.images.sources.numpy_arrays import read_header, read_member
 from vqtool.metrics.features import Features, concatenate
 from vqtool.metrics.frechet import Statistics, merge_statistics
-from vqtool.metrics.sides import NAMED, About, FeatureSet, StatisticsSet
+from vqtool.metrics.sides import NAMED, UNNAMED, About, FeatureSet, StatisticsSet
 from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
 from vqtool.version import __version__
@@ -153,11 +153,12 @@ def _load_rows(path: Path) -> NDArray[Any]:
 def _read_about(arrays: dict[str, NDArray[Any]], where: str) -> tuple[dict[str, str], int, About]:
     """Of what features they are, of how many pictures (0: that is not known), and how these were read."""
     if "about" not in arrays:
-        return {"name": "", "digest": "", "resize": ""}, 0, About()
+        return {**UNNAMED, "name": ""}, 0, About()
     record = parse_object(str(arrays["about"]), f"{where}: about")
     record.pop("vqtool", None)
     named, num = record.pop("features", None), record.pop("num", None)
-    known = isinstance(named, dict) and all(isinstance(named.get(name), str) for name in NAMED)
+    named = {"precision": "fp32", **named} if isinstance(named, dict) else {}  # earlier versions knew no other
+    known = all(isinstance(named.get(name), str) for name in NAMED)
     if not known or not isinstance(num, int) or num < 0:
         raise FormatError(f"{where}: about: does not say of which features and how many pictures they are")
     return {name: named[name] for name in NAMED}, num, parse_record(About, record, f"{where}: about")
@@ -221,7 +222,7 @@ def merge(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> 
     for part in found[1:]:
         both = merged.keys() & part.statistics.keys()
         merged = {kind: merge_statistics([merged[kind], part.statistics[kind]]) for kind in both}
-    return StatisticsSet(merged, replace(about, held="statistics"), first.name, first.digest, first.resize, digests)
+    return StatisticsSet(merged, replace(about, held="statistics"), **first.named, digests=digests)
 
 
 def _check_apart(parts: Sequence[FeatureSet | StatisticsSet], names: Sequence[str]) -> None:

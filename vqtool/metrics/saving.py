@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vqtool.distributed import choose_device, parse_part
 from vqtool.errors import VqtoolError, warn
 from vqtool.images import OnError, SourceOptions
 from vqtool.metrics.card import split_of
-from vqtool.metrics.features.options import FeatureOptions
+from vqtool.metrics.features.options import ComputationOptions, FeatureOptions
 from vqtool.metrics.jobs import ImageOptions, LikelihoodOptions, Request
 from vqtool.metrics.jobs.images import load_network, open_side
 from vqtool.metrics.pictures import Pictures
@@ -25,7 +26,7 @@ from vqtool.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsOptions(FeatureOptions):
+class StatisticsOptions(FeatureOptions, ComputationOptions):
     """What is saved of pictures."""
 
     keep_features: bool = option(False, "Keep the features too, for every metric.")
@@ -71,6 +72,7 @@ def save_statistics(
         raise VqtoolError(
             f"{paths[kinds.index('saved')]}: holds saved features already; `vqtool eval merge` joins several"
         )
+    device = choose_device(device)
     request = Request(
         sources=paths,
         ref=(),
@@ -89,7 +91,8 @@ def save_statistics(
         source_options=source_options,
         of_metrics={},
         seed=0,
-        device=choose_device(device),
+        device=device,
+        computation=options.choose(torch.device(device)),
         exhibits=False,
         force=force,
         on_error=on_error,

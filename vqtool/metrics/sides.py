@@ -17,8 +17,8 @@ from vqtool.metrics.frechet import Statistics
 from vqtool.metrics.pictures import Pictures, Size, noting, pixel_digests
 
 Digests = NDArray[np.uint64]
-NAMED = ("name", "digest", "resize")  # what says which features they are
-UNNAMED = {"name": "unnamed", "digest": "", "resize": ""}  # features of which no side says whose they are
+NAMED = ("name", "digest", "resize", "precision")  # what says which features they are
+UNNAMED = dict(zip(NAMED, ("unnamed", "", "", ""), strict=True))  # features of which no side says whose they are
 _Sums = tuple[int, NDArray[np.float64], NDArray[np.float64]]  # N, mean (D,), sum of products of differences (D, D)
 
 
@@ -144,6 +144,7 @@ class StatisticsSet:
     name: str = ""  # of the features, their digest and resize policy; "" if they are not known
     digest: str = ""
     resize: str = ""
+    precision: str = "fp32"  # in which they were computed
     digests: Digests = field(default_factory=lambda: np.empty(0, np.uint64))
     source: str = ""  # the file that it was loaded from
 
@@ -232,7 +233,8 @@ class Accumulator:
             raise VqtoolError(f"statistics of {num} image{'s' * (num != 1)}: at least 2 are needed")
         found = {kind: Statistics(mean, squares / (n - 1), n) for kind, (n, mean, squares) in self._sums.items()}
         first = self._first
-        return StatisticsSet(found, self._about, first.name, first.digest, first.resize, np.concatenate(self._digests))
+        named = {what: getattr(first, what) for what in NAMED}
+        return StatisticsSet(found, self._about, **named, digests=np.concatenate(self._digests))
 
 
 def _join(a: _Sums | None, b: _Sums) -> _Sums:

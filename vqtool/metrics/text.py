@@ -33,6 +33,7 @@ from vqtool.metrics.features.clip import MEAN, STD
 from vqtool.metrics.pictures import READ_BATCH, noting, pixel_digests
 from vqtool.metrics.report import MAX_IMAGES, Report, choose
 from vqtool.metrics.score import Score
+from vqtool.products import Computation
 from vqtool.progress import Progress, silent
 
 BLOCK = 1024  # rows of cosines at once
@@ -60,13 +61,24 @@ class Clip:
     Args:
         folder: with config.json, model.safetensors and a tokenizer.
         device: where it runs.
+        computation: in which precision; None: float32.
         option: that names the folder, for messages.
 
     Raises:
-        VqtoolError: transformers is not installed, or there is no such model.
+        VqtoolError: it is to be compiled; transformers is not installed, or there is no such model.
     """
 
-    def __init__(self, folder: Path, device: str | torch.device, *, option: str = "text") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str | torch.device,
+        computation: Computation | None = None,
+        *,
+        option: str = "text",
+    ) -> None:
+        self._computation = computation or Computation()
+        if self._computation.compile:
+            raise VqtoolError("`compile` is not for `text` with CLIP: leave it out")
         self._model = load_model("CLIPModel", folder, "a CLIP model", option=option).to(device).eval()
         self.digest = digest_of(self._model.state_dict(), "CLIP")
         self.name = own_name("CLIP", self.digest)
@@ -86,21 +98,26 @@ class Clip:
         size = (self._side, self._side)
         pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (torch.tensor(each, device=self._device).view(3, 1, 1) for each in (MEAN, STD))
-        return _unit(self._model.get_image_features(pixel_values=(pixels - mean) / std))
+        with self._computation.on(self._device):
+            return _unit(self._model.get_image_features(pixel_values=(pixels - mean) / std))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float64."""
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self._device)
-        return _unit(self._model.get_text_features(**tokens))
+        with self._computation.on(self._device):
+            return _unit(self._model.get_text_features(**tokens))
 
 
-def load_encoder(given: str | Path, device: str | torch.device, *, option: str = "text") -> TextEncoder:
+def load_encoder(
+    given: str | Path, device: str | torch.device, computation: Computation | None = None, *, option: str = "text"
+) -> TextEncoder:
     """What pictures and captions are compared by: a dual encoder of a file or "builtin", or the CLIP of a folder.
 
     Args:
         given: the file or folder.
         device: where it runs.
+        computation: in which precision; None: float32.
         option: that names it, for messages.
 
     Raises:
@@ -108,8 +125,8 @@ def load_encoder(given: str | Path, device: str | torch.device, *, option: str =
         VqtoolError: it is not there, or a package is not installed.
     """
     if str(given) == BUILTIN or Path(given).is_file():
-        return DualTexts(given, device)
-    return Clip(Path(given), device, option=option)
+        return DualTexts(given, device, computation)
+    return Clip(Path(given), device, computation, option=option)
 
 
 def _unit(features: Any) -> Tensor:

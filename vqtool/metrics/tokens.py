@@ -180,6 +180,7 @@ def measure_grids(
             shown += show_grids((ours.tokens, ours.ids), (theirs.tokens, theirs.ids), header, grids[0])
     card = Card(
         measure="grids",
+        precision="",
         tokenizer=header.tokenizer_fingerprint,
         generated=ours.side,
         reference=None if theirs is None else theirs.side,

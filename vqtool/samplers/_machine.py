@@ -5,7 +5,6 @@ a GPU they would cost much where few grids are drawn, so there a microbatch is a
 unless `exact` is on; the tokens of a seed are then those of another batch size but for rounding.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +19,7 @@ from vqtool.distributed import free_memory
 from vqtool.errors import VqtoolError, warn
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
-from vqtool.products import computing, refuse_without_gpu
+from vqtool.products import compiled, computing, refuse_without_gpu
 from vqtool.runtimes import try_to_run
 from vqtool.samplers._tiles import Size, TileOptions, Tiling
 
@@ -65,9 +64,8 @@ class Machine:
     """What `MachineOptions` come to on a device."""
 
     exact: bool = True
-    bf16: bool = False
-    tf32: bool = False
-    compiled: bool = False
+    precision: str = "fp32"  # of the network, one of `products.PRECISIONS`, but never auto
+    compile: bool = False
     runtime: str = "torch"
     threads: int | None = None  # that were chosen, of PyTorch
 
@@ -81,22 +79,17 @@ class Machine:
         on_cpu = device.type == "cpu"
         refuse_without_gpu(options.precision, device, compile=options.compile)
         exact = on_cpu if options.exact is None else options.exact
-        bf16 = options.precision == "bf16" or (options.precision == "auto" and not on_cpu and not exact)
-        return cls(exact, bf16, tf32=options.precision == "tf32", compiled=options.compile)
+        usual = "fp32" if on_cpu or exact else "bf16"
+        return cls(exact, usual if options.precision == "auto" else options.precision, options.compile)
 
     @property
     def record(self) -> dict[str, Any]:
         """What stands in a history: nothing, if every machine draws the same but for rounding of its own."""
-        usual = self.exact and not self.bf16 and not self.tf32
+        usual = self.exact and self.precision == "fp32"
         precision = {} if usual else {"exact": self.exact, "precision": self.precision}
-        precision |= {"compile": True} if self.compiled else {}
+        precision |= {"compile": True} if self.compile else {}
         threads = {} if self.threads is None else {"threads": self.threads}
         return precision | threads | ({} if self.runtime == "torch" else {"runtime": self.runtime})
-
-    @property
-    def precision(self) -> str:
-        """One of `products.PRECISIONS`."""
-        return "bf16" if self.bf16 else "tf32" if self.tf32 else "fp32"
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Where the network computes; probabilities are made of its logits in float32 in any case."""
@@ -104,11 +97,7 @@ class Machine:
 
     def prepare(self, prior: Prior) -> Prior:
         """The same prior, whose network is compiled if that is asked for; the one given stays as it is."""
-        if not self.compiled:
-            return prior
-        network = copy.copy(prior.denoiser)
-        network.compile()
-        return replace(prior, denoiser=network)
+        return replace(prior, denoiser=compiled(prior.denoiser)) if self.compile else prior
 
     def max_cells(self, prior: Prior) -> int:
         """Cells in a microbatch."""

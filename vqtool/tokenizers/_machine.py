@@ -1,14 +1,14 @@
 """How a machine encodes and decodes: in which precision, compiled or not, and with how many images at once."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtool.errors import VqtoolError, warn
-from vqtool.products import PRECISIONS, refuse_without_gpu
+from vqtool.products import PRECISIONS, compiled, refuse_without_gpu
 from vqtool.registry import check_known
 from vqtool.tokenizers import Tokenizer
 
@@ -39,11 +39,13 @@ def prepare(tokenizer: Tokenizer, machine: MachineOptions, part: str) -> Tokeniz
     """
     check_known("precision", machine.precision, PRECISIONS)
     refuse_without_gpu(machine.precision, tokenizer.device, compile=machine.compile)
-    if not machine.compile:
-        return tokenizer
-    other, network = copy.copy(tokenizer), copy.copy(tokenizer.get_submodule(part))
-    other._modules = {**tokenizer._modules, part: network}
-    network.compile()
+    return with_parts(tokenizer, compiled, [part]) if machine.compile else tokenizer
+
+
+def with_parts(tokenizer: Tokenizer, change: Callable[[nn.Module], nn.Module], parts: Sequence[str]) -> Tokenizer:
+    """The same tokenizer with some of its networks changed; the one given stays as it is."""
+    other = copy(tokenizer)
+    other._modules = {**tokenizer._modules, **{part: change(tokenizer.get_submodule(part)) for part in parts}}
     return other
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.products import rounded
+from vqtool.products import Computation, rounded
 from vqtool.registry import check_known, find_module
 
 NAMES = ("efficientnet-lite0", "inception", "dinov2", "clip", "onnx", "torchscript")
@@ -39,6 +39,7 @@ class Features:
         resize: the policy by which pictures come to the network's size.
         spatial: (N, S) some activations with their places, for the spatial Fréchet distance; None if there are none.
         probabilities: (N, C) of classes, rows sum to 1, for the inception score; None if there are none.
+        precision: in which they were computed: the text of a `products.Computation`.
 
     Raises:
         ValueError: the arrays are not (N, ...) of one N.
@@ -50,6 +51,7 @@ class Features:
     resize: str = ""
     spatial: NDArray[np.floating] | None = None
     probabilities: NDArray[np.floating] | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         for kind, array in self.arrays().items():
@@ -67,17 +69,17 @@ class Features:
         return self.with_arrays({kind: array[rows] for kind, array in self.arrays().items()})
 
     def with_arrays(self, arrays: Mapping[str, NDArray[np.floating]]) -> "Features":
-        """Features of the same network, weights and policy with other arrays, by name; `pooled` is one of them."""
+        """Features of the same network, computed alike, with other arrays, by name; `pooled` is one of them."""
         rest = (arrays.get("spatial"), arrays.get("probabilities"))
-        return Features(self.name, arrays["pooled"], self.digest, self.resize, *rest)
+        return Features(self.name, arrays["pooled"], self.digest, self.resize, *rest, self.precision)
 
     def check_same(self, other: "Features") -> None:
-        """Raise unless another set is of the same network, weights and resize policy.
+        """Raise unless another set is of the same network, weights, resize policy and precision.
 
         Raises:
             MismatchError: it is not; says in what they differ.
         """
-        for field in ("name", "digest", "resize"):
+        for field in ("name", "digest", "resize", "precision"):
             ours, theirs = getattr(self, field), getattr(other, field)
             if ours != theirs:
                 raise MismatchError(
@@ -108,6 +110,7 @@ def load_features(
     device: str | torch.device = "cpu",
     runtime: str = "torch",
     trust: bool = False,
+    computation: Computation | None = None,
 ) -> FeatureNetwork:
     """A feature network by its name.
 
@@ -118,6 +121,7 @@ def load_features(
         device: where it runs.
         runtime: by what on a CPU, "torch", "onnx" or "auto": see `vqtool.runtimes`.
         trust: run weights that are a program.
+        computation: in which precision, compiled or not; None: float32.
 
     Raises:
         FormatError: the weights are damaged or those of another network.
@@ -133,6 +137,7 @@ def load_features(
     path = None if weights is None else Path(weights)
     loaded = module.load(path, resize or module.RESIZES[0], torch.device(device), **how)
     loaded.use_runtime(runtime)
+    loaded.compute(computation or Computation())
     network: FeatureNetwork = loaded
     return network
 

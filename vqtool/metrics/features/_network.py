@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from vqtool.errors import FormatError
 from vqtool.interop.pickles import ScriptError, read_pickle, read_script
 from vqtool.metrics.features import Features
+from vqtool.products import Computation, compiled
 from vqtool.runtimes import run_by_onnx, try_to_run
 from vqtool.trust import check_file
 
@@ -38,6 +40,7 @@ class TorchFeatures(ABC):
 
     def __init__(self, device: str | torch.device, digest: str, resize: str) -> None:
         self.device, self.digest, self.resize = torch.device(device), digest, resize
+        self.computation = Computation()
 
     @abstractmethod
     def run(self, images: Tensor) -> dict[str, Tensor]:
@@ -58,6 +61,22 @@ class TorchFeatures(ABC):
         self.network, used = try_to_run(runtime, self.device, self.network, by_onnx)
         return used
 
+    def compute(self, computation: Computation) -> None:
+        """Let the network compute in that precision, compiled or not.
+
+        Raises:
+            VqtoolError: it cannot.
+        """
+        self.computation = computation
+        if computation.compile:
+            self.network = compiled(self.network)
+
+    def ask(self, x: Tensor, **more: bool) -> Any:
+        """What the network gives, a tensor or a tuple of them, in float32."""
+        with self.computation.on(self.device):
+            found = self.network(x, **more)
+        return tuple(each.float() for each in found) if isinstance(found, tuple) else found.float()
+
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Features:
         """Features of images (B, 3, h, w) uint8 RGB."""
@@ -65,7 +84,7 @@ class TorchFeatures(ABC):
         starts = range(0, len(images), max(1, batch))
         parts = [self.run(torch.from_numpy(images[start : start + batch]).to(self.device)) for start in starts]
         empty = np.empty((0, self.feature_dim), np.float32)
-        found = Features(self.name, empty, self.digest, self.resize)
+        found = Features(self.name, empty, self.digest, self.resize, precision=str(self.computation))
         if not parts:
             return found
         arrays = {kind: torch.cat([part[kind] for part in parts]).float().cpu().numpy() for kind in parts[0]}

@@ -44,7 +44,7 @@ class VisionFeatures(TorchFeatures):
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
-        return {"pooled": self.network((resize_images(images, self.size, "clean") - self._mean) / self._std)}
+        return {"pooled": self.ask((resize_images(images, self.size, "clean") - self._mean) / self._std)}
 
 
 def load_model(class_name: str, weights: Path | None, what: str, *, option: str = "weights") -> Any:

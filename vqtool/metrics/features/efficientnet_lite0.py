@@ -69,7 +69,7 @@ class EfficientNetLite0(TorchFeatures):
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
         x = preprocess(images, SIZE).contiguous(memory_format=torch.channels_last)
-        pooled = self.network(x)
+        pooled = self.ask(x)
         return {"pooled": pooled, "probabilities": self._classifier(pooled).softmax(dim=1)}
 
 

@@ -89,7 +89,7 @@ class Inception(TorchFeatures):
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
         x = resizing.resize_images(images, SIZE, self.resize)
         x = x / 127.5 - 1 if self.resize == "legacy-pytorch" else (x - 128) / 128
-        pooled, spatial = self.network(x.contiguous(memory_format=torch.channels_last))
+        pooled, spatial = self.ask(x.contiguous(memory_format=torch.channels_last))
         logits = F.linear(pooled, self._classes)
         return {"pooled": pooled, "spatial": spatial, "probabilities": logits.softmax(dim=1)}
 

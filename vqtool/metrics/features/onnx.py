@@ -22,6 +22,7 @@ from vqtool.errors import FormatError, VqtoolError
 from vqtool.extras import install_command
 from vqtool.metrics.features import resizing
 from vqtool.metrics.features._network import CPU_BATCH, TorchFeatures, own_name
+from vqtool.products import Computation
 from vqtool.trust import check_file
 
 RESIZES = resizing.RESIZES
@@ -88,6 +89,18 @@ class OnnxFeatures(TorchFeatures):
     def use_runtime(self, runtime: str) -> str:
         """ONNX Runtime it is, whatever is asked for."""
         return "onnx"
+
+    def compute(self, computation: Computation) -> None:
+        """In float32 it is.
+
+        Raises:
+            VqtoolError: something else is asked for.
+        """
+        if computation != Computation():
+            raise VqtoolError(
+                f"`precision` {computation}: an .onnx file is run on the CPU in float32: leave `precision` and "
+                "`compile` out"
+            )
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import device
 
     from vqtool.metrics.features import FeatureNetwork
+    from vqtool.products import Computation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,26 @@ class FeatureOptions(Checked):
     )
     trust: bool = option(False, "Run weights that are a program: TorchScript.", advanced=True)
 
-    def load(self, device: "str | device") -> "FeatureNetwork":
+    def load(self, device: "str | device", computation: "Computation | None" = None) -> "FeatureNetwork":
         """The network; see `load_features`."""
         from vqtool.metrics import features
 
         how: dict[str, Any] = {"weights": self.weights, "resize": self.resize, "runtime": self.runtime}
         how |= {"trust": True} if self.trust else {}
-        return features.load_features(self.features, device=device, **how)
+        return features.load_features(self.features, device=device, computation=computation, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputationOptions(Checked):
+    """In which precision networks compute that pictures or grids are scored by."""
+
+    precision: str = option(
+        "fp32", "Of networks; auto: bf16 on a GPU.", choices=("fp32", "tf32", "bf16", "auto"), advanced=True
+    )
+    compile: bool = option(False, "Compile networks, for GPUs.", advanced=True)
+
+    def choose(self, device: "device") -> "Computation":
+        """What they come to; see `Computation.choose`."""
+        from vqtool.products import Computation
+
+        return Computation.choose(self.precision, device, compile=self.compile)

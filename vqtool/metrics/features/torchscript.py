@@ -21,6 +21,7 @@ from torch import Tensor
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.metrics.features import resizing
 from vqtool.metrics.features._network import TorchFeatures, own_name
+from vqtool.products import Computation
 from vqtool.trust import check_file
 
 OWN = "own"  # the network brings pictures to its size itself
@@ -97,12 +98,22 @@ class ScriptFeatures(TorchFeatures):
             raise VqtoolError("`runtime` onnx: a TorchScript file is run by PyTorch; `features` onnx takes .onnx files")
         return "torch"
 
+    def compute(self, computation: Computation) -> None:
+        """In that precision.
+
+        Raises:
+            VqtoolError: it is to be compiled.
+        """
+        if computation.compile:
+            raise VqtoolError("`compile` is not for TorchScript files, which are compiled already: leave it out")
+        super().compute(computation)
+
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The arrays of `Features` of images (B, 3, h, w) uint8."""
         if self._resizes:
-            found = self.network(images.float(), return_features=True)
+            found = self.ask(images.float(), return_features=True)
         else:
-            found = self.network(resizing.resize_images(images, self.size, self.resize) / 255)
+            found = self.ask(resizing.resize_images(images, self.size, self.resize) / 255)
         return {"pooled": found.mean((2, 3)) if found.ndim == 4 else found}
 
 

@@ -18,10 +18,11 @@ from typing import Any
 from vqtool.errors import VqtoolError
 from vqtool.images import ImageItem, OnError, SourceOptions, find_images, parse_size
 from vqtool.images.sources import WordsNeeded
-from vqtool.metrics.features.options import FeatureOptions
+from vqtool.metrics.features.options import ComputationOptions, FeatureOptions
 from vqtool.metrics.report import Report
 from vqtool.options import Checked, option
 from vqtool.priors import Prior
+from vqtool.products import Computation
 from vqtool.progress import Notify, Progress
 from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer
@@ -30,7 +31,7 @@ KINDS = {"grids": "token grids", "images": "images", "saved": "saved features"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(FeatureOptions):
+class ImageOptions(FeatureOptions, ComputationOptions):
     """How images are scored."""
 
     tokenizer: str | Path | Tokenizer | None = option(None, "Score this on images, or decode grids.", flag="-t")
@@ -71,6 +72,7 @@ class Request:
     of_metrics: dict[str, Any]  # options of metrics of features
     seed: int
     device: str
+    computation: Computation
     exhibits: bool  # whether a page shows it
     force: bool
     on_error: OnError | None
@@ -136,12 +138,16 @@ def check(request: Request) -> None:
         for name in ("tokenizer", "size", "per_class") if scores_tokens else ():
             if getattr(images, name):
                 raise VqtoolError(f"`{name}` is for images, but {source} holds token grids")
+        if scores_tokens and not likelihood.likelihood:
+            _refuse_computation(images, "token grids are counted")
         if images.paired:
             raise VqtoolError(f"`paired` is for images, but {source} holds token grids: decode them first")
     grids = "grids" in (request.kind, request.ref_kind)
     if images.tokenizer is not None and request.ref and not grids:
         raise VqtoolError("`ref` scores images, `tokenizer` the tokenizer: give one of them")
     pairs_alone = images.paired and not images.with_features
+    if pairs_alone:
+        _refuse_computation(images, "pixels are compared")
     for name in request.of_metrics if pairs_alone or (not request.ref and not images.with_features) else ():
         raise VqtoolError(f"`{name}` is about scores of features, which nothing asks for: add `with_features`")
     reconstructs = request.kind == "images" and not request.ref and images.text is None
@@ -160,11 +166,20 @@ def check(request: Request) -> None:
             f"{source}: {what} alone have no score: add `ref` with images to compare with, or `tokenizer`"
         )
     if {*request.kinds} == {"saved"} and request.ref:
-        for name in ("size", "tokenizer", *(each.name for each in fields(FeatureOptions))):
+        for name in ("size", "tokenizer", *(each.name for each in fields(FeatureOptions)), *_COMPUTATION):
             if getattr(images, name) != getattr(ImageOptions, name):
                 raise VqtoolError(f"`{name}` is about pictures, but both sides are saved features: leave it out")
     if request.kind == "grids" and images.decode and not request.ref:
         raise VqtoolError("`decode` compares token grids as pictures: add `ref`")
+
+
+_COMPUTATION = tuple(each.name for each in fields(ComputationOptions))
+
+
+def _refuse_computation(images: ImageOptions, what: str) -> None:
+    for name in _COMPUTATION:
+        if getattr(images, name) != getattr(ImageOptions, name):
+            raise VqtoolError(f"`{name}` is about networks, and here {what} without any: leave it out")
 
 
 def _check_one_kind(sources: Sequence[str | Path], kinds: Sequence[str]) -> None:

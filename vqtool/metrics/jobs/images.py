@@ -13,6 +13,7 @@ from vqtool.metrics.report import Report
 from vqtool.metrics.saved import load
 from vqtool.metrics.sides import FeatureSet, StatisticsSet
 from vqtool.tokenizers import Tokenizer, tokenizer_of
+from vqtool.tokenizers._machine import with_parts
 from vqtool.tokenizers._onnx import use_runtime
 
 
@@ -44,7 +45,7 @@ def run(request: Request) -> Report:
 def load_network(request: Request) -> FeatureNetwork:
     """The network of the request, which remembers what it has seen unless the request says otherwise."""
     options = request.images
-    network = options.load(request.device)
+    network = options.load(request.device, request.computation)
     return remembering(network, request.device, options.runtime) if options.cache else network
 
 
@@ -61,4 +62,4 @@ def open_side(
     given = request.images.tokenizer
     tokenizer = given if isinstance(given, Tokenizer) else tokenizer_of(header, sources[0], given=given)
     tokenizer, _ = use_runtime(tokenizer.to(request.device), request.images.runtime, ["decoder"])
-    return DecodedGrids(header, batch, tokenizer)
+    return DecodedGrids(header, batch, with_parts(tokenizer, request.computation.of, ["decoder"]))

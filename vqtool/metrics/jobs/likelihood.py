@@ -25,7 +25,7 @@ def run(request: Request) -> Report:
         prior = load_prior(find_prior(prior, notify=request.notify))
     prior, _ = use_runtime(prior.to(request.device), request.images.runtime)
     report = measure_likelihood(
-        prior,
+        replace(prior, denoiser=request.computation.of(prior.denoiser)),
         request.sources,
         times=DEFAULT_TIMES if options.times is None else options.times,
         conditional=not options.unconditional,

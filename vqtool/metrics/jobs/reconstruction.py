@@ -7,7 +7,8 @@ from vqtool.metrics.jobs.images import load_network
 from vqtool.metrics.reconstruction import measure_reconstruction
 from vqtool.metrics.report import Report
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
-from vqtool.tokenizers._onnx import use_runtime
+from vqtool.tokenizers._machine import with_parts
+from vqtool.tokenizers._onnx import PARTS, use_runtime
 from vqtool.training.perceptual import load_perceptual
 
 
@@ -21,7 +22,7 @@ def run(request: Request) -> Report:
     tokenizer, runtime = use_runtime(tokenizer.to(request.device), options.runtime)
     report = measure_reconstruction(
         request.find("images"),
-        tokenizer,
+        with_parts(tokenizer, request.computation.of, PARTS),
         size=size,
         fit=request.source_options.fit,
         max_images=options.max_images,

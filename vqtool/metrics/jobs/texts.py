@@ -12,7 +12,7 @@ def run(request: Request) -> Report:
         raise ValueError("`text` is not given")
     return measure_texts(
         request.find("images", "some"),
-        load_encoder(options.text, request.device),
+        load_encoder(options.text, request.device, request.computation),
         size=request.size,
         fit=request.source_options.fit,
         max_images=options.max_images,
