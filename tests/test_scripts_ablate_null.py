@@ -1,4 +1,4 @@
-"""scripts/ablate_null.py: how many captions are left out, and that its priors can be read."""
+"""scripts/ablate_null.py: how many captions are left out, that its priors can be read, and what a null is put to."""
 
 import importlib
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vqtool import conditions
 from vqtool.diffusion import kernels
@@ -46,3 +47,35 @@ def test_a_prior_of_such_grids_can_be_read_again(material, tmp_path):
     prior = build_prior(kernel, material[-1], data.grid_spec, "tiny", seed=0, tokens=data.tokens)
     prior.save(tmp_path / "prior.safetensors")
     assert load_prior(tmp_path / "prior.safetensors").grid_spec == data.grid_spec
+
+
+def test_a_null_that_is_forgotten_is_the_empty_caption(material):
+    data = ablate_null.build_data(*material, empty=False)
+    kernel = kernels.build("absorbing", schedule=None, codebook_size=8, num_steps=4)
+    prior = build_prior(kernel, material[-1], data.grid_spec, "tiny", seed=0, tokens=data.tokens)
+    empty = material[-1].encode([""])
+    before = prior.encode_condition(None, 1), prior.encode_condition(empty, 1)
+    ablate_null.forget_null(prior)
+    after = prior.encode_condition(None, 1), prior.encode_condition(empty, 1)
+    assert not torch.equal(before[0].keys_values, before[1].keys_values)
+    assert torch.equal(after[0].keys_values, before[1].keys_values)
+    assert torch.equal(after[1].keys_values, before[1].keys_values)
+
+
+def test_the_table_has_means_and_standard_errors_over_the_seeds(tmp_path):
+    rows = [
+        {"way": f"a, cfg {scale}", "score": 0.1 * seed, "KID": 0.5}
+        for scale in ablate_null.CFG_SCALES
+        for seed in (1, 3)
+    ]
+    *_, line = ablate_null.wide_table(rows, ["a"])
+    assert line == "| a | " + " | ".join([".200 ± .100"] * 5 + [".500 ± .000"] * 5) + " |"
+
+
+def test_without_guidance_no_null_tells_features_apart(tmp_path):
+    def name(*of):
+        return ablate_null.features_path(tmp_path, *of).name
+
+    assert name("tuned", "learned", 1, 0) == name("none", "zero-shot", 1, 0)
+    assert name("learned", "learned", 1, 0) == name("learned", "zero-shot", 1, 0) != name("fixed", "zero-shot", 1, 0)
+    assert name("tuned", "learned", 2, 0) != name("none", "zero-shot", 2, 0)
