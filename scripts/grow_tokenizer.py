@@ -84,9 +84,8 @@ def main() -> int:
         old = load_tokenizer(options.tokenizer)
         larger = {name: tuple(getattr(options, name)) for name in ("channels", "encoder_blocks", "decoder_blocks")}
         new = grow(old, replace(old.config, **larger), options.seed)
-        parents = {"tokenizer": old.fingerprint}
-        record = history_record("grow_tokenizer", inputs=parents, seed=options.seed)
-        header = save_tokenizer(options.output, new, parents=parents, history=[*old.history, record], force=True)
+        record = history_record("grow_tokenizer", inputs={"tokenizer": old.fingerprint}, seed=options.seed)
+        header = save_tokenizer(options.output, new, parent=old, history=[*old.history, record], force=True)
     except (VqtoolError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -213,13 +213,13 @@ def test_the_lines_of_the_readme_and_of_the_page_on_sampling_can_be_typed_twice(
 @pytest.mark.slow
 def test_the_lines_of_pages_can_be_typed_twice_after_a_training_in_codes_of_ones_own(vqtool, tmp_path, work):
     pages = [line for text in PAGES.values() for line in typed_lines(text) if not line.endswith("\\")]
-    assert len(pages) == 14
+    assert len(pages) == 19
     for line in [*OWN_CODES, *pages, *pages]:
         if " prune " in line:  # of codes that were fitted to so few vectors none is out of use
             assert "there is nothing to prune" in vqtool(*line.split()[1:]).err
         else:
             type_line(vqtool, line, tmp_path)
-    for made in ("finetuned", "tuned", "new.prior", "new-tuned"):
+    for made in ("finetuned", "sharp", "tuned", "new.prior", "new-tuned"):
         assert (work / f"{made}.safetensors").is_file()
 
 

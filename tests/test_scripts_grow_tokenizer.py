@@ -17,7 +17,7 @@ SMALL = VqVaeConfig(codebook_size=12, code_dim=4, channels=(16, 32), encoder_blo
 def grow(tmp_path, monkeypatch, *sizes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        save_tokenizer(tmp_path / "small.safetensors", Tokenizer(SMALL), parents={}, history=[], force=True)
+        save_tokenizer(tmp_path / "small.safetensors", Tokenizer(SMALL), history=[], force=True)
     small, large = str(tmp_path / "small.safetensors"), str(tmp_path / "large.safetensors")
     monkeypatch.setattr(sys, "argv", ["grow_tokenizer.py", small, *sizes, "-o", large])
     return grow_tokenizer.main(), small, large

@@ -7,6 +7,7 @@ temporary name in the same folder and renamed, so a file under its final name is
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ _DTYPES = {  # torch's names -> those of safetensors
 _EXPONENTS = {  # of the types above that have one: bytes of a number, and which bits
     "F64": (8, 0x7FF << 52), "F32": (4, 0xFF << 23), "F16": (2, 0x1F << 10), "BF16": (2, 0xFF << 7),
 }  # fmt: skip
+CODES = "codes"  # the parent that a tokenizer has encoder and codes of: all tensors but those of its decoder
+DECODER = "decoder."  # how the names of these begin
 BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the package
 
 
@@ -50,6 +53,11 @@ class Header:
     history: tuple[dict[str, Any], ...] = ()  # one record a step, oldest first: see `history_record`
     summary: dict[str, Any] = field(default_factory=dict)  # steps, seconds, losses, scores
     format_version: int = FORMAT_VERSION
+
+    @property
+    def identity(self) -> str:
+        """What other files know it by: of a tokenizer that kept encoder and codes of another one, that one's."""
+        return self.parents.get(CODES) or self.fingerprint
 
 
 def fingerprint(kind: str, config: Mapping[str, Any], tensors: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
@@ -96,7 +104,10 @@ def _parse_header(metadata: Mapping[str, str], path: Path) -> Header:
     version = found.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:  # checked first: a later version may have other fields
         raise FormatError(f"{path}: format version {version}, this vqtool reads up to {FORMAT_VERSION}: upgrade vqtool")
-    return parse_record(Header, found, where)
+    header = parse_record(Header, found, where)
+    if not re.fullmatch("[0-9a-f]{16}", header.identity):
+        raise FormatError(f"{where}: the parent {CODES!r} is no fingerprint: {header.identity!r:.60}")
+    return header
 
 
 def read_header(path: str | Path) -> Header:
@@ -246,7 +257,7 @@ def find_named(fingerprint: str, location: str, *, near: Path | None = None) -> 
     """The file of an artifact that another file names, where it was or beside the one that names it.
 
     Args:
-        fingerprint: of the artifact; a file that has it is preferred.
+        fingerprint: that the artifact is known by; a file that has it is preferred.
         location: the path that is named.
         near: folder of the file that names it.
 
@@ -262,9 +273,10 @@ def find_named(fingerprint: str, location: str, *, near: Path | None = None) -> 
 
 def _has_fingerprint(path: Path, fingerprint: str) -> bool:
     try:
-        return read_header(path).fingerprint == fingerprint
+        header = read_header(path)
     except VqtoolError:
         return False
+    return fingerprint in (header.identity, header.fingerprint)
 
 
 def text_digest(texts: Sequence[str]) -> str:

@@ -5,9 +5,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vqtool import artifacts
 from vqtool.captions import split_captions
-from vqtool.errors import FormatError
+from vqtool.errors import FormatError, VqtoolError
 from vqtool.grids import GridBatch, GridReader, open_grids
 from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
 from vqtool.inputs import describe_bytes, is_file, open_input
@@ -48,14 +50,44 @@ def verify(source: str | Path) -> dict[str, Any]:
         "kind", and "num_grids" or "fingerprint".
 
     Raises:
-        FormatError: truncated, a digest or fingerprint does not match, a token is out of range, or neither of the two.
+        FormatError: truncated, a digest or fingerprint does not match, a token is out of range, a tokenizer has not the
+            encoder and codes that it says to have, or neither of the two.
         MismatchError: a stream changes its tokenizer or grid size on the way.
     """
     if not _is_artifact(source):
         with open_grids(source, masked=True) as reader:
             return {"kind": GRIDS, "num_grids": sum(len(batch) for batch in reader.batches())}
     header = artifacts.verify(source)
+    if artifacts.CODES in header.parents:
+        _check_codes(Path(source), header.parents[artifacts.CODES])
     return {"kind": header.kind, "fingerprint": header.fingerprint}
+
+
+def _check_codes(path: Path, fingerprint: str) -> None:
+    """Compare a tokenizer with the one whose encoder and codes it says to have, if that is in the package or beside it.
+
+    Raises:
+        FormatError: they are others.
+    """
+    from safetensors.numpy import load_file
+
+    places = [artifacts.builtin_path("tokenizer"), *sorted(path.parent.glob("*.safetensors"))]
+    parent = next((place for place in places if _fingerprint_of(place) == fingerprint), None)
+    if parent is None:
+        return
+    mine, theirs = load_file(path), load_file(parent)
+    for name, tensor in theirs.items():
+        if not name.startswith(artifacts.DECODER) and not np.array_equal(mine.get(name, ()), tensor):
+            raise FormatError(
+                f"{path}: it says to have encoder and codes of {fingerprint}, but its {name} is not that of {parent}"
+            )
+
+
+def _fingerprint_of(path: Path) -> str | None:
+    try:
+        return artifacts.read_header(path).fingerprint
+    except VqtoolError:
+        return None
 
 
 def _describe_artifact(path: Path) -> dict[str, Any]:
@@ -64,6 +96,7 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
         "kind": header.kind,
         "format_version": header.format_version,
         "fingerprint": header.fingerprint,
+        "identity": header.identity,
         "num_tensors": len(shapes),
         "num_parameters": sum(prod(shape) for shape in shapes.values()),
         "bytes": path.stat().st_size,

@@ -8,6 +8,8 @@ from support.commands import build_tokenizer, error_lines, write_pictures
 
 from vqtool import artifacts
 from vqtool.grids import read_grids
+from vqtool.images import read_images, to_uint8
+from vqtool.priors import fits_builtin
 from vqtool.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 
 SETTINGS = ("--size", "16", "-b", "4", "--steps", "12", "--learning-rate", "0.003")
@@ -43,22 +45,107 @@ def test_decoder_and_codes_are_new_the_encoder_is_not_and_the_file_says_where_it
     assert [record["step"] for record in header.history] == ["made", "codebook finetune"]
 
 
-@pytest.mark.parametrize("flags", [[], ["--keep-codes"]])
-def test_the_commands_that_it_names_bring_old_grids_along(finetune, vqtool, flags):
-    """Encoding again gives the new grids; with the codes kept, converting gives the very same."""
+def named_command(lines, word):
+    """The arguments of a command that is named in one of the lines."""
+    line = next(line for line in lines if f"vqtool {word}" in line)
+    return shlex.split(line[line.index("vqtool ") :])[1:]
+
+
+def test_the_commands_that_it_names_bring_old_grids_along(finetune, vqtool):
     assert vqtool("encode", "imgs", "--size", "16", "-t", "old.safetensors").code == 0
-    lines = finetune("-o", "new.safetensors", *flags).err.splitlines()
-    again, convert = (next(line for line in lines if f"vqtool {word}" in line) for word in ("encode", "codebook"))
-    old = read_grids("tok.h5")[1].tokens
-    for line in (convert, again):
-        command = shlex.split(line[line.index("vqtool ") :])[1:]
-        assert vqtool(*command).code == 0
-    header, converted = read_grids("new.h5")
-    assert header.tokenizer_fingerprint == load_tokenizer("new.safetensors").fingerprint
-    encoded = read_grids("tok.h5")[1].tokens
-    if flags:
-        assert (encoded == old).all()
-        assert (converted.tokens == old).all()
+    lines = finetune("-o", "new.safetensors").err.splitlines()
+    for word in ("codebook", "encode"):
+        assert vqtool(*named_command(lines, word)).code == 0
+    new = load_tokenizer("new.safetensors")
+    assert (new.identity, new.codes_of) == (new.fingerprint, "")
+    for grids in ("new.h5", "tok.h5"):
+        assert read_grids(grids)[0].tokenizer_fingerprint == new.fingerprint
+
+
+def test_grids_go_on_with_a_decoder_that_learned_alone(finetune, vqtool):
+    """The file has the identity of its start, also after a second training; what is encoded anew is the very same."""
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "old.safetensors").code == 0
+    lines = finetune("-o", "new.safetensors", "--keep-codes").err.splitlines()
+    old, new = load_tokenizer("old.safetensors"), load_tokenizer("new.safetensors")
+    assert (new.identity, new.codes_of) == (old.fingerprint, old.fingerprint)
+    assert new.fingerprint != old.fingerprint
+    assert artifacts.verify("new.safetensors").parents == {"tokenizer": old.fingerprint, "codes": old.fingerprint}
+    result = vqtool(*named_command(lines, "decode"))
+    assert result.code == 0
+    assert "another tokenizer" not in result.err
+    header, before = read_grids("tok.h5")
+    decoded = read_images(["new"], (16, 16), words="none").images
+    by_new, by_old = (to_uint8(each.decode(torch.from_numpy(before.tokens.astype(int)))) for each in (new, old))
+    assert (decoded == by_new).all()
+    assert (decoded != by_old).any()
+
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "new.safetensors", "-o", "again.h5").code == 0
+    again, after = read_grids("again.h5")
+    assert (after.tokens == before.tokens).all()
+    assert (again.tokenizer_fingerprint, again.tokenizer_location) == (old.fingerprint, "new.safetensors")
+    again.check_same(header, "again.h5", "tok.h5")
+    assert vqtool("codebook", "finetune", "new.safetensors", "imgs", *SETTINGS, "--keep-codes", "-o", "more").code == 0
+    more = load_tokenizer("more")
+    assert (more.identity, artifacts.read_header("more").parents["tokenizer"]) == (old.fingerprint, new.fingerprint)
+
+
+def test_the_built_in_prior_is_decoded_by_a_decoder_of_ones_own_and_goes_on_with_its_grids(vqtool, work):
+    """The weights of the built-in tokenizer have 16 bits, and so has what comes of it."""
+    settings = ("--size", "16", "-b", "1", "--steps", "1", "--keep-codes")
+    assert vqtool("codebook", "finetune", "builtin", "imgs", *settings, "-o", "mine.safetensors").code == 0
+    mine, builtin = load_tokenizer("mine.safetensors"), load_tokenizer()
+    assert (mine.identity, mine.half_precision) == (builtin.fingerprint, True)
+    assert vqtool("sample", "builtin", "--caption", "a red apple", "-n", 1, "--steps", 1, "-o", "s.h5").code == 0
+    result = vqtool("decode", "s.h5", "-t", "mine.safetensors", "-o", "apple")
+    assert (result.code, "warning" in result.err) == (0, False)
+    assert vqtool("encode", "imgs", "-t", "mine.safetensors", "-o", "tok.h5").code == 0
+    assert fits_builtin(read_grids("tok.h5")[0], size=True)
+
+
+def test_a_decoder_that_learned_alone_can_be_refused_for_nothing_but_rounding(finetune, vqtool):
+    """--half rounds the encoder of 32-bit weights, not that of 16-bit ones; then grids are not taken."""
+    assert vqtool("encode", "imgs", "--size", "16", "-t", "old.safetensors").code == 0
+    result = finetune("-o", "new.safetensors", "--keep-codes", "--half")
+    assert "--half rounded encoder and codes" in result.err
+    assert load_tokenizer("new.safetensors").codes_of == ""
+    result = vqtool("decode", "tok.h5", "-t", "new.safetensors", "-o", "new")
+    assert result.code == 1
+    assert "is not the tokenizer" in error_lines(result.err)[0]
+    assert vqtool("codebook", "finetune", "new.safetensors", "imgs", *SETTINGS, "--keep-codes", "-o", "more").code == 0
+    more = load_tokenizer("more")
+    assert (more.half_precision, more.identity) == (True, load_tokenizer("new.safetensors").fingerprint)
+
+
+def test_check_compares_encoder_and_codes_with_those_of_the_parent(finetune, vqtool, work):
+    """A file that says so falsely is bad where the parent is at hand; where it is not, nobody can tell."""
+    assert finetune("-o", "new.safetensors", "--keep-codes").code == 0
+    assert vqtool("check", "new.safetensors").code == 0
+    header, tensors = artifacts.load("new.safetensors")
+    tensors["codebook"][0] += 1
+    artifacts.save("false.safetensors", kind="tokenizer", config=header.config, tensors=tensors, parents=header.parents)
+    result = vqtool("check", "false.safetensors")
+    assert result.code == 1
+    assert "is not that of old.safetensors" in result.out
+    (work / "old.safetensors").rename(work / "old")
+    assert vqtool("check", "false.safetensors").code == 0
+
+
+def test_a_name_that_is_no_fingerprint_is_damage(work, vqtool):
+    header, tensors = artifacts.load("old.safetensors")
+    forged = {"config": header.config, "tensors": tensors, "parents": {"codes": "../old"}}
+    artifacts.save("forged.safetensors", kind="tokenizer", **forged)
+    result = vqtool("encode", "imgs", "-t", "forged.safetensors")
+    assert result.code == 1
+    assert "its vqtool header is damaged: the parent 'codes' is no fingerprint: '../old'" in error_lines(result.err)[0]
+
+
+def test_info_shows_the_identity_beside_the_fingerprint(finetune, vqtool):
+    assert finetune("-o", "new.safetensors", "--keep-codes").code == 0
+    new = load_tokenizer("new.safetensors")
+    text = vqtool("info", "new.safetensors").out
+    assert f"fingerprint   {new.fingerprint}" in text
+    assert f"known as      {new.identity}, whose encoder and codes it kept" in text
+    assert "known as" not in vqtool("info", "old.safetensors").out
 
 
 def test_an_interrupted_run_is_resumed_with_the_same_tokenizer_alone(finetune, work):

@@ -38,7 +38,7 @@ def refitted(name="new.safetensors", size=12):
     """A tokenizer with the networks of `old.safetensors` and other codes, written to a file."""
     old = load_tokenizer("old.safetensors")
     codes = old.codebook[:1] + torch.randn(size, 4, generator=torch.Generator().manual_seed(0))
-    save_tokenizer(name, with_codebook(old, codes), parents={"tokenizer": old.fingerprint}, force=True)
+    save_tokenizer(name, with_codebook(old, codes), parent=old, force=True)
     return load_tokenizer(name)
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import build_tokenizer, error_lines, write_pictures
+from support.commands import build_tokenizer, error_lines, sharpened, write_pictures
 
+from vqtool import artifacts
 from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.grids import GridBatch, GridHeader, GridWriter
 from vqtool.priors import load_prior
@@ -66,6 +67,30 @@ def test_a_rebuilt_codebook_brings_the_prior_along(work, vqtool, arguments, outp
     again = vqtool("codebook", *arguments, "--prior", "prior.safetensors")
     assert again.code == 1
     assert len(error_lines(again.err)) == 1
+
+
+def test_a_prior_goes_with_another_decoder_of_its_codes(work, vqtool):
+    """It is drawn from, measured, edited and carried over as if its decoder were the one of its training."""
+    sharp = sharpened("old.safetensors", "sharp.safetensors")
+    assert vqtool("sample", "prior.safetensors", "-n", 2, "-o", "s.h5").code == 0
+    assert vqtool("decode", "s.h5", "-t", "sharp.safetensors", "-o", "out").code == 0
+    result = vqtool("codebook", "transplant", "prior.safetensors", "-t", "sharp.safetensors")
+    assert "prior.safetensors is in the codes of sharp.safetensors already" in result.err
+    result = vqtool("codebook", "remap", "s.h5", "-t", "sharp.safetensors", "-o", "again.h5")
+    assert "its tokens are those of sharp.safetensors already" in result.err
+    for arguments in (
+        ("refit", write_pictures(work / "imgs", 8), "-t", "sharp.safetensors", "--size", 16, "-K", 6),
+        ("prune", "tok.h5", "-t", "sharp.safetensors"),
+    ):
+        result = vqtool("codebook", *arguments, "-o", "few.safetensors", "--prior", "prior.safetensors", "-f")
+        assert result.code == 0, result.err
+        few = load_tokenizer("few.safetensors")
+        assert few.identity == few.fingerprint == load_prior("few.prior.safetensors").grid_spec.tokenizer_fingerprint
+        assert artifacts.read_header("few.safetensors").parents == {"tokenizer": sharp.fingerprint}
+    assert vqtool("codebook", "apply-map", "tok.h5", "--map", "few.map.safetensors", "-o", "few.h5").code == 0
+    write_pictures(work / "one", 1, size=(16, 24))
+    result = vqtool("vary", "one", "-t", "sharp.safetensors", "-n", 1, "-o", "varied")
+    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize(

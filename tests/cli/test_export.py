@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.commands import build_tokenizer, error_lines
+from support.commands import build_tokenizer, error_lines, sharpened
 from support.exact import random_prior
 
 from vqtool.interop import Options, load, read_source
+from vqtool.priors import load_prior
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -48,6 +49,20 @@ def test_a_whole_pipeline_goes_in_and_out(tmp_path, vqtool):
     expected = load(read_source(GOLDEN / "df-pipeline"), Options())
     weights = again.prior.denoiser.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in expected.prior.denoiser.state_dict().items())
+
+
+def test_a_pipeline_goes_out_with_another_decoder_of_its_codes(tmp_path, vqtool):
+    """What comes in again is known by its own weights."""
+    prior, sharp = tmp_path / "prior.safetensors", tmp_path / "sharp.safetensors"
+    assert vqtool("import", GOLDEN / "df-pipeline", "-o", prior).code == 0
+    made = sharpened(tmp_path / "prior.tokenizer.safetensors", sharp)
+    assert made.identity != made.fingerprint
+    assert vqtool("export", prior, "-t", sharp, "-o", tmp_path / "pipeline").code == 0
+    again = tmp_path / "again.safetensors"
+    assert vqtool("import", tmp_path / "pipeline", "-o", again).code == 0
+    found = load_tokenizer(tmp_path / "again.tokenizer.safetensors")
+    assert found.identity == found.fingerprint == load_prior(again).grid_spec.tokenizer_fingerprint
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in made.state_dict().items())
 
 
 def test_what_a_format_cannot_hold_and_folders_in_use_are_refused(tmp_path, vqtool):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqtool.tokenizers import Tokenizer
+from vqtool.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from vqtool.tokenizers.vqvae import VqVaeConfig
 
 TINY = VqVaeConfig(
@@ -29,6 +29,15 @@ class Result:
     @property
     def out(self) -> str:
         return self.data.decode()
+
+
+def sharpened(path: str | Path, output: str | Path) -> Tokenizer:
+    """A tokenizer file with another decoder, as `codebook finetune --keep-codes` leaves it, in a file of its own."""
+    parent, child = load_tokenizer(path), load_tokenizer(path)
+    for parameter in child.decoder.parameters():
+        parameter.data.mul_(1.25)
+    save_tokenizer(output, child, parent=parent, history=parent.history, force=True)
+    return load_tokenizer(output)
 
 
 def build_tokenizer(seed: int = 0, config: VqVaeConfig = TINY) -> Tokenizer:

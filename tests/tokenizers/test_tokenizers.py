@@ -109,6 +109,37 @@ def test_half_precision_rounds_once_and_halves_the_file(tmp_path, tokenizer):
     assert full.stat().st_size - half.stat().st_size == pytest.approx(data / 2, abs=200)
 
 
+@pytest.mark.parametrize(("changed", "kept"), [("decoder.", True), ("encoder.", False), ("codebook", False)])
+def test_a_tokenizer_is_known_as_its_parent_as_long_as_its_decoder_alone_is_another(tmp_path, tokenizer, changed, kept):
+    save_tokenizer(tmp_path / "old.safetensors", tokenizer)
+    parent, child = (load_tokenizer(tmp_path / "old.safetensors") for _ in range(2))
+    tensor = next(tensor for name, tensor in child.state_dict().items() if name.startswith(changed))
+    tensor[(0,) * tensor.ndim] += 1e-3
+    header = save_tokenizer(tmp_path / "new.safetensors", child, parent=parent)
+    assert header.fingerprint != parent.fingerprint
+    assert header.identity == (parent.fingerprint if kept else header.fingerprint)
+    found = load_tokenizer(tmp_path / "new.safetensors", fingerprint=header.fingerprint)
+    assert (found.identity, found.fingerprint) == (header.identity, header.fingerprint)
+    if kept:
+        load_tokenizer(tmp_path / "new.safetensors", fingerprint=parent.fingerprint)
+    else:
+        with pytest.raises(MismatchError, match="is not the tokenizer"):
+            load_tokenizer(tmp_path / "new.safetensors", fingerprint=parent.fingerprint)
+
+
+def test_the_same_weights_looked_up_otherwise_are_another_tokenizer(tmp_path, tokenizer):
+    save_tokenizer(tmp_path / "old.safetensors", tokenizer)
+    other = Tokenizer(tokenizer.config, lookup="cosine")
+    other.load_state_dict(tokenizer.state_dict())
+    header = save_tokenizer(tmp_path / "new", other, parent=load_tokenizer(tmp_path / "old.safetensors"))
+    assert header.identity == header.fingerprint
+
+
+def test_a_parent_that_was_never_saved_names_nothing(tmp_path, tokenizer):
+    header = save_tokenizer(tmp_path / "new.safetensors", tokenizer, parent=tokenizer)
+    assert header.identity == header.fingerprint
+
+
 def test_another_fingerprint_is_refused_naming_both(tokenizer_path):
     found = load_tokenizer(tokenizer_path).fingerprint
     with pytest.raises(MismatchError, match=rf"tokenizer {found} is not the tokenizer 0123abcd .*`tokenizer`.*encode"):

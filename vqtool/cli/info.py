@@ -74,6 +74,8 @@ def _grid_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _artifact_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "fingerprint", description["fingerprint"]
+    kept = description["identity"] != description["fingerprint"]
+    yield "known as", f"{description['identity']}, whose encoder and codes it kept" if kept else ""
     yield "parameters", f"{description['num_parameters']:,} in {description['num_tensors']} tensors"
     yield "size", f"{description['bytes'] / 1e6:.2f} MB"
     for name in ("config", "parents", "summary"):

@@ -22,7 +22,7 @@ class Target:
 
     forward: Row  # (K_old,) the new token of each old one
     codebook_size: int
-    fingerprint: str
+    fingerprint: str  # that it is known by
     location: str
     record: dict[str, Any]  # for the history
 
@@ -65,13 +65,13 @@ def remap(
     new = load_tokenizer(tokenizer)
 
     def choose(reader: GridReader) -> Target:
-        if reader.header.tokenizer_fingerprint == new.fingerprint:
+        if reader.header.tokenizer_fingerprint == new.identity:
             raise VqtoolError(f"{reader.name}: its tokens are those of {tokenizer} already")
         before = tokenizer_of(reader.header, grids, given=old, parameter="from")
         inputs = {"tokenizer": new.fingerprint, "from": before.fingerprint}
         forward = nearest_codes(before, new, unrelated=unrelated)
         record = history_record("codebook remap", inputs=inputs)
-        return Target(forward, new.codebook_size, new.fingerprint, new.location, record)
+        return Target(forward, new.codebook_size, new.identity, new.location, record)
 
     return _convert(grids, output, choose, force=force, progress=progress)
 
@@ -189,15 +189,15 @@ def _convert(
 
 
 def _find_target(code_map: CodeMap, given: str | Path | None) -> tuple[str, str]:
-    """Fingerprint and location of the tokenizer that converted grids are of."""
+    """Identity and location of the tokenizer that converted grids are of."""
     if given is None:
         if not code_map.target:
             raise VqtoolError(f"{code_map.name} does not say whose codes it makes: name the tokenizer with `tokenizer`")
         return code_map.target, code_map.target_location
     model = load_tokenizer(given)
-    if code_map.target not in ("", model.fingerprint):
+    if code_map.target not in ("", model.identity):
         raise MismatchError(
-            f"{code_map.name} makes tokens of tokenizer {code_map.target}, but {given} is {model.fingerprint}"
+            f"{code_map.name} makes tokens of tokenizer {code_map.target}, but {given} is {model.identity}"
         )
     if model.codebook_size != len(code_map.backward):
         raise MismatchError(
@@ -206,4 +206,4 @@ def _find_target(code_map: CodeMap, given: str | Path | None) -> tuple[str, str]
     own = None if model.num_full_codes is None else model.code_map.numpy()
     if not code_map.target and own is not None and own.tolist() != code_map.forward.tolist():
         raise MismatchError(f"{code_map.name} is not the map that is part of {given}")
-    return model.fingerprint, str(given)
+    return model.identity, str(given)

@@ -29,7 +29,7 @@ class Pruning:
     num_codes_before: int
     num_codes: int
     share: float  # of the tokens that are codes that were kept
-    parent: str  # fingerprint of the tokenizer that was pruned
+    parent: str  # identity of the tokenizer that was pruned
     links: Links  # of its codes with those that were kept, counted in the grids
 
 
@@ -72,7 +72,7 @@ def prune(
     header = save_tokenizer(
         output,
         with_codes(old, kept),
-        parents={"tokenizer": old.fingerprint},
+        parent=old,
         history=[*old.history, record],
         summary={"num_codes_before": old.codebook_size, "num_codes": len(kept)},
         force=force,
@@ -81,7 +81,7 @@ def prune(
     save_map(map_path, made, history=[record], force=force)
     share = float(found.counts[kept].sum() / found.counts.sum())
     links = nearest_links(made.forward, made.backward, found.counts)
-    return Pruning(made, map_path, header.fingerprint, old.codebook_size, len(kept), share, old.fingerprint, links)
+    return Pruning(made, map_path, header.fingerprint, old.codebook_size, len(kept), share, old.identity, links)
 
 
 def kept_codes(counts: Row, min_uses: int) -> Row:
@@ -112,4 +112,4 @@ def pruning_map(old: Tokenizer, kept: Row) -> CodeMap:
     """
     forward = nearest(old.codebook, old.codebook[torch.from_numpy(kept).to(old.device)]).cpu().numpy()
     forward[kept] = np.arange(len(kept))  # also where two codes are equal
-    return CodeMap(forward, kept, source=old.fingerprint, source_location=old.location)
+    return CodeMap(forward, kept, source=old.identity, source_location=old.location)

@@ -60,7 +60,7 @@ class Refit:
 
     tokenizer: Tokenizer
     fingerprint: str
-    parent: str  # fingerprint of the tokenizer that it was made of
+    parent: str  # identity of the tokenizer that it was made of
     before: CodebookFit
     after: CodebookFit
     num_vectors: int
@@ -133,7 +133,7 @@ def refit(
     header = save_tokenizer(
         output,
         new,
-        parents={"tokenizer": old.fingerprint},
+        parent=old,
         history=[*old.history, record],
         summary={
             "before": vars(before),
@@ -143,7 +143,7 @@ def refit(
         },
         force=force,
     )
-    return Refit(new, header.fingerprint, old.fingerprint, before, after, num_vectors, num_images, image_size, links)
+    return Refit(new, header.fingerprint, old.identity, before, after, num_vectors, num_images, image_size, links)
 
 
 def _choose_codebook_size(options: Options, vectors: Tensor, old: Tokenizer) -> int:

@@ -64,7 +64,7 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
         yield "text encoder", text_path, header.fingerprint
     if imported.tokenizer is not None:
         header = save_tokenizer(tokenizer_path, imported.tokenizer, history=[record], force=force)
-        imported.tokenizer.fingerprint, imported.tokenizer.location = header.fingerprint, str(tokenizer_path)
+        imported.tokenizer.take_name(header, str(tokenizer_path))
         yield "tokenizer", tokenizer_path, header.fingerprint
         prior = _decoded_by(prior, imported.tokenizer) if prior else None
     if prior is not None:
@@ -75,7 +75,7 @@ def save(imported: Imported, output: Path | None, *, record: dict[str, Any], for
 def _decoded_by(prior: Prior, tokenizer: Tokenizer) -> Prior:
     grid_spec = replace(
         prior.grid_spec,
-        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_fingerprint=tokenizer.identity,
         tokenizer_location=tokenizer.location,
         image_size=tokenizer.image_size(prior.grid_spec.grid_size),
     )

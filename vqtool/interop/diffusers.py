@@ -236,7 +236,7 @@ def export_around(
         MismatchError: prior and tokenizer do not fit together.
     """
     if prior.grid_spec.tokenizer_fingerprint:
-        prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
+        prior.check_tokenizer(tokenizer.identity, tokenizer.location)
     if tokenizer.codebook_size != codebook_size:
         raise MismatchError(f"the prior has {codebook_size} tokens, the tokenizer {tokenizer.codebook_size} codes")
     diffusers_vqmodel.export(tokenizer, folder / "vqvae")

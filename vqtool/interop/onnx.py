@@ -84,7 +84,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:
         VqtoolError: an operator is missing in ONNX.
     """
     lines = [
-        f"# The tokenizer {tokenizer.fingerprint}\n",
+        f"# The tokenizer {tokenizer.identity}\n",
         f"Factor {tokenizer.factor}, K = {tokenizer.codebook_size} codes of D = {tokenizer.config.code_dim} numbers, "
         f'codebook.npy (K, D). A token is found in the latents by the lookup "{tokenizer.lookup}".\n',
     ]

@@ -152,7 +152,7 @@ def _tokenizer(prior: Prior, tokenizer: Tokenizer | str | Path | None) -> Tokeni
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = tokenizer_of(prior.grid_spec, prior.location or None, given=tokenizer)
     if prior.grid_spec.tokenizer_fingerprint:
-        prior.check_tokenizer(tokenizer.fingerprint, tokenizer.location)
+        prior.check_tokenizer(tokenizer.identity, tokenizer.location)
     return tokenizer.to(prior.device)
 
 

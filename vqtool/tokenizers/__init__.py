@@ -23,6 +23,7 @@ from vqtool.grids import GridHeader
 from vqtool.inputs import input_name
 from vqtool.products import computing
 from vqtool.tokenizers import magvit2, maskgit, titok, vqgan, vqvae
+from vqtool.tokenizers._checks import check_grids, makes_same_tokens
 from vqtool.tokenizers._sizes import NetworkConfig, find_grid_size, find_image_size
 from vqtool.tokenizers.quantizers import highest, nearest
 from vqtool.tokenizers.titok import TitokConfig
@@ -63,7 +64,7 @@ class NamesTokenizer(Protocol):
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of its file; empty if unknown."""
+        """That it is known by; empty if unknown."""
 
     @property
     def tokenizer_location(self) -> str:
@@ -106,6 +107,7 @@ class Tokenizer(nn.Module):
         elif num_full_codes is not None:
             self.register_buffer("full_codebook", torch.zeros(num_full_codes, config.code_dim))
         self.fingerprint = ""  # of the artifact it was loaded from
+        self.codes_of = ""  # identity of the tokenizer whose encoder and codes it kept; empty if they are its own
         self.location = ""  # where that is: a path, or "builtin"
         self.history: tuple[dict[str, Any], ...] = ()  # of that artifact
         self.half_precision = False  # whether its weights are stored as float16
@@ -115,6 +117,16 @@ class Tokenizer(nn.Module):
     def network(self) -> str:
         """One of NETWORKS."""
         return next(name for name, network in NETWORKS.items() if isinstance(self.config, network.Config))
+
+    @property
+    def identity(self) -> str:
+        """What grids and priors know it by: a fingerprint, which stays where the decoder alone learns."""
+        return self.codes_of or self.fingerprint
+
+    def take_name(self, header: Header, location: str) -> None:
+        """Be what the file with this header is, at this location."""
+        self.fingerprint, self.codes_of = header.fingerprint, header.parents.get(artifacts.CODES, "")
+        self.location, self.history = location, header.history
 
     @property
     def codebook_size(self) -> int:
@@ -233,7 +245,7 @@ def save_tokenizer(
     path: str | Path,
     tokenizer: Tokenizer,
     *,
-    parents: Mapping[str, str] | None = None,
+    parent: Tokenizer | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     summary: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -243,7 +255,7 @@ def save_tokenizer(
     Args:
         path: of the file.
         tokenizer: what to save; as float16, at half the size, if `half_precision` is on.
-        parents: role -> fingerprint of what it was made from.
+        parent: what it was made from; where all but the decoder stayed as it was, the file is known by the same name.
         history: of the steps that made it.
         summary: steps, seconds, scores.
         force: overwrite.
@@ -258,6 +270,9 @@ def save_tokenizer(
         config["lookup"] = tokenizer.lookup
     if tokenizer.num_full_codes is not None:
         config["num_full_codes"] = tokenizer.num_full_codes
+    parents = {} if parent is None else {KIND: parent.fingerprint}
+    if parent is not None and parent.identity and makes_same_tokens(tokenizer, tensors, parent):
+        parents[artifacts.CODES] = parent.identity
     return artifacts.save(
         path, kind=KIND, config=config, tensors=tensors, parents=parents, history=history, summary=summary, force=force
     )
@@ -280,17 +295,17 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
 
     Args:
         path_or_name: a file, or "builtin" for the one inside the package.
-        fingerprint: what it has to have; None takes any.
+        fingerprint: that it has to be known by; None takes any.
 
     Raises:
         FormatError: not a tokenizer, or damaged.
-        MismatchError: another fingerprint.
+        MismatchError: it is known by another fingerprint.
     """
     name = str(path_or_name)
     header, tensors = artifacts.load(artifacts.find(name, KIND), KIND)
-    if fingerprint is not None and header.fingerprint != fingerprint:
+    if fingerprint not in (None, header.identity, header.fingerprint):
         raise MismatchError(
-            f"{name}: tokenizer {header.fingerprint} is not the tokenizer {fingerprint} that this input was made with: "
+            f"{name}: tokenizer {header.identity} is not the tokenizer {fingerprint} that this input was made with: "
             f"name the right file as `tokenizer`, encode the images again with `vqtool encode -t {name}`, or, if "
             f"only the codes were rebuilt, convert the grids with `vqtool codebook remap GRIDS -t {name}`"
         )
@@ -310,7 +325,7 @@ def load_tokenizer(path_or_name: str | Path = BUILTIN, *, fingerprint: str | Non
         low, high = tokenizer.code_map.aminmax()
         if not 0 <= low <= high < config.codebook_size:
             raise FormatError(f"{where}: its code map leads to codes from {int(low)} to {int(high)}")
-    tokenizer.fingerprint, tokenizer.location, tokenizer.history = header.fingerprint, name, header.history
+    tokenizer.take_name(header, name)
     tokenizer.half_precision = tensors["codebook"].dtype == torch.float16
     return tokenizer.eval()
 
@@ -367,21 +382,5 @@ def tokenizer_of(
 def _checked(named: NamesTokenizer, tokenizer: Tokenizer, source: str | Path | None) -> Tokenizer:
     """A tokenizer, unless grids under a header cannot be its own: MismatchError."""
     if isinstance(named, GridHeader):
-        _check_grids(named, tokenizer, str(source or "input"))
+        check_grids(named, tokenizer, str(source or "input"))
     return tokenizer
-
-
-def _check_grids(header: GridHeader, tokenizer: Tokenizer, source: str) -> None:
-    """Raise MismatchError unless grids under this header can be a tokenizer's."""
-    if not header.tokenizer_fingerprint and header.image_size == header.grid_size:  # of a prior without a tokenizer
-        size = header.grid_size
-    else:
-        size = tokenizer.grid_size(header.image_size)
-    if (header.codebook_size, header.grid_size) != (tokenizer.codebook_size, size):
-        rows, columns = header.grid_size
-        height, width = header.image_size
-        raise MismatchError(
-            f"{source}: grids of {rows}x{columns} tokens below {header.codebook_size} for images of {height}x{width} "
-            f"do not fit the tokenizer they name, {tokenizer.location}, which has {tokenizer.codebook_size} codes and "
-            f"factor {tokenizer.factor}: encode the images again"
-        )

@@ -142,7 +142,7 @@ def grid_header(
         codebook_size=tokenizer.codebook_size,
         grid_size=tokenizer.grid_size(image_size),
         image_size=image_size,
-        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_fingerprint=tokenizer.identity,
         tokenizer_location=tokenizer.location,
         preprocessing=PREPROCESSING[fit],
         history=(record,),

@@ -248,8 +248,8 @@ def learn(
     record = history_record(step, inputs=inputs, seed=lesson.seed, fit=pictures.fit)
     made.history = (*(() if parent is None else parent.history), record)
     made.half_precision = half
-    header = save_tokenizer(files.output, made, parents=parents, history=made.history, summary=summary, force=True)
-    made.fingerprint, made.location = header.fingerprint, str(files.output)
+    header = save_tokenizer(files.output, made, parent=parent, history=made.history, summary=summary, force=True)
+    made.take_name(header, str(files.output))
     remove_stores(files.output)
     draw(made, summary["steps"])
     notify(f"wrote {files.output}: tokenizer {made.fingerprint}; {files.describe()}")

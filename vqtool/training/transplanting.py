@@ -76,7 +76,7 @@ def transplant(
     refuse_existing(output, force=force, kind="an artifact")
     before = load_prior(prior)
     new = load_tokenizer(tokenizer)
-    if new.fingerprint == before.grid_spec.tokenizer_fingerprint:
+    if new.identity == before.grid_spec.tokenizer_fingerprint:
         raise VqtoolError(f"{prior} is in the codes of {tokenizer} already")
     sources = [grids] if isinstance(grids, str | Path) else list(grids)
     counted = _read(sources, before, new)
@@ -84,7 +84,7 @@ def transplant(
         links, how = _link_pairs(before, new, counted, old)
     else:
         links, how = _link_nearest(tokenizer_of(before.grid_spec, prior, given=old, parameter="from"), new, counted)
-    saved = carry_over(before, links, new.fingerprint, str(tokenizer), output, force=force)
+    saved = carry_over(before, links, new.identity, str(tokenizer), output, force=force)
     return Transplant(saved, links, how)
 
 
@@ -112,7 +112,7 @@ class Carrier:
 
         Args:
             links: from the codes that it was made of.
-            parent: fingerprint of the tokenizer that it was made of.
+            parent: identity of the tokenizer that it was made of.
             made: its own.
             location: of its file.
 
@@ -151,7 +151,7 @@ def carry_over(
     Args:
         prior: to be carried over.
         links: from its codes to the new ones.
-        fingerprint: of the new codes' tokenizer.
+        fingerprint: that the new codes' tokenizer is known by.
         location: where that is.
         output: file to write.
         force: overwrite what is there.
@@ -225,11 +225,11 @@ def _read(sources: Sequence[str | Path], prior: Prior, new: Tokenizer) -> dict[b
     found: dict[bool, _Counted] = {}
     for source in find_grids(sources, once=True):
         header, batch = read_grids(source)
-        is_new = header.tokenizer_fingerprint == new.fingerprint
+        is_new = header.tokenizer_fingerprint == new.identity
         if not is_new and header.tokenizer_fingerprint != prior.grid_spec.tokenizer_fingerprint:
             raise MismatchError(
                 f"{source} has tokens of tokenizer {header.tokenizer_fingerprint}, neither of the prior's "
-                f"{prior.grid_spec.tokenizer_fingerprint} nor of {new.location}, {new.fingerprint}"
+                f"{prior.grid_spec.tokenizer_fingerprint} nor of {new.location}, {new.identity}"
             )
         if not len(batch):
             raise VqtoolError(f"{source}: no grids in it")

@@ -1,5 +1,6 @@
 """`vqtool codebook finetune`: a decoder that learns what the codes mean."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,12 +47,20 @@ def finetune(
     from vqtool.training.finetuning import finetune_tokenizer
 
     skipped = Skipped(strict, output)
-    finetune_tokenizer(
+    made = finetune_tokenizer(
         tokenizer, images, output, keep_codes=keep_codes, size=size, half=half, seed=seed, force=force,
         resume=resume_auto or resume, on_error=skipped.on_error, notify=echo, progress=progress, **options,
     )  # fmt: skip
-    sources = " ".join(map(str, images))
-    echo(f"to use it, encode again: vqtool encode {sources} --size {size} -t {output} -o tok.h5 --force")
-    why = "since tokens are what they were" if keep_codes else "without the images"
-    echo(f"or, {why}, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5")
+    for line in _next_steps(made.codes_of, output, f"{' '.join(map(str, images))} --size {size}", rounded=keep_codes):
+        echo(line)
     skipped.finish()
+
+
+def _next_steps(kept: str, output: Path, images: str, *, rounded: bool) -> Iterator[str]:
+    """What to do with old grids: nothing where encoder and codes are those of a tokenizer, which `kept` names."""
+    if kept:
+        yield f"grids and priors of {kept} are of this one too, as they are: vqtool decode tok.h5 -t {output} -o new/"
+        return
+    why = "--half rounded encoder and codes, so tokens may be others" if rounded else "to use it"
+    yield f"{why}: encode again: vqtool encode {images} -t {output} -o tok.h5 --force"
+    yield f"or, without the images, convert what was encoded: vqtool codebook remap tok.h5 -t {output} -o new.h5"
