@@ -252,6 +252,15 @@ def total(tensor: "Tensor") -> "Tensor":
     return tensor
 
 
+def of_main(tensor: "Tensor") -> "Tensor":
+    """A tensor as the main process has it, in its place."""
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
+
+
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if world_size() > 1:

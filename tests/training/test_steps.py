@@ -5,6 +5,7 @@ operations between it and the CPU; copies to it, which a GPU has to be sent, are
 """
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +15,19 @@ from accelerate import Accelerator
 from support.exact import grid_spec
 from support.matrices import build_kernel
 from support.text_priors import text_prior
+from support.training_run import CONFIG
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqtool import conditions
 from vqtool.diffusion.losses import LOSSES
+from vqtool.tokenizers import quantizers
 from vqtool.training import _run
+from vqtool.training._autoencoder import TokenizerLoss, build_model
 from vqtool.training.building import build_prior
 from vqtool.training.clock import LoopConfig
 from vqtool.training.data import GridData
+from vqtool.training.discriminator import DiscriminatorConfig
+from vqtool.training.fitting import TokenizerObjective
 from vqtool.training.objectives import PriorLoss, PriorObjective
 from vqtool.training.texts import KeptTexts
 
@@ -104,6 +110,26 @@ def test_features_of_captions_are_found_on_the_cpu_and_sent_once(monkeypatch):
     with Crossings() as crossings:
         run.take_step(objective, 30)
     assert crossings.seen == {"_to_copy": 2}  # the numbers of the grids, and what their captions say
+
+
+@pytest.mark.parametrize("adversarial", [None, 0.8])
+@pytest.mark.parametrize("quantizer", quantizers.NAMES)
+def test_a_step_of_a_tokenizer_sends_pictures_and_draws_and_asks_nothing(monkeypatch, quantizer, adversarial):
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8)).astype(np.uint8)
+    size = {"codebook_size": 1000, "code_dim": 4} if quantizer == "fsq" else {}
+    judge = None if adversarial is None else DiscriminatorConfig(1, 8)
+    model = build_model(replace(CONFIG, **size), 0, quantizer=quantizer, discriminator=judge)
+    model.quantizer._known_ready = True  # asked once, before codes are placed
+    loss, config = TokenizerLoss(quantize_from=0.0, adversarial=adversarial, adversarial_start=0), LoopConfig(50, 4)
+    monkeypatch.setattr(_run, "Accelerator", OnDevice)
+    monkeypatch.setattr(torch, "autocast", lambda *given, **more: nullcontext())  # knows no such device
+    objective, run = TokenizerObjective(images, model, loss, config), _run.Run(model, config)
+    run.take_step(objective, 10)
+    with Crossings() as crossings:
+        metrics = run.take_step(objective, 10)
+    assert crossings.seen == {"_to_copy": 3}  # pictures, how they are mirrored and turned, and picks of codes
+    assert {value.device for value in metrics.values()} == {DEVICE}
+    assert ("discriminator" in metrics) == (adversarial is not None)
 
 
 def test_such_a_step_is_seen_to_ask_where_it_does():

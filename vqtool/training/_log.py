@@ -7,7 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from vqtool import distributed
+from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError, warn
 from vqtool.training._validation import Course
 from vqtool.training.clock import Moment
@@ -95,6 +99,11 @@ def describe_stop(moment: Moment, *, by_clock: bool, state_path: Path) -> str:
         f"stopped after step {moment.step}{of}; the state is in {state_path}: the same command with `resume` goes "
         "on from there"
     )
+
+
+def describe_use(counts: ArrayLike) -> dict[str, float]:
+    """Perplexity and usage of a codebook of which each code is used so often, (K,), whole numbers or not."""
+    return {"perplexity": perplexity(counts), "usage": usage(np.asarray(counts) > 0)}
 
 
 def check_finite(values: Mapping[str, float], step: int, state_path: Path) -> None:

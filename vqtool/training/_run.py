@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from vqtool import artifacts, distributed, rng
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.products import rounded
 from vqtool.training._identity import Reached, check_identity
+from vqtool.training._log import describe_use
 from vqtool.training._order import Indices, Order, step_items
 from vqtool.training._splitting import gather_again, like, load, split, whole
 from vqtool.training._validation import Course, Validation
@@ -50,7 +52,12 @@ class Run:
         distributed.join_group()
         precision = "bf16" if config.bf16 else "no"
         with distributed.without_fsdp():
-            self.accelerator = Accelerator(cpu=not distributed.has_gpu(), mixed_precision=precision)
+            # What buffers hold is the same in all processes: there is nothing to send before each step.
+            self.accelerator = Accelerator(
+                cpu=not distributed.has_gpu(),
+                mixed_precision=precision,
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
         device = self.accelerator.device
         self.is_split = distributed.splits_weights()
         self._whole = copy.deepcopy(model) if self.is_split else None  # what parts are put together in, on the CPU
@@ -71,7 +78,11 @@ class Run:
         )
         self.model, self.prepared = self.bare, self.optimizer
         if not self.is_split:
-            self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+                )  # older ones know no other name
+                self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
         self.step = 0
         self.seconds = 0.0
         self.values: dict[str, float] = {}  # of the last logged step
@@ -216,10 +227,15 @@ class Run:
         return {**metrics, "gradient_norm": norm}
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
-        """Keep metrics as numbers, averaged over the processes: the only time that a step waits for them."""
+        """Keep metrics as numbers, averaged over the processes: the only time that a step waits for them.
+
+        In the place of "counts" (K,), how often each code is used, perplexity and usage are kept.
+        """
         if distributed.world_size() > 1:
             metrics = {name: self.accelerator.reduce(value.float(), "mean") for name, value in metrics.items()}
-        self.values = {name: float(value) for name, value in metrics.items()}
+        self.values = {}
+        for name, value in metrics.items():
+            self.values |= describe_use(value.cpu().numpy()) if name == "counts" else {name: float(value)}
 
     @contextmanager
     def computing(self) -> Iterator[None]:

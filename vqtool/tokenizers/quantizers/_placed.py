@@ -68,6 +68,7 @@ class PlacedQuantizer(Quantizer):
             with torch.no_grad():
                 if not self.is_ready():
                     codes = k_means(distributed.gather(flat), picks, self.options.k_means)
+                    codes = distributed.of_main(codes)  # GPUs add up in any order
                     self.place(codes, even_use(flat, self.codebook_size))
                     self.ready.fill_(True)
                 self.prepare(flat, picks, restart=restart)
