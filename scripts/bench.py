@@ -39,6 +39,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "cache": "cache.cache",
     "scale": "scale.grids",
     "scale-conditions": "scale.conditions_of_grids",
+    "scale-files": "scale.files",
     "scale-encode": "scale_encode.shards",
     "scale-pictures": "scale_pictures.pictures",
     "scale-found": "scale_pictures.found",

@@ -97,6 +97,13 @@ def targets(made: Path) -> list[Target]:
             "grids", grids, (*read, "head x -n 2 -o out.h5", "decode x -t tokenizer.safetensors -o out"), True, "hdf5"
         ),
         Target("masked", masked, ("check x", "complete x -p p -o out.h5 --steps 2"), True, "hdf5"),
+        Target(
+            "index",
+            {"x.index": made / "tok.index", "words.h5": made / "words.h5", "few.h5": made / "few.h5"},
+            ("check x.index", "info x.index", "cat x.index -o out.h5", "codebook usage x.index"),
+            True,
+            "hdf5",
+        ),
         Target("train", grids, ("train-prior x --size tiny --steps 1 -b 2 -o out.safetensors",), False, "hdf5"),
         Target("picture", {"imgs/0.png": made / "0.png"}, (pictures,)),
         Target("jpeg", {"imgs/0.jpg": made / "0.jpg"}, (pictures,)),
@@ -344,6 +351,7 @@ def prepare_made(folder: Path) -> None:
         encode = "encode {} --size 16x24 -t tokenizer.safetensors"
         call(f"{encode.format('imgs')} -o words.h5")
         call("sample prior.safetensors -n 2 --steps 2 --seed 1 -o few.h5")
+        call("cat --index words.h5 few.h5 -o tok.index")
         call("codebook prune few.h5 --min-uses 3 -t tokenizer.safetensors -o pruned.safetensors")
         call(f"cat {OLD / 'tok.h5'} -o -", stdout="stream")
         train = "train-prior words.h5 --size tiny -b 2 --preview-every 0 --steps"

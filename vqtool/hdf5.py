@@ -66,10 +66,10 @@ def open_hdf5(source: bytes | Path, name: str) -> Iterator[h5py.File]:
 def stored_bytes(file: h5py.File) -> int:
     """How many bytes a file has; holes of a sparse one do not count."""
     size = int(file.id.get_filesize())
-    if file.driver == "core":
+    if size <= SLACK or file.driver == "core":
         return size
     used = getattr(os.stat(file.filename), "st_blocks", size) * 512
-    return size if size <= SLACK or used * 100 >= size else used
+    return size if used * 100 >= size else used
 
 
 def find_dataset(file: h5py.File, name: str, where: str, *, sparse: bool = False) -> "Dataset | None":
@@ -305,7 +305,7 @@ def read_text(file: h5py.File, name: str, where: str) -> str:
 
 def _read_attribute(file: h5py.File, name: str, where: str) -> Any:
     with reading(where):
-        if name not in file.attrs:
+        if not h5py.h5a.exists(file.id, name.encode()):
             raise FormatError(f"{where}: damaged: it has no {name}")
         size = h5py.h5a.open(file.id, name.encode()).get_storage_size()
         if size > min(MAX_ATTRIBUTE, stored_bytes(file)):

@@ -10,11 +10,13 @@ import numpy as np
 from vqtool import artifacts
 from vqtool.captions import split_captions
 from vqtool.errors import FormatError, VqtoolError
-from vqtool.grids import GridBatch, GridReader, open_grids
+from vqtool.grids import GridBatch, GridHeader, GridReader, open_grids
+from vqtool.grids.index import is_index, read_index
+from vqtool.grids.listing import Listing
 from vqtool.grids.stream import SIGNATURE, SUPERBLOCK_BYTES
-from vqtool.inputs import describe_bytes, is_file, open_input
+from vqtool.inputs import describe_bytes, is_file, locate, open_input
 
-GRIDS = "token grids"
+GRIDS, INDEX = "token grids", "index of token grids"
 BUILTIN_KINDS = ("tokenizer", "prior", "dual-encoder")  # what is inside the package, if it is
 
 
@@ -25,8 +27,9 @@ def describe(source: str | Path) -> dict[str, Any]:
         source: token grids or an artifact; "-" is token grids on standard input; "builtin" is what the package holds.
 
     Returns:
-        "kind" is "token grids" or the artifact's kind; the other keys are in docs/formats.md. Of "builtin" there is a
-        description of each kind of artifact, by kind, with a "card": what it was made of and for.
+        "kind" is "token grids", "index of token grids" or the artifact's kind; the other keys are in docs/formats.md.
+        Of "builtin" there is a description of each kind of artifact, by kind, with a "card": what it was made of and
+        for.
 
     Raises:
         FormatError: it is neither, or damaged.
@@ -34,8 +37,10 @@ def describe(source: str | Path) -> dict[str, Any]:
     if str(source) == artifacts.BUILTIN:
         paths = filter(Path.is_file, map(artifacts.builtin_path, BUILTIN_KINDS))
         return {path.stem: {**_describe_artifact(path), "card": _read_card(path)} for path in paths}
-    if _is_artifact(source):
+    if not is_index(source) and _is_artifact(source):
         return _describe_artifact(Path(source))
+    if is_index(source):
+        return _describe_index(read_index(locate(source)))
     with open_grids(source, masked=True) as reader:
         return _describe_grids(reader)
 
@@ -44,7 +49,7 @@ def verify(source: str | Path) -> dict[str, Any]:
     """Read a file whole and check everything it says about itself.
 
     Args:
-        source: token grids or an artifact; "-" is token grids on standard input.
+        source: token grids or an artifact; "-" is token grids on standard input. Of an index no file is read.
 
     Returns:
         "kind", and "num_grids" or "fingerprint".
@@ -54,6 +59,8 @@ def verify(source: str | Path) -> dict[str, Any]:
             encoder and codes that it says to have, or neither of the two.
         MismatchError: a stream changes its tokenizer or grid size on the way.
     """
+    if is_index(source):
+        return {"kind": INDEX, "num_grids": read_index(locate(source)).num_grids}
     if not _is_artifact(source):
         with open_grids(source, masked=True) as reader:
             return {"kind": GRIDS, "num_grids": sum(len(batch) for batch in reader.batches())}
@@ -112,6 +119,30 @@ def _read_card(path: Path) -> str:
     return path.with_suffix(".md").read_text(encoding="utf-8").strip()
 
 
+def _describe_header(header: GridHeader) -> dict[str, Any]:
+    return {
+        "grid_size": list(header.grid_size),
+        "dtype": str(header.dtype),
+        "codebook_size": header.codebook_size,
+        "masked": header.masked,
+        "image_size": list(header.image_size),
+        "tokenizer": {"fingerprint": header.tokenizer_fingerprint, "location": header.tokenizer_location},
+        "preprocessing": header.preprocessing,
+    }
+
+
+def _describe_index(listing: Listing) -> dict[str, Any]:
+    return {
+        "kind": INDEX,
+        "num_files": len(listing.files),
+        "num_grids": listing.num_grids,
+        **_describe_header(listing.header),
+        "columns": sorted({column for file in listing.files for column in file.columns}),
+        "digest": listing.digest,
+        "history": list(listing.header.history),
+    }
+
+
 def _describe_grids(reader: GridReader) -> dict[str, Any]:
     header = reader.header
     num_grids, known = reader.num_grids, set(reader.columns)
@@ -128,13 +159,7 @@ def _describe_grids(reader: GridReader) -> dict[str, Any]:
     return {
         "kind": GRIDS,
         "num_grids": num_grids,
-        "grid_size": list(header.grid_size),
-        "dtype": str(header.dtype),
-        "codebook_size": header.codebook_size,
-        "masked": header.masked,
-        "image_size": list(header.image_size),
-        "tokenizer": {"fingerprint": header.tokenizer_fingerprint, "location": header.tokenizer_location},
-        "preprocessing": header.preprocessing,
+        **_describe_header(header),
         "columns": sorted(known),
         "words": {
             "num_captioned": len(captions),

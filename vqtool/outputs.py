@@ -18,9 +18,10 @@ from vqtool.errors import VqtoolError
 from vqtool.locks import claim, locked
 from vqtool.urls import url_of
 
-SUFFIXES = (".h5", ".hdf5", ".safetensors")  # of ours, that the names of side files do without
+SUFFIXES = (".h5", ".hdf5", ".index", ".safetensors")  # of ours, that the names of side files do without
 KINDS = {  # of files that are written -> their suffixes
-    "token grids": (".h5", ".hdf5"), "an artifact": (".safetensors",), "JSON": (".json",), "a PNG image": (".png",),
+    "token grids": (".h5", ".hdf5"), "an index": (".index",), "an artifact": (".safetensors",), "JSON": (".json",),
+    "a PNG image": (".png",),
     "a page": (".html", ".htm"), "saved statistics": (".npz",),
 }  # fmt: skip
 FILES = (  # suffixes that say what a file is: none of another kind goes there, and no folder

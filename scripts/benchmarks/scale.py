@@ -16,11 +16,13 @@ import torch
 
 from benchmarks import Row
 from vqtool import conditions
-from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.grids import GridBatch, GridHeader, GridWriter, cat
+from vqtool.grids.found import find_grids
 from vqtool.priors import GridSpec
 from vqtool.training.data import build_data, read_data
 
 FILES, BATCH = 100, 256
+MANY, FEW_GRIDS = 10_000, 60  # files, and grids in each
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
 HEADER = GridHeader(1024, (16, 16), (128, 128), "0" * 16, "nowhere.safetensors", "")
 FIRST_STEP = """
@@ -31,7 +33,8 @@ def report(step, metrics):
     used = [time.perf_counter() - start, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
     print(json.dumps(used), flush=True)
     os._exit(0)
-train_prior("tok-*.h5", "p.safetensors", from_="none", size="tiny", steps=1000, batch_size=4, force=True, report=report)
+how = {"from_": "none", "size": "tiny", "steps": 1000, "batch_size": 4}
+train_prior(sys.argv[1], "p.safetensors", force=True, report=report, **how)
 """
 
 
@@ -56,18 +59,37 @@ def conditions_of_grids(folder: Path, num: int) -> Iterator[Row]:
             shutil.rmtree(folder / f"{kind}-{size}")
 
 
+def files(folder: Path, num: int) -> Iterator[Row]:
+    """The same on 10,000 files of 60 grids with classes, by a glob and by an index, in turn; and the index alone."""
+    place = folder / "files"
+    _write(place, MANY * FEW_GRIDS, "class", MANY)
+    start = time.process_time()
+    cat([place / "tok-*.h5"], place / "tok.index", index=True)
+    took = time.process_time() - start
+    yield f"`cat --index` of {MANY:,} files of {FEW_GRIDS} grids", f"{took:.1f} s of a processor"
+    start = time.process_time()
+    find_grids(place / "tok.index")
+    took, size = time.process_time() - start, (place / "tok.index").stat().st_size
+    yield f"that index read, its files looked at; it has {size / 1e6:.1f} MB", f"{took:.2f} s of a processor"
+    for source in ("tok-*.h5", "tok.index") * 2:
+        yield f"up to the first step on {source}, {MANY:,} files of {FEW_GRIDS} grids", _train(place, source)
+
+
 def _first_step(folder: Path, num: int, kind: str = "none") -> Row:
-    _write(folder, num, kind)
-    command = [sys.executable, "-c", FIRST_STEP]
+    _write(folder, num, kind, FILES)
+    return f"up to the first step on {num:,} grids in {FILES} files, condition {kind}", _train(folder, "tok-*.h5")
+
+
+def _train(folder: Path, source: str) -> str:
+    command = [sys.executable, "-c", FIRST_STEP, source]
     done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     wall, processor, peak = json.loads(done.stdout)
-    figure = f"{wall:.1f} s, {processor:.1f} s of a processor, at most {peak:.0f} MB"
-    return f"up to the first step on {num:,} grids in {FILES} files, condition {kind}", figure
+    return f"{wall:.1f} s, {processor:.1f} s of a processor, at most {peak:.0f} MB"
 
 
-def _write(folder: Path, num: int, kind: str) -> None:
+def _write(folder: Path, num: int, kind: str, num_files: int) -> None:
     folder.mkdir()
-    count = num // FILES
+    count = num // num_files
     tokens = np.random.default_rng(0).integers(0, HEADER.codebook_size, (count, *HEADER.grid_size)).astype(np.uint16)
     with GridWriter(folder / "tok-000.h5", HEADER) as writer:
         for first in range(0, count, 4096):
@@ -76,7 +98,7 @@ def _write(folder: Path, num: int, kind: str) -> None:
             labels = [f"class {row % 1000}" for row in range(first, first + len(part))] if kind == "class" else None
             captions = [_caption(row) for row in range(first, first + len(part))] if kind == "caption" else None
             writer.write(GridBatch(part, ids, labels, captions))
-    for number in range(1, FILES):
+    for number in range(1, num_files):
         shutil.copyfile(folder / "tok-000.h5", folder / f"tok-{number:03}.h5")
 
 

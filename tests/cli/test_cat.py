@@ -60,3 +60,12 @@ def test_standard_input_can_be_named_once_only(tmp_path, vqtool):
     result = vqtool("cat", "-", "-", "-o", tmp_path / "c.h5")
     assert result.code == 1
     assert "only once" in result.err
+
+
+def test_files_without_grids_are_passed_over_and_told(tmp_path, vqtool):
+    write_file(tmp_path / "a.h5", make_batch(3))
+    write_file(tmp_path / "none.h5")
+    result = vqtool("cat", tmp_path / "none.h5", tmp_path / "a.h5", "-o", tmp_path / "all.h5")
+    assert result.code == 0
+    assert "none.h5: no token grids in it: passed over" in result.err
+    assert_same(read_grids(tmp_path / "all.h5")[1], make_batch(3))

@@ -119,6 +119,10 @@ def test_usage_of_grids_of_two_tokenizers_or_of_none_is_refused(vqtool, work, ot
     assert vqtool("head", "-n", "0", "tok.h5", "-o", "none.h5").code == 0
     result = vqtool("codebook", "usage", "none.h5")
     assert error_lines(result.err) == ["error: none.h5: no token grids in it"]
+    result = vqtool("codebook", "usage", "tok.h5", "none.h5")
+    assert result.code == 0
+    assert "none.h5: no token grids in it: passed over" in result.err
+    assert result.data == vqtool("codebook", "usage", "tok.h5").data
 
 
 # remap

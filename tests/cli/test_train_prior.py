@@ -351,7 +351,7 @@ def test_the_help_of_a_flag_says_every_name_that_it_takes(flag, names):
 def test_empty_grids_are_refused(tmp_path, vqtool, tokenizer_path):
     write_grids(tmp_path / "t.h5", tokenizer_path, num=0)
     result = vqtool("train-prior", tmp_path / "t.h5", *SHORT, "-o", tmp_path / "p.safetensors")
-    assert "no grids in it: there is nothing to learn from" in error_lines(result.err)[0]
+    assert "t.h5: no token grids in it" in error_lines(result.err)[0]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,15 @@ import pytest
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
 from vqtool.grids import GridBatch, GridHeader, GridWriter, cat, read_grids, stored
 from vqtool.grids.found import find_grids
-from vqtool.grids.stored import measure_stored, read_stored
+from vqtool.grids.labels import Labels, count_labels
+from vqtool.grids.listing import survey
 
 HEADER = GridHeader(300, (2, 3), (16, 24), "0" * 16, "nowhere.safetensors", "")
 COUNTS = (700, 1, 300, 999)
+
+
+def read_stored(paths):
+    return stored.read_stored(survey(paths))
 
 
 def write(path, count, *, seed=0, header=HEADER, labels=None):
@@ -79,8 +84,19 @@ def test_labels_are_read_and_those_that_some_files_lack_are_empty(tmp_path):
         VqtoolWarning, match=r"b\.h5: no labels, but .*a\.h5 has some: grids without labels are learnt as such"
     ):
         _, batch = read_stored([tmp_path / "a.h5", tmp_path / "b.h5"])
-    assert batch.labels == ["cat", "cat", "", "", ""]
+    assert list(batch.labels) == ["cat", "cat", "", "", ""]
+    assert count_labels(batch.labels) == {"cat": 2, "": 3}
     assert batch.captions is None
+
+
+def test_labels_of_many_grids_are_numbers_of_few_names():
+    found = Labels.of(["dog", "cat", "dog", "", "Fuß"])
+    assert (found.names, found.numbers.tolist()) == (["dog", "cat", "", "Fuß"], [0, 1, 0, 2, 3])
+    assert list(found) == ["dog", "cat", "dog", "", "Fuß"]
+    assert list(found[1:3]) == ["cat", "dog"]
+    assert count_labels(found[:3]) == count_labels(["dog", "cat", "dog"]) == {"dog": 2, "cat": 1}
+    assert count_labels(None) == {}
+    assert Labels.of(found) is found
 
 
 def test_files_folders_and_globs_are_meant_in_order(files, tmp_path, monkeypatch):
@@ -96,7 +112,7 @@ def test_files_folders_and_globs_are_meant_in_order(files, tmp_path, monkeypatch
     odd.unlink()
     cat(["tok-*.h5"], tmp_path / "whole.h5")
     assert np.array_equal(read_grids(tmp_path / "whole.h5")[1].tokens, expected)
-    assert measure_stored(paths) == 2000 * 6 * 2
+    assert survey(paths).num_bytes == 2000 * 6 * 2
     (tmp_path / "empty").mkdir()
     for name, message in (("none-*.h5", "no such file"), ("nothing.h5", "no such file"), ("empty", "no .h5 files")):
         with pytest.raises(VqtoolError, match=rf"{message}.*: make token grids with `vqtool encode`"):
@@ -123,8 +139,11 @@ def test_files_that_are_empty_gone_cut_or_changed_are_named(files, tmp_path, mon
     paths, expected = files
     with GridWriter(tmp_path / "empty.h5", HEADER):
         pass
-    with pytest.raises(VqtoolError, match=r"empty\.h5: no grids in it"):
-        read_stored([*paths, tmp_path / "empty.h5"])
+    with pytest.raises(VqtoolError, match=r"empty\.h5: no token grids in it"):
+        read_stored([tmp_path / "empty.h5"])
+    with pytest.warns(VqtoolWarning, match=r"empty\.h5 and 1 more: no token grids in it: passed over"):
+        _, batch = read_stored([tmp_path / "empty.h5", paths[0], tmp_path / "empty.h5", *paths[1:]])
+    assert np.array_equal(batch.tokens.take(np.array([700, 5])), expected[[700, 5]])
     tokens = read_stored(paths)[1].tokens
     before = tokens.digest
     paths[1].unlink()
@@ -134,6 +153,8 @@ def test_files_that_are_empty_gone_cut_or_changed_are_named(files, tmp_path, mon
     with pytest.raises(FormatError, match=r"tok-1\.h5: has 2 grids, and had 1 when the run began"):
         tokens.take(np.array([700]))
     write(paths[1], 1, seed=9)
+    with pytest.raises(FormatError, match=r"tok-1\.h5: has other grids than when the run began"):
+        tokens.take(np.array([700]))
     assert read_stored(paths)[1].tokens.digest != before
     with h5py.File(paths[3], "r") as file:
         offset = file["tokens"].id.get_chunk_info(0).byte_offset

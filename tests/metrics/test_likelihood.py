@@ -14,7 +14,7 @@ from support.matrices import CASES, between
 from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import stationary_term
 from vqtool.diffusion.posterior import RULES
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, VqtoolWarning
 from vqtool.grids import GridBatch, GridHeader, GridWriter, read_grids
 from vqtool.metrics import likelihood
 from vqtool.metrics.likelihood import Likelihood, choose_times, measure_likelihood, step_bound
@@ -295,5 +295,11 @@ def test_what_cannot_be_measured_is_refused(classes, tmp_path):
         measure_likelihood(prior, [write(tmp_path / "s.h5", prior, np.zeros((2, 2, 2)), grid_size=(2, 2))])
     with pytest.raises(VqtoolError, match="unknown label 'wasp'"):
         measure_likelihood(prior, [write(tmp_path / "l.h5", prior, tokens, ["wasp", "ant"])])
+    empty = write(tmp_path / "n.h5", prior, tokens[:0])
     with pytest.raises(VqtoolError, match="no token grids in it"):
-        measure_likelihood(prior, [write(tmp_path / "n.h5", prior, tokens[:0])])
+        measure_likelihood(prior, [empty])
+    with pytest.warns(VqtoolWarning, match=r"n\.h5: no token grids in it: passed over"):
+        report = measure_likelihood(prior, [path, empty], times=2)
+    assert scores(report) == scores(measure_likelihood(prior, [path], times=2))
+    with pytest.raises(VqtoolError, match="no files of token grids are named"):
+        measure_likelihood(prior, [])

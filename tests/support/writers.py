@@ -58,6 +58,7 @@ CASES = (
     Case("vary imgs -p prior.safetensors --strength 0.5 --steps 2 -o out.png", ("out.png",)),
     Case("head tok.h5 -n 2 -o out.h5", ("out.h5",)),
     Case("cat tok.h5 tok.h5 -o out.h5", ("out.h5",)),
+    Case("cat --index tok.h5 -o out.index", ("out.index",)),
     Case("show tok.h5 -o out.png", ("out.png",)),
     Case("eval tok.h5 --report out.html -o out.json", ("out.html", "out.json")),
     Case("eval merge part.npz part.npz -o out.npz", ("out.npz",)),  # `eval stats` writes in the same way

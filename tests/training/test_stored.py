@@ -14,7 +14,7 @@ from support.two import run_in_two
 from vqtool import conditions, distributed
 from vqtool.captions import join_captions, split_captions
 from vqtool.errors import FormatError, MismatchError, VqtoolError, VqtoolWarning
-from vqtool.grids import GridBatch, GridHeader, GridWriter, read_grids, stored
+from vqtool.grids import GridBatch, GridHeader, GridWriter, cat, read_grids, stored
 from vqtool.training import _order, data
 from vqtool.training._order import step_items
 from vqtool.training.prior import train_prior
@@ -118,6 +118,21 @@ def test_grids_on_disk_teach_what_they_teach_in_memory_in_the_same_order(shards,
 
 
 @QUIET
+@pytest.mark.parametrize("most", [0, 1 << 20], ids=["disk", "memory"])
+def test_files_without_grids_are_passed_over_and_told(shards, monkeypatch, most):
+    monkeypatch.setattr(data, "IN_MEMORY", most)
+    train_prior("tok-*.h5", "without.safetensors", **QUICK)
+    for number in (3, 4):
+        with GridWriter(Path(f"tok-{number}.h5"), shards):
+            pass
+    with pytest.warns(VqtoolWarning, match=r"tok-3\.h5 and 1 more: no token grids in it: passed over"):
+        train_prior("tok-*.h5", "with.safetensors", **QUICK)
+    assert log("with") == log("without")
+    with pytest.raises(VqtoolError, match=r"tok-3\.h5 and 1 more: no token grids in it"):
+        train_prior("tok-[34].h5", "none.safetensors", **QUICK)
+
+
+@QUIET
 def test_captions_on_disk_teach_what_they_teach_in_memory(captioned, monkeypatch):
     for name in ("disk", "memory"):
         with pytest.warns(
@@ -186,7 +201,10 @@ def test_files_that_are_missing_cut_or_replaced_when_a_run_goes_on_are_told(shar
         train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
     with GridWriter(Path("tok-1.h5"), shards, force=True):
         pass
-    with pytest.raises(VqtoolError, match=r"tok-1\.h5: no grids in it: there is nothing to learn from"):
+    with (
+        pytest.warns(VqtoolWarning, match=r"tok-1\.h5: no token grids in it: passed over"),
+        pytest.raises(MismatchError, match="not the grids that the run began with"),
+    ):
         train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
     Path("tok-1.h5").unlink()
     with pytest.raises(VqtoolError, match=r"tok-1\.h5: no such file"):
@@ -216,6 +234,27 @@ def test_a_run_on_files_goes_on_exactly_and_not_on_others(shards):
         train_prior("tok-*.h5", "parts.safetensors", resume=True, **QUICK)
     Path("kept").rename("tok-1.h5")
     train_prior(names, "parts.safetensors", resume=True, **QUICK)
+    assert log("parts") == log("whole")
+
+
+@QUIET
+@pytest.mark.parametrize("most", [0, 1 << 20], ids=["disk", "memory"])
+def test_an_index_is_its_files_for_a_run_and_its_resume(shards, monkeypatch, most):
+    monkeypatch.setattr(data, "IN_MEMORY", most)
+    cat(["tok-*.h5"], "tok.index", index=True)
+    train_prior("tok-*.h5", "whole.safetensors", **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train_prior("tok-*.h5", "parts.safetensors", report=stop, **QUICK)
+    content = Path("tok-1.h5").read_bytes()
+    for change, message in (
+        (content[:-1], r"tok\.index: tok-1\.h5 was cut short"),
+        (None, r"tok\.index: tok-1\.h5 is missing: bring back the files, or make the index anew"),
+    ):
+        Path("tok-1.h5").unlink() if change is None else Path("tok-1.h5").write_bytes(change)
+        with pytest.raises(VqtoolError, match=message):
+            train_prior("tok.index", "parts.safetensors", resume=True, **QUICK)
+    Path("tok-1.h5").write_bytes(content)
+    train_prior("tok.index", "parts.safetensors", resume=True, **QUICK)
     assert log("parts") == log("whole")
 
 

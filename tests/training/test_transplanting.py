@@ -1,5 +1,6 @@
 """Priors that are carried over to other codes: renamed, split and merged ones, by files and by commands' functions."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -159,7 +160,10 @@ def test_a_prior_in_a_file_is_carried_to_codes_in_another_order(work, grids):
     old, new = load_tokenizer("old.safetensors"), load_tokenizer("new.safetensors")
     tokens = np.random.default_rng(1).integers(0, K, (20, *SIZE))
     write_grids("new.h5", new, work.numpy()[tokens])
-    made = transplant("prior.safetensors", "moved.safetensors", tokenizer="new.safetensors", grids=grids)
+    write_grids("empty.h5", old, tokens[:0], [])
+    how = {"tokenizer": "new.safetensors", "grids": [*grids, "empty.h5"] if grids else []}
+    with pytest.warns(match=r"empty\.h5: no token grids in it: passed over") if grids else nullcontext():
+        made = transplant("prior.safetensors", "moved.safetensors", **how)
     before, after = load_prior("prior.safetensors"), load_prior("moved.safetensors")
     assert after.fingerprint == made.prior.fingerprint
     assert (after.parent, after.grid_spec.tokenizer_fingerprint) == (before.fingerprint, new.fingerprint)
@@ -217,7 +221,9 @@ def test_what_cannot_be_carried_over_is_refused(work):
     save_tokenizer("other.safetensors", build_tokenizer(seed=1))
     write_grids("other.h5", load_tokenizer("other.safetensors"), np.zeros((2, 2, 2), np.int64))
     write_grids("away.h5", load_tokenizer("new.safetensors"), np.zeros((1, 2, 2), np.int64), ["elsewhere"])
+    write_grids("empty.h5", load_tokenizer("new.safetensors"), np.zeros((0, 2, 2), np.int64), [])
     for grids, message in (
+        (["empty.h5"], r"empty\.h5: no token grids in it"),
         (["other.h5"], r"other\.h5 has tokens of tokenizer .*, neither of the prior's .* nor of new\.safetensors"),
         (["tok.h5", "tok.h5"], r"tok\.h5: named twice"),
         (["tok.h5", "new.h5"], "have grids of two sizes"),

@@ -60,15 +60,16 @@ def _grid_rows(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     height, width = description["image_size"]
     rows, columns = description["grid_size"]
     tokenizer = description["tokenizer"]
+    yield "files", str(description.get("num_files", ""))
     yield "grids", f"{description['num_grids']} of {rows}x{columns}, {description['dtype']} in [0, K)"
     yield "masked", "a token K marks a masked cell" if description["masked"] else ""
     yield "codebook", f"K = {description['codebook_size']}"
     yield "images", f"{height}x{width} (height x width), {description['preprocessing']}"
     yield "tokenizer", f"{tokenizer['fingerprint']} from {tokenizer['location']}"
     yield "known", ", ".join(description["columns"])
-    num = description["num_skipped"]
+    num = description.get("num_skipped")
     skipped = f"; {num:,} {'file' if num == 1 else 'files'} skipped" if num else ""
-    yield "words", describe_words(**description["words"]) + skipped
+    yield "words", describe_words(**description["words"]) + skipped if "words" in description else ""
     yield "digest", description["digest"] or f"none: a stream of {description['num_sequences']} sequence(s)"
 
 

@@ -28,7 +28,7 @@ OPTIONS = (
 def train_prior(
     grids: Annotated[
         list[str] | None,
-        typer.Argument(help="Files, folders or globs; - is stdin. Default: tok.h5.", show_default=False),
+        typer.Argument(help="Files, folders, globs or an index; - is stdin. Default: tok.h5.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("prior.safetensors"),
     from_: Annotated[

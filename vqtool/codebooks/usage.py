@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, open_grids
 from vqtool.grids.found import find_grids
+from vqtool.grids.listing import tell_empty
 from vqtool.progress import Progress, silent
 
 THRESHOLD = 10  # tokens; usage is reported for 1 and for this
@@ -116,20 +117,23 @@ def count_grids(
         VqtoolError: no grids.
     """
     first: GridHeader | None = None
-    counts, num = np.zeros(0, np.int64), 0
-    sources = find_grids(sources)
-    for source in sources:
+    counts, num, empty = np.zeros(0, np.int64), 0, list[Path]()
+    paths = find_grids(sources)
+    for source in paths:
+        before = num
         with open_grids(source) as reader, progress(f"read {reader.name}", reader.num_grids, "grids") as advance:
             if first is None:
                 first, counts = reader.header, np.zeros(reader.header.codebook_size, np.int64)
-            check_one_tokenizer(first, reader.header, str(sources[0]), str(source))
+            check_one_tokenizer(first, reader.header, str(paths[0]), str(source))
             for batch in reader.batches():
                 counts += count_tokens([batch.tokens], len(counts))
                 num += len(batch)
                 see(batch)
                 advance(len(batch))
-    if first is None or not num:
-        raise VqtoolError(f"{', '.join(map(str, sources))}: no token grids in it")
+        empty += [source] if num == before else []
+    tell_empty(empty, len(paths))
+    if first is None:
+        raise VqtoolError("no files of token grids are named")
     return GridCounts(first, counts, num)
 
 

@@ -24,6 +24,7 @@ from vqtool.conditions._imagenet import imagenet_labels
 from vqtool.conditions._vocabularies import MODELS as VOCABULARY_MODELS
 from vqtool.conditions._vocabularies import Vocabulary
 from vqtool.errors import FormatError, VqtoolError
+from vqtool.grids.labels import count_labels
 from vqtool.images.sources.items import NameIndex, natural_key
 from vqtool.registry import check_known
 from vqtool.trust import parse_record
@@ -244,13 +245,13 @@ def choose_kind(labels: Sequence[str] | None, captions: Sequence[str] | None) ->
     """
     if captions is not None and any(captions):
         return "caption"
-    distinct = {label for label in labels or () if label}
+    distinct = count_labels(labels).keys() - {""}
     return "class" if 2 <= len(distinct) <= len(labels or ()) / 2 else "none"
 
 
 def explain_none(labels: Sequence[str] | None) -> str:
     """Why labels that are there are no condition; nothing where there are none."""
-    distinct = sorted({label for label in labels or () if label})
+    distinct = sorted(count_labels(labels).keys() - {""})
     if not distinct:
         return ""
     if len(distinct) == 1:
@@ -285,7 +286,7 @@ def build(
     if kind == "none":
         return NoCondition()
     if kind == "class":
-        known = sorted({label for label in labels or () if label}, key=natural_key)
+        known = sorted(count_labels(labels).keys() - {""}, key=natural_key)
         if not known:
             raise VqtoolError("`condition` class needs labels, but the grids have none: encode images in class folders")
         return ClassCondition(known)
@@ -322,7 +323,7 @@ def extend(conditioner: Conditioner, labels: Sequence[str] | None, captions: Seq
     """
     if isinstance(conditioner, ClassCondition):
         names = NameIndex(conditioner.examples)
-        new = {label for label in labels or () if label and names.find(label) is None}
+        new = {label for label in count_labels(labels) if label and names.find(label) is None}
         return ClassCondition([*conditioner.examples, *sorted(new, key=natural_key)])
     texts = [caption for own in captions or () if own for caption in split_captions(own)]
     if isinstance(conditioner, CaptionCondition):

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from vqtool.captions import SEPARATOR
 from vqtool.errors import FormatError
 from vqtool.grids.batch import FORMAT, MAX_SIDE, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
+from vqtool.grids.labels import LabelTable
 from vqtool.hdf5 import find_dataset, read_number, read_numbers, read_text, reading
 from vqtool.trust import parse_json
 
 LIBVER = ("v110", "v110")  # superblock 3, checksummed metadata; readable by every HDF5 since 1.10 (2016)
+INDEX_FORMAT = "vqtool-grid-index"  # of files that name grid files
 FORMAT_VERSION = 3  # of grids with several captions an image; 2 has masked cells; all others are version 1
 CHUNK_GRIDS = 256
 CHUNK_BYTES = 1 << 19  # below the chunk cache of HDF5 (1 MB), or every small append compresses its chunk again
@@ -82,6 +84,20 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
 
 def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version: int) -> None:
     """Write what describes the file and its place in a stream."""
+    write_header(file, header, FORMAT, version, place.digest)
+    file.attrs.update({"member": place.index, "last": int(place.last), "total": place.total})
+
+
+def write_header(file: h5py.File, header: GridHeader, kind: str, version: int, digest: str) -> None:
+    """Write what is said of all grids.
+
+    Args:
+        file: open for writing.
+        header: of the grids.
+        kind: of the file, its `format`.
+        version: of that format.
+        digest: of the content.
+    """
     described = {
         "tokenizer_fingerprint": header.tokenizer_fingerprint,
         "tokenizer_location": clean_text(header.tokenizer_location),
@@ -89,7 +105,7 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version
         "history": json.dumps(header.history),
     }
     own = _header_digest(header.codebook_size, header.image_size, **described)
-    for name, text in {"format": FORMAT, **described, "digest": place.digest, "header_digest": own}.items():
+    for name, text in {"format": kind, **described, "digest": digest, "header_digest": own}.items():
         data = text.encode()
         file.attrs[name] = np.array(data, h5py.string_dtype("utf-8", len(data) or 1))
     file.attrs.update(
@@ -97,9 +113,6 @@ def _write_attributes(file: h5py.File, header: GridHeader, place: Place, version
             "format_version": version,
             "codebook_size": header.codebook_size,
             "image_size": header.image_size,
-            "member": place.index,
-            "last": int(place.last),
-            "total": place.total,
             **({"holes": 1} if header.masked else {}),
         }
     )
@@ -133,12 +146,14 @@ class GridFileReader:
             raise FormatError(f"{name}: damaged: tokens are {found}, not integers (N, H, W)")
         self._tokens = tokens
         self.num_grids = len(tokens)
-        self.header = header or _read_header(file, name, (tokens.shape[1], tokens.shape[2]))
+        self.header = header or read_header(file, name, (tokens.shape[1], tokens.shape[2]))
+        if tokens.shape[1:] != self.header.grid_size:
+            raise FormatError(f"{name}: damaged: grids of {tokens.shape[1:]}, and not of {self.header.grid_size}")
         self.place = Place(
             index=read_number(file, "member", name, 0, MAX_COUNT),
             last=bool(read_number(file, "last", name, 0, 1)),
             total=read_number(file, "total", name, 0, MAX_COUNT),
-            digest=_read_pattern(file, "digest", name, DIGEST),
+            digest=read_pattern(file, "digest", name, DIGEST),
         )
         texts = {text: find_dataset(file, text, name, sparse=True) for text in TEXTS}
         self._texts = {text: column for text, column in texts.items() if column is not None}
@@ -165,6 +180,20 @@ class GridFileReader:
         return [
             text for start in range(0, self.num_grids, rows) for text in self._read_texts(name, start, start + rows)
         ]
+
+    def number_labels(self, table: LabelTable) -> NDArray[np.int32]:
+        """The column of labels, (N,) by their numbers in a table; "" everywhere where it is unknown.
+
+        Raises:
+            FormatError: damaged.
+        """
+        column = self._texts.get("label")
+        if column is None:
+            return np.full(self.num_grids, table[b""], np.int32)
+        rows = self.batch_rows(1 << 16)
+        with reading(self._name):
+            parts = [table.number(column.read(at, at + rows).tolist()) for at in range(0, self.num_grids, rows)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def take_texts(self, name: str, rows: NDArray[np.int64]) -> list[str]:
         """Texts of a column for these rising numbers; "" where it is unknown.
@@ -236,7 +265,13 @@ class GridFileReader:
 
 def _check_format(file: h5py.File, name: str) -> None:
     with reading(name):
-        if "format" not in file.attrs or read_text(file, "format", name) != FORMAT:
+        said = read_text(file, "format", name) if "format" in file.attrs else ""
+        if said == INDEX_FORMAT:
+            raise FormatError(
+                f"{name}: an index, which cat, check, info, train-prior, eval --likelihood, codebook usage and "
+                "codebook transplant read if its name ends in .index: for others `vqtool cat` makes one file of it"
+            )
+        if said != FORMAT:
             found = ", ".join(list(file)[:6]) or "nothing"
             raise FormatError(f"{name}: an HDF5 file, but not one of token grids made by vqtool (it holds {found})")
     version = read_number(file, "format_version", name, 0, MAX_COUNT)
@@ -246,13 +281,13 @@ def _check_format(file: h5py.File, name: str) -> None:
         )
 
 
-def _read_header(file: h5py.File, name: str, grid_size: tuple[int, int]) -> GridHeader:
+def read_header(file: h5py.File, name: str, grid_size: tuple[int, int]) -> GridHeader:
     """The header of grids; every field is checked as narrowly as it is written."""
     height, width = read_numbers(file, "image_size", name, 2, 1, MAX_SIDE)
     size = read_number(file, "codebook_size", name, 1, 1 << 32)
     patterns = {"tokenizer_fingerprint": r"[0-9A-Za-z]{0,64}", "tokenizer_location": r".{0,4096}"}
     patterns |= {"preprocessing": r".{0,4096}"}
-    texts = {field: _read_pattern(file, field, name, pattern) for field, pattern in patterns.items()}
+    texts = {field: read_pattern(file, field, name, pattern) for field, pattern in patterns.items()}
     history_text = read_text(file, "history", name)
     with reading(name):
         history = parse_json(history_text, f"{name}: damaged: its history")
@@ -261,7 +296,7 @@ def _read_header(file: h5py.File, name: str, grid_size: tuple[int, int]) -> Grid
         masked = "holes" in file.attrs and bool(read_number(file, "holes", name, 0, 1))
         header = GridHeader(size, grid_size, (height, width), **texts, history=tuple(history), masked=masked)
         if "header_digest" in file.attrs:  # files of earlier versions have none
-            said = _read_pattern(file, "header_digest", name, DIGEST)
+            said = read_pattern(file, "header_digest", name, DIGEST)
             if said != _header_digest(size, (height, width), **texts, history=history_text):
                 raise FormatError(f"{name}: damaged: what it says of its grids does not match its header_digest")
     return header
@@ -272,7 +307,12 @@ def _is_record(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("inputs", {}), dict)
 
 
-def _read_pattern(file: h5py.File, attribute: str, name: str, pattern: str) -> str:
+def read_pattern(file: h5py.File, attribute: str, name: str, pattern: str) -> str:
+    """An attribute that is a text of a pattern.
+
+    Raises:
+        FormatError: it is not there, or something else.
+    """
     text = read_text(file, attribute, name)
     if not re.fullmatch(pattern, text, re.DOTALL):
         raise FormatError(f"{name}: damaged: its {attribute} is {text[:80]!r}")

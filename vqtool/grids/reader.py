@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from vqtool.errors import FormatError
 from vqtool.grids.batch import GridBatch, GridHeader, join_batches, merge_histories
 from vqtool.grids.hdf5 import GridFileReader, SequenceCheck
+from vqtool.grids.labels import LabelTable
 from vqtool.grids.stream import is_one_file, read_files
 from vqtool.grids.writer import CHUNK_GRIDS
 from vqtool.hdf5 import open_hdf5
@@ -58,6 +61,10 @@ class GridReader:
     def read_column(self, name: str) -> list[str]:
         """A column of text of an ordinary file, without its tokens; "" where unknown."""
         return self._first.read_column(name) if self._first else []
+
+    def number_labels(self, table: LabelTable) -> NDArray[np.int32]:
+        """The labels of an ordinary file, (N,) by their numbers in a table; "" where unknown."""
+        return self._first.number_labels(table) if self._first else np.empty(0, np.int32)
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -5,24 +5,20 @@ neighbours, of which the latest are kept: whoever asks for rows of RUNS runs at 
 once. So does training (`vqtool.training._order`).
 """
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from sys import intern
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import FormatError, VqtoolError, warn
-from vqtool.grids.batch import GridBatch, GridHeader, join_texts, merge_histories
+from vqtool.errors import FormatError, VqtoolError
+from vqtool.grids.batch import GridBatch, GridHeader
 from vqtool.grids.hdf5 import GridFileReader
-from vqtool.grids.reader import open_grids
+from vqtool.grids.listing import GridFile, Listing
 from vqtool.hdf5 import open_hdf5
 
 MAX_OPEN = 32  # files
@@ -40,18 +36,16 @@ class StoredRows(ABC, Generic[Run]):
         run: how many neighbours are read together.
     """
 
-    def __init__(
-        self, files: Sequence[tuple[Path, int]], header: GridHeader, rows: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, files: Sequence[GridFile], header: GridHeader, rows: NDArray[np.int64] | None = None) -> None:
         """What there is.
 
         Args:
-            files: each with its number of grids.
+            files: ordinary ones.
             header: of all.
             rows: (N,) rising numbers of the grids that count; None for all.
         """
         self._files, self._header, self._rows = list(files), header, rows
-        self._starts = np.cumsum([0, *(num for _, num in self._files)])
+        self._starts = np.cumsum([0, *(file.num_grids for file in self._files)])
         self._open: OrderedDict[int, tuple[ExitStack, GridFileReader]] = OrderedDict()
         self._runs: OrderedDict[int, Run] = OrderedDict()
         self.run = max(1, KEPT_BYTES // (math.prod(header.grid_size) * header.dtype.itemsize * RUNS))
@@ -76,7 +70,7 @@ class StoredRows(ABC, Generic[Run]):
         """What there is of the grids number * run to (number + 1) * run.
 
         Raises:
-            FormatError: a file is damaged, or was replaced by one of another number of grids.
+            FormatError: a file is damaged, or was replaced by one of other grids.
             VqtoolError: a file is gone.
         """
         if number in self._runs:
@@ -102,14 +96,15 @@ class StoredRows(ABC, Generic[Run]):
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number][1]
-        path, num = self._files[number]
+        path, num = self._files[number].path, self._files[number].num_grids
         if not path.is_file():
             raise VqtoolError(f"{path}: was there when the run began, and is gone")
         stack = ExitStack()
         reader = GridFileReader(stack.enter_context(open_hdf5(path, str(path))), str(path), header=self._header)
-        if reader.num_grids != num:
+        if (reader.num_grids, reader.place.digest) != (num, self._files[number].digest):
             stack.close()
-            raise FormatError(f"{path}: has {reader.num_grids} grids, and had {num} when the run began")
+            what = f"has {reader.num_grids} grids, and had {num}" if reader.num_grids != num else "has other grids than"
+            raise FormatError(f"{path}: {what} when the run began")
         self._open[number] = stack, reader
         if len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)[1][0].close()
@@ -127,7 +122,7 @@ class StoredTokens(StoredRows[NDArray[Any]]):
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, int]],
+        files: Sequence[GridFile],
         header: GridHeader,
         digest: str,
         *,
@@ -137,7 +132,7 @@ class StoredTokens(StoredRows[NDArray[Any]]):
         """What there is.
 
         Args:
-            files: each with its number of grids.
+            files: ordinary ones.
             header: of all.
             digest: of all.
             rows: (N,) rising numbers of the grids that count; None for all.
@@ -166,7 +161,7 @@ class StoredTokens(StoredRows[NDArray[Any]]):
         """Grids (n, H, W) by their numbers, in any order.
 
         Raises:
-            FormatError: a file is damaged, or was replaced by one of another number of grids.
+            FormatError: a file is damaged, or was replaced by one of other grids.
             VqtoolError: a file is gone.
         """
         found = np.empty((len(indices), *self.shape[1:]), self.dtype)
@@ -189,7 +184,7 @@ class StoredTexts(StoredRows[list[str]], Sequence[str]):
 
     def __init__(
         self,
-        files: Sequence[tuple[Path, int]],
+        files: Sequence[GridFile],
         header: GridHeader,
         column: str,
         rows: NDArray[np.int64] | None = None,
@@ -197,7 +192,7 @@ class StoredTexts(StoredRows[list[str]], Sequence[str]):
         """What there is.
 
         Args:
-            files: each with its number of grids.
+            files: ordinary ones.
             header: of all.
             column: "label" or "caption"; "" where a file does not have it.
             rows: (N,) rising numbers of the grids that count; None for all.
@@ -233,70 +228,21 @@ class StoredTexts(StoredRows[list[str]], Sequence[str]):
         return [text for part in parts for text in part]
 
 
-def measure_stored(paths: Sequence[Path]) -> int:
-    """Bytes of the tokens of grid files by what their headers say; 0 if one is a pipe, or holds a stream.
-
-    Raises:
-        VqtoolError: what opening one raises, for masked cells, too.
-    """
-    total = 0
-    for path in paths:
-        if not path.is_file():
-            return 0
-        with open_grids(path) as reader:
-            if reader.num_grids is None:
-                return 0
-            total += reader.num_grids * math.prod(reader.header.grid_size) * reader.header.dtype.itemsize
-    return total
-
-
-def read_stored(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch]:
+def read_stored(listing: Listing) -> tuple[GridHeader, GridBatch]:
     """All grids of files, with their labels but without their ids; tokens and captions stay on disk.
 
-    Args:
-        paths: of ordinary files.
+    Files without grids are told, and passed over; those without labels or captions are told where others have some.
 
     Returns:
-        The header of the first file, with the history of all; and the grids, whose tokens are `StoredTokens` and whose
-        captions are `StoredTexts`.
+        The header; and the grids, whose tokens are `StoredTokens`, labels `Labels` and captions `StoredTexts`.
 
     Raises:
-        MismatchError: they come from different tokenizers, or their grids differ in size.
-        VqtoolError: one has no grids.
+        VqtoolError: no file has any grids.
     """
-    headers: list[GridHeader] = []
-    files: list[tuple[Path, int]] = []
-    labels: list[list[str] | None] = []
-    captioned: list[bool] = []
-    digest = hashlib.sha256()
-    for path in paths:
-        with open_grids(path) as reader:
-            if not reader.num_grids or reader.digest is None:
-                raise VqtoolError(f"{path}: no grids in it: there is nothing to learn from")
-            headers.append(reader.header)
-            headers[0].check_same(reader.header, str(paths[0]), str(path))
-            files.append((path, reader.num_grids))
-            digest.update(f"{reader.num_grids} {reader.digest}\n".encode())
-            labels.append(list(map(intern, reader.read_column("label"))) if "label" in reader.columns else None)
-            captioned.append("caption" in reader.columns)
-    for name, known in (("label", [part is not None for part in labels]), ("caption", captioned)):
-        tell_without(name, paths, known)
-    tokens: Any = StoredTokens(files, headers[0], digest.hexdigest()[:16])
-    captions: Any = StoredTexts(files, headers[0], "caption") if any(captioned) else None
-    header = replace(headers[0], history=tuple(merge_histories(headers)))
-    return header, GridBatch(tokens, [], join_texts(labels, [num for _, num in files]), captions)
-
-
-def tell_without(name: str, paths: Sequence[Path], known: Sequence[bool]) -> None:
-    """Warn of files that have no labels or captions where others do.
-
-    Args:
-        name: "label" or "caption".
-        paths: of the files.
-        known: whether each of them has some.
-    """
-    without = [path for path, has in zip(paths, known, strict=True) if not has]
-    if without and any(known):
-        others = f" and {len(without) - 1} more" if len(without) > 1 else ""
-        has = paths[list(known).index(True)]
-        warn(f"{without[0]}{others}: no {name}s, but {has} has some: grids without {name}s are learnt as such")
+    listing = listing.without_empty()
+    listing.tell_without()
+    header, files, labels = listing.header, listing.files, cast(Any, listing.labels)
+    captioned = any("caption" in file.columns for file in files)
+    captions: Any = StoredTexts(files, header, "caption") if captioned else None
+    tokens: Any = StoredTokens(files, header, listing.digest)
+    return header, GridBatch(tokens, [], labels, captions)

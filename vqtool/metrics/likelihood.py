@@ -29,6 +29,7 @@ from vqtool.diffusion.losses import stationary_term, variational_bound
 from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, open_grids
 from vqtool.grids.found import find_grids
+from vqtool.grids.listing import tell_empty
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.pictures import token_digests
 from vqtool.metrics.report import Report
@@ -188,9 +189,11 @@ def measure_likelihood(
     likelihood = Likelihood(prior, times=times, seed=seed)
     size = prior.cells
     batch_size = max(1, min(MAX_BATCH, MAX_LOGITS // (size[0] * size[1] * prior.kernel.codebook_size)))
-    without = 0  # grids whose condition is not known
+    without, empty = 0, list[Path]()  # grids whose condition is not known, and files that have none
     digests: list[bytes] = []
-    for source in find_grids(sources):
+    paths = find_grids(sources)
+    for source in paths:
+        before = likelihood.num_grids
         with open_grids(source) as reader:
             prior.check_grids(reader.header, reader.name)
             with progress(f"measure {reader.name}", reader.num_grids, "grids") as advance:
@@ -201,8 +204,10 @@ def measure_likelihood(
                     x_0 = prior.split(torch.from_numpy(batch.tokens.astype("int64")))
                     likelihood.add(x_0, prior.conditioner.encode(texts))
                     advance(len(batch))
-    if not likelihood.num_grids:
-        raise VqtoolError(f"{', '.join(map(str, sources))}: no token grids in it")
+        empty += [source] if likelihood.num_grids == before else []
+    tell_empty(empty, len(paths))
+    if not paths:
+        raise VqtoolError("no files of token grids are named")
     condition = prior.conditioner.kind if conditional else "none"
     return _report(prior, likelihood, condition, without if condition != "none" else 0, digests, seed)
 

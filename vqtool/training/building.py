@@ -18,11 +18,11 @@ from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.diffusion.parameterisations import PARAMETERISATIONS
 from vqtool.diffusion.parts import split_tokens
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.options import Checked, option
 from vqtool.priors import GridSpec, Prior
-from vqtool.training.data import FEW, GridData, build_data, sample_texts
+from vqtool.training.data import FEW, GridData, build_data, sample_texts, warn_of_texts
 from vqtool.training.presets import NO_PRESET, Preset, choose_denoiser
 
 SIZES_IN_ORDER = ("tiny", "small", "base", "large")  # what is chosen from where nobody says
@@ -92,7 +92,7 @@ class ConditionOptions(Checked):
             conditioner = conditions.build(
                 kind, batch.labels, batch.captions, vocabulary=self.vocabulary, vocabulary_size=self.vocabulary_size
             )
-        warn_of_texts(conditioner, conditioner.select(batch.labels, batch.captions) or [])
+        warn_of_texts(conditioner, batch)
         return conditioner
 
     def load_encoder(self) -> TextEncoder | None:
@@ -119,16 +119,6 @@ class ConditionOptions(Checked):
                 f"`text_encoder` {self.text_encoder} came with a prior, which has its vocabulary: import one on its own"
             )
         return encoder.captions
-
-
-def warn_of_texts(conditioner: Conditioner, texts: Sequence[str | None]) -> None:
-    """Warn where grids have no text, or one whose end is cut off."""
-    missing, cut = sum(text is None for text in texts), len(conditioner.find_truncated(texts))
-    if missing:
-        warn(f"{missing} of {len(texts)} grids have no {conditioner.kind}: they train the null condition")
-    if cut:
-        longest = getattr(conditioner, "max_length", 0)
-        warn(f"{cut} captions are longer than {longest} tokens: their ends are left out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,14 @@ from torch import Tensor
 from vqtool import rng
 from vqtool.conditions import Conditioner
 from vqtool.distributed import to_device
-from vqtool.errors import VqtoolError
-from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
+from vqtool.errors import warn
+from vqtool.grids import GridBatch, GridHeader, join_batches, open_grids
 from vqtool.grids.batch import merge_histories
-from vqtool.grids.found import find_grids
-from vqtool.grids.stored import StoredTexts, StoredTokens, measure_stored, read_stored, tell_without
+from vqtool.grids.found import find_grids, find_index, list_grids
+from vqtool.grids.labels import Labels, count_labels
+from vqtool.grids.listing import tell_empty, tell_without
+from vqtool.grids.stored import StoredTexts, StoredTokens, read_stored
+from vqtool.grids.writer import CHUNK_GRIDS
 from vqtool.priors import GridSpec
 from vqtool.training._captions import StoredConditions
 from vqtool.training._order import Indices, Order, step_items
@@ -214,9 +217,8 @@ def _encode_texts(
     if conditioner.kind == "caption" and isinstance(captions, StoredTexts):
         return StoredConditions(captions, conditioner), None
     if conditioner.kind == "class" and batch.labels is not None:  # of millions, each class is looked up once
-        numbers = {label: number for number, label in enumerate(dict.fromkeys(batch.labels))}
-        which = np.fromiter((numbers[label] for label in batch.labels), np.int64, len(batch.labels))
-        return conditioner.encode(conditioner.select(list(numbers), None) or [])[torch.from_numpy(which)], None
+        labels = Labels.of(batch.labels)
+        return conditioner.encode(conditioner.select(labels.names, None) or [])[torch.from_numpy(labels.numbers)], None
     texts = conditioner.select_all(batch.labels, batch.captions)
     if texts is None:
         return conditioner.null(len(batch)), None
@@ -230,6 +232,19 @@ def sample_texts(batch: GridBatch) -> GridBatch:
     return replace(batch, captions=captions.some(COUNTED)) if isinstance(captions, StoredTexts) else batch
 
 
+def warn_of_texts(conditioner: Conditioner, batch: GridBatch) -> None:
+    """Warn where grids have no text, or one whose end is cut off."""
+    captions = conditioner.select(None, batch.captions) or []
+    labels = (batch.labels or []) if conditioner.kind == "class" else []
+    missing, cut = captions.count(None) + count_labels(labels).get("", 0), len(conditioner.find_truncated(captions))
+    if missing:
+        num = len(captions) + len(labels)
+        warn(f"{missing} of {num} grids have no {conditioner.kind}: they train the null condition")
+    if cut:
+        longest = getattr(conditioner, "max_length", 0)
+        warn(f"{cut} captions are longer than {longest} tokens: their ends are left out")
+
+
 def _split(split: Callable[[Tensor], Tensor], tokens: NDArray[Any]) -> NDArray[Any]:
     return split(torch.from_numpy(tokens.astype(np.int64))).numpy().astype(tokens.dtype)
 
@@ -237,20 +252,36 @@ def _split(split: Callable[[Tensor], Tensor], tokens: NDArray[Any]) -> NDArray[A
 def read_data(grids: str | Path | Sequence[str | Path]) -> tuple[GridHeader, GridBatch]:
     """All grids of files, folders, globs and pipes as one; of more than IN_MEMORY bytes the tokens stay on disk.
 
+    Files that have no grids are told, and passed over.
+
     Raises:
         MismatchError: they come from different tokenizers, or differ in size.
-        VqtoolError: a file is missing, has no grids, or has masked ones.
+        VqtoolError: a file is missing, has masked grids, or none has any.
     """
-    paths = find_grids(grids, once=True)
-    if measure_stored(paths) > IN_MEMORY:
-        return read_stored(paths)
-    parts = [read_grids(path) for path in paths]
-    header = parts[0][0]
-    for path, (own, batch) in zip(paths, parts, strict=True):
-        header.check_same(own, str(paths[0]), str(path))
-        if not len(batch):
-            raise VqtoolError(f"{path}: no grids in it: there is nothing to learn from")
+    if find_index(grids) is None:
+        paths = find_grids(grids, once=True)
+        are_files = all(path.is_file() for path in paths)
+        if not are_files or sum(path.stat().st_size for path in paths) <= IN_MEMORY:
+            header, batch, has_streams = _read_all(paths)
+            if has_streams or batch.tokens.nbytes <= IN_MEMORY:
+                return header, batch
+    listing = list_grids(grids, once=True)
+    if listing is None or listing.num_bytes <= IN_MEMORY:
+        return _read_all(find_grids(grids))[:2]
+    return read_stored(listing)
+
+
+def _read_all(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch, bool]:
+    """All grids of files and streams in memory, and whether there are streams."""
+    headers, parts, has_streams = list[GridHeader](), list[GridBatch](), False
+    for path in paths:
+        with open_grids(path) as reader:
+            headers.append(reader.header)
+            headers[0].check_same(reader.header, str(paths[0]), str(path))
+            parts.append(join_batches(reader.header, list(reader.batches(CHUNK_GRIDS))))
+            has_streams |= not reader.ordinary
+    tell_empty([path for path, part in zip(paths, parts, strict=True) if not len(part)], len(paths))
     for name in ("label", "caption"):
-        tell_without(name, paths, [batch.texts[name] is not None for _, batch in parts])
-    history = tuple(merge_histories([own for own, _ in parts]))
-    return replace(header, history=history), join_batches(header, [batch for _, batch in parts])
+        tell_without(name, paths, [not len(part) or part.texts[name] is not None for part in parts])
+    header = replace(headers[0], history=tuple(merge_histories(headers)))
+    return header, join_batches(header, parts), has_streams

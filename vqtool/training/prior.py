@@ -15,7 +15,7 @@ from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
 from vqtool.errors import VqtoolError, size_text, warn
 from vqtool.grids import GridHeader
-from vqtool.grids.found import find_grids
+from vqtool.grids.found import find_grids, find_index
 from vqtool.locks import claims
 from vqtool.options import distribute, option
 from vqtool.outputs import is_stream, refuse_existing
@@ -87,7 +87,7 @@ def train_prior(
     an interrupted run can be sampled.
 
     Args:
-        grids: grid files, folders of them or globs, or "-" for stdin. More than 128 MB of tokens stay on disk.
+        grids: grid files, folders of them, globs or indexes, or "-" for stdin. More than 128 MB of tokens stay on disk.
         output: file to write.
         from_: prior to begin with, a file or "builtin"; "none" for fresh weights; None: the built-in one for fewer than
             2,000 grids of its tokenizer and size, unless classes or something of a new prior are asked for.
@@ -119,7 +119,7 @@ def train_prior(
     if tuning.keep_adapter is not None:
         refuse_existing(tuning.keep_adapter, force=force or files.resume, kind="an artifact")
     header, batch = read_data(grids)
-    first = find_grids(grids)[0]
+    first = find_index(grids) or find_grids(grids)[0]
     if from_ is None and begins_with_builtin(header, batch, given=options, begun=files.begun, notify=notify):
         old = load_prior()
     if old is None:

@@ -35,6 +35,7 @@ from vqtool.denoisers import Denoiser
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader, join_batches, read_grids
 from vqtool.grids.found import find_grids
+from vqtool.grids.listing import tell_empty
 from vqtool.outputs import refuse_existing, side_file
 from vqtool.priors import Prior, load_prior
 from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
@@ -223,7 +224,9 @@ class _Counted:
 def _read(sources: Sequence[str | Path], prior: Prior, new: Tokenizer) -> dict[bool, _Counted]:
     """The grids by whether they are in the new codes."""
     found: dict[bool, _Counted] = {}
-    for source in find_grids(sources, once=True):
+    parts: dict[bool, list[GridBatch]] = {True: [], False: []}
+    sources, empty = find_grids(sources, once=True), []
+    for source in sources:
         header, batch = read_grids(source)
         is_new = header.tokenizer_fingerprint == new.identity
         if not is_new and header.tokenizer_fingerprint != prior.grid_spec.tokenizer_fingerprint:
@@ -232,13 +235,13 @@ def _read(sources: Sequence[str | Path], prior: Prior, new: Tokenizer) -> dict[b
                 f"{prior.grid_spec.tokenizer_fingerprint} nor of {new.location}, {new.identity}"
             )
         if not len(batch):
-            raise VqtoolError(f"{source}: no grids in it")
-        if (before := found.get(is_new)) is None:
-            found[is_new] = _Counted(str(source), header, batch)
+            empty.append(source)
             continue
-        before.header.check_same(header, before.name, str(source))
-        found[is_new] = _Counted(before.name, before.header, join_batches(header, [before.batch, batch]))
-    return found
+        first = found.setdefault(is_new, _Counted(str(source), header, batch))
+        first.header.check_same(header, first.name, str(source))
+        parts[is_new].append(batch)
+    tell_empty(empty, len(sources))
+    return {which: replace(each, batch=join_batches(each.header, parts[which])) for which, each in found.items()}
 
 
 def _link_pairs(

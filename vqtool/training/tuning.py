@@ -19,6 +19,7 @@ from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.grids import GridBatch, GridHeader
+from vqtool.grids.labels import count_labels
 from vqtool.priors import GridSpec, Prior, fits_builtin
 from vqtool.progress import Notify, ignore
 from vqtool.training.adapters import TuningOptions
@@ -28,9 +29,8 @@ from vqtool.training.building import (
     ConditionOptions,
     check_dropout,
     choose_learning_rate,
-    warn_of_texts,
 )
-from vqtool.training.data import FEW, build_data, sample_texts
+from vqtool.training.data import FEW, build_data, sample_texts, warn_of_texts
 
 # By the prior to begin with.
 FIXED = ("denoiser", "text_encoder", "size", "parameterisation", "rule", "diffusion_steps")
@@ -215,16 +215,17 @@ def _choose_condition(
         if old.kind == "caption" and given.get(name) is not None:
             raise VqtoolError(f"`{name}` is that of the prior to begin with, {start.location}: leave it out")
     made = conditions.extend(old, batch.labels, batch.captions)
-    texts = made.select(batch.labels, batch.captions) or []
-    if not any(texts) and (old.kind == "class" or options.condition == "caption"):
+    has_labels = any(count_labels(batch.labels))
+    known = has_labels if old.kind == "class" else any(batch.captions or ())
+    if not known and (old.kind == "class" or options.condition == "caption"):
         has = "captions, but the grids have none" if old.kind == "caption" else "classes, but the grids have no labels"
         raise VqtoolError(f"{start.location} is asked for by {has}: encode images that have them, or train anew")
-    if not any(texts):
+    if not known:
         notes = ["the grids have no captions: the prior learns to draw such pictures where none is given"]
-        if any(batch.labels or ()):
+        if has_labels:
             notes.append(f"classes are left out, which a new prior can learn: {start.location} takes captions")
         return made, notes
-    warn_of_texts(made, texts)
+    warn_of_texts(made, batch)
     notes = []
     if old.kind == "class" and len(made.examples) > len(old.examples):
         notes = [f"{len(made.examples) - len(old.examples)} new classes beside the {len(old.examples)} that it knows"]
