@@ -218,7 +218,8 @@ def _encode_texts(
         return StoredConditions(captions, conditioner), None
     if conditioner.kind == "class" and batch.labels is not None:  # of millions, each class is looked up once
         labels = Labels.of(batch.labels)
-        return conditioner.encode(conditioner.select(labels.names, None) or [])[torch.from_numpy(labels.numbers)], None
+        classes = conditioner.encode(conditioner.select(labels.names, None) or []).numpy()
+        return torch.from_numpy(classes[labels.numbers]), None
     texts = conditioner.select_all(batch.labels, batch.captions)
     if texts is None:
         return conditioner.null(len(batch)), None
