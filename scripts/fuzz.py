@@ -141,6 +141,11 @@ def targets(made: Path) -> list[Target]:
             (f"{encode.replace('out', 'out-{{shard}}').format('x.tar')} --resume",),
         ),
         Target(
+            "shard of samples",
+            {"out-0.h5": made / "shard" / "drawn-0.h5", "p": prior, **beside},
+            ("sample p -n 4 --shards 2 --steps 2 --seed 1 --resume -o out-{shard}.h5",),
+        ),
+        Target(
             "stream",
             {"x": made / "stream", **beside},
             ("head - -n 2 -o out.h5 < x", "cat - -o out.h5 < x", "check - < x"),
@@ -366,6 +371,7 @@ def prepare_made(folder: Path) -> None:
             call(f"{line} -o {name}/out.{'safetensors' if line.startswith('train') else 'h5'}", stop=True)
         Path("shard").mkdir()
         call(f"{encode.format('x.tar')} -o shard/out-{{shard}}.h5")
+        call("sample prior.safetensors -n 4 --shards 2 --steps 2 --seed 1 -o shard/drawn-{shard}.h5")
         Path("compared").mkdir()
         call(
             "compare prior.safetensors --sampler fewer --sampler halton --steps 2,3 -n 2 --seeds 0 -o compared/out.json"
@@ -858,7 +864,16 @@ def _import_all() -> None:
         module = command.replace("-", "_").replace(" ", "_")
         importlib.import_module(f"vqtool.cli.{module}_" if module == "import" else f"vqtool.cli.{module}")
     tokenizing = ("tokenizers.batches", "tokenizers.encoding", "tokenizers.shards")
-    for module in ("interop", "samplers", "priors", *tokenizing, "grids", "images", "training.prior"):
+    for module in (
+        "interop",
+        "samplers",
+        "samplers.shards",
+        "priors",
+        *tokenizing,
+        "grids",
+        "images",
+        "training.prior",
+    ):
         importlib.import_module(f"vqtool.{module}")
 
 

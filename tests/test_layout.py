@@ -25,8 +25,8 @@ PIPELINE = "images -> tokenizer -> token grids -> prior -> sampler -> token grid
 LAYERS = (
     "errors", "version", "signals", "trust", "captions", "extras", "options", "checks", "registry", "rng", "products",
     "distributed", "progress", "tally", "hdf5", "urls", "cluster", "inputs", "locks", "outputs", "artifacts",
-    "runtimes", "grids", "inspection", "images", "tokenizers", "codebooks", "conditions", "diffusion", "denoisers",
-    "adapters", "priors", "samplers", "interop", "training", "metrics", "cli",
+    "runtimes", "grids", "inspection", "images", "shards", "tokenizers", "codebooks", "conditions", "diffusion",
+    "denoisers", "adapters", "priors", "samplers", "interop", "training", "metrics", "cli",
 )  # fmt: skip
 INTERFACES = ("__init__", "__main__")  # of the package: above nothing, so they may import anything
 NOT_COMMANDS = {  # in cli/
@@ -93,7 +93,7 @@ def test_modules_are_documented_short_and_without_assert(path):
 @pytest.mark.parametrize(
     ("package", "names", "others"),
     [
-        ("samplers", samplers.NAMES, {"editing", "estimates", "masks", "runs", "trajectories"}),
+        ("samplers", samplers.NAMES, {"drawing", "editing", "estimates", "masks", "runs", "shards", "trajectories"}),
         ("denoisers", denoisers.NAMES, set()),
         (
             "metrics",

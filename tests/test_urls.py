@@ -335,7 +335,7 @@ def test_images_of_many_urls_cannot_be_counted_off_and_other_commands_write_to_n
     vqtool("encode", "s0.tar", *shared, "-o", "tok.h5")
     result = vqtool("head", "tok.h5", "-o", "s3://bucket/few.h5")
     assert error_lines(result.err) == [
-        "error: s3://bucket/few.h5: this goes to a file on this machine; only `vqtool encode` writes to URLs"
+        "error: s3://bucket/few.h5: this goes to a file on this machine; `encode` and shards of `sample` go to URLs"
     ]
 
 

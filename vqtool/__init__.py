@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from vqtool.metrics.evaluation import evaluate
     from vqtool.priors import Prior, load_prior
     from vqtool.samplers import condition, sample
+    from vqtool.samplers.drawing import sample_to_file
     from vqtool.samplers.editing import edit, edit_to_file
-    from vqtool.samplers.runs import sample_to_file
+    from vqtool.samplers.shards import sample_shards
     from vqtool.tokenizers import Tokenizer, load_tokenizer, tokenizer_of
     from vqtool.tokenizers.batches import decode
     from vqtool.tokenizers.encoding import encode
@@ -48,7 +49,8 @@ _LAZY = {
     "load_prior": "vqtool.priors",
     "read_images": "vqtool.images.reader",
     "sample": "vqtool.samplers",
-    "sample_to_file": "vqtool.samplers.runs",
+    "sample_shards": "vqtool.samplers.shards",
+    "sample_to_file": "vqtool.samplers.drawing",
     "save_images": "vqtool.images.writer",
     "Tokenizer": "vqtool.tokenizers",
     "load_tokenizer": "vqtool.tokenizers",
@@ -83,6 +85,7 @@ __all__ = [
     "posterior",
     "read_images",
     "sample",
+    "sample_shards",
     "sample_to_file",
     "save_images",
     "tokenizer_of",

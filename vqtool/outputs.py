@@ -179,7 +179,7 @@ def refuse_existing(path: str | Path, *, force: bool, kind: str = "") -> None:
             writing it; or its name is that of a file of another kind.
     """
     if url := url_of(path):
-        raise VqtoolError(f"{url}: this goes to a file on this machine; only `vqtool encode` writes to URLs")
+        raise VqtoolError(f"{url}: this goes to a file on this machine; `encode` and shards of `sample` go to URLs")
     path = Path(path)
     if kind and path.suffix.lower() in FILES and path.suffix.lower() not in KINDS[kind]:
         raise VqtoolError(f"{path}: {kind} would be written there; name it {path.stem}{KINDS[kind][0]}")

@@ -10,7 +10,7 @@ from vqtool.errors import VqtoolError
 from vqtool.grids import read_grids
 from vqtool.samplers import MAX_NUMBER, Method
 from vqtool.samplers._best import Best
-from vqtool.samplers.runs import sample_to_file
+from vqtool.samplers.drawing import sample_to_file
 
 
 class Law:

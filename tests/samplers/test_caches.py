@@ -16,7 +16,7 @@ from vqtool.grids import read_grids
 from vqtool.samplers import Method, Settings, build_tiling, estimates
 from vqtool.samplers._caches import _Cached, choose_runtime, kept_bytes
 from vqtool.samplers._machine import MachineOptions
-from vqtool.samplers.runs import sample_to_file
+from vqtool.samplers.drawing import sample_to_file
 
 TOKENS, SIZE, STEPS = 11, (4, 6), 20
 KINDS = ("transformer", "vq-diffusion", "halton-maskgit", "muse", "titok")

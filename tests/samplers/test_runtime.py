@@ -14,7 +14,7 @@ from vqtool.errors import VqtoolWarning
 from vqtool.grids import read_grids
 from vqtool.samplers import Method
 from vqtool.samplers._machine import use_runtime
-from vqtool.samplers.runs import sample_to_file
+from vqtool.samplers.drawing import sample_to_file
 
 TIE = 1e-5
 

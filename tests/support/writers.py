@@ -48,6 +48,12 @@ CASES = (
     Case("decode tok.h5 -o out.tar", ("out.tar",)),
     Case("decode tok.h5 -o out.png", ("out.png",)),
     Case("sample prior.safetensors -n 6 -b 2 --steps 3 -o out.h5", ("out.h5",), resume=True),
+    Case(
+        "sample prior.safetensors -n 6 -b 2 --steps 3 --shards 2 -o out-{shard}.h5",
+        ("out-0.h5", "out-1.h5"),
+        resume=True,
+        in_turn=True,
+    ),
     Case("sample prior.safetensors -n 2 --steps 3 --trajectory out.webp -o out.h5", ("out.h5", "out.webp")),
     Case("inpaint tok.h5 -p prior.safetensors --mask left-half --steps 2 -o out.h5", ("out.h5",)),
     Case("outpaint tok.h5 -p prior.safetensors --left 2 --steps 2 -o out.h5", ("out.h5",)),

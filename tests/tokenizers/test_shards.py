@@ -312,6 +312,14 @@ def test_existing_files_are_kept_without_force_and_nothing_is_read(encode, work,
         encode()
 
 
+def test_one_shard_is_not_written_over_a_file_without_force(work, tokenizer_path):
+    Path("tok.h5").write_text("mine")
+    with pytest.raises(VqtoolError, match=r"tok\.h5: exists; use `force`"):
+        encode_shard("s1.tar", tokenizer_path, "tok.h5", image_size=(16, 16))
+    assert Path("tok.h5").read_text() == "mine"
+    assert encode_shard("s1.tar", tokenizer_path, "tok.h5", image_size=(16, 16), force=True) == 3
+
+
 def test_the_command_says_what_was_done_and_exits_with_1_if_a_shard_is_bad(vqtool, work, tokenizer_path):
     Path("s2.tar").write_bytes(b"no tar at all" * 100)
     line = ("encode", "s*.tar", "--size", "16", "-t", tokenizer_path, "-o", "tok-{shard}.h5")

@@ -6,21 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtool.cli.flags import FlagGroup
-from vqtool.cli.help import INPUT_OUTPUT, MACHINE, advanced
+from vqtool.cli.help import INPUT_OUTPUT, advanced
 from vqtool.cli.main import command
 from vqtool.cli.options import (
     BatchSize,
     Compile,
     Device,
+    Engine,
     Force,
     Images,
+    Partial,
     Precision,
     Resume,
     ResumeAuto,
     Runtime,
     Strict,
     TokenizerOption,
-    names,
 )
 
 if TYPE_CHECKING:
@@ -50,20 +51,8 @@ def encode(
         int | None,
         typer.Option("--per-file", help="A shard is so many images.", rich_help_panel=advanced(INPUT_OUTPUT)),
     ] = None,
-    partial: Annotated[
-        str | None,
-        typer.Option("--partial", help="This part of the shards only, as in 3/8.", rich_help_panel=advanced(MACHINE)),
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine",
-            metavar="[local|ray]",
-            help="What encodes shards: this process, or a Ray cluster.",
-            autocompletion=names("tokenizers/shards.py", "ENGINES"),
-            rich_help_panel=advanced(MACHINE),
-        ),
-    ] = "local",
+    partial: Partial = None,
+    engine: Engine = "local",
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -94,6 +94,20 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="Compile the network, for GPUs.", rich_help_panel=advanced(MACHINE)),
 ]
+Partial = Annotated[
+    str | None,
+    typer.Option("--partial", help="This part of the shards only, as in 3/8.", rich_help_panel=advanced(MACHINE)),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="[local|ray]",
+        help="What makes shards: this process, or a Ray cluster.",
+        autocompletion=names("shards.py", "ENGINES"),
+        rich_help_panel=advanced(MACHINE),
+    ),
+]
 Runtime = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,19 @@ from vqtool.cli.console import echo, progress
 from vqtool.cli.flags import FlagGroup
 from vqtool.cli.help import INPUT_OUTPUT, METHOD, advanced
 from vqtool.cli.main import command
-from vqtool.cli.options import Captions, Device, Force, Labels, PriorArgument, RareTokenizer, Resume, ResumeAuto, Seed
+from vqtool.cli.options import (
+    Captions,
+    Device,
+    Engine,
+    Force,
+    Labels,
+    Partial,
+    PriorArgument,
+    RareTokenizer,
+    Resume,
+    ResumeAuto,
+    Seed,
+)
 from vqtool.cli.sampling import Purity, SamplingFlags, load_named_prior, sampling_arguments, text_arguments
 
 DEFAULT_NUM = 64
@@ -35,6 +47,12 @@ def sample(
             rich_help_panel=advanced(INPUT_OUTPUT),
         ),
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", help="So many files; -o has {shard}.", rich_help_panel=advanced(INPUT_OUTPUT)),
+    ] = None,
+    partial: Partial = None,
+    engine: Engine = "local",
     resume: Resume = False,
     resume_auto: ResumeAuto = None,
     force: Force = False,
@@ -56,7 +74,8 @@ def sample(
 
     Sample i is the same for every batch size, number of samples and --start (on a GPU with --exact). Without
     --label, --caption or --captions a prior that takes a condition is given the examples it was trained on, in
-    turn. Grids larger than those of training are drawn in overlapping tiles.
+    turn. Grids larger than those of training are drawn in overlapping tiles. --shards makes many files of the grids
+    of one, by all processes that share them: docs/scale.md.
 
     Examples:
 
@@ -72,12 +91,16 @@ def sample(
 
         vqtool sample -n 50000 -o many.h5 --resume auto
 
+        vqtool sample -n 1000000 --shards 100 --partial 3/8 -o tok-{shard:05d}.h5 --resume
+
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
     from vqtool.distributed import choose_device
     from vqtool.images import parse_size
     from vqtool.metrics import judges
-    from vqtool.samplers.runs import sample_to_file
+    from vqtool.outputs import is_pattern
+    from vqtool.samplers.drawing import sample_to_file
+    from vqtool.samplers.shards import sample_shards
 
     how = sampling_arguments(how, purity)
     if grid_size is not None:
@@ -96,6 +119,12 @@ def sample(
         "resume": resume_auto or resume,
         "force": force,
     }
-    done = sample_to_file(model, output, num, notify=echo, progress=progress, **how)
+    if shards is not None or partial is not None or engine != "local" or is_pattern(output):
+        sharing = {"partial": partial, "engine": engine, "device": device}
+        made = sample_shards(model, output, num, shards, notify=echo, progress=progress, **sharing, **how)
+        summary = made.line
+    else:
+        done = sample_to_file(model, output, num, notify=echo, progress=progress, **how)
+        summary = f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {done}"
     if not how.get("dry_run"):
-        echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {done}")
+        echo(summary)

@@ -21,6 +21,7 @@ MAX_TEXT_BYTES = 1 << 16  # of one id, label or caption
 TEXTS = ("id", "label", "caption")
 SHARD_CONTENT = "bytes of images"  # in the record of a shard: a digest of them; see `tokenizers.shards`
 _OF_SHARD = (SHARD_CONTENT, "images", "num", "stamp", "shards", "command", "time")  # what differs from shard to shard
+_OF_RANGE = ("num", "start", "shards", "command", "time")  # what differs among ranges of samples that were drawn alike
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,25 @@ def merge_histories(headers: Iterable[GridHeader]) -> list[dict[str, Any]]:
             if text in seen:
                 continue
             seen.add(text)
-            if SHARD_CONTENT in record:
-                text = json.dumps({name: each for name, each in record.items() if name not in _OF_SHARD})
-            records[text] = _join_shards(records[text], record) if text in records else record
+            differs = _OF_SHARD if SHARD_CONTENT in record else _OF_RANGE if record.get("step") == "sample" else ()
+            alike = json.dumps({name: each for name, each in record.items() if name not in differs}, sort_keys=True)
+            if alike in records and (differs == _OF_SHARD or _follows(records[alike], record)):
+                records[alike] = _join_shards(records[alike], record)
+            else:
+                records[text if alike in records else alike] = record
     return list(records.values())
+
+
+def _follows(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether the samples of one record are those after another's."""
+    numbers = [first.get("start"), first.get("num"), second.get("start"), second.get("num")]
+    return all(isinstance(number, int) for number in numbers) and first["start"] + first["num"] == second["start"]
 
 
 def _join_shards(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """One record of two shards, or of several and one more."""
-    joined = {name: text_digest([str(each[name]) for each in (first, second)]) for name in ("images", SHARD_CONTENT)}
+    digests = [name for name in ("images", SHARD_CONTENT) if name in first]
+    joined = {name: text_digest([str(each[name]) for each in (first, second)]) for name in digests}
     sums = {
         name: sum(each.get(name, default) for each in (first, second)) for name, default in (("num", 0), ("shards", 1))
     }

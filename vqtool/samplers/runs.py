@@ -4,40 +4,28 @@ None of the options of a run changes a sample.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 from torch import Tensor
 
-from vqtool.artifacts import find_named, history_record, text_digest
-from vqtool.distributed import own_range
+from vqtool.artifacts import find_named
 from vqtool.errors import VqtoolError, size_text
-from vqtool.grids import GridBatch, GridHeader
-from vqtool.grids.resume import check_resumable, count_kept, resumable_writer
+from vqtool.grids import GridHeader
 from vqtool.options import Checked, option
 from vqtool.outputs import check_reader, is_stream
 from vqtool.priors import Prior
-from vqtool.progress import Notify, Progress, ignore, silent
+from vqtool.progress import Notify, Progress
 from vqtool.samplers import (
-    MAX_NUMBER,
     Method,
     Observer,
-    SampleBatch,
     Walk,
-    choose_texts,
-    describe,
     estimates,
 )
-from vqtool.samplers._best import Best, Judge
 from vqtool.samplers._caches import kept_bytes
-from vqtool.samplers._published import published, shown
-from vqtool.samplers._texts import PLURALS, in_turn
-from vqtool.samplers.trajectories import animated
-from vqtool.tokenizers import BUILTIN, tokenizer_of
+from vqtool.tokenizers import BUILTIN
 
 T = TypeVar("T", bound="Drawn")
 
@@ -222,101 +210,6 @@ class Run:
         return Summary(self.num_drawn, self._calls / max(1, self.num_drawn), self._seconds)
 
 
-def sample_to_file(
-    prior: Prior,
-    output: str | Path,
-    num: int,
-    *,
-    labels: Sequence[str] | None = None,
-    captions: Sequence[str] | None = None,
-    start: int = 0,
-    best: int = 1,
-    judge: Judge | None = None,
-    tokenizer: str | Path | None = None,
-    resume: bool | str = False,
-    force: bool = False,
-    notify: Notify = ignore,
-    progress: Progress = silent,
-    **how: Any,
-) -> Summary:
-    """Draw token grids from a prior into a grid file; under `accelerate launch` every process draws a part of them.
-
-    Sample i is the same for every batch size, number of samples and processes, if it is `exact`. A killed run can be
-    resumed.
-
-    Args:
-        prior: from `vqtool.load_prior`; its device does the work.
-        output: grid file to write; "-" is a stream on standard output.
-        num: how many.
-        labels: drawn in turn, if the prior takes labels. Without labels and captions its own examples are.
-        captions: drawn in turn, if the prior takes captions.
-        start: number of the first sample.
-        best: candidates of each sample, of which the judge keeps one.
-        judge: who chooses among them, as from `vqtool.metrics.judges.build`.
-        tokenizer: that a trajectory is decoded with; None for the one that the prior names.
-        resume: go on with an interrupted run of the same arguments, to the same file; "auto": if there is one.
-        force: overwrite what is there.
-        notify: is told, line by line, what is done and what it takes.
-        progress: shows how far it is; see `vqtool.progress`.
-        how: all further arguments of `vqtool.sample` but those that name rows; and `batch_size` ("auto" goes by the
-            free memory), `trajectory` (a file for an animation of the first samples) and `dry_run` (count the calls,
-            estimate memory and time, and write nothing).
-
-    Raises:
-        MismatchError: what is to be resumed was another run.
-        VqtoolError: the output exists or cannot be written, or as for `vqtool.sample`.
-    """
-    options = take_run_options(how)
-    _check_numbers(num, start)
-    if tokenizer is not None and options.trajectory is None:
-        raise VqtoolError("`tokenizer` is what `trajectory` decodes with: give that too, or leave both out")
-    go_on = False if options.dry_run else check_resumable(output, resume=resume, force=force)
-    texts, kind = choose_texts(prior, labels, captions, notify), prior.conditioner.kind
-    method = Method.build(prior, has_condition=bool(texts), **how)
-    _tell_method(method, num, published(prior, how.get("sampler"), how, has_condition=bool(texts)), notify)
-    own = own_range(num)
-    chosen = Best(method, judge, best, texts)
-    samples = chosen.candidates(range(start + own.start, start + own.stop))
-
-    rows: dict[str, Any] = {"condition": chosen.rows(in_turn(prior, texts))}
-    run = Run(method, len(samples), options, notify=notify, progress=progress, output=output)
-    run.tell_estimates()
-    chosen.tell(notify)
-    if options.dry_run:
-        return run.rehearse(samples, count_kept(output) * best if resume else 0, **rows)
-    named = {PLURALS[kind]: text_digest(texts)} if texts else {}
-    details = {"num": num, "start": start, **method.record, **chosen.record, **named}
-    record = history_record("sample", inputs={"prior": prior.fingerprint}, seed=method.seed, **details)
-    header = grid_header(prior, method.grid_size, record)
-    find = partial(tokenizer_of, header, prior.location or None, given=tokenizer)
-    with (
-        animated(options.trajectory, samples, find, texts=texts, force=force, notify=notify) as observe,
-        resumable_writer(output, header, resume=go_on, force=force) as writer,
-    ):
-        left = samples[writer.num_grids * best :]
-        draw = partial(chosen.batches, len(left), start=left.start, **rows)
-        for batch in run.batches(draw, observe, done=writer.num_grids * best):
-            writer.write(_grid_batch(kind, chosen.choose(batch), texts))
-    done = run.summary
-    return Summary(done.num // best, chosen.calls(done.num_calls), done.seconds)
-
-
-def _check_numbers(num: int, start: int) -> None:
-    if num < 1:
-        raise VqtoolError(f"`num` {num}: at least 1 grid has to be drawn")
-    if not 0 <= start <= MAX_NUMBER - num:
-        raise VqtoolError(f"`start` {start}: the numbers of the samples must lie in 0 to 2**63 - 1")
-
-
-def _tell_method(method: Method, num: int, theirs: Mapping[str, Any], notify: Notify) -> None:
-    """Say how the grids are drawn, and which of it is what the prior's makers published."""
-    prior = method.prior
-    place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
-    notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
-    if theirs:
-        notify(shown(describe(theirs)))
-
-
 def take_run_options(how: dict[str, Any]) -> RunOptions:
     """The options of a run among arguments, which lose them."""
     return RunOptions(**{name: how.pop(name) for name in ("batch_size", "trajectory", "dry_run") if name in how})
@@ -348,13 +241,6 @@ def _find_tokenizer(prior: Prior) -> str:
     if found is None or found == Path(spec.tokenizer_location):
         return spec.tokenizer_location
     return str(found.resolve())
-
-
-def _grid_batch(kind: str, batch: SampleBatch, texts: Sequence[str]) -> GridBatch:
-    ids = [f"sample-{number:06}" for number in batch.samples]
-    own = [texts[number % len(texts)] for number in batch.samples] if texts else None
-    tokens = batch.grids.numpy().astype(np.uint64)
-    return GridBatch(tokens, ids, own if kind == "class" else None, own if kind == "caption" else None)
 
 
 def _between(least: float, most: float) -> str:

@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vqtool import urls
-from vqtool.errors import FormatError, VqtoolError, warn
-from vqtool.grids import GridHeader, open_grids
+from vqtool.errors import FormatError, VqtoolError
 from vqtool.grids.batch import SHARD_CONTENT
-from vqtool.grids.resume import check_resumable, check_same_run, partial_paths, remove_leftovers
+from vqtool.grids.resume import check_same_run
+from vqtool.grids.whole import find_whole, unfinished
 from vqtool.images import ImageItem, SourceOptions, find_images
 from vqtool.images.reader import read_bytes
 from vqtool.images.sources.options import given
 from vqtool.locks import claims
-from vqtool.outputs import delivered, is_there
 from vqtool.progress import Progress
 from vqtool.tally import Tally
 from vqtool.tokenizers.batches import OnError, check_lengths
@@ -40,27 +39,23 @@ def encode_one(
     progress: Progress,
 ) -> tuple[int, bool]:
     """The number of grids of a shard's file, and whether it was complete before."""
-    there = not force and is_there(output)
-    kept = _read_complete(output) if resume and there else None
-    if kept is not None and url_of(output) is None:
-        remove_leftovers(output)
+    kept = find_whole(output, resume=resume, force=force)
     stamp = _stamp(source, options)
     said = {"options": {name: value for name, value in given(options).items() if name != "fit"}}
     if kept is not None and stamp is not None and options.fit is not None:
-        old = kept[0].history[-1] if kept[0].history else {}
+        old = kept.header.history[-1] if kept.header.history else {}
         if old.get("stamp") == stamp:
             unread = {name: old.get(name) for name in ("num", "images", SHARD_CONTENT)}
             new = encoder.header([], 0, options.fit, **said)
-            check_same_run(output, kept[0], replace(new, history=({**new.history[-1], **unread},)))
-            return kept[1], True
+            check_same_run(output, kept.header, replace(new, history=({**new.history[-1], **unread},)))
+            return kept.num_grids, True
     items, num = _find(source, options, on_error)
     fit = options.fit or encoder.choose_fit(items, None)
     header = encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: _digest(items)})
     if kept is not None:
-        check_same_run(output, kept[0], header)
-        return kept[1], True
-    with delivered(output, force=force or (resume and there)) as path:
-        goes_on = check_resumable(path, resume=resume and partial_paths(path)[0].exists(), force=force or there)
+        check_same_run(output, kept.header, header)
+        return kept.num_grids, True
+    with unfinished(output, resume=resume, force=force) as (path, goes_on, replaces):
         num = encode_items(
             items,
             path,
@@ -68,25 +63,11 @@ def encode_one(
             header,
             fit=fit,
             resume=goes_on,
-            force=force or there,
+            force=replaces,
             on_error=on_error,
             progress=progress,
         )
     return num, False
-
-
-def _read_complete(path: str | Path) -> tuple[GridHeader, int] | None:
-    """The header of a file and its number of grids, all of which are compared with its digest; None if it is damaged.
-
-    Warns:
-        VqtoolWarning: it is damaged.
-    """
-    try:
-        with open_grids(path) as reader:
-            return reader.header, sum(map(len, reader.batches()))
-    except FormatError as error:
-        warn(f"{error}; it is made anew")
-        return None
 
 
 def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[list[ImageItem], int]:
