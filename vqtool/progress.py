@@ -60,7 +60,12 @@ def call(report: Callable[[int, int | None], None]) -> Progress:
     return progress
 
 
-silent = call(lambda done, total: None)
+@contextmanager
+def silent(
+    description: str, total: int | None, unit: str = "images", /, *, done: int = 0, detail: Callable[[], str] = str
+) -> Iterator[Advance]:
+    """A progress that shows nothing."""
+    yield lambda n, /, *, total=None: None
 
 
 def ignore(message: str) -> None:

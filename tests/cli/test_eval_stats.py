@@ -1,14 +1,19 @@
 """vqtool eval stats: what it writes stands for the pictures, whole and part by part."""
 
 import json
+import os
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.commands import error_lines
 from support.sets import SixNumbers, features_of, write_noise
+from support.sources import make_tar
 
-from vqtool.metrics import features
+from vqtool import cluster
+from vqtool.metrics import features, saving
 from vqtool.metrics.saved import save
 
 
@@ -68,6 +73,45 @@ def test_parts_in_several_processes_merge_into_the_whole(work, vqtool):
         np.testing.assert_array_equal(ours["sigma"], theirs["sigma"])
 
 
+@pytest.fixture
+def tasks(monkeypatch):
+    """Stand-ins for the tasks of Ray, which end in another order, and what they are sent and send has been pickled."""
+    done = []
+
+    def run(function, calls):
+        for number, call in reversed(list(enumerate(calls))):
+            sent = pickle.loads(pickle.dumps((function, number, call, os.getcwd())))
+            done.append(call)
+            yield pickle.loads(pickle.dumps(cluster._task(*sent)))
+
+    monkeypatch.setattr(saving, "run_by_ray", run)
+    return done
+
+
+@pytest.mark.parametrize("keep", [["--keep-features"], []])
+@pytest.mark.parametrize(
+    ("sources", "num"), [(["b"], 32), (["c-{0..2}.tar", "a"], 4), (["c-*.tar", "--size", "8", "--fit", "crop"], 3)]
+)
+def test_tasks_of_a_cluster_make_what_one_process_makes(work, vqtool, tasks, keep, sources, num):
+    for shard in range(3):
+        write_noise(work / "c", 3 * shard + 1, seed=shard, label=f"{shard}")
+        make_tar(Path(f"c-{shard}.tar"), {each.name: each.read_bytes() for each in (work / "c" / f"{shard}").iterdir()})
+    (work / "b" / "003.png").write_bytes(b"no picture")
+    code = int(sources == ["b"])
+    whole = vqtool("eval", "stats", *sources, *keep, "-o", "whole.npz")
+    found = vqtool("eval", "stats", *sources, *keep, "--engine", "ray", "-o", "by-ray.npz")
+    assert (whole.code, found.code, len(tasks)) == (code, code, num), found.err
+    said = [[line for line in each.err.splitlines() if line[:9] != "features:"] for each in (whole, found)]
+    assert [line.replace("by-ray", "whole") for line in said[1]] == said[0]
+    with np.load("whole.npz") as theirs, np.load("by-ray.npz") as ours:
+        assert ours.files == theirs.files
+        for name in ours.files:
+            if ours[name].dtype.kind == "f" and not keep:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12, atol=1e-12)
+            else:
+                np.testing.assert_array_equal(ours[name], theirs[name])
+
+
 def test_a_bad_picture_is_named_left_out_and_counted(work, vqtool):
     (work / "b" / "003.png").write_bytes(b"no picture")
     result = vqtool("eval", "stats", "b", "-o", "b.npz")
@@ -93,6 +137,9 @@ def test_a_folder_called_stats_is_typed_with_its_path(work, vqtool):
         (["b", "--partial", "4/3"], "--partial 4/3"),
         (["b", "--partial", "x"], "as in 1/4"),
         (["b", "--partial", "1/24"], "statistics of 1 image: at least 2"),
+        (["b", "--partial", "1/2", "--engine", "ray"], "--partial shares pictures among processes, --engine ray among"),
+        (["-", "--engine", "ray"], "standard input and pipes can be read here alone, not by --engine ray"),
+        (["b", "--engine", "slurm"], "--engine slurm: unknown; known are local, ray"),
         (["b", "-o", "x.json"], "x.json: saved statistics would be written there; name it x.npz"),
         (["b", "-o", "there.npz"], "exists; use --force"),
         (["there.npz"], "there.npz: holds saved features already"),

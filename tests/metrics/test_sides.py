@@ -8,7 +8,7 @@ from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import find_images
 from vqtool.metrics import merge_statistics
 from vqtool.metrics.pictures import ImageFiles
-from vqtool.metrics.sides import About, count_copies, facts_of, read_statistics, set_id
+from vqtool.metrics.sides import About, accumulate, count_copies, facts_of, set_id
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_statistics_that_are_read_batch_by_batch_are_mean_and_covariance(folder)
     rows = features_of(folder).features
     pictures = ImageFiles(find_images([folder]))
     about = About(size=(8, 8), fit="crop")
-    found = read_statistics(pictures, np.arange(40), SixNumbers(), about)
+    found = accumulate(pictures, np.arange(40), SixNumbers(), about).result()
     for kind in ("pooled", "spatial"):
         x = rows.arrays()[kind].astype(np.float64)
         np.testing.assert_allclose(found.statistics[kind].mean, x.mean(0), rtol=1e-12)

@@ -27,7 +27,7 @@ def eval_stats(
     The file holds mean and covariance of the features as `mu` and `sigma`, as those of pytorch-fid and of ADM do, which
     `eval` takes too: Fréchet distances can be computed from it, of any number of pictures. With --keep-features it
     holds the features too, and everything can be computed. Several processes or machines each do a part, --partial
-    1/4 to 4/4, and `vqtool eval merge` joins what they write.
+    1/4 to 4/4, and `vqtool eval merge` joins what they write; or --engine ray has tasks of a cluster do the parts.
 
     Examples:
 

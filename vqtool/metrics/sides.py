@@ -205,7 +205,7 @@ class Accumulator:
     """
 
     def __init__(self, about: About) -> None:
-        self._about = about
+        self.about = about
         self._first: Features | None = None
         self._sums: dict[str, _Sums] = {}
         self._digests: list[Digests] = []
@@ -222,6 +222,18 @@ class Accumulator:
                 centred -= mean
                 self._sums[kind] = _join(self._sums.get(kind), (len(rows), mean, centred.T @ centred))
 
+    def join(self, other: "Accumulator") -> None:
+        """Take in what another one has, of the pictures that follow.
+
+        Raises:
+            MismatchError: they were not read alike.
+        """
+        self.about = self.about.merged(other.about)
+        self._first = self._first or other._first
+        self._digests += other._digests
+        for kind, sums in other._sums.items():
+            self._sums[kind] = _join(self._sums.get(kind), sums)
+
     def result(self) -> StatisticsSet:
         """Of all batches.
 
@@ -234,7 +246,7 @@ class Accumulator:
         found = {kind: Statistics(mean, squares / (n - 1), n) for kind, (n, mean, squares) in self._sums.items()}
         first = self._first
         named = {what: getattr(first, what) for what in NAMED}
-        return StatisticsSet(found, self._about, **named, digests=np.concatenate(self._digests))
+        return StatisticsSet(found, self.about, **named, digests=np.concatenate(self._digests))
 
 
 def _join(a: _Sums | None, b: _Sums) -> _Sums:
@@ -278,7 +290,7 @@ def read_features(
     )
 
 
-def read_statistics(
+def accumulate(
     pictures: Pictures,
     rows: NDArray[np.int64],
     network: FeatureNetwork,
@@ -286,17 +298,17 @@ def read_statistics(
     *,
     on_error: OnError | None = None,
     advance: Callable[[int], None] = lambda n: None,
-) -> StatisticsSet:
-    """Mean and covariance of the features of some pictures, in memory that does not grow with their number.
+) -> Accumulator:
+    """What mean and covariance of the features of some pictures are made of; arguments are those of `read_features`.
 
-    Raises:
-        VqtoolError: fewer than two could be read.
+    Memory does not grow with their number.
     """
     left_out: list[str] = []
     found = Accumulator(about)
     for _, features, digests in _read(pictures, rows, network, about, left_out, on_error, advance):
         found.add(features, digests)
-    return replace(found.result(), about=_finished(about, pictures, rows, left_out))
+    found.about = _finished(about, pictures, rows, left_out)
+    return found
 
 
 def _read(
