@@ -120,7 +120,7 @@ def sample(
         "force": force,
     }
     if shards is not None or partial is not None or engine != "local" or is_pattern(output):
-        sharing = {"partial": partial, "engine": engine, "device": device}
+        sharing: dict[str, Any] = {"partial": partial, "engine": engine, "device": device}
         made = sample_shards(model, output, num, shards, notify=echo, progress=progress, **sharing, **how)
         summary = made.line
     else:

@@ -207,8 +207,8 @@ def _read_part(
             on_error(item, error)
 
     device = choose_device(device)
-    how = {"device": device, "computation": reading.options.choose(torch.device(device))}
-    request = replace(reading.request, sources=sources, on_error=tell, **how)
+    computation = reading.options.choose(torch.device(device))
+    request = replace(reading.request, sources=sources, device=device, computation=computation, on_error=tell)
     found = replace(reading, request=request, part=part).read(on_error)
     return replace(found, pictures=None, rows=None) if isinstance(found, FeatureSet) else found
 
