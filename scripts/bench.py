@@ -43,6 +43,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "scale-encode": "scale_encode.shards",
     "scale-pictures": "scale_pictures.pictures",
     "scale-found": "scale_pictures.found",
+    "scale-million": "scale_million.million",
     "zoo-sample": "zoo.halton",
     "zoo-import": "zoo.importing",
     "zoo-decode": "zoo.decoding",
@@ -50,7 +51,7 @@ MEASURES = {  # name -> module of benchmarks/ and its function
     "prdc": "scoring.neighbours",
     "prdc-many": "scoring.many",
 }
-LONG = ("prdc-many",)  # only if they are named
+LONG = ("prdc-many", "scale-million")  # only if they are named
 
 PEERS = ("sampling", "network", "pipeline", "tokenizer")  # modules that need diffusers, of the extra dev
 

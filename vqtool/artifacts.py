@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.resources import files
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -39,6 +40,7 @@ _EXPONENTS = {  # of the types above that have one: bytes of a number, and which
 }  # fmt: skip
 CODES = "codes"  # the parent that a tokenizer has encoder and codes of: all tensors but those of its decoder
 DECODER = "decoder."  # how the names of these begin
+_TEXTS = 4096  # of a digest, that are held at a time
 BUILTIN = "builtin"  # in place of a path: the tokenizer or prior inside the package
 
 
@@ -279,9 +281,14 @@ def _has_fingerprint(path: Path, fingerprint: str) -> bool:
     return fingerprint in (header.identity, header.fingerprint)
 
 
-def text_digest(texts: Sequence[str]) -> str:
-    """Digest of some texts in order, "sha256:" and 64 hexadecimal digits."""
-    return f"sha256:{hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}"
+def text_digest(texts: Iterable[str]) -> str:
+    """Digest of some texts in order, "sha256:" and 64 hexadecimal digits: that of a JSON list, made in pieces."""
+    total, rest, comma = hashlib.sha256(b"["), iter(texts), ""
+    while some := list(islice(rest, _TEXTS)):
+        total.update(f"{comma}{json.dumps(some)[1:-1]}".encode())
+        comma = ", "
+    total.update(b"]")
+    return f"sha256:{total.hexdigest()}"
 
 
 def _program() -> str:

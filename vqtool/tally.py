@@ -32,7 +32,7 @@ class Tally:
         self._on_error = on_error
         self.skipped: list[str] = []
         self._found: list[Sequence[Described]] = []
-        self._left_out: dict[int, Any] = {}  # by identity
+        self._left_out: set[Any] = set()
         self._with_words = False
         self._settled = (0, 0, 0, 0)  # images that are not held any more, those with captions, captions, labels
         self._classes: set[str] = set()  # of those
@@ -40,7 +40,7 @@ class Tally:
     def __call__(self, item: Any, error: VqtoolError) -> None:
         """An image or a folder is left out."""
         self.skipped.append(str(error))
-        self._left_out[id(item)] = item
+        self._left_out.add(item)
         if self._on_error is not None:
             self._on_error(item, error)
 
@@ -65,10 +65,15 @@ class Tally:
     @property
     def num_images(self) -> int:
         """How many were found and not skipped."""
-        return self._settled[0] + sum(1 for _ in self._kept())
+        return self._settled[0] + self._num_kept
 
     def _kept(self) -> Iterator[Described]:
-        return (item for items in self._found for item in items if id(item) not in self._left_out)
+        return (item for items in self._found for item in items if item not in self._left_out)
+
+    @property
+    def _num_kept(self) -> int:
+        """How many images that are held were not left out: they are not looked at where none was."""
+        return sum(1 for _ in self._kept()) if self._left_out else sum(map(len, self._found))
 
     @property
     def line(self) -> str:
@@ -82,16 +87,17 @@ class Tally:
 
     def _counts(self) -> tuple[tuple[int, int, int, int], set[str]]:
         """Images, those with captions, captions and labels; and the classes."""
-        labels = [item.label for item in self._kept() if item.label]
-        numbers = [len(item.captions) for item in self._kept() if item.captions]
         images, captioned, captions, labelled = self._settled
-        counts = (
-            images + sum(1 for _ in self._kept()),
-            captioned + len(numbers),
-            captions + sum(numbers),
-            labelled + len(labels),
-        )
-        return counts, self._classes.union(labels)
+        classes = set(self._classes)
+        if not self._with_words:
+            return (images + self._num_kept, captioned, captions, labelled), classes
+        for item in self._kept():
+            num, label = len(item.captions), item.label
+            images, captioned, captions = images + 1, captioned + (num > 0), captions + num
+            if label:
+                labelled += 1
+                classes.add(label)
+        return (images, captioned, captions, labelled), classes
 
 
 def describe_words(num_captioned: int, num_captions: int, num_labelled: int, num_classes: int) -> str:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from vqtool.images import find_images
 from vqtool.images.stream import DiskStore, ImageStream, MemoryStore, Store
 
 DIFFERENT, SIDE, SIZE, BATCH = 1000, 128, 64, 32
-NUMBERS = (10_000, 100_000, 1_000_000)
+NUMBERS = (10_000, 100_000)  # a million: see scale_million.py
 KINDS = ("memory", "disk", "none")
 STEPS = 12
 RATE = "a second of a processor"
@@ -64,7 +65,7 @@ def pictures(folder: Path, num: int) -> Iterator[Row]:
     speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(2):
         for kind in KINDS:
-            speeds[kind].append(8 * (STEPS - 1) / _train(source, kind, STEPS)[2])
+            speeds[kind].append(8 * (STEPS - 1) / train_to(source, kind, STEPS)[2])
     for kind, found in speeds.items():
         yield f"training vqvae-f8 at 64 pixels, `--cache {kind}`, first epoch", f"{np.median(found):,.0f} {RATE}"
 
@@ -74,15 +75,16 @@ def found(folder: Path, num: int) -> Iterator[Row]:
     for many in NUMBERS:
         for write, kind in ((_write_folder, "folder"), (_write_tar, "tar")):
             source = write(folder / f"{kind}-{many}.tar", many)
-            first, processor, _, peak = _train(source, "none", 2)
+            first, processor, _, peak = train_to(source, "none", 2)
             figure = f"{first:.1f} s, {processor:.1f} s of a processor, at most {peak:.0f} MB"
             yield f"up to the first step from a {kind} of {many:,} pictures", figure
 
 
-def _train(source: Path, kind: str, steps: int) -> tuple[float, float, float, float]:
+def train_to(source: str | Path, cache: str, steps: int) -> tuple[float, float, float, float]:
     """Seconds up to the first step, a processor's of these, a processor's of the steps after it, and megabytes."""
-    command = [sys.executable, "-c", TRAIN, source, kind, str(steps), source.parent / "t.safetensors"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", TRAIN, source, cache, str(steps), Path(folder) / "t.safetensors"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     first, processor, after, peak = map(float, done.stdout.split())
     return first, processor, after, peak
 

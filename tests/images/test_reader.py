@@ -301,7 +301,7 @@ def test_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from vqtool.images import find_images, read_batches
-items = find_images([{str(tmp_path)!r}]) * int(sys.argv[1])
+items = list(find_images([{str(tmp_path)!r}])) * int(sys.argv[1])
 for batch in read_batches(items, None, 8, workers=2):
     pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

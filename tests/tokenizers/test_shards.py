@@ -377,7 +377,7 @@ def test_more_tars_are_read_than_may_be_open(work, monkeypatch):
     expected = {
         f"{shard}-0{n}": (Path(f"p{shard}-None") / f"0{n}.png").read_bytes() for shard in range(5) for n in range(3)
     }
-    for order in (items, items[::-1], items[::3] + items[1::3]):
+    for order in (items, items[::-1], [*items[::3], *items[1::3]]):
         for item in order:
             assert item.origin.open().read() == expected[item.id]
 

@@ -172,7 +172,7 @@ def _find_source(
     device: str,
     options: SourceOptions,
     on_error: OnError | None,
-) -> tuple[Tokenizer, list[ImageItem], tuple[int, int], str]:
+) -> tuple[Tokenizer, Sequence[ImageItem], tuple[int, int], str]:
     """The tokenizer to refit, the images to do it on, their size (h, w), and how they are brought to it."""
     find = partial(find_images, images, options, words="none", on_error=on_error)
     if grids is None:
@@ -187,10 +187,10 @@ def _find_source(
     header, first, ids = read_beginning(Path(grids))
     model = tokenizer_of(header, grids, given=tokenizer).to(choose_device(device))
     check_refittable(model)
-    items = images_of(ids, find(), str(grids))
+    named = images_of(ids, find(), str(grids))
     fit = find_fit(header.preprocessing)
-    check_images(first.tokens, items[: len(first)], model, header.image_size, str(grids), fit=fit)
-    return model, items, header.image_size, fit
+    check_images(first.tokens, named[: len(first)], model, header.image_size, str(grids), fit=fit)
+    return model, named, header.image_size, fit
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from vqtool.errors import FormatError, VqtoolError
 from vqtool.images.pixels import Own, fit_pixels, has_deep_colour, read_own_pixels, read_pixels
 from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
+from vqtool.images.sources.ids import Items
 from vqtool.images.sources.options import DEFAULTS
 from vqtool.progress import Progress, silent
 
@@ -268,7 +269,9 @@ def _find(
     options: SourceOptions,
     words: WordsNeeded,
     on_error: OnError | None,
-) -> list[ImageItem]:
+) -> Sequence[ImageItem]:
+    if isinstance(sources, Items):
+        return sources
     if isinstance(sources, str | Path):
         return find_images([sources], options, words=words, on_error=on_error)
     items = [source for source in sources if isinstance(source, ImageItem)]

@@ -70,12 +70,12 @@ def encode_one(
     return num, False
 
 
-def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[list[ImageItem], int]:
+def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[Sequence[ImageItem], int]:
     """The images of a shard, and how many there were."""
     if not isinstance(source, str | Path):
         if isinstance(on_error, Tally):
             on_error.found(source, with_words=True)
-        return list(source), len(source)
+        return source, len(source)
     left_out = 0
 
     def skip(item: ImageItem, error: VqtoolError) -> None:

@@ -131,7 +131,7 @@ class Encoder:
             fit: how they are brought to the size.
             more: what else the history says.
         """
-        words = [text or "" for item in items for text in (item.id, item.label, join_captions(item.captions))]
+        words = (text or "" for item in items for text in (item.id, item.label, join_captions(item.captions)))
         machine = self.machine
         how: dict[str, Any] = {**record(machine.precision, self.tokenizer.device, compile=machine.compile)}
         how |= {} if machine.runtime == "torch" else {"runtime": machine.runtime}
@@ -205,8 +205,8 @@ def encode_items(
 
 def _tell_main(items: Sequence[ImageItem], bad: Sequence[tuple[ImageItem, str]], on_error: OnError | None) -> int:
     """Tell the main process of images that others have left out; returns how many all of them did."""
-    numbers = {id(item): number for number, item in enumerate(items)} if bad else {}
-    of_all = distributed.gather_objects([(numbers[id(item)], text) for item, text in bad])
+    numbers = {item.id: number for number, item in enumerate(items)} if bad else {}
+    of_all = distributed.gather_objects([(numbers[item.id], text) for item, text in bad])
     if distributed.is_main_process() and on_error is not None:
         for number, text in chain.from_iterable(of_all[1:]):
             on_error(items[number], VqtoolError(text))

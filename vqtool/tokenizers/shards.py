@@ -190,7 +190,7 @@ def _find_all(
     engine: str,
     options: SourceOptions,
     on_error: OnError | None,
-) -> list[ImageItem]:
+) -> Sequence[ImageItem]:
     """The images of all sources, to be cut into shards.
 
     Raises:

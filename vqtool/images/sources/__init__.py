@@ -5,13 +5,15 @@ Folders, tars and zips are trees of files; `annotations` decides their captions 
 """
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
+from itertools import chain, compress, islice
 from pathlib import Path
 from posixpath import basename, splitext
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources import annotations
@@ -19,23 +21,23 @@ from vqtool.images.sources.arrays import HDF5_ENDINGS, HDF5_SIGNATURE, find_in_h
 from vqtool.images.sources.beginnings import holds_grids, pipes_images
 from vqtool.images.sources.class_folders import choose_split, split_of
 from vqtool.images.sources.folder import FileTree, FolderTree
-from vqtool.images.sources.ids import make_items
+from vqtool.images.sources.ids import Items, make_items
 from vqtool.images.sources.items import (
     LOOKED_FOR,
     NO_WORDS,
-    Entry,
     FileOrigin,
     ImageItem,
+    PlacedTree,
     Tree,
     Words,
     counted,
     has_image_suffix,
     is_hidden,
-    natural_key,
     shown_names,
 )
 from vqtool.images.sources.numpy_arrays import NUMPY_ENDINGS, find_in_numpy
 from vqtool.images.sources.options import DEFAULTS, SourceOptions
+from vqtool.images.sources.packed import Group, Texts, natural_order
 from vqtool.images.sources.parquet import PARQUET_ENDINGS, find_in_parquet
 from vqtool.images.sources.tars import STANDARD_INPUT, TAR_ENDINGS, TarShard
 from vqtool.images.sources.zips import ZIP_ENDINGS, ZipArchive
@@ -46,7 +48,6 @@ from vqtool.urls import Fetched
 __all__ = ["ImageItem", "SourceOptions", "WordsNeeded", "find_images", "holds_grids", "pipes_images"]
 
 WordsNeeded = Literal["all", "some", "none"]
-_T = TypeVar("_T")
 OnError = Callable[[ImageItem, VqtoolError], None]
 
 _FILES = ""  # the group of files named one by one; any other group is one source, under its name
@@ -68,7 +69,7 @@ def find_images(
     words: WordsNeeded = "all",
     leave_out: Collection[str | Path] = (),
     on_error: OnError | None = None,
-) -> list[ImageItem]:
+) -> Items:
     """Find the images of the given sources, without reading them.
 
     Args:
@@ -82,7 +83,8 @@ def find_images(
             told what is found.
 
     Returns:
-        Items in the order of the sources, natural order within each. An id is the path relative to the given folder
+        Items in the order of the sources, natural order within each; they are kept in some 50 bytes each, and made
+        when they are asked for. An id is the path relative to the given folder
         (a file: its name; a shard: the member's path; HDF5: its `id` or the row) without extension, or what vqtool
         wrote beside an image. Where two ids of one source collide, both keep their extension; where two sources
         collide, theirs begin with the source's name.
@@ -104,7 +106,7 @@ def find_images(
         groups = finder.finish(groups)
     items = make_items(groups)
     if words == "all":
-        annotations.tell_alike({entry.words.label for group in groups.values() for entry in group if entry.words.label})
+        annotations.tell_alike({words.label for group in groups.values() for words in group.words if words.label})
         annotations.tell_long(items)
     if isinstance(on_error, Tally):
         on_error.found(items, with_words=words != "none")
@@ -122,9 +124,9 @@ class _Finder:
     used: list[tuple[Tree, set[str]]] = field(default_factory=list)  # the files that words were taken from
     left_out: list[str] = field(default_factory=list)  # names of images that the user does not want
 
-    def find_groups(self, sources: Sequence[Path]) -> dict[str, list[Entry]]:
+    def find_groups(self, sources: Sequence[Path]) -> dict[str, Group]:
         """The images of all sources, by the name of the source."""
-        groups: dict[str, list[Entry]] = {_FILES: []}
+        groups = {_FILES: _no_images()}
         files: list[Path] = []
         for path in sources:
             try:
@@ -148,7 +150,7 @@ class _Finder:
             raise VqtoolError(f"{self.texts[0]}: no images here, but words; looked for {LOOKED_FOR}")
         return groups
 
-    def _find(self, path: Path, kind: str) -> list[Entry] | None:
+    def _find(self, path: Path, kind: str) -> Group | None:
         """The images of one source; None if it is a folder that holds words alone."""
         if kind == "folder":
             skip = None if self.on_error is None else self._skip
@@ -161,16 +163,16 @@ class _Finder:
         if kind == "tar":
             shard = TarShard(path, allow_truncated=self.options.allow_truncated)
             self._tell_left_out(shard)
-            found = self._find_in(shard, f"{shard}: no images in this tar; looked for {LOOKED_FOR}")
-            return [_with_id(entry, shard.ids.get(entry.names[-1])) for entry in found]
+            return self._find_in(shard, f"{shard}: no images in this tar; looked for {LOOKED_FOR}", ids=shard.ids)
         if kind == "zip":
             archive = ZipArchive(path)
             self._tell_left_out(archive)
             return self._find_in(archive, f"{path}: no images in this zip; looked for {LOOKED_FOR}")
-        rows = self._find_rows(path, kind)
-        return self._wanted(path, rows, [row.names[0] for row in rows])
+        found = self._find_rows(path, kind)
+        kept = self._wanted(path, range(len(found)), lambda row: found.names(row)[0])
+        return found if len(kept) == len(found) else found.pick(kept)
 
-    def _find_rows(self, path: Path, kind: str) -> list[Entry]:
+    def _find_rows(self, path: Path, kind: str) -> Group:
         """The images of an array or table, with those of their words that are needed."""
         options, find = self.options, {"hdf5": find_in_hdf5, "parquet": find_in_parquet, "numpy": find_in_numpy}[kind]
         if options.split and not path.name.lower().endswith(".npz"):
@@ -188,69 +190,86 @@ class _Finder:
             warn(f"no captions and labels are taken: {error}")
             return rows
 
-    def _find_files(self, files: Sequence[Path]) -> list[Entry]:
+    def _find_files(self, files: Sequence[Path]) -> Group:
         """Images that are named one by one, with the words beside them."""
         tree = FileTree(files)
-        named = dict(zip(tree.images, files, strict=True))
-        images = self._wanted(tree, tree.images, [path.as_posix() for path in files])
-        images = self._of_split(tree, images)
-        words = self._words(tree, images, tree.folder, among=tree.images, whole=False)
-        return [
-            Entry((splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()), FileOrigin(str(path)), each)
-            for path, each in zip(map(named.__getitem__, images), words, strict=True)
-        ]
+        rows = self._wanted(tree, range(len(files)), lambda row: files[row].as_posix())
+        rows = [rows[place] for place in self._of_split(tree, [tree.images[row] for row in rows])]
+        words = self._words(tree, [tree.images[row] for row in rows], tree.folder, among=tree.images, whole=False)
+        paths = Texts(str(files[row]) for row in rows)
 
-    def finish(self, groups: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
-        """Entries with what the user said of their captions and labels."""
+        def names(row: int) -> tuple[str, ...]:
+            path = Path(paths[row])
+            return splitext(path.name)[0], splitext(path.as_posix())[0], path.as_posix()
+
+        return Group(len(paths), names, lambda row: FileOrigin(paths[row]), words)
+
+    def finish(self, groups: dict[str, Group]) -> dict[str, Group]:
+        """Images with what the user said of their captions and labels."""
         if self.options.labels == "folder":
             groups = _label_by_source(groups)
         elif self.options.labels is None:
             _tell_cut_folders(groups, self.folders)
         self._tell_texts()
-        entries = [entry for group in groups.values() for entry in group]
         for kind, said in (("captions", self.options.captions), ("labels", self.options.labels)):
             if said == "none" or (said is not None and (kind == "captions" or said != "folder")):
-                entries = annotations.with_table(entries, kind, said, self.left_out)
-        ordered = iter(entries)
-        return {name: [next(ordered) for _ in group] for name, group in groups.items()}
+                names = [group.names(row) for group in groups.values() for row in range(len(group))]
+                before = chain.from_iterable(group.words for group in groups.values())
+                words = annotations.with_table(before, names, kind, said, self.left_out)
+                groups = {name: group.with_words(islice(words, len(group))) for name, group in groups.items()}
+        return groups
 
-    def _find_in(self, tree: Tree, nothing: str, outer: Path | None = None) -> list[Entry]:
-        images = [name for name in tree.names if has_image_suffix(name) and not is_hidden(name)]
-        if not images:
+    def _find_in(
+        self, tree: PlacedTree, nothing: str, outer: Path | None = None, ids: Mapping[str, str] | None = None
+    ) -> Group:
+        """The images of a tree, in natural order; `ids` are those of some of them, by their names."""
+        found = array("Q", (row for row, name in enumerate(tree.names) if _is_image(name)))
+        if not found:
             raise VqtoolError(nothing)
-        images = self._wanted(tree, images, images)
-        images.sort(key=natural_key)
-        among = images
-        images = self._of_split(tree, images)
+        rows = self._wanted(tree, found, tree.names.__getitem__)
+        order = natural_order(Texts(tree.names[row] for row in rows))
+        rows = array("Q", (rows[place] for place in order))
+        images = among = Texts(tree.names[row] for row in rows)
+        places = self._of_split(tree, among)
+        if len(places) < len(rows):
+            rows, images = [rows[place] for place in places], Texts(among[place] for place in places)
         words = self._words(tree, images, outer, among=among)
-        return [
-            _with_id(Entry((splitext(name)[0], name), tree.origin(name), each), each.id)
-            for name, each in zip(images, words, strict=True)
-        ]
+        named = enumerate(zip(images, words, strict=True))
+        own = {row: id for row, (name, each) in named if (id := (ids or {}).get(name, each.id)) is not None}
+
+        def names(row: int) -> tuple[str, ...]:
+            name = images[row]
+            return own.get(row, splitext(name)[0]), name
+
+        return Group(len(rows), names, tree.origins(rows, images), None if self.words == "none" else words)
 
     def _words(self, tree: Tree, images: Sequence[str], outer: Path | None, **how: Any) -> list[Words]:
         if self.words == "none":
             return annotations.read_ids(tree, images)
         try:
-            return annotations.annotate(tree, images, self.options, outer=outer, used=self.used, **how)
+            used = None if outer is None else self.used  # texts that are sources lie in no archive
+            return annotations.annotate(tree, images, self.options, outer=outer, used=used, **how)
         except (VqtoolError, OSError) as error:
             if self.words == "all":
                 raise
             warn(f"no captions and labels are taken: {error}")
             return [NO_WORDS] * len(images)
 
-    def _wanted(self, source: object, images: Sequence[_T], names: Sequence[str]) -> list[_T]:
-        """Those of some images whose names the user wants."""
-        kept = [self._is_wanted(name) for name in names]
-        if not any(kept):
+    def _wanted(self, source: object, rows: Sequence[int], name: Callable[[int], str]) -> Sequence[int]:
+        """Those of some images, by number, whose names the user wants."""
+        if self.options.include is None and self.options.exclude is None:
+            return rows
+        is_kept = [self._is_wanted(name(row)) for row in rows]
+        if not any(is_kept):
             raise VqtoolError(f"{source}: `include` and `exclude` leave no image")
-        self.left_out.extend(name for name, is_kept in zip(names, kept, strict=True) if not is_kept)
-        return [image for image, is_kept in zip(images, kept, strict=True) if is_kept]
+        self.left_out.extend(name(row) for row, kept in zip(rows, is_kept, strict=True) if not kept)
+        return list(compress(rows, is_kept))
 
-    def _of_split(self, tree: Tree, images: Sequence[str]) -> list[str]:
-        """Those of some images that are of the split that the user wants."""
+    def _of_split(self, tree: Tree, images: Sequence[str]) -> Sequence[int]:
+        """The places of those of some images that are of the split that the user wants."""
         chosen = choose_split(images, self.options.split, str(tree), told=self.words == "all")
-        self.left_out.extend(set(images).difference(chosen))
+        if len(chosen) < len(images):
+            self.left_out.extend(images[place] for place in sorted(set(range(len(images))).difference(chosen)))
         return chosen
 
     def _is_wanted(self, name: str) -> bool:
@@ -298,31 +317,38 @@ def _matches(name: str, patterns: str) -> bool:
     return any(fnmatch(name, each) or fnmatch(basename(name), each) for each in patterns.split(","))
 
 
-def _with_id(entry: Entry, id: str | None) -> Entry:
-    return entry if id is None else replace(entry, names=(id, *entry.names[1:]))
+def _no_images() -> Group:
+    def origin(row: int) -> FileOrigin:
+        raise IndexError(row)
+
+    return Group(0, lambda row: (), origin, None)
 
 
-def _label_by_source(groups: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
+def _is_image(name: str) -> bool:
+    return has_image_suffix(name) and not is_hidden(name)
+
+
+def _label_by_source(groups: dict[str, Group]) -> dict[str, Group]:
     """Images of sources without class folders get the name of their source, which is told if it makes one class."""
-    labelled, filled = dict(groups), [name for name, entries in groups.items() if entries]
+    labelled, filled = dict(groups), [name for name, group in groups.items() if len(group)]
     for name in filled:
-        entries = groups[name]
-        if any(entry.words.label for entry in entries):
+        group = groups[name]
+        if any(words.label for words in group.words):
             continue
         if name == _FILES and len(filled) > 1:
-            stray = shown_names((str(entry.origin) for entry in entries), len(entries))
-            warn(f"{counted(len(entries), 'image')} beside the folders have no label: {stray}")
+            stray = shown_names(map(str, map(group.origin, range(len(group)))), len(group))
+            warn(f"{counted(len(group), 'image')} beside the folders have no label: {stray}")
             continue
-        label = name or Path(os.path.abspath(str(entries[0].origin))).parent.name
-        labelled[name] = [replace(entry, words=replace(entry.words, label=label)) for entry in entries]
+        label = name or Path(os.path.abspath(str(group.origin(0)))).parent.name
+        labelled[name] = group.with_words([replace(words, label=label) for words in group.words])
         if len(filled) == 1:
-            warn(f"no class folders: all {counted(len(entries), 'image')} are one class, {label}")
+            warn(f"no class folders: all {counted(len(group), 'image')} are one class, {label}")
     return labelled
 
 
-def _tell_cut_folders(groups: dict[str, list[Entry]], folders: Sequence[Path]) -> None:
+def _tell_cut_folders(groups: dict[str, Group], folders: Sequence[Path]) -> None:
     """Tell of folders side by side that were given instead of the folder that holds them, as imgs/* does."""
-    if any(entry.words.label for group in groups.values() for entry in group):
+    if any(words.label for group in groups.values() for words in group.words):
         return
     folders = [path for path in folders if split_of(path.name) is None]
     parents = {path.absolute().parent for path in folders}
@@ -363,5 +389,5 @@ def _source_name(path: Path) -> str:
     return name if path.is_dir() or len(name) == len(ending) else name[: len(name) - len(ending)]
 
 
-def _unused(name: str, groups: dict[str, list[Entry]]) -> str:
+def _unused(name: str, groups: dict[str, Group]) -> str:
     return name if name not in groups else next(f"{name}-{n}" for n in range(2, 10**9) if f"{name}-{n}" not in groups)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from os.path import exists
@@ -24,7 +24,6 @@ from vqtool.images.sources.ids import printable_name
 from vqtool.images.sources.items import (
     CAPTION_FOLDERS,
     NO_WORDS,
-    Entry,
     ImageItem,
     NameIndex,
     Tree,
@@ -82,7 +81,7 @@ def annotate(
         if used is not None:
             used.append((tree, read))
         if whole and needs_captions and needs_labels:
-            _tell_unused(tree, dict(zip(images, words, strict=True)), read)
+            _tell_unused(tree, images, words, read)
         if needs_captions and outer is not None and not any(each.captions for each in words):
             _tell_lists(outer)
     else:
@@ -90,9 +89,11 @@ def annotate(
     if options.labels == "folder":
         words = [replace(each, label=None) for each in words]
     if options.labels == "folder" or (options.labels is None and not any(each.label for each in words)):
-        among = images if among is None else among
-        labels = dict(zip(among, class_labels(among, str(tree), forced=options.labels == "folder"), strict=True))
-        words = [replace(each, label=labels[image]) for image, each in zip(images, words, strict=True)]
+        labels = class_labels(images if among is None else among, str(tree), forced=options.labels == "folder")
+        if among is not None and among is not images:
+            by_image = dict(zip(among, labels, strict=True))
+            labels = [by_image[image] for image in images]
+        words = _with_labels(words, labels)
     elif needs_labels and not any(each.label for each in rows.values()):
         tell_passed_over(images, [each.label for each in words], str(tree))
     return words
@@ -117,9 +118,20 @@ def read_ids(tree: Tree, images: Sequence[str]) -> list[Words]:
     try:
         rows, _ = _read_metadata(tree, images, None, told=False)
     except VqtoolError:
+        rows = {}
+    if not rows:
         return [NO_WORDS] * len(images)
     ids = [rows.get(image, NO_WORDS).id for image in images]
     return [NO_WORDS if id is None else Words(id=id) for id in ids]
+
+
+def _with_labels(words: Iterable[Words], labels: Sequence[str | None]) -> list[Words]:
+    """Words with other labels; images of which a label alone is said share one object."""
+    alone = {label: Words(label) for label in set(labels)}
+    return [
+        replace(each, label=label) if each.captions or each.id else alone[label]
+        for each, label in zip(words, labels, strict=True)
+    ]
 
 
 def match_table(
@@ -167,13 +179,20 @@ def match_table(
     return words
 
 
-def with_table(entries: list[Entry], kind: str, said: str, left_out: Sequence[str] = ()) -> list[Entry]:
-    """Entries with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none.
+def with_table(
+    words: Iterable[Words], names: Sequence[tuple[str, ...]], kind: str, said: str, left_out: Sequence[str] = ()
+) -> Iterator[Words]:
+    """Words with the captions or labels of a table that the user named, FILE or FILE:COLUMN; or with none.
 
-    Rows of images that were left out are passed over.
+    Args:
+        words: of images.
+        names: of each: with and without its extension.
+        kind: "captions" or "labels".
+        said: the table, or "none".
+        left_out: names of images that the user does not want, whose rows are passed over.
     """
     if said == "none":
-        words: list[Words] = [NO_WORDS] * len(entries)
+        new: Sequence[Words] = [NO_WORDS] * len(names)
     else:
         file, column = said, None
         if not Path(file).is_file() and ":" in said:
@@ -183,19 +202,14 @@ def with_table(entries: list[Entry], kind: str, said: str, left_out: Sequence[st
         except OSError as error:
             raise VqtoolError(f"`{kind}` {said}: {file} cannot be read: {error.strerror}") from error
         table = read_table(data, file, **{"caption" if kind == "captions" else "label": column})
-        words = match_table(table, [entry.names for entry in entries], file, left_out)
-        if not any(each.captions if kind == "captions" else each.label for each in words):
+        new = match_table(table, names, file, left_out)
+        if not any(each.captions if kind == "captions" else each.label for each in new):
             raise VqtoolError(
                 f"`{kind}` {said}: no {kind} in its columns {', '.join(table.columns)}; name one: {file}:COLUMN"
             )
     if kind == "captions":
-        return [
-            replace(entry, words=replace(entry.words, captions=each.captions))
-            for entry, each in zip(entries, words, strict=True)
-        ]
-    return [
-        replace(entry, words=replace(entry.words, label=each.label)) for entry, each in zip(entries, words, strict=True)
-    ]
+        return (replace(each, captions=its.captions) for each, its in zip(words, new, strict=True))
+    return (replace(each, label=its.label) for each, its in zip(words, new, strict=True))
 
 
 def tell_alike(spelled: Collection[str]) -> None:
@@ -218,8 +232,7 @@ def tell_alike(spelled: Collection[str]) -> None:
 
 def tell_long(items: Sequence[ImageItem]) -> None:
     """Tell of captions that are longer than people write them, as a page or a list of tags that was taken for one."""
-    lengths = [(len(caption), item.location) for item in items for caption in item.captions]
-    longer = [(length, place) for length, place in lengths if length > _LONG]
+    longer = [(len(caption), item.location) for item in items for caption in item.captions if len(caption) > _LONG]
     if longer:
         length, place = max(longer, key=lambda pair: pair[0])
         warn(
@@ -346,7 +359,7 @@ def _tell_lists(folder: Path) -> None:
         warn(f"{folder}: no captions; `captions` {found} takes the list that lies beside it")
 
 
-def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> None:
+def _tell_unused(tree: Tree, images: Sequence[str], words: Sequence[Words], used: set[str]) -> None:
     """Name files that look like words of images, by their place or name, and were not used."""
     texts = [name for name in tree.names if name not in used and holds_words(name)]
     if not texts:
@@ -354,7 +367,8 @@ def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> Non
     folders = {dirname(image) for image in images} | {""}
     folders |= {f"{folder}/{name}".lstrip("/") for folder in folders for name in CAPTION_FOLDERS}
     stems = set(map(_stem, images))
-    left_out = {_stem(name) for name in tree.names if has_image_suffix(name) and name not in images} - stems
+    taken = set(images)
+    left_out = {_stem(name) for name in tree.names if has_image_suffix(name) and name not in taken} - stems
     unused = [
         name
         for name in texts
@@ -362,7 +376,8 @@ def _tell_unused(tree: Tree, images: Mapping[str, Words], used: set[str]) -> Non
         and _stem(name) not in left_out
         and (not name.lower().endswith(".json") or _WORD_JSON.search(basename(name)))
     ]
-    captioned = {place for image, words in images.items() if words.captions for place in (splitext(image)[0], image)}
+    own = zip(images, words, strict=True)
+    captioned = {place for image, each in own if each.captions for place in (splitext(image)[0], image)}
     second = [name for name in unused if splitext(name)[0] in captioned]
     unused = [name for name in unused if splitext(name)[0] not in captioned]
     if second:

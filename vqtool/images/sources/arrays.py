@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.pixels import check_num_pixels
-from vqtool.images.sources.items import Entry, Origin, Words
+from vqtool.images.sources.items import Origin, Words
+from vqtool.images.sources.packed import Group, TextRows
 
 if TYPE_CHECKING:
     from vqtool.hdf5 import Dataset
@@ -29,6 +30,7 @@ COLUMNS = {
     "caption": ("caption", "captions", "text", "texts", "prompt", "prompts"),
 }
 WORDS = ("label", "caption")
+_READ = 1 << 16  # texts at a time
 _LAYOUTS = "(N, 3, height, width), (N, height, width, 3) or (N, height, width)"
 
 
@@ -71,7 +73,7 @@ class ArrayRow:
         return f"{self.file.path}, row {self.row}"
 
 
-def find_in_hdf5(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
+def find_in_hdf5(path: Path, words: Collection[str] = WORDS) -> Group:
     """All images of an HDF5 file, in its order.
 
     Args:
@@ -98,8 +100,8 @@ def find_in_hdf5(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
 
 def make_rows(
     origin: Callable[[int], Origin], count: int, columns: Mapping[str, Sequence[tuple[str, ...]] | None]
-) -> list[Entry]:
-    """Entries of images that are rows of a table.
+) -> Group:
+    """The images that are rows of a table.
 
     Args:
         origin: where the image of a row lies.
@@ -107,20 +109,17 @@ def make_rows(
         columns: texts of each row by "id", "label", "caption"; None or absent where there are none.
     """
     width = len(str(count - 1))
+    ids, labels, captions = (columns.get(kind) for kind in ("id", "label", "caption"))
+    ids = None if ids is None else TextRows(ids)
 
-    def first(kind: str, row: int) -> str | None:
-        texts = columns.get(kind)
-        return texts[row][0] if texts and texts[row] else None
+    def names(row: int) -> tuple[str, ...]:
+        return (ids and ids[row][:1]) or (f"{row:0{width}d}",)
 
-    captions = columns.get("caption")
-    return [
-        Entry(
-            (first("id", row) or f"{row:0{width}d}",),
-            origin(row),
-            Words(first("label", row), captions[row] if captions else ()),
-        )
-        for row in range(count)
-    ]
+    def words(row: int) -> Words:
+        label = labels[row][0] if labels and labels[row] else None
+        return Words(label, captions[row] if captions else ())
+
+    return Group(count, names, origin, map(words, range(count)) if labels or captions else None)
 
 
 def check_array(shape: tuple[int, ...], dtype: Any, where: str) -> int:
@@ -177,7 +176,7 @@ def _find_images(file: Any, path: Path) -> Dataset:
     return images
 
 
-def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[str, ...]] | None:
+def _read_strings(file: Any, name: str, count: int, path: Path) -> TextRows | None:
     """A column of strings or integers; None where it is absent."""
     from vqtool.hdf5 import find_dataset
 
@@ -187,7 +186,12 @@ def _read_strings(file: Any, name: str, count: int, path: Path) -> list[tuple[st
         return None
     if len(column.shape) not in (1, 2) or len(column) != count:
         raise FormatError(f"{where} has shape {column.shape}; expected ({count},)")
-    return as_texts(column.read(0, count), count, where, several=name in COLUMNS["caption"])
+    several, found = name in COLUMNS["caption"], TextRows()
+    for start in range(0, count, _READ):
+        values = column.read(start, min(start + _READ, count))
+        for row in as_texts(values, len(values), where, several=several):
+            found.append(row)
+    return found
 
 
 def _tell_unused(file: Any, path: Path, count: int, used: set[str]) -> None:

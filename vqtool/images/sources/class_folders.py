@@ -42,7 +42,9 @@ def read_folders(images: Sequence[str]) -> Folders:
     Args:
         images: relative posix paths.
     """
-    parts = [image.split("/")[:-1] for image in images]
+    known: dict[str, list[str]] = {}
+    folders = (image.rpartition("/")[0] for image in images)
+    parts = [known.setdefault(folder, folder.split("/") if folder else []) for folder in folders]
     depth = 0
     while _share_one(parts, depth) and sum(len(part) > depth + 1 for part in parts) * 2 > len(parts):
         depth += 1
@@ -60,21 +62,23 @@ def _share_one(parts: Sequence[Sequence[str]], depth: int) -> bool:
     return len(names) == 1 and "" not in names and not any(map(split_of, names))
 
 
-def choose_split(images: Sequence[str], split: str | None, place: str, *, told: bool = True) -> list[str]:
-    """The images of a split, or all; tells of splits that nobody chose.
+def choose_split(images: Sequence[str], split: str | None, place: str, *, told: bool = True) -> Sequence[int]:
+    """The numbers of the images of a split, or of all; tells of splits that nobody chose.
 
     Raises:
         VqtoolError: there is no such split.
     """
+    if split is None and not told:
+        return range(len(images))
     splits = read_folders(images).splits
     known = sorted({name for name in splits if name is not None})
     if split is None:
         if len(known) > 1 and told:
             listed = ", ".join(f"{name}/" for name in known)
             warn(f"{place}: {listed} are splits, not classes: all are taken; `split` {known[-1]} takes one of them")
-        return list(images)
+        return range(len(images))
     wanted = split_of(split)
-    chosen = [image for image, name in zip(images, splits, strict=True) if name and split_of(name) == wanted]
+    chosen = [row for row, name in enumerate(splits) if name and split_of(name) == wanted]
     if not chosen:
         there = (
             f"there are {', '.join(known)}" if known else "there are no folders train, val or test above its classes"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqtool.errors import VqtoolError, warn
 from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin, counted, has_image_suffix, shown_names
+from vqtool.images.sources.packed import Texts
 
 _ARCHIVE_ENDINGS = (".tar", ".tar.gz", ".tgz", ".zip", ".parquet")
 _SHARD_ENDINGS = (*_ARCHIVE_ENDINGS, ".h5", ".hdf5", ".npz", ".npy")
@@ -39,9 +40,8 @@ class FolderTree:
         self._left_out = {_identity(path) for path in leave_out if path.is_dir()} - {_identity(folder)}
         self._files_left_out = {_identity(path) for path in leave_out if path.is_file()}
         self._on_unreadable = on_unreadable
-        found = list(self._walk())
-        self.names = [name for name in found if not self._is_left_out(name)] if self._files_left_out else found
-        self._num_left_out = len(found) - len(self.names)
+        self._num_left_out = 0
+        self.names = Texts(self._wanted())
         if self._num_left_out:
             warn(f"{counted(self._num_left_out, 'file')} left out of {folder}, since they are given on the other side")
 
@@ -49,9 +49,10 @@ class FolderTree:
         """The content of a file."""
         return (self.folder / name).read_bytes()
 
-    def origin(self, name: str) -> FileOrigin:
-        """A file."""
-        return FileOrigin(name, self._prefix)
+    def origins(self, rows: Sequence[int], names: Sequence[str]) -> Callable[[int], FileOrigin]:
+        """Where images lie."""
+        prefix = self._prefix
+        return lambda row: FileOrigin(names[row], prefix)
 
     def where(self, name: str) -> str:
         """The path of a file."""
@@ -77,9 +78,13 @@ class FolderTree:
             return f"; shards are given as files, for example {shards[0]!r}"
         return f"; of its {len(self.names)} files none is an image" if self.names else "; it is empty"
 
-    def _is_left_out(self, name: str) -> bool:
-        path = self.folder / name
-        return path.is_file() and _identity(path) in self._files_left_out
+    def _wanted(self) -> Iterator[str]:
+        for name in self._walk():
+            path = self.folder / name if self._files_left_out else None
+            if path is not None and path.is_file() and _identity(path) in self._files_left_out:
+                self._num_left_out += 1
+            else:
+                yield name
 
     def _walk(self) -> Iterator[str]:
         """Relative posix paths of the files; links wait until all real folders have been seen."""
@@ -95,22 +100,17 @@ class FolderTree:
                     warn(f"{self.folder / prefix}: left out of {self.folder}, since it is given on the other side")
                     continue
                 entered.add(identity)
-                with os.scandir(self.folder / prefix) as scan:
-                    entries = sorted(scan, key=lambda entry: entry.name)
+                files, below = _list(self.folder / prefix)
             except OSError as error:
                 failure = VqtoolError(f"{self.folder / prefix}: cannot read this folder: {error.strerror}")
                 if self._on_unreadable is None:
                     raise failure from error
                 self._on_unreadable(self.folder / prefix, failure)
                 continue
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = f"{prefix}{entry.name}"
-                if _is_folder(entry):
-                    (links if entry.is_symlink() else folders).append(f"{name}/")
-                elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere cannot be read, and is named
-                    yield name
+            for name, is_link in below:
+                (links if is_link else folders).append(f"{prefix}{name}/")
+            for name in files:
+                yield f"{prefix}{name}"
 
 
 class FileTree:
@@ -119,7 +119,6 @@ class FileTree:
     def __init__(self, files: Sequence[Path]) -> None:
         places = [Path(os.path.abspath(file)) for file in files]
         self.folder = Path(os.path.commonpath([place.parent for place in places]))
-        self._prefix = str(self.folder / "_")[:-1]
         self.images = [place.relative_to(self.folder).as_posix() for place in places]
         folders = {place.parent for place in places} | {self.folder}
         folders |= {folder / name for folder in list(folders) for name in CAPTION_FOLDERS}
@@ -130,10 +129,6 @@ class FileTree:
     def read(self, name: str) -> bytes:
         """The content of a file."""
         return (self.folder / name).read_bytes()
-
-    def origin(self, name: str) -> FileOrigin:
-        """A file."""
-        return FileOrigin(name, self._prefix)
 
     def where(self, name: str) -> str:
         """The path of a file, as people write it."""
@@ -165,6 +160,22 @@ def _files_in(folder: Path) -> list[Path]:
 def _identity(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _list(folder: Path) -> tuple[list[str], list[tuple[str, bool]]]:
+    """The files of a folder, and the folders in it with whether they are links; what is hidden is passed over."""
+    files, folders = list[str](), list[tuple[str, bool]]()
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append((entry.name, entry.is_symlink()))
+            elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere cannot be read, and is named
+                files.append(entry.name)
+    files.sort()
+    folders.sort()
+    return files, folders
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

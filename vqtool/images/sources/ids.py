@@ -1,63 +1,150 @@
 """Ids of images: the best name that no other image has."""
 
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import overload
 
-from vqtool.images.sources.items import Entry, ImageItem, composed
+from vqtool.images.sources.items import ImageItem, composed
+from vqtool.images.sources.packed import Group, repeated
 
 
-def make_items(groups: dict[str, list[Entry]]) -> list[ImageItem]:
+class Items(Sequence[ImageItem]):
+    """Images that were found, each of which is made when it is asked for: equal ones every time, but not the same.
+
+    A slice is of this class, too, and holds nothing of its own.
+    """
+
+    def __init__(self, named: Sequence[_Named], changed: Mapping[int, str], rows: range | None = None) -> None:
+        self._named, self._changed = named, changed
+        self._starts = [0]
+        for each in named:
+            self._starts.append(self._starts[-1] + len(each.group))
+        self._rows = range(self._starts[-1]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageItem: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Items: ...
+
+    def __getitem__(self, place: int | slice) -> ImageItem | Items:
+        if isinstance(place, slice):
+            return Items(self._named, self._changed, self._rows[place])
+        return self._make(self._rows[place])
+
+    def __iter__(self) -> Iterator[ImageItem]:
+        return map(self._make, self._rows)
+
+    def _make(self, number: int) -> ImageItem:
+        source = bisect_right(self._starts, number) - 1
+        named, row = self._named[source], number - self._starts[source]
+        words, id = named.group.words_of(row), self._changed.get(number)
+        return ImageItem(
+            named.id(row) if id is None else id,
+            None if words.label is None else printable_name(words.label),
+            words.captions[0] if words.captions else None,
+            named.group.origin(row),
+            words.captions[1:],
+        )
+
+
+class _Named:
+    """The images of a source, and which of their names is the id of each."""
+
+    def __init__(self, group: Group, prefix: str = "", level: Sequence[int] | None = None) -> None:
+        self.group, self._prefix, self.level = group, prefix, level
+
+    def own(self, row: int) -> str:
+        """The name of an image within its source."""
+        return self.group.names(row)[0 if self.level is None else self.level[row]]
+
+    def id(self, row: int) -> str:
+        """The name of an image."""
+        return printable_name(self._prefix + self.own(row))
+
+    def names(self) -> Iterator[str]:
+        """The names of all within the source."""
+        return map(self.own, range(len(self.group)))
+
+    def ids(self) -> Iterator[str]:
+        """The names of all."""
+        return map(self.id, range(len(self.group)))
+
+    def with_prefix(self, prefix: str) -> _Named:
+        """The same, with names that begin with something."""
+        return _Named(self.group, prefix, self.level)
+
+
+def make_items(groups: Mapping[str, Group]) -> Items:
     """Items with unique ids.
 
     Args:
-        groups: entries by the name of their source; "" is that of files named one by one, which have no source.
+        groups: images by the name of their source; "" is that of files named one by one, which have no source.
     """
-    ids = {name: _ids_within(entries) for name, entries in groups.items()}
-    seen = Counter(one for own in ids.values() for one in set(own))
-    for name, own in ids.items():
-        if name and any(seen[one] > 1 for one in own):
-            ids[name] = [f"{name}/{one}" for one in own]
-    entries = [entry for group in groups.values() for entry in group]
-    unique = _number_repeats([printable_name(one) for own in ids.values() for one in own])
-    return [_make_item(one, entry) for one, entry in zip(unique, entries, strict=True)]
+    filled = {name: _Named(group) for name, group in groups.items() if len(group)}
+    num = sum(len(each.group) for each in filled.values())
+    if not _repeated_ids(filled.values(), num):
+        return Items(list(filled.values()), {})
+    for each in filled.values():
+        each.level = _levels_within(each.group)
+    shared = repeated(lambda: chain.from_iterable(each.names() for each in filled.values()), num)
+    counts = Counter(chain.from_iterable(shared.intersection(each.names()) for each in filled.values()))
+    named = [
+        each.with_prefix(f"{name}/") if name and any(counts[one] > 1 for one in each.names()) else each
+        for name, each in filled.items()
+    ]
+    return Items(named, _number_repeats(named, num))
 
 
-def _make_item(id: str, entry: Entry) -> ImageItem:
-    captions, label = entry.words.captions, entry.words.label
-    return ImageItem(
-        id,
-        None if label is None else printable_name(label),
-        captions[0] if captions else None,
-        entry.origin,
-        captions[1:],
-    )
+def _repeated_ids(named: Iterable[_Named], num: int) -> set[str]:
+    return repeated(lambda: chain.from_iterable(each.ids() for each in named), num)
 
 
-def _ids_within(entries: list[Entry]) -> list[str]:
-    """Each entry's first name; its next one as long as another entry is called the same."""
-    level = [0] * len(entries)
-    for _ in range(max((len(entry.names) for entry in entries), default=1) - 1):
-        names = [entry.names[i] for entry, i in zip(entries, level, strict=True)]
-        counts = Counter(names)
-        level = [
-            min(i + (counts[name] > 1), len(entry.names) - 1)
-            for entry, i, name in zip(entries, level, names, strict=True)
-        ]
-    return [entry.names[i] for entry, i in zip(entries, level, strict=True)]
+def _levels_within(group: Group) -> Sequence[int]:
+    """Which of its names each image has: the first; the next one as long as another image is called the same."""
+    level = array("B", bytes(len(group)))
+    depth = max(len(group.names(row)) for row in range(len(group)))
+    for _ in range(depth - 1):
+        names = _Named(group, level=array("B", level)).names
+        twice = repeated(names, len(group))
+        if not twice:
+            break
+        for row, name in enumerate(names()):
+            if name in twice:
+                level[row] = min(level[row] + 1, len(group.names(row)) - 1)
+    return level
 
 
-def _number_repeats(ids: list[str]) -> list[str]:
-    """Append -2, -3, ... to ids that are still the same: an image given twice."""
-    taken: set[str] = set()
-    numbers: Counter[str] = Counter()
-    given = set(ids)
-    for i, one in enumerate(ids):
-        while ids[i] in taken or (ids[i] != one and ids[i] in given):
-            numbers[one] += 1
-            ids[i] = f"{one}-{numbers[one] + 1}"
-        taken.add(ids[i])
-    return ids
+def _number_repeats(named: Sequence[_Named], num: int) -> dict[int, str]:
+    """-2, -3, ... after ids that are still the same: of an image that is given twice, by its number."""
+    twice = _repeated_ids(named, num)
+    changed: dict[int, str] = {}
+    if not twice:
+        return changed
+    taken = set(chain.from_iterable(each.ids() for each in named))
+    seen: Counter[str] = Counter()
+    for number, one in enumerate(chain.from_iterable(each.ids() for each in named)):
+        if one in twice:
+            id = one
+            while seen[one] and id in taken:
+                seen[one] += 1
+                id = f"{one}-{seen[one]}"
+            if id == one:
+                seen[one] = 1
+            else:
+                changed[number] = id
+                taken.add(id)
+    return changed
 
 
 def printable_name(text: str) -> str:
     """Text in Unicode's composed form. File names need not be UTF-8; ids must be, to stand in HDF5 and JSON."""
-    return composed(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    return text if text.isascii() else composed(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))

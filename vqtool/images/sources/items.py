@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,15 +73,6 @@ NO_WORDS = Words()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One image of one source, before ids are made unique across sources."""
-
-    names: tuple[str, ...]  # what it may be called, the best first; the next one where two would be called the same
-    origin: Origin
-    words: Words = NO_WORDS
-
-
-@dataclass(frozen=True, slots=True)
 class FileOrigin:
     """A file of its own."""
 
@@ -105,24 +96,32 @@ class Tree(Protocol):
     """Files by name, in a folder or an archive. `str()` names it for messages."""
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Relative posix paths of all files."""
 
     def read(self, name: str) -> bytes:
         """The content of a small file, such as a caption."""
 
-    def origin(self, name: str) -> Origin:
-        """Where an image lies."""
-
     def where(self, name: str) -> str:
         """A file, for messages."""
+
+
+class PlacedTree(Tree, Protocol):
+    """One whose images are found by their numbers among its names."""
+
+    def origins(self, rows: Sequence[int], names: Sequence[str]) -> Callable[[int], Origin]:
+        """Where images lie, by their numbers among these, whose rows and names are given."""
 
 
 class NameIndex:
     """Finds names: an equal one, else one of another Unicode composition (NFC, NFD), else of another case too."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = set(names)
+        self._given = names
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return set(self._given)
 
     @cached_property
     def _folded(self) -> Mapping[str, list[str]]:

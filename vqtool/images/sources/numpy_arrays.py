@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.images.sources.arrays import COLUMNS, WORDS, as_pixels, as_texts, check_array, make_rows
-from vqtool.images.sources.items import Entry
+from vqtool.images.sources.packed import Group
 from vqtool.trust import check_file, check_size
 
 Columns = dict[str, list[tuple[str, ...]] | None]
@@ -23,11 +23,11 @@ NUMPY_ENDINGS = (".npy", ".npz")
 MOST_ANYWAY = 1 << 30  # bytes that an array of a .npz, which is unpacked in memory, may have whatever it is packed to
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, slots=True)
 class NumpyRow:
     """An image in an array."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] = field(compare=False)
     row: int
     path: Path
 
@@ -43,7 +43,7 @@ class NumpyRow:
         return f"{self.path}, row {self.row}"
 
 
-def find_in_numpy(path: Path, words: Collection[str] = WORDS, *, split: str | None = None) -> list[Entry]:
+def find_in_numpy(path: Path, words: Collection[str] = WORDS, *, split: str | None = None) -> Group:
     """All images of a .npy or .npz file, in its order.
 
     Args:

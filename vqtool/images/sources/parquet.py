@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from vqtool.errors import FormatError, VqtoolError, warn
 from vqtool.extras import install_command
 from vqtool.images.sources.arrays import WORDS, make_rows
-from vqtool.images.sources.items import Entry
+from vqtool.images.sources.packed import Group
 from vqtool.images.sources.tables import CAPTION_COLUMNS, LABEL_COLUMNS
 
 PARQUET_ENDINGS = (".parquet",)
@@ -85,7 +85,7 @@ class ParquetRow:
         return f"{self.file.path}, row {self.row}"
 
 
-def find_in_parquet(path: Path, words: Collection[str] = WORDS) -> list[Entry]:
+def find_in_parquet(path: Path, words: Collection[str] = WORDS) -> Group:
     """All images of a parquet file, in its order; names of classes are those that Hugging Face writes beside them.
 
     Args:

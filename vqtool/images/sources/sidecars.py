@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import chain
 from posixpath import basename, dirname, splitext
 
 from vqtool.errors import warn
@@ -22,12 +24,16 @@ class Sidecars:
     def __init__(self, tree: Tree, images: Sequence[str], options: SourceOptions, beside: Sequence[str]) -> None:
         self._tree, self._lines = tree, options.caption_lines
         self._captions, self._labels = options.captions is None, options.labels is None  # what is needed
-        names = (*tree.names, *beside)
+        names = chain(tree.names, beside)
         self._index = NameIndex(name for name in names if name.lower().endswith(SIDECAR_ENDINGS))
-        self._stems = Counter(splitext(image)[0].casefold() for image in images)
+        self._images = images
         self._long: list[tuple[int, str]] = []  # (characters, name) of captions of several lines
         self._apart: dict[str, list[str]] = {}  # images by their captions in a folder of captions
         self.used: set[str] = set()
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(splitext(image)[0].casefold() for image in self._images)
 
     def complete(self, image: str, words: Words) -> Words:
         """Words of an image with what is said of it beside it, where its row says nothing."""

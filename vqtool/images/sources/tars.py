@@ -15,10 +15,12 @@ import tempfile
 import threading
 import weakref
 import zlib
+from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from posixpath import normpath
 from typing import IO, Any, BinaryIO
@@ -26,6 +28,7 @@ from typing import IO, Any, BinaryIO
 from vqtool import trust
 from vqtool.errors import FormatError, warn
 from vqtool.images.sources.items import counted, shown_names
+from vqtool.images.sources.packed import Texts, repeated
 from vqtool.inputs import describe_bytes
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -45,18 +48,34 @@ class Span:
     size: int
 
 
-class TarShard:
-    """One open shard; reading is safe from several threads.
+class Spans:
+    """Many of them."""
 
-    Args:
-        path: a tar, compressed or not; "-" is standard input.
-        allow_truncated: take the members that are whole of a shard that ends early.
-    """
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._offsets, self._sizes = array("Q"), array("Q")
+        for span in spans:
+            self.append(span)
 
-    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
-        self.path, self._allow_truncated = path, allow_truncated
-        self.ids: dict[str, str] = {}  # ids that vqtool wrote, by member; after `spans`
-        self._left_out: dict[str, str] = {}
+    def append(self, span: Span) -> None:
+        """Add one."""
+        self._offsets.append(span.offset)
+        self._sizes.append(span.size)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, row: int) -> Span:
+        return Span(self._offsets[row], self._sizes[row])
+
+    def __iter__(self) -> Iterator[Span]:
+        return map(Span, self._offsets, self._sizes)
+
+
+class TarFile:
+    """The file of a shard, which is opened and closed as it is wanted; reading is safe from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._lock = threading.Lock()
         self._held = [_open_unpacked(path)]  # the open file; none while others are open in its place
         self._named = isinstance(self._held[0], io.BufferedReader)  # it can be opened again
@@ -67,19 +86,24 @@ class TarShard:
     def __str__(self) -> str:
         return "standard input" if str(self.path) == STANDARD_INPUT else str(self.path)
 
-    def read_span(self, span: Span) -> bytes:
+    def where(self, name: str) -> str:
+        """A member, for messages."""
+        return f"{self}: {name}"
+
+    def read(self, span: Span) -> bytes:
         """Read one member's data."""
         if self._named:
             _use(self)
         with self._lock:
-            self._file.seek(span.offset)
-            data = self._file.read(span.size)
+            self.file.seek(span.offset)
+            data = self.file.read(span.size)
         if len(data) < span.size:
             raise FormatError(f"{self}: the shard is cut short ({span.size - len(data)} bytes are missing)")
         return data
 
     @property
-    def _file(self) -> IO[bytes]:
+    def file(self) -> IO[bytes]:
+        """The open file; nobody else may read it meanwhile."""
         if not self._held:
             self._held.append(self.path.open("rb"))
         return self._held[0]
@@ -89,92 +113,117 @@ class TarShard:
         with self._lock:
             _close(self._held)
 
+
+class TarShard:
+    """What is in a shard: its headers are read once. Images need its file alone.
+
+    Args:
+        path: a tar, compressed or not; "-" is standard input.
+        allow_truncated: take the members that are whole of a shard that ends early.
+
+    Attributes:
+        names: paths of the regular files in it, in its order.
+        spans: where they lie.
+        ids: ids that vqtool wrote, by member.
+        left_out: members that are not read, such as links, and why.
+
+    Raises:
+        FormatError: not a tar, damaged or cut short.
+    """
+
+    def __init__(self, path: Path, *, allow_truncated: bool = False) -> None:
+        self.path, self._allow_truncated = path, allow_truncated
+        self.file = TarFile(path)
+        self.ids: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+        self.names, self.spans, end = self._read_headers()
+        kept = _last_of_each(self.names, self._count_whole(end), str(self))
+        if kept is not None:
+            self.names = Texts(self.names[row] for row in kept)
+            self.spans = Spans(self.spans[row] for row in kept)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
     @cached_property
-    def spans(self) -> dict[str, Span]:
-        """Where the regular files in it lie, by member name, in the shard's order; reads headers only.
-
-        Raises:
-            FormatError: not a tar, damaged or cut short.
-        """
-        spans: dict[str, Span] = {}
-        repeated: list[str] = []
-        try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                for member in tar:
-                    name = _normalise(member.name)
-                    if name in spans and not member.isdir():
-                        repeated.append(name)
-                    if member.islnk() and _normalise(member.linkname) in spans:
-                        spans[name] = spans[_normalise(member.linkname)]
-                    elif member.isreg() and not member.issparse():
-                        spans[name] = Span(member.offset_data, member.size)
-                        if member.pax_headers.get(PAX_ID):
-                            self.ids[name] = member.pax_headers[PAX_ID]
-                    elif not member.isdir():
-                        self._left_out[name] = _describe_member(member)
-                end = tar.offset
-        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-            if not (self._allow_truncated and spans):
-                self._file.seek(0)
-                start = self._file.read(_BLOCK)
-                found = "" if start[257:262] == b"ustar" or not start else f"; it begins as {describe_bytes(start)}"
-                if spans:
-                    found = f" after {counted(len(spans), 'file')}; `allow_truncated` takes what is there"
-                raise FormatError(f"{self}: not a whole tar archive ({error}){found}") from error
-            end = None
-        tell_repeated(str(self), repeated)
-        return self._check_end(end, spans)
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Members that are not read, such as links, and why."""
-        return self._left_out if self.spans else {}
-
-    @property
-    def names(self) -> list[str]:
-        """The members' paths."""
-        return list(self.spans)
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names)}
 
     def read(self, name: str) -> bytes:
         """The content of a member."""
-        return self.read_span(self.spans[name])
+        return self.file.read(self.spans[self._rows[name]])
 
-    def origin(self, name: str) -> TarMember:
-        """Where an image lies."""
-        return TarMember(self, name, self.spans[name])
+    def origins(self, rows: Sequence[int], names: Sequence[str]) -> Callable[[int], TarMember]:
+        """Where images lie."""
+        file, spans = self.file, Spans(self.spans[row] for row in rows)
+        return lambda row: TarMember(file, names[row], spans[row])
 
     def where(self, name: str) -> str:
         """A member, for messages."""
-        return f"{self}: {name}"
+        return self.file.where(name)
 
-    def _check_end(self, end: int | None, spans: dict[str, Span]) -> dict[str, Span]:
-        """The members that are whole.
+    def _read_headers(self) -> tuple[Texts, Spans, int | None]:
+        """All regular files, hard links to them included, and where the headers end; None where that is unknown."""
+        names, spans, rows = Texts(), Spans(), dict[str, int]()  # rows: as far as links need them, which are few
+        file = self.file.file
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # `tarfile` would keep all of them
+                    name, span = _normalise(member.name), None
+                    if member.islnk():
+                        rows.update((names[row], row) for row in range(len(rows), len(names)))
+                        target = rows.get(_normalise(member.linkname))
+                        span = None if target is None else spans[target]
+                    elif member.isreg() and not member.issparse():
+                        span = Span(member.offset_data, member.size)
+                        if member.pax_headers.get(PAX_ID):
+                            self.ids[name] = member.pax_headers[PAX_ID]
+                    if span is not None:
+                        names.append(name)
+                        spans.append(span)
+                    elif not member.isdir():
+                        self.left_out[name] = _describe_member(member)
+                return names, spans, tar.offset
+        except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+            if self._allow_truncated and len(spans):
+                return names, spans, None
+            file.seek(0)
+            start = file.read(_BLOCK)
+            found = "" if start[257:262] == b"ustar" or not start else f"; it begins as {describe_bytes(start)}"
+            if len(spans):
+                found = f" after {counted(len(spans), 'file')}; `allow_truncated` takes what is there"
+            raise FormatError(f"{self}: not a whole tar archive ({error}){found}") from error
+
+    def _count_whole(self, end: int | None) -> int:
+        """How many members are whole, which are the first.
 
         `tarfile` takes a damaged header, and the end of the file, for the end of the archive. The real one is marked
         by blocks of zeros.
         """
-        size = self._file.seek(0, io.SEEK_END)
-        whole = {name: span for name, span in spans.items() if span.offset + span.size <= size}
+        size = self.file.file.seek(0, io.SEEK_END)
+        fit = (span.offset + span.size <= size for span in self.spans)
+        num, all_fit = next(((row, False) for row, fits in enumerate(fit) if not fits), (len(self.spans), True))
         if end is not None:
-            self._file.seek(end)
-            block = self._file.read(_BLOCK)
-            if len(whole) == len(spans) and len(block) == _BLOCK and not any(block):
-                return spans
-        damaged = end is not None and len(whole) == len(spans) and any(block)
-        unmarked = len(whole) == len(spans) and not damaged
+            self.file.file.seek(end)
+            block = self.file.file.read(_BLOCK)
+            if all_fit and len(block) == _BLOCK and not any(block):
+                return num
+        damaged = end is not None and all_fit and any(block)
+        unmarked = all_fit and not damaged
         what = "has no end marker: it was cut short" if unmarked else "is damaged or cut short"
-        message = f"{self}: the tar archive {what} after {len(whole)} files"
+        message = f"{self}: the tar archive {what} after {num} files"
         if not self._allow_truncated:
             raise FormatError(f"{message}; `allow_truncated` takes what is there")
         warn(f"{message}; these are taken")
-        return whole
+        return num
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
     """An image in a shard."""
 
-    shard: TarShard
+    file: TarFile
     name: str
     span: Span
 
@@ -185,17 +234,17 @@ class TarMember:
 
     def open(self) -> BinaryIO:
         """Read the member."""
-        return io.BytesIO(self.shard.read_span(self.span))
+        return io.BytesIO(self.file.read(self.span))
 
     def __str__(self) -> str:
-        return self.shard.where(self.name)
+        return self.file.where(self.name)
 
 
-_used: OrderedDict[int, weakref.ref[TarShard]] = OrderedDict()  # shards whose files are open, by identity
+_used: OrderedDict[int, weakref.ref[TarFile]] = OrderedDict()  # shards whose files are open, by identity
 _using = threading.Lock()
 
 
-def _use(shard: TarShard) -> None:
+def _use(shard: TarFile) -> None:
     """Let the file of a shard be open, and close that of the one that was used least lately if there are many."""
     with _using:
         _used[id(shard)] = weakref.ref(shard)
@@ -209,6 +258,20 @@ def _use(shard: TarShard) -> None:
 def _close(held: list[IO[bytes]]) -> None:
     while held:
         held.pop().close()
+
+
+def _last_of_each(names: Texts, num: int, place: str) -> list[int] | None:
+    """The rows of the first `num` names without those of members that another one of the same name follows.
+
+    None where these are all of the names.
+    """
+    twice = repeated(lambda: islice(names, num), num)
+    if not twice:
+        return None if num == len(names) else list(range(num))
+    last = {name: row for row, name in enumerate(islice(names, num)) if name in twice}
+    before = [row for row, name in enumerate(islice(names, num)) if last.get(name, row) != row]
+    tell_repeated(place, [names[row] for row in before])
+    return sorted(set(range(num)).difference(before))
 
 
 def tell_repeated(place: str, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import threading
 import weakref
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,8 +61,8 @@ class ZipArchive:
         links = (name for name, member in self._members.items() if stat.S_ISLNK(member.external_attr >> 16))
         return dict.fromkeys(links, "a symbolic link, and links in archives are not followed")
 
-    @property
-    def names(self) -> list[str]:
+    @cached_property
+    def names(self) -> Sequence[str]:
         """The members' paths."""
         return [name for name in self._members if name not in self.left_out]
 
@@ -83,9 +84,9 @@ class ZipArchive:
         """Length of a member, unpacked."""
         return self._members[name].file_size
 
-    def origin(self, name: str) -> ZipMember:
-        """Where an image lies."""
-        return ZipMember(self, name)
+    def origins(self, rows: Sequence[int], names: Sequence[str]) -> Callable[[int], ZipMember]:
+        """Where images lie."""
+        return lambda row: ZipMember(self, names[row])
 
     def where(self, name: str) -> str:
         """A member, for messages."""

@@ -99,7 +99,7 @@ class Request:
         """
         return None if self.images.size is None else parse_size(str(self.images.size), "`size`")
 
-    def find(self, side: str, words: WordsNeeded = "none") -> list[ImageItem]:
+    def find(self, side: str, words: WordsNeeded = "none") -> Sequence[ImageItem]:
         """The images of one side, "images" or "reference", without those that are given on the other side."""
         sources, others = (self.sources, self.ref) if side == "images" else (self.ref, self.sources)
         leave_out = [path for path in others if Path(path).is_dir()] if side == "images" else others
