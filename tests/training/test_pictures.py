@@ -193,6 +193,14 @@ def test_a_container_has_no_more_memory_than_it_may_use(tmp_path, monkeypatch):
     assert distributed.free_memory() == 4096
 
 
+def test_a_tokenizer_is_not_split_over_processes_and_says_so_before_it_looks_for_images(monkeypatch):
+    monkeypatch.setattr(distributed, "splits_weights", lambda: True)
+    with pytest.raises(
+        VqtoolError, match=r"use_fsdp`\) is for priors: a tokenizer fits every GPU whole; start without"
+    ):
+        train("x", images="missing")
+
+
 def test_files_of_other_images_are_removed_when_a_run_begins_anew():
     interrupt("parts", cache="disk")
     Path("parts.images-other.cache").touch()

@@ -19,9 +19,9 @@ from vqtool.errors import VqtoolError
 from vqtool.images import to_float
 from vqtool.tokenizers import SIZES, Tokenizer
 from vqtool.training import finetuning
-from vqtool.training._autoencoder import DISCRIMINATOR_WEIGHT, Phase, TokenizerLoss, build_model
+from vqtool.training._autoencoder import DISCRIMINATOR_WEIGHT, Part, Phase, TokenizerLoss, build_model
 from vqtool.training.augment import Augmentation, augmented, middle
-from vqtool.training.clock import LoopConfig
+from vqtool.training.clock import Length, LoopConfig
 from vqtool.training.discriminator import Discriminator, DiscriminatorConfig, check_size
 from vqtool.training.fitting import TokenizerObjective, fit
 from vqtool.training.reconstruction import adaptive_weight, edges, hinge, last_layer, reconstruction
@@ -167,6 +167,94 @@ def test_an_interrupted_run_resumes_to_the_log_and_weights_of_one_that_was_not(t
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
+@pytest.mark.parametrize(("quantizer", "adversarial"), [("ema", True), ("vq", True), ("simvq", False), ("lfq", False)])
+def test_a_batch_in_parts_has_the_losses_and_codes_of_the_whole(tmp_path, quantizer, adversarial):
+    """Codes are placed at step 1, the discriminator comes at 10. Terms of codes are small differences of latents."""
+    settings = {"quantizer": quantizer, "adversarial": adversarial, "batch_size": 8, "num_steps": 12}
+    (tmp_path / "parts").mkdir()
+    whole, _ = train(tmp_path, **settings)
+    parts, _ = train(tmp_path / "parts", accumulate=4, checkpoint=True, **settings)
+    for mine, other in zip(read_log(tmp_path / "parts"), read_log(tmp_path), strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert mine["usage"] == other["usage"]
+    assert ("adversarial_weight" in mine) is adversarial
+    # Adam makes steps of the learning rate, 1e-3, of gradients of any size: rounding shows where they are next to none.
+    close = 1e-5 if quantizer == "ema" else 5e-4
+    assert torch.allclose(parts.codebook, whole.codebook, rtol=1e-5, atol=close)
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "lfq"])
+def test_the_gradients_of_parts_add_up_to_those_of_the_batch(quantizer):
+    """Those by the adaptive weight and the entropy of all codes included."""
+    moment = Length(steps=100).moment(60, 0)
+    gradients = []
+    for num in (1, 4):
+        model = build_model(SMALL, 0, quantizer=quantizer, discriminator=DiscriminatorConfig(1, 8))
+        if quantizer == "vq":
+            model.quantizer.begin(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
+        loss = TokenizerLoss(adversarial=0.8, adversarial_start=0, perceptual_share=0.5)
+        objective = TokenizerObjective(pictures(8), model, loss, LoopConfig(100, 8), perceptual=FarPixels())
+        for value, _ in objective.in_parts(model, np.arange(8), np.arange(8), moment, num):
+            (value / num).backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, whole in gradients[0].items():
+        assert torch.allclose(gradients[1][name], whole, rtol=1e-3, atol=1e-5 * whole.abs().max()), name
+
+
+class FarPixels(torch.nn.Module):
+    """Stands for a perceptual network."""
+
+    name = "far"
+
+    def forward(self, images, rebuilt):
+        return (images - rebuilt)[..., ::3, ::2].square().mean()
+
+
+def test_dead_codes_are_put_onto_latents_of_the_whole_batch_that_comes_in_parts():
+    for quantizer in ("ema", "vq"):
+        codes = []
+        for num in (1, 2):
+            model = build_model(SMALL, 0, quantizer=quantizer)
+            model.quantizer.begin(torch.linspace(-1, 1, 16)[:, None].expand(16, 4) * 100)
+            objective = TokenizerObjective(pictures(8), model, TokenizerLoss(), LoopConfig(100, 8))
+            for step in range(30):
+                moment = Length(steps=100).moment(step, 0)
+                rows = np.arange(8)
+                list(objective.in_parts(model, rows, rows + 8 * step, moment, num))
+            codes.append(model.quantizer.effective_codebook().detach().clone())
+        assert (codes[0].abs().amax(1) < 6).sum() > 4  # those that were moved to where the latents are
+        assert torch.allclose(codes[0], codes[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_in_parts_resumes_exactly(tmp_path):
+    settings = {"quantizer": "vq", "adversarial": True, "num_steps": 16, "accumulate": 2, "save_seconds": 1e9}
+    (tmp_path / "whole").mkdir()
+    whole, _ = train(tmp_path / "whole", **settings)
+
+    def report(step, metrics):
+        if step == 11:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, report=report, **settings)
+    again, _ = train(tmp_path, resume=True, **settings)
+    assert read_log(tmp_path) == read_log(tmp_path / "whole")
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["vqvae-f8", "vqgan-f8-small"])
+def test_blocks_that_are_computed_again_are_all_of_the_chains_and_none_twice(name):
+    with torch.device("meta"):
+        model = build_model(SIZES[name], 0)
+    blocks = list(model.blocks)
+    inside = [id(parameter) for block in blocks for parameter in block.parameters()]
+    assert len(set(inside)) == len(inside)
+    assert len(inside) > len(list(model.tokenizer.parameters())) / 2
+    model.tokenizer.encoder.requires_grad_(False)
+    assert 0 < len(model.blocks) < len(blocks)
+
+
 def test_a_resume_with_another_quantizer_is_refused(tmp_path):
     train(tmp_path, num_steps=2)
     with pytest.raises(VqtoolError, match="`quantizer` was ema when the run began, now it is vq"):
@@ -174,13 +262,15 @@ def test_a_resume_with_another_quantizer_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantizer", "adversarial"), [("vq", True), ("simvq", False), ("lfq", False)])
-def test_two_processes_have_the_losses_of_one(tmp_path, quantizer, adversarial):
+@pytest.mark.parametrize(
+    ("quantizer", "adversarial", "parts"), [("vq", True, 1), ("simvq", False, 1), ("lfq", False, 1), ("vq", True, 2)]
+)
+def test_two_processes_have_the_losses_of_one(tmp_path, quantizer, adversarial, parts):
     """Sums over processes round differently: losses agree to 1e-3, which fails where noise or gradients differ."""
     settings = {"quantizer": quantizer, "adversarial": adversarial, "num_steps": 24}
     (tmp_path / "whole").mkdir()
     train(tmp_path / "whole", **settings)
-    done = run_in_two("support.training_run", tmp_path, json.dumps(settings))
+    done = run_in_two("support.training_run", tmp_path, json.dumps({**settings, "accumulate": parts}))
     assert done.returncode == 0, done.stderr.decode()
     one, two = read_log(tmp_path / "whole"), read_log(tmp_path)
     for name in ("loss", "gradient_norm"):
@@ -372,6 +462,23 @@ def test_a_share_of_the_batch_is_shown_to_the_perceptual_network():
         loss = TokenizerLoss(perceptual_share=share)
         model(floats(4), torch.rand(16), loss=loss, phase=Phase(), perceptual=distance)
     assert seen == [4, 2, 1]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.3])
+def test_of_a_batch_in_parts_the_perceptual_network_sees_the_same_share(share):
+    seen = []
+
+    def distance(images, rebuilt):
+        seen.append(images)
+        return (images - rebuilt).square().mean()
+
+    model, loss = build_model(SMALL, 0), TokenizerLoss(perceptual_share=share)
+    how = {"loss": loss, "phase": Phase(quantize=False), "perceptual": distance}
+    images = floats(8)
+    whole, _ = model(images, torch.rand(16), **how)
+    parts = [model(each, torch.rand(16), part=Part(k, 4), **how)[0] for k, each in enumerate(images.chunk(4))]
+    assert torch.equal(torch.cat(seen[1:]), seen[0])
+    assert sum(parts).item() / 4 == pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_bfloat16_leaves_codes_and_loss_in_float32():

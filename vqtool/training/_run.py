@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,25 @@ from vqtool.trust import parse_record
 STATE_KIND = "training-state"
 
 Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[str, Tensor]]]
+Losses = Iterator[tuple[Tensor, dict[str, Tensor]]]
+
+
+@runtime_checkable
+class ObjectiveInParts(Protocol):
+    """An objective whose loss of a batch is not the mean of those of its parts, unless it sees to that."""
+
+    def in_parts(self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment, num: int) -> Losses:
+        """The loss and metrics of each part, whose means are those of the batch."""
+
+
+def in_parts(
+    objective: Objective, model: nn.Module, indices: Indices, samples: Indices, moment: Moment, num: int
+) -> Losses:
+    """The loss and metrics of each of `num` parts of a batch, computed when they are asked for."""
+    if isinstance(objective, ObjectiveInParts):
+        return objective.in_parts(model, indices, samples, moment, num)
+    rows = np.split(np.arange(len(indices)), num)
+    return (objective(model, indices[own], samples[own], moment) for own in rows)
 
 
 class Run:
@@ -206,13 +225,14 @@ class Run:
         for group in self.prepared.param_groups:
             group["lr"] = learning_rate(moment, config)
         indices, samples = indices[own.start : own.stop], samples[own.start : own.stop]
-        results = []
-        for part, rows in enumerate(np.split(np.arange(len(indices)), config.accumulate)):
+        results: list[dict[str, Tensor]] = []
+        losses = in_parts(objective, self.model, indices, samples, moment, config.accumulate)
+        for part in range(config.accumulate):
             # With the exchange of gradients, for the last part; what is split is too large to hold all gradients.
             waits = part + 1 < config.accumulate and not self.is_split
             with self.accelerator.no_sync(self.model) if waits else nullcontext():
                 with self._seeded(part), self.computing():
-                    loss, metrics = objective(self.model, indices[rows], samples[rows], moment)
+                    loss, metrics = next(losses)
                 with rounded(self.accelerator.device, tf32=config.tf32):
                     self.accelerator.backward(loss / config.accumulate)
             results.append({"loss": loss.detach(), **metrics})

@@ -6,7 +6,7 @@ Source: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:20
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from vqtool.options import distribute, option
 from vqtool.progress import Notify, Progress, silent
 from vqtool.tokenizers import Tokenizer, save_tokenizer
 from vqtool.training import loop
-from vqtool.training._autoencoder import Autoencoder, Phase, TokenizerLoss
+from vqtool.training._autoencoder import Autoencoder, Part, Phase, TokenizerLoss, unwrapped
 from vqtool.training._order import Indices, upcoming
 from vqtool.training.augment import Augmentation, augmented, middle
 from vqtool.training.clock import Length, LoopConfig, Moment
 from vqtool.training.discriminator import DiscriminatorConfig, check_size
 from vqtool.training.perceptual import Perceptual, load_perceptual
 from vqtool.training.pictures import CacheOptions, open_pictures, remove_stores
-from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
+from vqtool.training.runs import FittedRunOptions, MachineOptions, RunFiles, choose_length
 
 DEFAULT_EPOCHS = 20
 MIN_STEPS = 2000
@@ -47,7 +47,7 @@ _TOLD = ("loss", "psnr", "usage", "perplexity", "perceptual", "adversarial_weigh
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRunOptions(RunOptions):
+class TokenizerRunOptions(FittedRunOptions):
     """How long a run is."""
 
     batch_size: int = option(32, "Images a step.", minimum=1, flag="-b", advanced=True)
@@ -129,21 +129,25 @@ class TokenizerObjective:
         self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and metrics of a step."""
+        return next(self.in_parts(model, indices, samples, moment, 1))
+
+    def in_parts(
+        self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment, num: int
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The loss and metrics of each of `num` parts of a step, which together are those of the step."""
         device = next(model.parameters()).device
         if device != self._device:
             self._move_to(device)
         with torch.autocast(device.type, enabled=False):
             images = self._images_at(indices, int(samples[-1]), device)
             batch = augmented(images, self.size, self.augmentation, seed=self.run.seed, samples=samples)
-        picks = rng.uniform(self.run.seed, [0], moment.step, (self.codebook_size,), stream=rng.SELECTION)[0]
-        found: tuple[Tensor, dict[str, Tensor]] = model(
-            batch.contiguous(memory_format=torch.channels_last),
-            distributed.to_device(picks, device),
-            loss=self.loss,
-            phase=self.phase(moment),
-            perceptual=self.perceptual,
-        )
-        return found
+        noise = rng.uniform(self.run.seed, [0], moment.step, (self.codebook_size,), stream=rng.SELECTION)[0]
+        picks = distributed.to_device(noise, device)
+        parts = batch.contiguous(memory_format=torch.channels_last).chunk(num)
+        how: dict[str, Any] = {"loss": self.loss, "phase": self.phase(moment), "perceptual": self.perceptual}
+        weight = unwrapped(model).survey(parts, picks, **how) if num > 1 else None
+        for number, part in enumerate(parts):
+            yield model(part, picks, part=Part(number, num, weight), **how)
 
     def _move_to(self, device: torch.device) -> None:
         """Bring to the device what all steps need."""
@@ -214,6 +218,11 @@ def learn(
         report: is told (step, metrics).
     """
     size = lesson.size
+    if distributed.splits_weights():
+        raise VqtoolError(
+            "FSDP (`accelerate launch --use_fsdp`) is for priors: a tokenizer fits every GPU whole; start without it, "
+            "and see `accumulate` and `checkpoint` for less memory"
+        )
     perceptual = load_perceptual(lesson.loss.perceptual) if lesson.loss.perceptual is not None else None
     _check_sizes(model, perceptual, size)
     larger = (round(size[0] * lesson.augmentation.crop), round(size[1] * lesson.augmentation.crop))
@@ -275,7 +284,8 @@ def _choose_run(model: Autoencoder, lesson: Lesson, num_images: int, files: RunF
     length = choose_length(run, files, default=default, notify=notify)
     config = LoopConfig(
         length.steps, run.batch_size, run.learning_rate or lesson.rate, seed=lesson.seed,
-        preview_steps=run.preview_every, minutes=length.minutes, **lesson.machine.settings(),
+        preview_steps=run.preview_every, minutes=length.minutes, accumulate=run.accumulate, checkpoint=run.checkpoint,
+        **lesson.machine.settings(),
     )  # fmt: skip
     return config if model.discriminator is None else replace(config, betas=ADVERSARIAL_BETAS)
 

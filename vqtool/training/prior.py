@@ -33,7 +33,7 @@ from vqtool.training.data import FEW, MIN_GRIDS_TO_HOLD_OUT, GridData, read_data
 from vqtool.training.objectives import VALIDATION_TIMES, PriorLoss, PriorObjective, check_loss, curve_of, validate
 from vqtool.training.presets import settle
 from vqtool.training.rehearsal import rehearse
-from vqtool.training.runs import MachineOptions, RunFiles, RunOptions, choose_length
+from vqtool.training.runs import FittedRunOptions, MachineOptions, RunFiles, choose_length
 from vqtool.training.texts import keep_texts
 from vqtool.training.tuning import NEW, begins_with_builtin, go_on
 
@@ -47,7 +47,7 @@ OF_THE_GRIDS = ("codebook_size", "grid_size", "num_steps", "num_classes", "vocab
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorRunOptions(RunOptions):
+class PriorRunOptions(FittedRunOptions):
     """How long a run is, and which weights it leaves."""
 
     batch_size: int = option(64, "Grids a step.", minimum=1, flag="-b", advanced=True)
@@ -57,10 +57,6 @@ class PriorRunOptions(RunOptions):
     )  # fmt: skip
     early_stop: bool = option(
         True, "End where the best is long past and the bound on grids held out rises.", advanced=True
-    )
-    accumulate: int = option(1, "Parts that a batch is worked through in, for less memory.", minimum=1, advanced=True)
-    checkpoint: bool = option(
-        False, "Compute blocks again for the gradient: less memory, a third slower.", advanced=True
     )
     dry_run: bool = option(False, "Say what it would take (memory, steps an hour), and write nothing.", advanced=True)
 

@@ -1,5 +1,7 @@
 """What a tokenizer is trained on: distances of pixels and edges, and what a discriminator thinks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,10 +59,19 @@ def adaptive_weight(rebuilt: Tensor, last_layer: Tensor, pull: Tensor, push: Ten
 
     Source: Esser et al. 2021 (arXiv:2012.09841), equation 7.
     """
-    norms = []
-    for gradient in (pull, push):
-        (found,) = torch.autograd.grad(rebuilt, last_layer, gradient, retain_graph=True)
-        norms.append(distributed.total(found.float().contiguous()).norm() / distributed.world_size())
+    return weigh(last_gradients(rebuilt, last_layer, pull, push), largest=largest)
+
+
+def last_gradients(rebuilt: Tensor, last_layer: Tensor, pull: Tensor, push: Tensor) -> list[Tensor]:
+    """What `pull` and `push` by the pictures are by the last layer; the arguments are those of `adaptive_weight`."""
+    return [
+        torch.autograd.grad(rebuilt, last_layer, gradient, retain_graph=True)[0].float() for gradient in (pull, push)
+    ]
+
+
+def weigh(gradients: Sequence[Tensor], *, largest: float) -> Tensor:
+    """The adaptive weight, from what the distances' and the adversarial loss's gradients by the last layer are here."""
+    norms = [distributed.total(each.contiguous()).norm() / distributed.world_size() for each in gradients]
     weight: Tensor = norms[0] / (norms[1] + WEIGHT_EPSILON)
     return weight.clamp(0.0, largest)
 

@@ -40,6 +40,16 @@ class RunOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedRunOptions(RunOptions):
+    """How a run fits into the memory that there is, too."""
+
+    accumulate: int = option(1, "Parts that a batch is worked through in, for less memory.", minimum=1, advanced=True)
+    checkpoint: bool = option(
+        False, "Compute blocks again for the gradient: less memory, a third slower.", advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineOptions(Checked):
     """What a GPU can do faster."""
 

@@ -35,7 +35,9 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """Latents -> codes, with whatever of the codes is learned.
 
-    A subclass is made from (codebook_size, code_dim, options).
+    A subclass is made from (codebook_size, code_dim, options), and has `quantise`. What is not learned by gradients is
+    learned in `prepare`, before latents are quantised, and `follow`, after that: of all latents of a step at once,
+    which may be quantised in parts.
     """
 
     lookup: ClassVar[str] = "nearest"  # of the tokenizer that it ends in: says how latents are bounded, too
@@ -63,7 +65,29 @@ class Quantizer(nn.Module):
         Returns:
             Codes, tokens and loss terms.
         """
+        flat = latents.detach().flatten(0, -2).float()
+        if self.training:
+            with torch.no_grad():
+                self.prepare(flat, picks, restart=restart)
+        found = self.quantise(latents)
+        if self.training:
+            with torch.no_grad():
+                self.follow(flat, found.tokens.flatten(), picks, restart=restart)
+        return found
+
+    def prepares(self, *, restart: bool) -> bool:
+        """Whether `prepare` has something to do in a step that is quantised in parts."""
+        return False
+
+    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
+        """What is done before latents are quantised: flat (N, D) are those that this process has in the step."""
+
+    def quantise(self, latents: Tensor) -> Quantized:
+        """Codes, tokens and loss terms of latents (B, H, W, D); nothing is learned but by gradients."""
         raise NotImplementedError
+
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
+        """What is learned without gradients of the latents (N, D) of a step, and of their tokens (N,)."""
 
     def is_ready(self) -> bool:
         """Whether its codes mean something: False for those that are to be placed on data."""

@@ -61,26 +61,26 @@ class PlacedQuantizer(Quantizer):
         self.register_buffer("ready", torch.tensor(False))
         self._known_ready = False
 
-    def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
+    def prepares(self, *, restart: bool) -> bool:
+        """Where the codes have to be placed."""
+        return not self.is_ready()
+
+    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
+        """Place the codes on latents, if that has not been done."""
+        if not self.is_ready():
+            codes = k_means(distributed.gather(flat), picks, self.options.k_means)
+            codes = distributed.of_main(codes)  # GPUs add up in any order
+            self.place(codes, even_use(flat, self.codebook_size))
+            self.ready.fill_(True)
+
+    def quantise(self, latents: Tensor) -> Quantized:
         """See Quantizer; loss terms "commitment", which moves latents, and "codebook", if gradients move the codes."""
-        flat = latents.detach().reshape(-1, self.code_dim).float()
-        if self.training:
-            with torch.no_grad():
-                if not self.is_ready():
-                    codes = k_means(distributed.gather(flat), picks, self.options.k_means)
-                    codes = distributed.of_main(codes)  # GPUs add up in any order
-                    self.place(codes, even_use(flat, self.codebook_size))
-                    self.ready.fill_(True)
-                self.prepare(flat, picks, restart=restart)
         codebook = self.effective_codebook()
-        tokens = nearest(flat, codebook.detach())
+        tokens = nearest(latents.detach().reshape(-1, self.code_dim).float(), codebook.detach())
         codes = codebook[tokens].view_as(latents)
         losses = {"commitment": (latents - codes.detach()).square().mean()}
         if codes.requires_grad:
             losses["codebook"] = (codes - latents.detach()).square().mean()
-        if self.training:
-            with torch.no_grad():
-                self.follow(flat, tokens, picks, restart=restart)
         passed = pass_gradient(latents, codes, self.options.gradient)
         return Quantized(passed, tokens.view(latents.shape[:-1]), losses)
 
@@ -98,12 +98,6 @@ class PlacedQuantizer(Quantizer):
     def place(self, codes: Tensor, even: float) -> None:
         """Start on these codes (K, D); an even use of them would be `even` latents a batch."""
         raise NotImplementedError
-
-    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
-        """What is done before latents (N, D) are quantised."""
-
-    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
-        """What is learned of latents (N, D) and their tokens (N,) without gradients."""
 
 
 class RestartedQuantizer(PlacedQuantizer):

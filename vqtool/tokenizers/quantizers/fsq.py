@@ -56,7 +56,7 @@ class Quantizer(_contract.Quantizer):
         ):
             self.register_buffer(name, tensor, persistent=False)  # follows from the levels
 
-    def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
+    def quantise(self, latents: Tensor) -> Quantized:
         """See Quantizer; no loss term."""
         found = torch.ceil((latents.detach().float() + 1) / 2 * self.sizes) - 1
         digits = found.clamp(min=0).minimum(self.sizes - 1)

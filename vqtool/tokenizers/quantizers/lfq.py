@@ -58,9 +58,26 @@ class Quantizer(_contract.Quantizer):
         if codebook_size != 2**code_dim:
             raise ValueError(f"{codebook_size} codes are not the {2**code_dim} corners of {code_dim} dimensions")
         self.weights = {"commitment": options.commitment, "entropy": options.entropy}
+        self._means: list[Tensor] | None = None  # of the step that is being quantised in parts
         self.register_buffer("strides", 2 ** torch.arange(code_dim).flip(0), persistent=False)
 
     def forward(self, latents: Tensor, picks: Tensor, *, restart: bool = True) -> Quantized:
+        """See Quantizer: there is nothing to learn but by gradients."""
+        return self.quantise(latents)
+
+    def prepares(self, *, restart: bool) -> bool:
+        """Always: the entropy of the codes of all is that of the whole batch."""
+        return True
+
+    def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
+        """Find the mean probabilities of codes in a step that is quantised in parts."""
+        self._means = [_shared(_corners(group).mean(0)) for group in self._groups(flat)]
+
+    def follow(self, flat: Tensor, tokens: Tensor, picks: Tensor, *, restart: bool) -> None:
+        """Forget them."""
+        self._means = None
+
+    def quantise(self, latents: Tensor) -> Quantized:
         """See Quantizer; loss terms "commitment" and "entropy"."""
         codes = torch.where(latents.detach() > 0, 1.0, -1.0)
         tokens = ((codes > 0) * self.strides).sum(-1)
@@ -70,15 +87,17 @@ class Quantizer(_contract.Quantizer):
 
     def entropy(self, flat: Tensor) -> Tensor:
         """Mean entropy of the codes of one latent, less that of the codes of all: flat (N, D) -> ()."""
-        logits = (
-            4 * flat / self.options.entropy_temperature
-        )  # of a positive sign: (|z + 1|^2 - |z - 1|^2) / temperature
+        groups = self._groups(flat)
+        logits = torch.cat(groups, 1)
         one: Tensor = functional.softplus(logits) - logits * torch.sigmoid(logits)  # (N, D), of each sign
         # A code's probability is the product over its signs: entropies of one latent add up.
-        return one.sum(-1).mean() - sum(
-            (_entropy(_mean(_corners(group))) for group in torch.split(logits, GROUP_DIMENSIONS, dim=1)),
-            flat.new_zeros(()),
-        )
+        known = self._means or [None] * len(groups)
+        means = [_mean(_corners(group), mean) for group, mean in zip(groups, known, strict=True)]
+        return one.sum(-1).mean() - sum(map(_entropy, means), flat.new_zeros(()))
+
+    def _groups(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Logits of a positive sign, (|z + 1|^2 - |z - 1|^2) / temperature: latents (N, D) -> groups of dimensions."""
+        return torch.split(4 * flat / self.options.entropy_temperature, GROUP_DIMENSIONS, dim=1)
 
     def effective_codebook(self) -> Tensor:
         """(K, D)."""
@@ -94,13 +113,23 @@ def _corners(logits: Tensor) -> Tensor:
     return found
 
 
-def _mean(probabilities: Tensor) -> Tensor:
+def _mean(probabilities: Tensor, known: Tensor | None = None) -> Tensor:
     """Mean over the latents of all processes (N, C) -> (C,); its gradient is that of the latents here.
 
-    Gradients are averaged over processes: each process that counts its own latents alone makes that the right one.
+    Gradients are averaged over processes, and over parts of a step: each that counts its own latents alone makes that
+    the right one.
+
+    Args:
+        probabilities: (N, C) of the latents here.
+        known: (C,) the mean, where these are a part of a step.
     """
     own = probabilities.mean(0)
-    return own + (distributed.total(own.detach().clone()) / distributed.world_size() - own.detach())
+    return own + ((_shared(own.detach().clone()) if known is None else known) - own.detach())
+
+
+def _shared(own: Tensor) -> Tensor:
+    """The mean of what the processes have."""
+    return distributed.total(own) / distributed.world_size()
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

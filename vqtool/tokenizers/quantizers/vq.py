@@ -41,8 +41,13 @@ class Quantizer(RestartedQuantizer):
         self.codebook.copy_(codes)
         self.use.fill_(even)
 
+    def prepares(self, *, restart: bool) -> bool:
+        """Where codes have to be placed, or may be dead."""
+        return super().prepares(restart=restart) or (restart and self.options.restart)
+
     def prepare(self, flat: Tensor, picks: Tensor, *, restart: bool) -> None:
         """Put dead codes onto latents of this batch, before any gradient depends on them."""
+        super().prepare(flat, picks, restart=restart)
         if restart:
             dead = self.find_dead(even_use(flat, self.codebook_size))
             self.codebook.copy_(torch.where(dead[:, None], pick(flat, picks), self.codebook))
