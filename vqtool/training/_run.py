@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,20 +33,16 @@ Objective = Callable[[nn.Module, Indices, Indices, Moment], tuple[Tensor, dict[s
 Losses = Iterator[tuple[Tensor, dict[str, Tensor]]]
 
 
-@runtime_checkable
-class ObjectiveInParts(Protocol):
-    """An objective whose loss of a batch is not the mean of those of its parts, unless it sees to that."""
-
-    def in_parts(self, model: nn.Module, indices: Indices, samples: Indices, moment: Moment, num: int) -> Losses:
-        """The loss and metrics of each part, whose means are those of the batch."""
-
-
 def in_parts(
     objective: Objective, model: nn.Module, indices: Indices, samples: Indices, moment: Moment, num: int
 ) -> Losses:
-    """The loss and metrics of each of `num` parts of a batch, computed when they are asked for."""
-    if isinstance(objective, ObjectiveInParts):
-        return objective.in_parts(model, indices, samples, moment, num)
+    """The loss and metrics of each of `num` parts of a batch, computed when they are asked for.
+
+    Their means are those of the batch. An objective of which that is not so of itself has this function as a method.
+    """
+    if hasattr(objective, "in_parts"):
+        found: Losses = objective.in_parts(model, indices, samples, moment, num)
+        return found
     rows = np.split(np.arange(len(indices)), num)
     return (objective(model, indices[own], samples[own], moment) for own in rows)
 

@@ -11,6 +11,7 @@ as large or larger.
 Source: Yu et al. 2023, MAGVIT-v2 (arXiv:2310.05737), section 3.1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,7 @@ class Quantizer(_contract.Quantizer):
         logits = torch.cat(groups, 1)
         one: Tensor = functional.softplus(logits) - logits * torch.sigmoid(logits)  # (N, D), of each sign
         # A code's probability is the product over its signs: entropies of one latent add up.
-        known = self._means or [None] * len(groups)
+        known: Sequence[Tensor | None] = self._means or [None] * len(groups)
         means = [_mean(_corners(group), mean) for group, mean in zip(groups, known, strict=True)]
         return one.sum(-1).mean() - sum(map(_entropy, means), flat.new_zeros(()))
 
