@@ -154,6 +154,8 @@ def test_on_a_larger_grid_a_denoiser_stretches_its_positions_as_sampling_does(na
     old = random_prior(name, "class")
     begun = go_on(old, batch(LABELS["class"], size=(4, 5)), header((4, 5)))
     assert begun.prior.grid_spec.grid_size == begun.prior.denoiser.config.grid_size == (4, 5)
+    assert begun.notes == [f"grids of 4x5: it knows those of {old.grid_spec.grid_size[0]}x{old.grid_spec.grid_size[1]}"]
+    assert go_on(old, batch(LABELS["class"])).notes == []
     found = predict(begun.prior, texts_of("class"), size=(4, 5))
     expected = predict(old, texts_of("class"), size=(4, 5))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # positions are interpolated in float32

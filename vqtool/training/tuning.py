@@ -17,7 +17,7 @@ from vqtool.conditions import Conditioner
 from vqtool.denoisers import Denoiser
 from vqtool.diffusion import kernels
 from vqtool.diffusion.kernels import Kernel
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, size_text
 from vqtool.grids import GridBatch, GridHeader
 from vqtool.grids.labels import count_labels
 from vqtool.priors import GridSpec, Prior, fits_builtin
@@ -118,6 +118,8 @@ def go_on(
     else:
         conditioner, more = _choose_condition(old, sample_texts(batch), condition, given)
         notes += more
+    if header.grid_size != old.grid_spec.grid_size:
+        notes.append(f"grids of {size_text(header.grid_size)}: it knows those of {size_text(old.grid_spec.grid_size)}")
     changes: dict[str, Any] = {"grid_size": (header.grid_size[0], header.grid_size[1] * old.num_parts)}
     if given.get("dropout") is not None:
         changes |= {"dropout": check_dropout(given["dropout"], old.denoiser_name)}
