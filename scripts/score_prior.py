@@ -118,8 +118,8 @@ def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Se
         usual: purity with guidance.
         cells: of a grid; `purity` and `fewer` make no more calls.
         num_steps: T; `ancestral` makes no more.
-        kinds: "guidance" has its scales, temperatures and nulls; "calls" their number, by three samplers; "front" what
-            makes calls cheaper, or better use of them; "best" what a choice among candidates gains; "few"
+        kinds: "guidance" has its scales, temperatures and nulls; "calls" their number, by three samplers, up to the
+            most that each makes; "front" what makes calls cheaper, or better use of them; "best" what a choice among candidates gains; "few"
             what two and four calls of the network give, for students too.
     """
     calls = usual.steps
@@ -131,9 +131,9 @@ def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Se
         "calls": [replace(usual, steps=steps) for steps in FEW_CALLS]
         + [
             replace(usual, sampler=sampler, steps=steps)
-            for steps in CALLS
+            for steps in sorted({*CALLS, *most.values()})
             for sampler in most
-            if steps <= most[sampler]
+            if steps == min(most[sampler], CALLS[-1]) or (steps in CALLS and steps <= most[sampler])
         ],
         "front": [replace(usual, sampler="ancestral", steps=100), usual]
         + [replace(usual, cfg_refresh=refresh) for refresh in (2, 4)]

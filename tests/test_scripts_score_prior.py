@@ -85,8 +85,10 @@ def test_every_way_is_measured_once_and_the_first_seed_of_all_comes_first():
 
 def test_no_sampler_makes_more_calls_than_it_can():
     chosen = score_prior.ways([0], USUAL, 64, 100, ["calls"])
-    most = {sampler: max(way.steps for way in chosen if way.sampler == sampler) for sampler in ("purity", "ancestral")}
-    assert most == {"purity": 50, "ancestral": 100}  # of 64 cells and 100 times
+    calls = {name: [way.steps for way in chosen if way.sampler == name] for name in ("purity", "fewer", "ancestral")}
+    assert calls["purity"] == [4, 6, 8, 16, 25, 50, 64]  # of 64 cells and 100 times
+    assert calls["fewer"] == [8, 16, 25, 50, 64]
+    assert calls["ancestral"] == [8, 16, 25, 50, 100]
 
 
 def test_a_way_has_the_name_of_all_that_is_not_usual():
