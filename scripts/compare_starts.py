@@ -9,7 +9,8 @@ half of the cells), and KID against all pictures of the folder. Pictures are cro
     python scripts/compare_starts.py --folders build/own --work build/starts
     python scripts/compare_starts.py --folders build/own --work build/starts --names flags --ways scratch builtin lora
 
-Each run is a JSON file in --work, and is not done again. Written are starts.md and starts.png of all that are there.
+Each run is a JSON file in --work, and is not done again. Written are starts.md and starts.png of all that are there of
+the seeds that are named, with means and standard errors.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -256,19 +258,30 @@ def suits(way: str, name: str) -> bool:
 
 
 def table(found: list[dict[str, Any]]) -> Iterator[str]:
-    """Lines of markdown."""
-    yield "| folder | way | steps | bound, lowest | step | learned | copied | KID | last | learned | copied | KID |"
-    yield "|---" * 12 + "|"
+    """Lines of markdown: means over the seeds, with standard errors where there are several."""
+    names = ("folder", "way", "seeds", "steps", "bound, lowest", "step", "learned", "copied", "KID", "last", "learned")
+    yield "| " + " | ".join([*names, "copied", "KID"]) + " |"
+    yield "|---" * 13 + "|"
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for run in found:
-        best, last = run["best"], run["last"]
-        yield (
-            f"| {run['folder']} | {run['way']} | {run['steps']} | {best['bound']:.2f} | {best['step']} "
-            f"| {best['learned']:.2f} | {best['copied']:.0%} | {best['KID']:.3f} | {last['bound']:.2f} "
-            f"| {last['learned']:.2f} | {last['copied']:.0%} | {last['KID']:.3f} |"
-        )
+        groups.setdefault((run["folder"], run["way"], run["steps"]), []).append(run)
+    for (name, way, steps), runs in groups.items():
+        cells = [
+            said([run[at][what] for run in runs], digits)
+            for at in ("best", "last")
+            for what, digits in (("bound", 2), ("step", 0), ("learned", 2), ("copied", 2), ("KID", 3))
+            if (at, what) != ("last", "step")
+        ]
+        yield f"| {name} | {way} | {len(runs)} | {steps} | " + " | ".join(cells) + " |"
     alike = {run["folder"]: run["alike"] for run in found}
     yield ""
     yield "Held-out pictures that agree as much: " + ", ".join(f"{name} {share:.0%}" for name, share in alike.items())
+
+
+def said(values: list[float], digits: int) -> str:
+    """The mean, and its standard error if there are several values."""
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{error}"
 
 
 def draw_plot(found: list[dict[str, Any]], path: Path, over: str = "steps") -> None:
@@ -283,7 +296,8 @@ def draw_plot(found: list[dict[str, Any]], path: Path, over: str = "steps") -> N
             for run in own:
                 x, y = ([point[key] for point in run["course"]] for key in (AXES[over], "bound"))
                 style = "-" if way.from_builtin else "--"
-                axes.plot(x, y, style, marker="o", markersize=3, linewidth=1, color=f"C{number}", label=way.said)
+                label = way.said if run is own[0] else None
+                axes.plot(x, y, style, marker="o", markersize=3, linewidth=1, color=f"C{number}", label=label)
         axes.set(xlabel=over, title=name)
         axes.grid(color="#eeeeee")
     drawing.axes[0].set_ylabel("bound on held-out pictures, nats a token")
@@ -309,22 +323,22 @@ def main() -> int:
     parser.add_argument("--looks", type=int, default=5, help="at the bound on the way (default: 5)")
     parser.add_argument("--held-out", type=int, default=40, help="held-out pictures (default: 40)")
     parser.add_argument("--samples", type=int, default=48, help="to score (default: 48)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     settings = parser.parse_args()
     settings.work.mkdir(parents=True, exist_ok=True)
     try:
         size = load_prior(settings.prior).grid_spec.image_size
-        for way in settings.ways:
-            for name in settings.names:
-                path = settings.work / f"{name}-{way}-{settings.seed}.json"
-                if not path.exists() and suits(way, name):
-                    found = run(name, WAYS[way], Folder.read(name, settings, size), settings)
-                    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-                    print(f"{path.stem}: {json.dumps(found['best'])} {json.dumps(found['last'])}", file=sys.stderr)
+        for seed, way, name in product(settings.seeds, settings.ways, settings.names):
+            path = settings.work / f"{name}-{way}-{seed}.json"
+            if not path.exists() and suits(way, name):
+                settings.seed = seed
+                found = run(name, WAYS[way], Folder.read(name, settings, size), settings)
+                path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                print(f"{path.stem}: {json.dumps(found['best'])} {json.dumps(found['last'])}", file=sys.stderr)
     except (VqtoolError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    paths = [settings.work / f"{name}-{way}-{settings.seed}.json" for name in NAMES for way in WAYS]
+    paths = (settings.work / f"{name}-{way}-{seed}.json" for name, way, seed in product(NAMES, WAYS, settings.seeds))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     (settings.work / "starts.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     draw_plot(found, settings.work / "starts.png", "steps" if settings.steps else "minutes of one core")

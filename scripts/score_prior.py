@@ -119,8 +119,8 @@ def ways(seeds: Sequence[int], usual: Way, cells: int, num_steps: int, kinds: Se
         cells: of a grid; `purity` and `fewer` make no more calls.
         num_steps: T; `ancestral` makes no more.
         kinds: "guidance" has its scales, temperatures and nulls; "calls" their number, by three samplers, up to the
-            most that each makes; "front" what makes calls cheaper, or better use of them; "best" what a choice among candidates gains; "few"
-            what two and four calls of the network give, for students too.
+            most that each makes; "front" what makes calls cheaper, or better use of them; "best" what a choice among
+            candidates gains; "few" what two and four calls of the network give, for students too.
     """
     calls = usual.steps
     most = {"purity": cells, "fewer": cells, "ancestral": num_steps}

@@ -27,6 +27,17 @@ def test_a_copy_agrees_with_one_grid_in_more_than_half_of_its_cells():
     assert compare_starts.share_copied(np.stack([half, most, mixed, grids[2]]), grids) == 0.5
 
 
+def test_the_table_has_means_and_standard_errors_of_runs_that_are_alike():
+    def run(way, bound):
+        end = {"bound": bound, "step": 30, "learned": 1.0, "copied": 0.5, "KID": 0.1}
+        return {"folder": "flags", "way": way, "steps": 60, "alike": 0.17, "best": end, "last": end}
+
+    _, _, several, one, *_ = compare_starts.table([run("a", 6.0), run("a", 8.0), run("b", 2.0)])
+    cells = "7.00 ± 1.00 | 30 ± 0 | 1.00 ± 0.00 | 0.50 ± 0.00 | 0.100 ± 0.000"
+    assert several == f"| flags | a | 2 | 60 | {cells} | {cells.replace('30 ± 0 | ', '')} |"
+    assert one == "| flags | b | 1 | 60 | 2.00 | 30 | 1.00 | 0.50 | 0.100 | 2.00 | 1.00 | 0.50 | 0.100 |"
+
+
 def folder(captions):
     header = GridHeader(8, (1, 2), (8, 16), "", "", "")
     batch = GridBatch(np.array([[[0, 1]], [[2, 3]]], np.uint8), ["a", "b"], None, captions)
