@@ -39,6 +39,16 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def count_text(num: int | float | str, noun: str) -> str:
+    """A number of things as people write it: (1, "grid") -> "1 grid", (3, "grid") -> "3 grids".
+
+    Args:
+        num: as it is to be shown, if it is text.
+        noun: one of them; its plural has an s.
+    """
+    return f"{num} {noun}{'' if str(num) == '1' else 's'}"
+
+
 def size_text(sides: Iterable[int]) -> str:
     """Sides as people write them: (48, 80) -> "48x80"."""
     return "x".join(map(str, sides))

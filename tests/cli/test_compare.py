@@ -155,6 +155,16 @@ def test_the_seconds_of_a_second_prior_are_seconds_of_the_network(folder, vqtool
     assert [len(set(networks)) for networks in timed] == [1, 2]
 
 
+@pytest.mark.parametrize("option", ["cache=0,2", "temperature=1,0", "purity-weight=1,-1"])
+def test_a_value_that_its_option_does_not_take_is_refused_before_any_work(folder, vqtool, option):
+    name, _, values = option.partition("=")
+    wrong = min(values.split(","), key=float)
+    result = vqtool("compare", "--sampler", "purity", "--steps", 2, "-n", 2, "--seeds", 0, "--option", option)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(f"error: --option {name}: ")
+    assert f" {wrong}: must be" in result.err
+
+
 def test_a_fixed_setting_goes_with_a_varied_scale_and_what_cannot_be_is_left_out(folder, vqtool):
     base = ["--sampler", "fewer", "--steps", 5, "-n", 2, "--seeds", 0, "--cfg-interval", "0.2,0.5"]
     result = vqtool("compare", *base, "--option", "cfg-scale=1,3")

@@ -7,6 +7,7 @@ import pytest
 from support.commands import error_lines, shell
 from support.grids import HEADER, assert_same, make_batch, write_file, write_stream
 
+from vqtool.errors import count_text
 from vqtool.grids import open_grids, read_grids
 from vqtool.tokenizers import load_tokenizer
 
@@ -17,7 +18,7 @@ def test_the_first_grids_are_those_of_the_input_with_one_more_step_of_history(tm
         output = tmp_path / f"{num}.h5"
         result = vqtool("head", "-n", num, path, "-o", output)
         assert (result.code, result.data) == (0, b"")
-        assert f"wrote {min(num, 600)} grids" in result.err
+        assert f"wrote {count_text(min(num, 600), 'grid')} of" in result.err
         header, found = read_grids(output)
         expected = make_batch(600)[:num]
         assert_same(found, expected if num else found)

@@ -98,7 +98,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(folder, vqtool):
     errors = process.stderr.read().decode()
     process.stderr.close()
     assert process.returncode == 130
-    kept = re.search(r"interrupted: (\d+) grids are kept in x.partial.h5; --resume goes on with them", errors)
+    kept = re.search(r"interrupted: (\d+) grids? (?:is|are) kept in x.partial.h5; --resume goes on with them", errors)
     num = int(kept[1])
     assert 0 < num < 40
     result = vqtool("sample", *RUN, "-o", "x.h5", "--resume")
@@ -113,13 +113,18 @@ def test_polite_signals_keep_what_is_done_and_resume_auto_goes_on(folder, vqtool
     errors = process.stderr.read().decode()
     process.stderr.close()
     assert process.returncode == 128 + number
-    kept = re.search(r"interrupted: (\d+) grids are kept in x.partial.h5; --resume goes on with them", errors)
+    kept = re.search(r"interrupted: (\d+) grids? (?:is|are) kept in x.partial.h5; --resume goes on with them", errors)
     result = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
     assert f"sample: {3 * (40 - int(kept[1]))} calls" in result.err
     assert datasets("x.h5") == datasets("whole.h5")
     again = vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto")
-    assert again.code == 1
-    assert again.err.startswith("error: x.h5: exists, so that no run is left to go on with; --force makes it anew")
+    assert again.code == 0
+    assert "x.h5 is complete: nothing is left to do" in again.err
+    assert "wrote" not in again.err
+    other = vqtool("sample", *RUN, "--seed", 99, "-o", "x.h5", "--resume", "auto")
+    assert other.code == 1
+    assert "error: x.h5: a run with --seed" in other.err
+    assert datasets("x.h5") == datasets("whole.h5")
     assert vqtool("sample", *RUN, "-o", "x.h5", "--resume", "auto", "-f").code == 0
 
 

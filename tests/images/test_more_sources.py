@@ -116,7 +116,7 @@ def test_a_npz_has_words_beside_its_images(tmp_path: Path, names: tuple[str, ...
         ({"images": np.zeros((0, 4, 4), np.uint8)}, "it has no images"),
         ({"a": np.zeros(3), "b": np.zeros(3)}, "call its array of images 'images'"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(3, int)}, r"'labels' has shape \(3,\)"),
-        ({"images": np.array([{}, {}], object)}, "not a whole array of images"),
+        ({"images": np.array([{}, {}], object)}, "not a whole file of NumPy arrays"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "label": np.eye(2, dtype=int)}, r"'label' has shape \(2, 2\)"),
     ],
 )

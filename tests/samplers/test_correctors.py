@@ -215,6 +215,11 @@ def test_sureness_of_now_mends_what_was_drawn_together_by_mistake():
         ("absorbing", {"sampler": "remask", "sureness": "now"}, "`sureness` now needs a kernel that replaces tokens"),
         ("absorbing", {"sampler": "gibbs", "corrector_choice": "least-sure"}, "as uniform does; absorbing does not"),
         ("uniform", {"sampler": "gibbs", "corrector_cells": 99}, "`corrector_cells` 99: these grids have 24 cells"),
+        (
+            "uniform",
+            {"sampler": "gibbs", "corrector_calls": 2**62},
+            "`corrector_calls` 4.61169e.18: .* at most 1000",
+        ),
         ("uniform", {"sampler": "remask"}, "sampler remask needs a kernel with a mask"),
         ("absorbing", {"sampler": "remask", "steps": 0}, "`steps` 0: must be 1 or more"),
     ],

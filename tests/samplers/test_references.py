@@ -59,5 +59,10 @@ def test_it_leaves_the_published_guidance_of_a_prior_as_it_is():
     prior = replace(random_prior(kind="class"), sampling={"cfg_scale": 3.0, "cfg_schedule": "linear"})
     settings = Method.build(prior, has_condition=True, cfg_refresh=2).settings
     assert (settings.cfg_scale, settings.cfg_schedule, settings.cfg_refresh) == (3.0, "linear", 2)
+    for other in ({"null": "zero-shot"}, {"guide_with": random_prior(kind="class", scale=0.6)}, {"negative": "bee"}):
+        settings = Method.build(prior, has_condition=True, **other).settings
+        assert (settings.cfg_scale, settings.cfg_schedule) == (3.0, "linear")
+        (name,) = other
+        assert getattr(settings, name) is not None
     with pytest.raises(VqtoolError, match="`cfg_schedule` is about guidance, and there is none"):
         Method.build(prior, has_condition=True, cfg_schedule="cosine")

@@ -34,7 +34,8 @@ def cat(
     """
     from vqtool import grids
     from vqtool.cli.console import echo
+    from vqtool.errors import count_text
     from vqtool.outputs import output_name
 
     num = grids.cat(files or ["-"], output, index=index, force=force)
-    echo(f"wrote {'an index of ' if index else ''}{num} grids to {output_name(output)}")
+    echo(f"wrote {'an index of ' if index else ''}{count_text(num, 'grid')} to {output_name(output)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolWarning, printable
+from vqtool.errors import VqtoolWarning, count_text, printable
 from vqtool.progress import Advance
 
 TABLE_WIDTH = 200  # characters, where there is no terminal
@@ -146,7 +146,7 @@ def _lines(description: str, total: int | None, unit: str, before: int, detail: 
         rate = done / max(now - start, 1e-9)
         reached = before + done
         if in_all is None:
-            return f"{description}: {reached} {unit}, {_rate(rate, unit)}" + more()
+            return f"{description}: {count_text(reached, unit.removesuffix('s'))}, {_rate(rate, unit)}" + more()
         left = max(0, in_all - reached) / max(rate, 1e-9)
         known = f", {left:.0f} s left" if done else ""
         return f"{description}: {reached}/{in_all} {unit}, {_rate(rate, unit)}{more()}{known}"
@@ -161,7 +161,8 @@ def _lines(description: str, total: int | None, unit: str, before: int, detail: 
 
     yield advance
     seconds = time.monotonic() - start
-    echo(f"{description}: {done} {unit} in {seconds:.1f} s ({_rate(done / max(seconds, 1e-9), unit)}{more()})")
+    rate = _rate(done / max(seconds, 1e-9), unit)
+    echo(f"{description}: {count_text(done, unit.removesuffix('s'))} in {seconds:.1f} s ({rate}{more()})")
 
 
 def _rate(rate: float, unit: str) -> str:

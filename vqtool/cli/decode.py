@@ -42,7 +42,7 @@ def decode(
         vqtool sample --purity | vqtool decode -o preview.png
     """
     from vqtool.cli.console import echo, progress, warn
-    from vqtool.errors import size_text
+    from vqtool.errors import count_text, size_text
     from vqtool.tokenizers.batches import decode as decode_file
 
     def start(header: "GridHeader", model: "Tokenizer") -> None:
@@ -63,4 +63,4 @@ def decode(
     )
     for warning in done.warnings:
         warn(warning)
-    echo(f"wrote {done.num_images} images to {'stdout' if str(output) == '-' else output}")
+    echo(f"wrote {count_text(done.num_images, 'image')} to {'stdout' if str(output) == '-' else output}")

@@ -53,6 +53,7 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         change: what is done to the pictures: arguments of `edit_to_file`.
     """
     from vqtool.distributed import choose_device
+    from vqtool.errors import count_text
     from vqtool.images import SourceOptions
     from vqtool.samplers.editing import edit_to_file
 
@@ -75,5 +76,6 @@ def edit(sources: Sequence[Path], flags: EditFlags, how: dict[str, Any], **chang
         **how,
     )
     if not how.get("dry_run"):
-        echo(f"wrote {done.num} pictures to {'stdout' if str(flags.output) == '-' else flags.output}: {done}")
+        where = "stdout" if str(flags.output) == "-" else flags.output
+        echo(f"wrote {count_text(done.num, 'picture')} to {where}: {done}")
     skipped.finish()

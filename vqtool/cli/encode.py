@@ -83,7 +83,7 @@ def encode(
     """
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
-    from vqtool.errors import size_text
+    from vqtool.errors import count_text, size_text
     from vqtool.images import SourceOptions, parse_size
     from vqtool.outputs import is_pattern
     from vqtool.tokenizers import BUILTIN
@@ -92,7 +92,8 @@ def encode(
     from vqtool.urls import url_of
 
     def start(header: "GridHeader", num: int) -> None:
-        echo(f"{num} images at {size_text(header.image_size)} -> grids of {size_text(header.grid_size)} tokens")
+        shape = size_text(header.grid_size)
+        echo(f"{count_text(num, 'image')} at {size_text(header.image_size)} -> grids of {shape} tokens")
         echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
     in_shards = is_pattern(output) or per_file is not None or partial is not None or engine != "local"
@@ -115,5 +116,5 @@ def encode(
         echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
     else:
         num = encode_files(images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=start, **how)
-        echo(f"wrote {num} grids to {'stdout' if str(output) == '-' else url_of(output) or output}")
+        echo(f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else url_of(output) or output}")
     skipped.finish()

@@ -25,8 +25,9 @@ def head(
     """
     from vqtool import grids
     from vqtool.cli.console import echo
+    from vqtool.errors import count_text
     from vqtool.inputs import input_name
     from vqtool.outputs import output_name
 
     num = grids.head(file, output, num=num, force=force)
-    echo(f"wrote {num} grids of {input_name(file)} to {output_name(output)}")
+    echo(f"wrote {count_text(num, 'grid')} of {input_name(file)} to {output_name(output)}")

@@ -96,6 +96,7 @@ def sample(
         vqtool sample --grid 32x48 -n 8 --trajectory how.webp | vqtool decode -o large/
     """
     from vqtool.distributed import choose_device
+    from vqtool.errors import count_text
     from vqtool.images import parse_size
     from vqtool.metrics import judges
     from vqtool.outputs import is_pattern
@@ -125,6 +126,8 @@ def sample(
         summary = made.line
     else:
         done = sample_to_file(model, output, num, notify=echo, progress=progress, **how)
-        summary = f"wrote {num} grids to {'stdout' if str(output) == '-' else output}: {done}"
+        summary = f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else output}: {done}"
+        if done.was_complete:
+            summary = f"{output} is complete: nothing is left to do"
     if not how.get("dry_run"):
         echo(summary)

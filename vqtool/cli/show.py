@@ -35,6 +35,7 @@ def show(
     """
     from vqtool.cli.console import echo
     from vqtool.cli.inputs import Skipped
+    from vqtool.errors import count_text
     from vqtool.images import SourceOptions
     from vqtool.tokenizers.preview import draw_preview
 
@@ -50,5 +51,5 @@ def show(
         on_error=skipped.on_error,
         force=force,
     )
-    echo(f"wrote {shown} pictures to {'stdout' if str(output) == '-' else output}")
+    echo(f"wrote {count_text(shown, 'picture')} to {'stdout' if str(output) == '-' else output}")
     skipped.finish()

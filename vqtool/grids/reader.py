@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import FormatError
+from vqtool.errors import FormatError, count_text
 from vqtool.grids.batch import GridBatch, GridHeader, join_batches, merge_histories
 from vqtool.grids.hdf5 import GridFileReader, SequenceCheck
 from vqtool.grids.labels import LabelTable
@@ -109,9 +109,9 @@ class GridReader:
                 if chunk is not None and not check.begun:
                     self.headers.append(chunk.header)
         except FormatError as error:
-            raise FormatError(f"{error}; {arrived} grids arrived before that") from error
+            raise FormatError(f"{error}; {count_text(arrived, 'grid')} arrived before that") from error
         if check.begun:
-            raise FormatError(f"{self.name}: the producer stopped early: {arrived} grids arrived")
+            raise FormatError(f"{self.name}: the producer stopped early: {count_text(arrived, 'grid')} arrived")
 
     def _next_chunk(self) -> GridFileReader | None:
         file = next(self._files, None)

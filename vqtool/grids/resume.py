@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vqtool import distributed, signals
-from vqtool.errors import FormatError, MismatchError, VqtoolError, size_text
+from vqtool.errors import FormatError, MismatchError, VqtoolError, count_text, size_text
 from vqtool.grids.batch import GridBatch, GridHeader, checked_batch, join_batches
 from vqtool.grids.hdf5 import GridFileReader
+from vqtool.grids.reader import open_grids
 from vqtool.grids.stream import SIGNATURE, read_files
 from vqtool.grids.writer import CHUNK_GRIDS, GridWriter, read_journal, write_file
 from vqtool.locks import lock_path, locked
@@ -60,7 +61,7 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     if resume == "auto":
         resume = any(path.exists() for path in own)
         if not (resume or force) and Path(output).is_file():
-            raise VqtoolError(f"{output}: exists, so that no run is left to go on with; `force` makes it anew")
+            return False  # `is_finished` says whether it is that of this run
     refuse_existing(output, force=force or bool(resume), kind="token grids")
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:
@@ -72,6 +73,19 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     if resume and not any(path.exists() for path in own):
         raise VqtoolError(f"{own[0]}: no earlier run is there to go on with: start without `resume`")
     return bool(resume)
+
+
+def is_finished(output: Path | str, header: GridHeader, *, resume: bool | str, force: bool) -> bool:
+    """Whether `resume` auto finds that nothing is left to do: the output is there, and of this run.
+
+    Raises:
+        MismatchError: it is of another run; names the first difference.
+    """
+    if resume != "auto" or force or not Path(output).is_file() or any(map(Path.exists, partial_paths(output))):
+        return False
+    with open_grids(output) as reader:
+        check_same_run(output, reader.header, header)
+    return True
 
 
 def partial_paths(output: Path | str) -> list[Path]:
@@ -288,7 +302,8 @@ def resumable_writer(
         except KeyboardInterrupt as error:
             writer.flush()
             if writer.num_grids:
-                error.args = (f"{writer.num_grids} grids are kept in {writer.path}; `resume` goes on with them",)
+                kept = f"{count_text(writer.num_grids, 'grid')} {'is' if writer.num_grids == 1 else 'are'} kept"
+                error.args = (f"{kept} in {writer.path}; `resume` goes on with them",)
             raise
         writer.flush()
         writer.check_there()

@@ -26,7 +26,7 @@ from torch import Tensor
 from vqtool import rng
 from vqtool.denoisers import EncodedCondition
 from vqtool.diffusion.losses import stationary_term, variational_bound
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.grids import GridBatch, open_grids
 from vqtool.grids.found import find_grids
 from vqtool.grids.listing import tell_empty
@@ -236,8 +236,9 @@ def _report(
         "seed": seed,
         "curve": likelihood.curve,
     }
+    counted = f"{count_text(num_grids, 'grid')}, {count_text(num_tokens, 'token')}"
     headline = (
-        f"{num_grids} grids, {num_tokens} tokens; prior {prior.fingerprint} ({kernel.name}, {kernel.schedule}, "
+        f"{counted}; prior {prior.fingerprint} ({kernel.name}, {kernel.schedule}, "
         f"{prior.rule}; condition {condition}), {likelihood.times} of {kernel.num_steps} steps a grid"
     )
     card = Card(

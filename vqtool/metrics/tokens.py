@@ -28,6 +28,7 @@ from vqtool.codebooks.usage import (
     perplexity,
     usage,
 )
+from vqtool.errors import count_text
 from vqtool.grids import GridBatch
 from vqtool.metrics.card import Card, Side, side_of
 from vqtool.metrics.exhibits import Exhibit
@@ -187,7 +188,7 @@ def measure_grids(
         copies=copies,
     )
     headline = (
-        f"{ours.found.num_grids} grids, {about['num_tokens']} tokens; "
+        f"{count_text(ours.found.num_grids, 'grid')}, {about['num_tokens']} tokens; "
         f"tokenizer {header.tokenizer_fingerprint}, codebook of {header.codebook_size}"
     )
     return Report(headline, scores, about, warnings, card, exhibits=shown)
@@ -211,5 +212,5 @@ def _compare(ours: _Side, theirs: _Side, copies: int) -> tuple[list[Score], list
     scores.append(Score("nearest-grid", float(same.mean()), standard_error=error, settings=settings))
     warnings = []
     if copies:
-        warnings.append(f"{copies} of {num} grids are in the reference too, token by token")
+        warnings.append(f"{copies} of {count_text(num, 'grid')} are in the reference too, token by token")
     return scores, warnings

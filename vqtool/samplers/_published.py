@@ -7,7 +7,8 @@ from vqtool.options import options_of
 from vqtool.priors import Prior
 from vqtool.samplers._settings import Guidance, Settings
 
-GOES_WITH_ANY = {"cfg_refresh", "negative"}  # parts of guidance that leave its strength and course as they are
+# Parts of guidance that leave its strength and course as they are.
+GOES_WITH_ANY = {"cfg_refresh", "guide_with", "negative", "null"}
 COMPLETING = "completing"  # in `Prior.sampling`: what else they fill the masked cells of pictures with
 
 

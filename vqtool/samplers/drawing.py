@@ -10,9 +10,9 @@ import numpy as np
 
 from vqtool.artifacts import history_record, text_digest
 from vqtool.distributed import own_range
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.grids.resume import check_resumable, count_kept, resumable_writer
+from vqtool.grids.resume import check_resumable, count_kept, is_finished, resumable_writer
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import MAX_NUMBER, Method, SampleBatch, choose_texts, describe
@@ -56,7 +56,8 @@ def sample_to_file(
         best: candidates of each sample, of which the judge keeps one.
         judge: who chooses among them, as from `vqtool.metrics.judges.build`.
         tokenizer: that a trajectory is decoded with; None for the one that the prior names.
-        resume: go on with an interrupted run of the same arguments, to the same file; "auto": if there is one.
+        resume: go on with an interrupted run of the same arguments, to the same file; "auto": if there is one, and
+            nothing is done if the file is complete.
         force: overwrite what is there.
         notify: is told, line by line, what is done and what it takes.
         progress: shows how far it is; see `vqtool.progress`.
@@ -75,6 +76,10 @@ def sample_to_file(
     go_on = False if options.dry_run else check_resumable(output, resume=resume, force=force)
     drawing = Drawing.plan(prior, labels=labels, captions=captions, best=best, judge=judge, notify=notify, **how)
     drawing.tell(num, notify)
+    if not options.dry_run and is_finished(
+        output, drawing.header(range(start, start + num)), resume=resume, force=force
+    ):
+        return Summary(0, 0.0, 0.0, was_complete=True)
     rehearsal = options.dry_run and bool(resume)  # of what is left
     return drawing.write(
         range(start, start + num),
@@ -124,7 +129,7 @@ class Drawing:
         """Say how the grids are drawn, and which of it is what the prior's makers published."""
         prior, method = self.prior, self.method
         place = f"prior {prior.fingerprint}" + (f" ({prior.location})" if prior.location else "")
-        notify(f"{place}: {num} grids by {method.sampler} sampling, seed {method.seed}")
+        notify(f"{place}: {count_text(num, 'grid')} by {method.sampler} sampling, seed {method.seed}")
         if self.theirs:
             notify(shown(describe(self.theirs)))
 

@@ -39,7 +39,7 @@ NEEDS_MASK = False
 class Options(ancestral.Options):
     """When the denoiser is called, and what is drawn anew in between."""
 
-    corrector_calls: int = option(1, "Calls between two steps, in which cells are drawn anew.", minimum=0)
+    corrector_calls: int = option(1, "Calls between two steps, in which cells are drawn anew.", minimum=0, maximum=1000)
     corrector_cells: int | None = option(
         None, "Cells drawn anew in such a call.", shown="one in eight", minimum=1, advanced=True
     )

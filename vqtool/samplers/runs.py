@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from vqtool.artifacts import find_named
-from vqtool.errors import VqtoolError, size_text
+from vqtool.errors import VqtoolError, count_text, size_text
 from vqtool.grids import GridHeader
 from vqtool.options import Checked, option
 from vqtool.outputs import check_reader, is_stream
@@ -57,10 +57,11 @@ class Summary:
     num: int  # grids drawn by this process
     num_calls: float  # of the denoiser, a grid
     seconds: float
+    was_complete: bool = False  # before it
 
     def __str__(self) -> str:
         rate = self.num / max(self.seconds, 1e-9)
-        return f"{_digits(self.num_calls)} network calls a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
+        return f"{count_text(_digits(self.num_calls), 'network call')} a grid, {self.seconds:.1f} s, {rate:.2g} grids/s"
 
 
 class Drawn(Protocol):
@@ -144,9 +145,12 @@ class Run:
         num = size if self.num is None else self.num - done
         whole = seconds * -(-num // size)
         at_once = min(size, num)
-        self._notify(f"{_between(least, most)} network calls a grid, each {seconds:.2g} s for {at_once} grids at once")
+        calls = count_text(_between(least, most), "network call")
+        self._notify(f"{calls} a grid, each {seconds:.2g} s for {count_text(at_once, 'grid')} at once")
         every = "every " if self.num is None else ""
-        self._notify(f"about {_between(least * whole, most * whole)} s for {every}{num} grids; nothing is written")
+        self._notify(
+            f"about {_between(least * whole, most * whole)} s for {every}{count_text(num, 'grid')}; nothing is written"
+        )
         return Summary(0, (least + most) / 2, 0.0)
 
     def batches(
@@ -169,7 +173,7 @@ class Run:
         num = None if self.num is None else self.num - done  # that are left
 
         def grids() -> str:
-            return f"{done + self.num_drawn} of {'?' if num is None else done + num} grids"
+            return f"{done + self.num_drawn} of {count_text('?' if num is None else done + num, 'grid')}"
 
         with self._progress(name, None, "calls", detail=grids) as advance:
             told = 0

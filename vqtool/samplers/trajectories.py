@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqtool.distributed import is_main_process
-from vqtool.errors import warn
+from vqtool.errors import count_text, warn
 from vqtool.images import to_uint8
 from vqtool.images.animations import check_animation, save_animation
 from vqtool.images.preview import preview_grid
@@ -160,4 +160,4 @@ def animated(
     captions = [texts[number % len(texts)] for number in trajectory.seen] if texts else None
     frames = draw_frames(grids, tokenizer, captions)
     save_animation(frames, path, milliseconds=min(_FRAME, _ANIMATION // len(frames)), force=force)
-    notify(f"wrote {path}: {len(frames)} frames of {len(trajectory.seen)} grids")
+    notify(f"wrote {path}: {len(frames)} frames of {count_text(len(trajectory.seen), 'grid')}")

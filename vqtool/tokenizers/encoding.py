@@ -17,7 +17,7 @@ from vqtool.captions import join_captions
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
 from vqtool.grids.batch import clean_text
-from vqtool.grids.resume import Journal, check_resumable, resumable_writer
+from vqtool.grids.resume import Journal, check_resumable, is_finished, resumable_writer
 from vqtool.images import ImageItem, SourceOptions, choose_fit, find_images, read_batches, read_image
 from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources.options import DEFAULTS
@@ -87,7 +87,7 @@ def encode(
     if resume and url_of(output):
         raise VqtoolError("`resume` goes on with a file: behind a URL nothing is kept of a run that was interrupted")
     with delivered(output, force=force) as path:
-        resume = check_resumable(path, resume=resume, force=force)
+        go_on = check_resumable(path, resume=resume, force=force)
         encoder = prepare_encoder(tokenizer, image_size, device, MachineOptions(**machine))
         tally = on_error if isinstance(on_error, Tally) else Tally(on_error)
         before = len(tally.skipped)
@@ -96,10 +96,13 @@ def encode(
         check_lengths(items)
         fit = encoder.choose_fit(items, options.fit)
         header = encoder.header(items, num, fit)
+        if is_finished(path, header, resume=resume, force=force):
+            warn(f"{output} is complete: nothing is left to do")
+            return len(items)
         if on_start is not None:
             on_start(header, len(items))
         return encode_items(
-            items, path, encoder, header, fit=fit, resume=resume, force=force, on_error=on_error, progress=progress
+            items, path, encoder, header, fit=fit, resume=go_on, force=force, on_error=on_error, progress=progress
         )
 
 

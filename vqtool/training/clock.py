@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vqtool.errors import count_text
+
 
 class Moment(NamedTuple):
     """A time between two steps of a run."""
@@ -49,8 +51,8 @@ class Length:
         return Moment(step, min(1.0, max(shares)), min(numbers))
 
     def __str__(self) -> str:
-        texts = [] if self.steps is None else [f"{self.steps} steps"]
-        texts += [] if self.minutes is None else [f"{self.minutes:g} minutes"]
+        texts = [] if self.steps is None else [count_text(self.steps, "step")]
+        texts += [] if self.minutes is None else [count_text(f"{self.minutes:g}", "minute")]
         return ", at most ".join(texts)
 
 

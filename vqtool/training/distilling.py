@@ -33,7 +33,7 @@ from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
 from vqtool.diffusion.parameterisations import log_probabilities
 from vqtool.diffusion.posterior import replaces
-from vqtool.errors import MismatchError, VqtoolError, size_text
+from vqtool.errors import MismatchError, VqtoolError, count_text, size_text
 from vqtool.locks import claims
 from vqtool.options import Checked, distribute, option
 from vqtool.priors import Prior, load_prior
@@ -317,7 +317,7 @@ def distill_prior(
         notify(f"prior {teacher.fingerprint} draws {wanted.num or NUM} grids, which takes a while")
     data, drawn = draw_pool(teacher, wanted, seed) if grids is None else read_pool(teacher, grids, wanted)
     student = replace(student, sampling=choose_sampling(teacher, drawn, wanted.calls))
-    notify(f"{len(data)} grids, from which a student of {wanted.calls} calls learns")
+    notify(f"{count_text(len(data), 'grid')}, from which a student of {count_text(wanted.calls, 'call')} learns")
     student = distill(
         student, data, wanted, config, state_path=files.state, log_path=files.log, resume=files.resume,
         report=report, progress=progress,
@@ -326,5 +326,7 @@ def distill_prior(
         return student
     record = history_record("distill", inputs={"prior": teacher.fingerprint}, seed=seed, calls=wanted.calls)
     saved = replace(student, history=(*teacher.history, record)).save(output, force=True)
-    notify(f"wrote {output}: prior {saved.fingerprint}, for {wanted.calls} calls or fewer; log {files.log}")
+    notify(
+        f"wrote {output}: prior {saved.fingerprint}, for {count_text(wanted.calls, 'call')} or fewer; log {files.log}"
+    )
     return saved

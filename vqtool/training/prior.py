@@ -13,7 +13,7 @@ from torch import nn
 from vqtool import distributed
 from vqtool.artifacts import history_record
 from vqtool.denoisers import Denoiser
-from vqtool.errors import VqtoolError, size_text, warn
+from vqtool.errors import VqtoolError, count_text, size_text, warn
 from vqtool.grids import GridHeader
 from vqtool.grids.found import find_grids, find_index
 from vqtool.locks import claims
@@ -190,7 +190,8 @@ def _announce(start: Beginning, notify: Notify) -> None:
     texts = {"none": "no condition", "class": f"{len(conditioner.examples)} classes", "caption": "captions"}
     more = f" ({len(held_out)} more held out)" if held_out else ""
     parameters = sum(tensor.numel() for tensor in prior.denoiser.state_dict().values())
-    notify(f"{len(start.data)} grids of {size_text(prior.grid_spec.grid_size)}{more}; {texts[conditioner.kind]}")
+    of = size_text(prior.grid_spec.grid_size)
+    notify(f"{count_text(len(start.data), 'grid')} of {of}{more}; {texts[conditioner.kind]}")
     notify(f"kernel {kernel.name}, schedule {kernel.schedule}, T = {kernel.num_steps}")
     notify(f"denoiser {prior.denoiser_name} {start.name}: {parameters / 1e6:.2f} M parameters")
     for note in start.notes:
@@ -206,7 +207,7 @@ def _warn_of_copies(data: GridData) -> None:
         which = "one grid" if num == 1 else f"{num} grids that are all the same"
         warn(f"{which} to learn from: the prior can learn to draw that one and no other")
     elif different < num / 2:
-        warn(f"{num} grids to learn from, of which only {different} are different")
+        warn(f"{count_text(num, 'grid')} to learn from, of which only {different} are different")
 
 
 def _find_preview(prior: Prior, grids: str | Path, given: str | None, files: RunFiles) -> Callable[[Prior, int], None]:

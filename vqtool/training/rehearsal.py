@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqtool import denoisers, distributed
+from vqtool.errors import count_text
 from vqtool.priors import Prior
 from vqtool.progress import Notify
 from vqtool.training._weights import checkpoint_blocks
@@ -147,7 +148,7 @@ def rehearse(prior: Prior, loss: PriorLoss, run: LoopConfig, *, keep_best: bool,
     learned = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     state = total * (WEIGHTS + 4 * keep_best) + learned * LEARNED
     parts = f", {run.accumulate} parts of {num} each" if run.accumulate > 1 else f", {num} each"
-    notify(f"a step: {run.batch_size} grids, by {world} process{'es' if world > 1 else ''}{parts}")
+    notify(f"a step: {count_text(run.batch_size, 'grid')}, by {world} process{'es' if world > 1 else ''}{parts}")
     notify(
         f"memory a process: {state / _GB:.3g} GB of weights, averages, moments and gradients, and at most "
         f"{traced.kept / _GB:.3g} GB for the gradient (float32; about half in bfloat16)"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.options import Checked, option
 from vqtool.outputs import refuse_existing
 from vqtool.progress import Notify, ignore
@@ -170,7 +170,7 @@ def choose_length(run: RunOptions, files: RunFiles, *, default: Length, notify: 
         return length
     begun, reached = read_identity(files.state).length, read_reached(files.state)
     length = run.length or begun
-    taken = f"{reached.step} steps in {_duration(reached.seconds)}"
+    taken = f"{count_text(reached.step, 'step')} in {_duration(reached.seconds)}"
     if length == begun:
         is_over = length.moment(reached.step, reached.seconds).is_last
         more = "; it is over: give more `minutes` or `steps` to go on" if is_over else ""

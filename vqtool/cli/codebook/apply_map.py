@@ -41,9 +41,10 @@ def apply_map(
     """
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
+    from vqtool.errors import count_text
     from vqtool.interop.code_maps import load_code_map
 
     made = codebooks.apply_map(
         grids, output, load_code_map(code_map), tokenizer=tokenizer, inverse=inverse, force=force, progress=progress
     )
-    echo(f"wrote {made.num_grids} grids of {made.target.codebook_size} codes to {made.output}")
+    echo(f"wrote {count_text(made.num_grids, 'grid')} of {made.target.codebook_size} codes to {made.output}")

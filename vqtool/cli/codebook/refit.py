@@ -47,7 +47,7 @@ def refit(
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
-    from vqtool.errors import size_text
+    from vqtool.errors import count_text, size_text
     from vqtool.training.transplanting import Carrier
 
     carrier = None if prior is None else Carrier.open(prior, output, force=force)
@@ -56,7 +56,7 @@ def refit(
     made = codebooks.refit(
         images, output, tokenizer=tokenizer, grids=grids, on_error=skipped.on_error, **common, **options
     )
-    echo(f"{made.num_vectors} vectors from {made.num_images} images with tokenizer {made.parent}")
+    echo(f"{made.num_vectors} vectors from {count_text(made.num_images, 'image')} with tokenizer {made.parent}")
     for name, fit in (("before", made.before), ("after", made.after)):
         echo(f"{name}: usage {fit.usage:.1%}, perplexity {fit.perplexity:.0f}, squared error {fit.error:.4g}")
     echo(f"wrote {output}: tokenizer {made.fingerprint}")

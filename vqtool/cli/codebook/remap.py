@@ -47,6 +47,7 @@ def remap(
     """
     from vqtool import codebooks
     from vqtool.cli.console import echo, progress
+    from vqtool.errors import count_text
     from vqtool.training.transplanting import beside, transplant
 
     carried = None if prior is None else beside(output, force=force)
@@ -55,7 +56,7 @@ def remap(
     )
     reached = len(set(made.target.forward.tolist()))
     echo(f"{len(made.target.forward)} codes -> {reached} of the {made.target.codebook_size} of {tokenizer}")
-    echo(f"wrote {made.num_grids} grids to {made.output}")
+    echo(f"wrote {count_text(made.num_grids, 'grid')} to {made.output}")
     if prior is not None and carried is not None:
         known = [] if grids == "-" else [grids]
         echo_prior(transplant(prior, carried, tokenizer=tokenizer, grids=known, old=old, force=force).prior, carried)

@@ -69,7 +69,7 @@ def find_in_numpy(path: Path, words: Collection[str] = WORDS, *, split: str | No
     except VqtoolError:
         raise
     except Exception as error:  # NumPy raises nearly anything on damaged headers
-        raise FormatError(f"{path}: not a whole array of images ({error})") from error
+        raise FormatError(f"{path}: not a whole file of NumPy arrays ({error})") from error
     if not len(images):
         raise VqtoolError(f"{path}: it has no images")
     return make_rows(lambda row: NumpyRow(images, row, path), len(images), columns)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vqtool.artifacts import text_digest
 from vqtool.distributed import choose_device
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.images import OnError, SourceOptions
 from vqtool.images.sources.options import given
 from vqtool.metrics.compare import scores, trials
@@ -220,7 +220,9 @@ def _measure(
     """Measure the trials, each of which is kept at once; those that are not possible are named and left out."""
     failed: VqtoolError | None = None
     if results.rows:
-        notify(f"{len(results.rows)} trials were measured before")
+        notify(
+            f"{count_text(len(results.rows), 'trial')} {'was' if len(results.rows) == 1 else 'were'} measured before"
+        )
     if left:
         list(sample_batches(prior, 1, steps=1))  # what is slow the first time counts for no trial
     with progress("compare", len(left), "trials") as advance:
@@ -232,9 +234,13 @@ def _measure(
                 raise
             except VqtoolError as error:
                 failed = error
-                warn(f"left out: {trial.series}, {trial.steps} steps: {error}")
+                warn(f"left out: {_named(trial)}: {error}")
             else:
                 results.add(row)
             advance(1)
     if failed is not None and not results.rows:
         raise VqtoolError(f"no trial could be measured; the last one: {failed}") from failed
+
+
+def _named(trial: Trial) -> str:
+    return trial.series if trial.steps is None else f"{trial.series}, {count_text(trial.steps, 'step')}"

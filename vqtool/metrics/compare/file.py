@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, count_text
 from vqtool.outputs import atomic_path, refuse_existing
 from vqtool.trust import parse_record, read_json
 
@@ -93,7 +93,8 @@ class Comparison:
     def tell_kept(self, interruption: KeyboardInterrupt) -> None:
         """Let an interruption say what the file has."""
         if self._path is not None and self.rows:
-            interruption.args = (f"{len(self.rows)} trials are kept in {self._path}; `resume` goes on with them",)
+            kept = f"{count_text(len(self.rows), 'trial')} {'is' if len(self.rows) == 1 else 'are'} kept"
+            interruption.args = (f"{kept} in {self._path}; `resume` goes on with them",)
 
     def has(self, trial: Trial) -> bool:
         """Whether a trial has been measured."""

@@ -27,7 +27,8 @@ from vqtool.options import options_of
 from vqtool.priors import Prior
 from vqtool.samplers import Settings
 
-_SETTINGS = {each.name for each in options_of(Settings)} - {"guide_with", "cfg_interval"}
+_OF_SETTINGS = {each.name: each for each in options_of(Settings)}
+_SETTINGS = _OF_SETTINGS.keys() - {"guide_with", "cfg_interval"}
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
@@ -53,7 +54,8 @@ def plan(
         The trials, and which samplers were left out and why.
 
     Raises:
-        VqtoolError: a sampler that was named does not go with the prior, or an option with none of the samplers.
+        VqtoolError: a sampler that was named does not go with the prior, or an option with none of the samplers; or a
+            value is none that its option takes.
     """
     chosen, notes = [], []
     for name in dict.fromkeys(names or samplers.NAMES):
@@ -70,6 +72,13 @@ def plan(
     trials = []
     for name in chosen:
         own = [option for option in options if option in _SETTINGS or option in samplers.options(name)]
+        for option in own:
+            stated = samplers.options(name).get(option) or _OF_SETTINGS[option]
+            for value in options[option]:
+                try:
+                    stated.check(value)
+                except VqtoolError as error:
+                    raise VqtoolError(f"`option` {option.replace('_', '-')}: {error}") from error
         told = steps if _is_told(name) and "steps" not in own else [None]
         for values in product(*(options[option] for option in own)):
             trials += [Trial(name, each, dict(zip(own, values, strict=True))) for each in dict.fromkeys(told)]
@@ -89,7 +98,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, list[Any]]:
         VqtoolError: not of this form, an option twice, or a value that is none of the option's.
     """
     stated = {each.name: each for name in samplers.NAMES for each in samplers.options(name).values()}
-    stated |= {each.name: each for each in options_of(Settings)}
+    stated |= _OF_SETTINGS
     options: dict[str, list[Any]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
