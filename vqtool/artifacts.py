@@ -25,7 +25,7 @@ import numpy as np
 from vqtool.errors import FormatError, VqtoolError
 from vqtool.outputs import atomic_path
 from vqtool.trust import check_file, parse_object, parse_record
-from vqtool.version import __version__
+from vqtool.version import TOKENS, __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -314,6 +314,8 @@ def history_record(
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "inputs": dict(inputs or {}),
     }
+    if TOKENS > 1:
+        record["tokens"] = TOKENS
     if seed is not None:
         record["seed"] = seed
     return record | details

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from support.sources import make_tar
 from support.two import run_in_two
 
 import vqtool as vqtool_package
-from vqtool import distributed
+from vqtool import artifacts, distributed
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import concatenate, read_grids
 from vqtool.images import SourceOptions, find_images
@@ -171,6 +172,28 @@ def test_files_of_other_settings_are_not_taken(work, tokenizer_path, settings, m
     encode_shard("s1.tar", tokenizer_path, "tok.h5", **usual)
     with pytest.raises(MismatchError, match=message):
         encode_shard("s1.tar", tokenizer_path, "tok.h5", **usual | settings, resume=True)
+
+
+def test_files_of_another_version_or_of_a_tokenizer_that_was_moved_are_complete(
+    encode, work, tokenizer_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "__version__", "0.1.9")
+        encode(partial="1/2")
+    assert read_grids("tok-001.h5")[0].history[-1]["version"] == "0.1.9"
+    before = made(work)
+    shutil.copyfile(tokenizer_path, "moved.safetensors")
+    how = {"image_size": (16, 16), "resume": True}
+    for stamp in (True, False):
+        if not stamp:
+            os.utime("s0.tar", (1, 1))  # its bytes are compared
+        assert (
+            encode_shards(["s*.tar"], "tok-{shard:03d}.h5", "moved.safetensors", partial="1/2", **how).num_before == 2
+        )
+    assert made(work) == before
+    monkeypatch.setattr(artifacts, "TOKENS", 2)  # a version that makes others
+    with pytest.raises(MismatchError, match=r"tok-000\.h5: a run with `tokens` not given, but now it is 2"):
+        encode(partial="1/2", resume=True)
 
 
 def test_a_damaged_file_is_made_anew(encode, work, tokenizer_path):

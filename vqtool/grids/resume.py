@@ -33,7 +33,7 @@ HOLD_SECONDS = (1.0, 5.0)  # work of so long may be lost, so that batches share 
 HOLD_CHUNKS = 200.0  # in between, so often the time that a chunk took: on a busy machine or a slow disk that is long
 SYNC_SECONDS = 1.0  # a power cut may take so much of a journal
 _DIGEST = re.compile("(sha256:)?[0-9a-f]{16,64}")  # says nothing to people
-_MAY_DIFFER = ("command", "time", "stamp")  # of the last record of a history
+_MAY_DIFFER = ("command", "version", "time", "stamp")  # of the last record of a history
 
 
 def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> bool:
@@ -374,6 +374,7 @@ def _settings(header: GridHeader) -> Mapping[str, Any]:
     """All that the grids of a run depend on, by the names of parameters or in words."""
     fields: dict[str, Any] = json.loads(json.dumps(asdict(header)))
     history = fields.pop("history")
+    fields.pop("tokenizer_location")  # wherever it lies: its fingerprint says which one it is
     record = {name: value for name, value in history[-1].items() if name not in _MAY_DIFFER} if history else {}
     if record.get("step") == "encode":  # where no parameter says it
         record = {"images, of which there are" if name == "num" else name: value for name, value in record.items()}

@@ -138,7 +138,7 @@ class Encoder:
         machine = self.machine
         how: dict[str, Any] = {**record(machine.precision, self.tokenizer.device, compile=machine.compile)}
         how |= {} if machine.runtime == "torch" else {"runtime": machine.runtime}
-        inputs = {"tokenizer": self.tokenizer.fingerprint}
+        inputs = {"tokenizer": self.tokenizer.identity}
         step = history_record("encode", inputs=inputs, num=num, images=text_digest(words), **how, **more)
         return grid_header(self.tokenizer, self.image_size, step, fit=fit)
 
