@@ -154,6 +154,27 @@ def test_only_404_means_that_there_is_no_file(server):
 
 
 @HTTP
+def test_a_server_that_fails_does_not_say_that_there_is_no_file(server, vqtool, work, tokenizer_path):
+    server.files["/x.h5"] = b"whole"
+    for status in (500, 503):
+        server.status, server.times = status, 2
+        assert urls.exists(f"{server.url}/x.h5")
+        assert server.status is None
+        server.status, server.times = status, 2
+        assert "ETag" in urls.stamp(f"{server.url}/x.h5")
+    assert not urls.exists(f"{server.url}/y.h5")
+    line = ("encode", "s*.tar", "--size", "16", "-t", tokenizer_path, "-o", f"{server.url}/tok-{{shard}}.h5")
+    for status, said in ((500, "500, message='Internal Server Error'"), (403, "403, message='Forbidden'")):
+        server.status, server.times = status, 10**6
+        for more in ((), ("--resume",)):
+            (error,) = error_lines(vqtool(*line, *more).err)
+            assert error.startswith(f"error: {server.url}/tok-0.h5: cannot be read: ClientResponseError: {said}")
+        assert server.times == 10**6 - 2 * (len(urls.PAUSES) + 1 if status == 500 else 1)
+    (error,) = error_lines(vqtool("encode", f"{server.url}/*.tar", *line[2:]).err)
+    assert error.startswith(f"error: {server.url}/*.tar: cannot be read: ClientResponseError: 403")
+
+
+@HTTP
 def test_a_file_that_is_replaced_while_it_is_fetched_is_not_mixed(server):
     server.files["/x.bin"], server.replace = b"a" * 1_000_000, {"/x.bin": b"b" * 900_000}
     server.breaks, server.most = 1, 400_000

@@ -11,17 +11,19 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from posixpath import basename
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 from vqtool.errors import VqtoolError
 from vqtool.extras import install_command
+
+T = TypeVar("T")
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a file that broke off is asked for again; then it is given up
 BLOCK = 1 << 20  # bytes
@@ -108,8 +110,7 @@ def find_urls(pattern: str) -> list[str]:
     if "*" not in pattern:
         return [pattern]
     system, path = _open_system(pattern)
-    with _explained(pattern):
-        found = sorted(system.glob(path))
+    found = sorted(_ask(pattern, lambda: system.glob(path)) or ())
     scheme = pattern.partition("://")[0]
     paths = (each.partition("://")[2] if "://" in each else each for each in found)  # HTTP's are URLs
     return [url_of(f"{scheme}://{each.lstrip('/')}") or pattern for each in paths] or [pattern]
@@ -119,18 +120,36 @@ def stamp(url: str) -> str | None:
     """What changes when the file behind a URL does, by what its server says; None where that says nothing."""
     system, path = _open_system(url)
     try:
-        info: Mapping[str, Any] = system.info(path)
-    except Exception:  # fetching says why
+        info: Mapping[str, Any] | None = _ask(url, lambda: system.info(path))
+    except VqtoolError:  # fetching says why
         return None
-    said = _marks(info)
+    said = _marks(info or {})
     return ", ".join(said) if len(said) > 1 else None  # a size alone says too little
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file behind a URL."""
+    """Whether there is a file behind a URL.
+
+    Raises:
+        VqtoolError: the server does not say, though it was asked again.
+    """
     system, path = _open_system(url)
-    with _explained(url):
-        return bool(system.exists(path))
+    return _ask(url, lambda: system.info(path)) is not None
+
+
+def _ask(url: str, call: Callable[[], T]) -> T | None:
+    """What a server answers to a question that it is asked again where it fails; None if there is no such file."""
+    for pause in (*PAUSES, None):
+        try:
+            return call()
+        except Exception as failure:
+            error = _cause(failure)
+            if isinstance(error, FileNotFoundError):
+                return None
+            if pause is None or _is_final(error):
+                raise VqtoolError(f"{url}: cannot be read: {_describe(error)}") from error
+            time.sleep(pause)
+    return None
 
 
 @contextmanager
@@ -170,14 +189,6 @@ def _open_system(url: str) -> tuple[Any, str]:
     except Exception as error:
         raise VqtoolError(f"{url}: cannot be opened: {_describe(error)}") from error
     return system, str(path)
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise VqtoolError(f"{url}: cannot be read: {_describe(error)}") from error
 
 
 def _copy(url: str, target: Path) -> None:

@@ -127,6 +127,22 @@ def test_a_shard_from_a_pipe_is_that_on_disk(encode, work, monkeypatch):
         encode(["-", "s1.tar"], "both-{shard}.h5")
 
 
+@pytest.mark.parametrize("name", ["pipe.tar", "pipe"])
+def test_a_named_pipe_is_a_shard_or_a_source_like_the_file_on_disk(encode, work, tokenizer_path, name):
+    encode(["s0.tar"], "disk-{shard}.h5")
+    os.mkfifo(name)
+    for output, make in (
+        ("tok-0.h5", lambda: encode([name], "tok-{shard}.h5")),
+        ("tok.h5", lambda: vqtool_package.encode([name], "tok.h5", tokenizer_path, image_size=(16, 16))),
+    ):
+        with subprocess.Popen(["cp", "s0.tar", name]) as writer:
+            make()
+        assert writer.returncode == 0
+        assert rows([Path(output)]) == rows([Path("disk-0.h5")])
+    with subprocess.Popen(["cp", tokenizer_path, name]), pytest.raises(FormatError, match=f"{name}: not a whole tar"):
+        vqtool_package.encode([name], "tok.h5", tokenizer_path, image_size=(16, 16), force=True)
+
+
 def test_a_copy_of_a_shard_is_known_by_its_content(encode, work):
     encode()
     before = made(work)

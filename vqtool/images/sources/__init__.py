@@ -74,7 +74,7 @@ def find_images(
 
     Args:
         sources: folders (searched with all below them), image files, tar shards (.tar, .tar.gz, .tgz; "-" is one on
-            standard input), .zip, HDF5 files, .npy, .npz, .parquet.
+            standard input, any other pipe is one too), .zip, HDF5 files, .npy, .npz, .parquet.
         options: which images are taken, and where their captions and labels come from.
         words: "all": captions and labels are needed, and what cannot be read of them is an error; "some": it is told
             and left out; "none": only ids are read.
@@ -367,6 +367,8 @@ def _kind_of(path: Path) -> str:
         raise VqtoolError(f"{path}: no such file or folder; {_EXPECTED}")
     if path.is_dir():
         return "folder"
+    if path.is_fifo():  # as standard input: it can be read once
+        return "tar"
     name = path.name.lower()
     by_name = next((kind for kind, endings in _ENDINGS.items() if name.endswith(endings)), None)
     if by_name is not None:

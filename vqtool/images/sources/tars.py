@@ -1,8 +1,8 @@
 """Tar shards of images (webdataset naming: key.jpg with key.txt, key.cls or key.json beside it).
 
 A shard is indexed once; images are then read from their offsets, from any thread and in any order. A compressed shard,
-or one from standard input, has no offsets to read from: it goes into a nameless temporary file, which lives as long as
-its items do.
+or one from standard input or a named pipe, has no offsets to read from: it goes into a nameless temporary file, which
+lives as long as its items do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -118,7 +119,7 @@ class TarShard:
     """What is in a shard: its headers are read once. Images need its file alone.
 
     Args:
-        path: a tar, compressed or not; "-" is standard input.
+        path: a tar, compressed or not; "-" is standard input. A pipe is read once, here.
         allow_truncated: take the members that are whole of a shard that ends early.
 
     Attributes:
@@ -295,7 +296,7 @@ def _normalise(name: str) -> str:
 
 
 def _open_unpacked(path: Path) -> IO[bytes]:
-    if str(path) != STANDARD_INPUT:
+    if str(path) != STANDARD_INPUT and not path.is_fifo():
         file = path.open("rb")
         magic = file.read(len(_GZIP))
         file.seek(0)
@@ -307,7 +308,8 @@ def _open_unpacked(path: Path) -> IO[bytes]:
         with file:
             return _unpack(file, path, path.stat().st_size)
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the shard
-    _copy(sys.stdin.buffer, spool, None, path)
+    with nullcontext(sys.stdin.buffer) if str(path) == STANDARD_INPUT else path.open("rb") as pipe:
+        _copy(pipe, spool, None, path)
     magic = spool.read(len(_GZIP))
     spool.seek(0)
     if magic != _GZIP:
