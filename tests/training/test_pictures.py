@@ -1,6 +1,7 @@
 """Training on images that are decoded meanwhile: the same losses however they are kept and whoever decodes them."""
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from vqtool import artifacts, distributed
 from vqtool.errors import MismatchError, VqtoolError
 from vqtool.images import find_images, read_images
 from vqtool.images import stream as streaming
+from vqtool.images.sources import tars
 from vqtool.tally import Tally
 from vqtool.tokenizers import SIZES
 from vqtool.training import data, pictures
@@ -136,6 +138,76 @@ def test_other_images_are_told_when_a_run_goes_on():
     content[-30] ^= 1
     Path("imgs/03.png").write_bytes(content)
     train("parts", resume=True)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+def _replace(path):
+    """By one of pictures of the same names and lengths, as a shard that was shuffled or compressed anew may have."""
+    names = sorted(each.name for each in Path("imgs").iterdir())
+    files = {name: (Path("imgs") / name).read_bytes() for name in names}
+    make_tar(path, {name: files[name][:-3] + b"???" for name in names[10:20]})
+
+
+def _reorder(path):
+    names = sorted(each.name for each in Path("imgs").iterdir())
+    make_tar(path, {name: (Path("imgs") / name).read_bytes() for name in reversed(names[10:20])})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Path.unlink, r"^s-1\.tar: no such file or folder"),
+        (_cut, r"^s-1\.tar: .*cut short.* after \d+ files; `allow_truncated` takes"),
+        (_replace, r"state\.safetensors: not the images that the run began with; resume with those of the start"),
+        (_reorder, None),
+    ],
+)
+def test_a_shard_that_is_not_what_it_was_is_told_in_a_line_when_a_run_goes_on(change, message):
+    names = sorted(each.name for each in Path("imgs").iterdir())
+    shards = [f"s-{number}.tar" for number in range(3)]
+    for number, shard in enumerate(shards):
+        own = names[10 * number : 10 * number + 10]
+        make_tar(Path(shard), {name: (Path("imgs") / name).read_bytes() for name in own})
+    whole = train("whole", shards) if message is None else None
+    interrupt("parts", images=shards)
+    before = Path("parts.state.safetensors").read_bytes()
+    change(Path("s-1.tar"))
+    if message is None:  # the same pictures in another order, which names decide
+        train("parts", shards, resume=True)
+        assert log("parts") == whole
+        return
+    with pytest.raises(VqtoolError, match=message) as caught:
+        train("parts", shards, resume=True)
+    assert "\n" not in str(caught.value)
+    assert Path("parts.state.safetensors").read_bytes() == before
+    if change is Path.unlink:
+        with pytest.raises(MismatchError, match="there were 30, and now there are 20"):
+            train("parts", "s-*.tar", resume=True)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_shard_that_is_cut_or_gone_while_a_run_reads_it_is_told_by_its_pictures(monkeypatch, gone):
+    """Its file is opened again, since others are open in its place."""
+    monkeypatch.setattr(tars, "MOST_OPEN", 1)
+    files = {path.name: path.read_bytes() for path in sorted(Path("imgs").iterdir())}
+    for shard, own in (("a.tar", list(files)[:15]), ("b.tar", list(files)[15:])):
+        make_tar(Path(shard), {name: files[name] for name in own})
+    told = []
+
+    def change(step, metrics):
+        if step == 3:
+            Path("b.tar").unlink() if gone else os.truncate("b.tar", 600)
+
+    tally = Tally(lambda item, error: told.append(str(error)))
+    made = train("x", ["a.tar", "b.tar"], report=change, on_error=tally, cache="none", workers=1)
+    assert len(made) == STEPS
+    assert told
+    reason = "cannot be read: No such file or directory" if gone else "the shard is cut short"
+    assert all(line.startswith("b.tar: ") and reason in line for line in told)
+    assert len(set(told)) == len(told)
 
 
 def test_the_same_images_brought_to_their_size_in_another_way_are_others():
