@@ -45,8 +45,8 @@ train_tokenizer(sys.argv[1], sys.argv[4], force=True, report=report, **options)
 
 
 def pictures(folder: Path, num: int) -> Iterator[Row]:
-    """A stream alone, by cache, on 2,000 pictures: the first epoch and the second; then training, turn by turn."""
-    source = _write_folder(folder / "imgs", 2000)
+    """A stream alone, by cache, on 2 x `num` pictures: the first epoch and the second; then training, turn by turn."""
+    source = _write_folder(folder / "imgs", 2 * num)
     items = find_images([source], words="none")
     rates: dict[tuple[str, int], list[float]] = {}
     for turn in range(3):
@@ -95,10 +95,10 @@ def _store(kind: str, path: Path, num: int) -> Store | None:
     return DiskStore(path, (3, SIZE, SIZE)) if kind == "disk" else None
 
 
-def _encoded() -> list[bytes]:
+def _encoded(num: int = DIFFERENT) -> list[bytes]:
     """JPEG files of blurred noise."""
     files = []
-    for seed in range(DIFFERENT):
+    for seed in range(num):
         noise = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3)).save(buffer, "JPEG", quality=90)
@@ -109,7 +109,7 @@ def _encoded() -> list[bytes]:
 def _write_folder(folder: Path, num: int) -> Path:
     """Folders of 1,000 names each, which are links to as many files."""
     made = []
-    for number, content in enumerate(_encoded()):
+    for number, content in enumerate(_encoded(min(num, DIFFERENT))):
         path = folder / "000000" / f"{number:08}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
