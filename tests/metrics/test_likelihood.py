@@ -15,7 +15,7 @@ from vqtool.diffusion import kernels
 from vqtool.diffusion.losses import stationary_term
 from vqtool.diffusion.posterior import RULES
 from vqtool.errors import MismatchError, VqtoolError, VqtoolWarning
-from vqtool.grids import GridBatch, GridHeader, GridWriter, read_grids
+from vqtool.grids import GridBatch, GridHeader, GridWriter, cat, read_grids
 from vqtool.metrics import likelihood
 from vqtool.metrics.likelihood import Likelihood, choose_times, measure_likelihood, step_bound
 
@@ -301,5 +301,7 @@ def test_what_cannot_be_measured_is_refused(classes, tmp_path):
     with pytest.warns(VqtoolWarning, match=r"n\.h5: no token grids in it: passed over"):
         report = measure_likelihood(prior, [path, empty], times=2)
     assert scores(report) == scores(measure_likelihood(prior, [path], times=2))
+    cat([path], tmp_path / "tok.index", index=True)
+    assert scores(report) == scores(measure_likelihood(prior, [tmp_path / "tok.index"], times=2))
     with pytest.raises(VqtoolError, match="no files of token grids are named"):
         measure_likelihood(prior, [])

@@ -14,7 +14,7 @@ from vqtool import codebooks, conditions, denoisers
 from vqtool.codebooks.links import Links
 from vqtool.codebooks.rebuilt import with_codebook
 from vqtool.errors import MismatchError, VqtoolError
-from vqtool.grids import GridBatch, GridHeader, GridWriter
+from vqtool.grids import GridBatch, GridHeader, GridWriter, cat
 from vqtool.priors import GridSpec, Prior, load_prior
 from vqtool.tokenizers import load_tokenizer, save_tokenizer
 from vqtool.training.building import build_prior
@@ -155,12 +155,13 @@ def work(tmp_path, monkeypatch):
     return torch.from_numpy(order)
 
 
-@pytest.mark.parametrize("grids", [[], ["tok.h5"], ["new.h5"], ["tok.h5", "new.h5"]])
+@pytest.mark.parametrize("grids", [[], ["tok.h5"], ["new.h5"], ["tok.h5", "new.h5"], ["tok.index", "new.h5"]])
 def test_a_prior_in_a_file_is_carried_to_codes_in_another_order(work, grids):
     old, new = load_tokenizer("old.safetensors"), load_tokenizer("new.safetensors")
     tokens = np.random.default_rng(1).integers(0, K, (20, *SIZE))
     write_grids("new.h5", new, work.numpy()[tokens])
     write_grids("empty.h5", old, tokens[:0], [])
+    cat(["tok.h5"], "tok.index", index=True)
     how = {"tokenizer": "new.safetensors", "grids": [*grids, "empty.h5"] if grids else []}
     with pytest.warns(match=r"empty\.h5: no token grids in it: passed over") if grids else nullcontext():
         made = transplant("prior.safetensors", "moved.safetensors", **how)
