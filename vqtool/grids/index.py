@@ -69,7 +69,7 @@ def check_index_output(output: str | Path, *, force: bool) -> None:
         VqtoolError: the name does not end in .index, or the file exists and `force` is off.
     """
     if not is_index(output) or url_of(output) is not None:
-        raise VqtoolError(f"`output` {output}: an index is a file on this machine whose name ends in {SUFFIX}")
+        raise VqtoolError(f"{output}: an index is a file on this machine whose name ends in {SUFFIX}")
     refuse_existing(output, force=force, kind="an index")
 
 
