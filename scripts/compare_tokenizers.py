@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vqtool.codebooks.usage import perplexity, usage
 from vqtool.errors import VqtoolError
-from vqtool.images import read_images, to_float, to_uint8
+from vqtool.images import SourceOptions, read_images, to_float, to_uint8
 from vqtool.images.preview import preview_grid, save_image
 from vqtool.metrics import EfficientNetLite0, extract
 from vqtool.metrics.frechet import frechet_distance
@@ -36,6 +36,7 @@ from vqtool.training.perceptual import StLpips, load_perceptual
 Pictures = NDArray[np.uint8]
 BATCH = 16
 IN_SHEET = 8  # pictures of each held-out file
+CROPPED = SourceOptions(fit="crop")  # white borders would be easy
 
 Look = Callable[[Pictures], NDArray[np.float32]]  # features (N, D) of pictures
 
@@ -146,7 +147,7 @@ def main() -> int:
         shown: list[Pictures] = []
         for size in options.sizes:
             for path in options.held_out:
-                images = read_images([path], size, words="none").images
+                images = read_images([path], size, words="none", options=CROPPED).images
                 images = images[np.linspace(0, len(images) - 1, min(options.num, len(images))).astype(int)]
                 found, rebuilt = score(
                     tokenizers, images, lambda batch: extract(network, batches(batch)).pooled, judge, options.num_judged

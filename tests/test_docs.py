@@ -152,7 +152,7 @@ SHORTER = {  # what the tests add to a line of a document, so that it takes less
     "inpaint": ("--steps", 2),
     "vary": ("--steps", 2),
     "outpaint": ("--steps", 2),
-    "codebook finetune": ("--steps", 2, "--size", 16, "-b", 2),
+    "codebook finetune": ("--steps", 2, "--size", 32, "-b", 2),
     "compare": ("-n", 2, "--seeds", 0, "--steps", 1, "--sampler", "purity"),
 }
 
@@ -219,7 +219,7 @@ def test_the_lines_of_pages_can_be_typed_twice_after_a_training_in_codes_of_ones
             assert "there is nothing to prune" in vqtool(*line.split()[1:]).err
         else:
             type_line(vqtool, line, tmp_path)
-    for made in ("finetuned", "sharp", "tuned", "new.prior", "new-tuned"):
+    for made in ("finetuned", "own", "tuned", "new.prior", "new-tuned"):
         assert (work / f"{made}.safetensors").is_file()
 
 
