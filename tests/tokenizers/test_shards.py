@@ -1,12 +1,14 @@
 """Shards: files as in one piece bit for bit, whoever makes them; killed, resumed and changed ones; bad patterns."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -21,9 +23,12 @@ import vqtool as vqtool_package
 from vqtool import artifacts, distributed
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.grids import concatenate, read_grids
-from vqtool.images import SourceOptions, find_images
+from vqtool.grids.batch import SHARD_CONTENT
+from vqtool.grids.resume import Journal
+from vqtool.images import SourceOptions, find_images, read_images
 from vqtool.images.sources import tars
 from vqtool.locks import lock_path
+from vqtool.tally import Tally
 from vqtool.tokenizers import _shard
 from vqtool.tokenizers.shards import encode_shard, encode_shards
 
@@ -245,6 +250,66 @@ def test_a_killed_process_loses_no_complete_shard_and_goes_on_in_the_middle_of_o
     assert made(work)["tok-000.h5"] == before
     assert sorted(path.name for path in work.glob("*tok*")) == [f"tok-{number:03d}.h5" for number in range(5)]
     assert rows(work.glob("tok*")) == whole(tokenizer_path)
+
+
+def kill_at(monkeypatch, num):
+    """Let the journal end after so many batches, each of which is there."""
+    write, written = Journal.write, []
+
+    def killed(self, batch):
+        if len(written) == num:
+            raise SystemExit(9)
+        written.append(batch)
+        write(self, batch)
+        self.flush()
+
+    monkeypatch.setattr(Journal, "write", killed)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_shard_that_was_killed_half_way_is_gone_on_with_unless_it_was_changed(encode, work, monkeypatch, changed):
+    with monkeypatch.context() as patched:
+        kill_at(patched, 2)
+        with pytest.raises(SystemExit):
+            encode(["s0.tar"], batch_size=1)
+    assert [path.name for path in work.glob("tok*")] == ["tok-000.partial.h5"]
+    written, write = [], Journal.write
+    monkeypatch.setattr(Journal, "write", lambda self, batch: (written.extend(batch.ids), write(self, batch)))
+    if changed:
+        write_shard(0, seed=9)
+    with pytest.warns(match="before that was changed") if changed else nullcontext():
+        encode(["s0.tar"], resume=True, batch_size=1)
+    assert written == (["0-00", "0-01", "0-02"] if changed else ["0-02"])
+    encode(["s0.tar"], "fresh-{shard:03d}.h5")
+    assert rows([Path("tok-000.h5")]) == rows([Path("fresh-000.h5")])
+    said = [read_grids(path)[0].history[-1][SHARD_CONTENT] for path in ("tok-000.h5", "fresh-000.h5")]
+    assert said[0] == said[1] == digest_of(item.origin.open().read() for item in find_images(["s0.tar"]))
+
+
+def digest_of(images):
+    total = hashlib.sha256()
+    for data in images:
+        total.update(len(data).to_bytes(8, "little") + data)
+    return f"sha256:{total.hexdigest()}"
+
+
+def test_each_picture_is_read_once_and_the_digest_is_of_all_bytes(encode, work, tokenizer_path, monkeypatch):
+    good = {f"{n}.png": (Path("p0-None") / f"0{n}.png").read_bytes() for n in range(3)}
+    make_tar(Path("x.tar"), {"0.png": good["0.png"], "1.png": b"no picture", "2.png": good["2.png"]})
+    read, read_span = [], tars.TarFile.read
+    monkeypatch.setattr(tars.TarFile, "read", lambda self, span: (read.append(span), read_span(self, span))[1])
+    tally = Tally()
+    encode_shard("x.tar", tokenizer_path, "tok-000.h5", image_size=(16, 16), on_error=tally, options=CROP)
+    assert len(read) == len(set(read)) == 3
+    assert (tally.num_images, len(tally.skipped)) == (2, 1)
+    expected = digest_of([good["0.png"], b"no picture", good["2.png"]])
+    assert read_grids("tok-000.h5")[0].history[-1][SHARD_CONTENT] == expected
+    os.utime("x.tar", (1, 1))
+    assert encode(["x.tar"], on_error=Tally(), options=CROP, resume=True).num_before == 1
+    pixels = read_images("p0-None").images.transpose(0, 2, 3, 1)
+    np.save("x.npy", pixels)
+    encode(["x.npy"], "array-{shard:03d}.h5", options=CROP)
+    assert read_grids("array-000.h5")[0].history[-1][SHARD_CONTENT] == digest_of(map(np.ndarray.tobytes, pixels))
 
 
 def read_journal_rows(path):

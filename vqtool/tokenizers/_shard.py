@@ -1,22 +1,23 @@
 """One shard: its images, what tells it from a changed one, and its file, unless that is complete."""
 
-import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from vqtool import urls
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError, VqtoolError, warn
+from vqtool.grids import GridHeader, open_grids
 from vqtool.grids.batch import SHARD_CONTENT
-from vqtool.grids.resume import check_same_run
+from vqtool.grids.resume import check_same_run, partial_paths
 from vqtool.grids.whole import find_whole, unfinished
 from vqtool.images import ImageItem, SourceOptions, find_images
-from vqtool.images.reader import read_bytes
 from vqtool.images.sources.options import given
 from vqtool.locks import claims
 from vqtool.progress import Progress
 from vqtool.tally import Tally
+from vqtool.tokenizers._content import Content
 from vqtool.tokenizers.batches import OnError, check_lengths
 from vqtool.tokenizers.encoding import Encoder, encode_items
 from vqtool.urls import url_of
@@ -51,23 +52,38 @@ def encode_one(
             return kept.num_grids, True
     items, num = _find(source, options, on_error)
     fit = options.fit or encoder.choose_fit(items, None)
-    header = encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: _digest(items)})
+
+    def header(content: str | None) -> GridHeader:
+        return encoder.header(items, num, fit, stamp=stamp, **said, **{SHARD_CONTENT: content})
+
     if kept is not None:
-        check_same_run(output, kept.header, header)
+        check_same_run(output, kept.header, header(_digest(items)))
         return kept.num_grids, True
     with unfinished(output, resume=resume, force=force) as (path, goes_on, replaces):
+        stale = goes_on and stamp is not None and _stamp_of_journal(path) not in (stamp, None)
+        if stale:
+            warn(f"{output}: what is kept of it is of {source} before that was changed or copied: it is made anew")
+        content = None if stamp is None else Content()  # without a stamp nothing else tells of a change in between
         num = encode_items(
             items,
             path,
             encoder,
-            header,
+            header(_digest(items) if content is None else None),
             fit=fit,
-            resume=goes_on,
-            force=replaces,
+            resume=goes_on and not stale,
+            force=replaces or stale,
             on_error=on_error,
             progress=progress,
+            content=content,
         )
     return num, False
+
+
+def _stamp_of_journal(path: Path) -> str | None:
+    """What the shard was known by when what is kept was made; None where that does not say."""
+    with suppress(FormatError), open_grids(partial_paths(path)[0]) as reader:
+        return next((record.get("stamp") for record in reader.header.history[-1:]), None)
+    return None
 
 
 def _find(source: Source, options: SourceOptions, on_error: OnError | None) -> tuple[Sequence[ImageItem], int]:
@@ -108,8 +124,6 @@ def _stamp(source: Source, options: SourceOptions) -> str | None:
 
 def _digest(items: Sequence[ImageItem]) -> str:
     """A digest of the bytes of images, in their order."""
-    total = hashlib.sha256()
-    for data in map(read_bytes, items):
-        total.update(len(data).to_bytes(8, "little"))
-        total.update(data)
-    return f"sha256:{total.hexdigest()}"
+    content = Content()
+    content.read(items)
+    return content.digest()

@@ -1,6 +1,6 @@
 """Images through a tokenizer and back, batch by batch; and `decode`, from files to files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def grid_header(
 
 
 def encode_images(
-    items: Sequence[ImageItem],
+    items: Iterable[ImageItem],
     tokenizer: Tokenizer,
     image_size: tuple[int, int],
     *,

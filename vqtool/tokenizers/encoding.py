@@ -16,7 +16,7 @@ from vqtool.artifacts import history_record, text_digest
 from vqtool.captions import join_captions
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
-from vqtool.grids.batch import clean_text
+from vqtool.grids.batch import SHARD_CONTENT, clean_text
 from vqtool.grids.resume import Journal, check_resumable, is_finished, resumable_writer
 from vqtool.images import ImageItem, SourceOptions, choose_fit, find_images, read_batches, read_image
 from vqtool.images.shapes import LOST, border, find_shape, shared
@@ -26,6 +26,7 @@ from vqtool.outputs import delivered
 from vqtool.progress import Progress, silent
 from vqtool.tally import Tally
 from vqtool.tokenizers import BUILTIN, Tokenizer, load_tokenizer
+from vqtool.tokenizers._content import Content, unwatched
 from vqtool.tokenizers._machine import MachineOptions, prepare, record
 from vqtool.tokenizers._onnx import use_runtime
 from vqtool.tokenizers.batches import (
@@ -174,13 +175,18 @@ def encode_items(
     force: bool,
     on_error: OnError | None,
     progress: Progress,
+    content: Content | None = None,
 ) -> int:
-    """Write the grids of images that have been found; arguments and errors are those of `encode`."""
+    """Write the grids of images that have been found; arguments and errors are those of `encode`.
+
+    Of a shard `content` takes in the bytes of all images, and the history says their digest.
+    """
     bad = list[tuple[ImageItem, str]]()
 
     def skip(item: ImageItem, error: VqtoolError) -> None:
         if on_error is None:
             raise error
+        item = unwatched(item)
         bad.append((item, str(error)))
         on_error(item, error)
 
@@ -189,9 +195,11 @@ def encode_items(
         if isinstance(writer, Journal) and writer.kept_ids:
             left, passed = _not_done(left, writer)
             _skip_again(passed, skip)
+        if content is not None:
+            content.read(items[: len(items) - len(left)])
         with progress("encode", len(left)) as advance:
             for batch in encode_images(
-                left,
+                left if content is None else content.watch(left),
                 encoder.tokenizer,
                 encoder.image_size,
                 batch_size=encoder.machine.batch_size,
@@ -203,6 +211,12 @@ def encode_items(
                 advance(len(batch))
         if _tell_main(items, bad, on_error) == len(items):
             raise FormatError(f"none of the {len(items)} images could be read")
+        if content is not None:
+            if isinstance(writer, Journal):
+                writer.flush()  # whose header stays that of the start
+            *before, record = writer.header.history
+            record = {**record, SHARD_CONTENT: content.digest()}
+            writer.header = replace(writer.header, history=(*before, record))
     return writer.num_grids
 
 
