@@ -104,6 +104,10 @@ def test_a_file_that_is_missing_cut_or_replaced_is_named(parts):
     with pytest.raises((FormatError, MismatchError), match=r"tok-2\.h5"):
         read_index(INDEX)
     path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FormatError, match=r"tok-2\.h5 is no ordinary file"):
+        read_index(INDEX)
+    path.unlink()
     Path("shards/tok-3.h5").unlink()
     message = r"tok\.index: shards/tok-2\.h5 is missing, and 1 more are not as they were: bring back the files, or make"
     with pytest.raises(VqtoolError, match=message):

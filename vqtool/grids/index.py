@@ -8,6 +8,7 @@ before any work.
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -183,7 +184,9 @@ def _check_files(name: str, files: Sequence[GridFile], sizes: list[int], times: 
         except OSError:
             wrong.append((VqtoolError, f"{file.path} is missing"))
             continue
-        if state.st_size != size:
+        if not stat.S_ISREG(state.st_mode) or str(file.path) == "-":  # nobody waits at a pipe that a stranger names
+            wrong.append((FormatError, f"{file.path} is no ordinary file"))
+        elif state.st_size != size:
             what = "cut short" if state.st_size < size else "replaced"
             wrong.append((FormatError, f"{file.path} was {what}: {state.st_size} bytes, {size} when {name} was made"))
         elif state.st_mtime_ns != time and not _is_same(file, masked=masked):
