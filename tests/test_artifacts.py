@@ -317,3 +317,11 @@ def test_files_are_those_of_safetensors_with_every_type_and_empty_tensors(tmp_pa
     content = deserialize(path.read_bytes())
     assert artifacts.fingerprint("tokenizer", {"a": 1}, content) == header.fingerprint
     assert artifacts.verify(path) == header
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 3, 4, 7])
+def test_a_digest_of_texts_is_that_of_their_json_list_in_however_many_pieces(monkeypatch, num):
+    monkeypatch.setattr(artifacts, "_TEXTS", 2)
+    texts = [f'"{number}", ü' for number in range(num)]
+    expected = f"sha256:{hashlib.sha256(json.dumps(texts).encode()).hexdigest()}"
+    assert artifacts.text_digest(iter(texts)) == artifacts.text_digest(texts) == expected

@@ -84,7 +84,9 @@ def train_to(source: str | Path, cache: str, steps: int) -> tuple[float, float, 
     """Seconds up to the first step, a processor's of these, a processor's of the steps after it, and megabytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", TRAIN, source, cache, str(steps), Path(folder) / "t.safetensors"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode())
     first, processor, after, peak = map(float, done.stdout.split())
     return first, processor, after, peak
 
