@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from support.prior_run import die
 from vqtool.tokenizers.vqvae import VqVaeConfig
 from vqtool.training._autoencoder import TokenizerLoss, build_model
 from vqtool.training.clock import LoopConfig
@@ -60,4 +61,5 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 if __name__ == "__main__":
     settings = json.loads(sys.argv[2])
     pause = settings.pop("pause", 0.0)  # seconds after each step: time for whoever wants to kill the run
-    train(Path(sys.argv[1]), report=lambda step, metrics: time.sleep(pause), **settings)
+    told = die if settings.pop("dies", False) else lambda step, metrics: time.sleep(pause)
+    train(Path(sys.argv[1]), report=told, **settings)

@@ -139,10 +139,14 @@ def test_two_processes_go_on_with_the_run_of_one_and_one_with_theirs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{}, FSDP], ids=["DDP", "FSDP"])
-def test_where_a_process_dies_the_others_end_within_a_minute_and_say_so_in_a_line(tmp_path, environment):
+@pytest.mark.parametrize(
+    ("run", "environment"),
+    [("prior_run", {}), ("prior_run", FSDP), ("training_run", {})],
+    ids=["DDP", "FSDP", "tokenizer"],
+)
+def test_where_a_process_dies_the_others_end_within_a_minute_and_say_so_in_a_line(tmp_path, run, environment):
     settings = {"num_steps": 10**6, "dies": True}
-    done = run_in_two("support.prior_run", tmp_path, json.dumps(settings), **environment)
+    done = run_in_two(f"support.{run}", tmp_path, json.dumps(settings), **environment)
     assert time.monotonic() - float((tmp_path / "died").read_text()) < 60
     assert done.returncode != 0
     assert "process 0 of 2 cannot go on, most likely since another one has ended" in done.stderr.decode()
