@@ -28,29 +28,32 @@ if TYPE_CHECKING:
     from vqtool.grids import GridHeader
 
 
+Output = Annotated[Path, typer.Option("--output", "-o", help="Grid file to write; - is stdout, a stream in a pipe.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="Pixels that images are brought to: 64, or 48x80 (height x width).",
+        show_default="64, or the tokenizer's only size",
+    ),
+]
+PerFile = Annotated[
+    int | None,
+    typer.Option("--per-file", help="A shard is so many images.", rich_help_panel=advanced(INPUT_OUTPUT)),
+]
+ImageFlags = Annotated[
+    dict[str, Any], FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=INPUT_OUTPUT)
+]
+
+
 @command
 def encode(
     images: Images,
-    source_options: Annotated[
-        dict[str, Any], FlagGroup.of_file("images/sources/options.py", "SourceOptions", panel=INPUT_OUTPUT)
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Grid file to write; - is stdout, a stream in a pipe."),
-    ] = Path("tok.h5"),
+    source_options: ImageFlags,
+    output: Output = Path("tok.h5"),
     tokenizer: TokenizerOption = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            help="Pixels that images are brought to: 64, or 48x80 (height x width).",
-            show_default="64, or the tokenizer's only size",
-        ),
-    ] = None,
-    per_file: Annotated[
-        int | None,
-        typer.Option("--per-file", help="A shard is so many images.", rich_help_panel=advanced(INPUT_OUTPUT)),
-    ] = None,
+    size: Size = None,
+    per_file: PerFile = None,
     partial: Partial = None,
     engine: Engine = "local",
     batch_size: BatchSize = 32,
@@ -83,18 +86,13 @@ def encode(
     """
     from vqtool.cli.console import echo, progress
     from vqtool.cli.inputs import Skipped
-    from vqtool.errors import count_text, size_text
+    from vqtool.errors import count_text
     from vqtool.images import SourceOptions, parse_size
     from vqtool.outputs import is_pattern
     from vqtool.tokenizers import BUILTIN
     from vqtool.tokenizers.encoding import encode as encode_files
     from vqtool.tokenizers.shards import encode_shards
     from vqtool.urls import url_of
-
-    def start(header: "GridHeader", num: int) -> None:
-        shape = size_text(header.grid_size)
-        echo(f"{count_text(num, 'image')} at {size_text(header.image_size)} -> grids of {shape} tokens")
-        echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")
 
     in_shards = is_pattern(output) or per_file is not None or partial is not None or engine != "local"
     skipped = Skipped(strict, None if in_shards else output)
@@ -115,6 +113,18 @@ def encode(
         shared |= {"resume": resume or bool(resume_auto)}
         echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
     else:
-        num = encode_files(images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=start, **how)
+        num = encode_files(
+            images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=_tell_start, **how
+        )
         echo(f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else url_of(output) or output}")
     skipped.finish()
+
+
+def _tell_start(header: "GridHeader", num: int) -> None:
+    """Say what is made of what."""
+    from vqtool.cli.console import echo
+    from vqtool.errors import count_text, size_text
+
+    shape = size_text(header.grid_size)
+    echo(f"{count_text(num, 'image')} at {size_text(header.image_size)} -> grids of {shape} tokens")
+    echo(f"tokenizer {header.tokenizer_fingerprint} ({header.tokenizer_location})")

@@ -27,30 +27,34 @@ from vqtool.cli.sampling import Purity, SamplingFlags, load_named_prior, samplin
 DEFAULT_NUM = 64
 
 
+Output = Annotated[Path, typer.Option("--output", "-o", help="Grid file; - is stdout: a stream if that is a pipe.")]
+Num = Annotated[int | None, typer.Option("--num", "-n", help="How many. Default: one a caption or class named, or 64.")]
+CaptionsFile = Annotated[
+    Path | None,
+    typer.Option("--captions", help="File of them, one a line; - is stdin.", rich_help_panel=advanced(INPUT_OUTPUT)),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option("--shards", help="So many files; -o has {shard}.", rich_help_panel=advanced(INPUT_OUTPUT)),
+]
+GridSize = Annotated[
+    str | None,
+    typer.Option("--grid", help="Cells, e.g. 32x48. Default: as in training.", rich_help_panel=advanced(METHOD)),
+]
+Start = Annotated[int, typer.Option("--start", help="Number of the first sample.", rich_help_panel=advanced(METHOD))]
+JudgeFlags = Annotated[dict[str, Any], FlagGroup.of_file("metrics/judges.py", "JudgeOptions", panel=METHOD)]
+
+
 @command
 def sample(
     *,
     prior: PriorArgument = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Grid file; - is stdout: a stream if that is a pipe.")
-    ] = Path("-"),
-    num: Annotated[
-        int | None, typer.Option("--num", "-n", help="How many. Default: one a caption or class named, or 64.")
-    ] = None,
+    output: Output = Path("-"),
+    num: Num = None,
     labels: Labels = None,
     captions: Captions = None,
-    captions_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--captions",
-            help="File of them, one a line; - is stdin.",
-            rich_help_panel=advanced(INPUT_OUTPUT),
-        ),
-    ] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option("--shards", help="So many files; -o has {shard}.", rich_help_panel=advanced(INPUT_OUTPUT)),
-    ] = None,
+    captions_file: CaptionsFile = None,
+    shards: Shards = None,
     partial: Partial = None,
     engine: Engine = "local",
     resume: Resume = False,
@@ -58,15 +62,10 @@ def sample(
     force: Force = False,
     purity: Purity = False,
     how: SamplingFlags,
-    judged: Annotated[dict[str, Any], FlagGroup.of_file("metrics/judges.py", "JudgeOptions", panel=METHOD)],
+    judged: JudgeFlags,
     seed: Seed = 0,
-    grid_size: Annotated[
-        str | None,
-        typer.Option("--grid", help="Cells, e.g. 32x48. Default: as in training.", rich_help_panel=advanced(METHOD)),
-    ] = None,
-    start: Annotated[
-        int, typer.Option("--start", help="Number of the first sample.", rich_help_panel=advanced(METHOD))
-    ] = 0,
+    grid_size: GridSize = None,
+    start: Start = 0,
     tokenizer: RareTokenizer = None,
     device: Device = "auto",
 ) -> None:
@@ -104,8 +103,7 @@ def sample(
     from vqtool.samplers.shards import sample_shards
 
     how = sampling_arguments(how, purity)
-    if grid_size is not None:
-        how["grid_size"] = parse_size(grid_size, "--grid", "cells")
+    how |= {} if grid_size is None else {"grid_size": parse_size(grid_size, "--grid", "cells")}
     model = load_named_prior(prior).to(choose_device(device))
     choice = judges.JudgeOptions(**judged)
     texts = text_arguments(model, labels, captions, captions_file)
@@ -117,17 +115,14 @@ def sample(
         "tokenizer": tokenizer if "trajectory" in how or choice.judge == "likelihood" else None,
         "best": choice.best,
         "judge": judges.build(model, choice, seed=seed, tokenizer=tokenizer, progress=progress),
-        "resume": resume_auto or resume,
-        "force": force,
     }
+    how |= {"resume": resume_auto or resume, "force": force}
     if shards is not None or partial is not None or engine != "local" or is_pattern(output):
-        sharing: dict[str, Any] = {"partial": partial, "engine": engine, "device": device}
-        made = sample_shards(model, output, num, shards, notify=echo, progress=progress, **sharing, **how)
-        summary = made.line
+        how |= {"partial": partial, "engine": engine, "device": device}
+        said = sample_shards(model, output, num, shards, notify=echo, progress=progress, **how).line
     else:
         done = sample_to_file(model, output, num, notify=echo, progress=progress, **how)
-        summary = f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else output}: {done}"
-        if done.was_complete:
-            summary = f"{output} is complete: nothing is left to do"
+        said = f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else output}: {done}"
+        said = f"{output} is complete: nothing is left to do" if done.was_complete else said
     if not how.get("dry_run"):
-        echo(summary)
+        echo(said)
