@@ -8,11 +8,11 @@ The first variant of every picture is the picture itself. Written is an HDF5 of 
 """
 
 import argparse
-import multiprocessing
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -133,9 +133,9 @@ def main() -> int:
     total = len(batch) * options.variants
     sides = batch.images.shape[1:]
     partial = options.output.with_name(options.output.name + ".partial")
-    with multiprocessing.Pool(-(-(os.cpu_count() or 1) // parts)) as pool, h5py.File(partial, "w") as file:
+    with ProcessPoolExecutor(-(-(os.cpu_count() or 1) // parts)) as pool, h5py.File(partial, "w") as file:
         images = file.create_dataset("images", (total, *sides), np.uint8, chunks=(1, *sides))
-        for row, made in enumerate(pool.imap(variants, jobs(), chunksize=16)):
+        for row, made in enumerate(pool.map(variants, jobs(), chunksize=16)):
             images[row * options.variants : (row + 1) * options.variants] = made
         ids = [f"{id}#{variant}" for id in batch.ids for variant in range(options.variants)]
         file.create_dataset("id", data=ids, dtype=h5py.string_dtype())

@@ -216,7 +216,10 @@ def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed():
         "diffusers",
         "torchmetrics",
         "transformers",
-    }  # peers of the newest kind, in tests that skip without
+        "flask",
+        "flask-cors",
+        "s3fs",
+    }  # peers and stand-ins of the newest kind, in tests that skip without
 
 
 bench = importlib.import_module("bench")

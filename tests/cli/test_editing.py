@@ -36,7 +36,7 @@ def files(work):
 
 def calls(text):
     """What standard error says of the calls a grid: the least and the most."""
-    (found,) = re.findall(r"([0-9.]+(?: to [0-9.]+)?) network calls a grid", text)
+    (found,) = re.findall(r"([0-9.]+(?: to [0-9.]+)?) network calls? a grid", text)
     first, _, last = found.partition(" to ")
     return float(first), float(last or first)
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import prior_run
 from support.exact import grid_spec
 from support.matrices import build_kernel
@@ -155,6 +156,11 @@ def test_where_a_process_dies_the_others_end_within_a_minute_and_say_so_in_a_lin
 
 @pytest.mark.slow
 def test_a_tokenizer_is_refused_in_one_line(tmp_path):
-    done = run_in_two("support.training_run", tmp_path, "{}", **FSDP)
-    assert done.returncode != 0
-    assert REFUSED in done.stderr.decode()
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    output = tmp_path / "mine.safetensors"
+    done = run_in_two("vqtool", "train-tokenizer", tmp_path, "--size", 16, "-o", output, **FSDP)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.decode().splitlines() if "error" in line.lower()]
+    assert errors
+    assert all("is for priors: a tokenizer fits every GPU whole; start without it" in line for line in errors)
+    assert not output.exists()
