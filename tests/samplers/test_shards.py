@@ -168,6 +168,14 @@ def test_a_dry_run_says_what_this_part_would_take(work, vqtool):
     assert os.listdir() == ["prior.safetensors"]
 
 
+def test_a_dry_run_of_a_part_without_shards_says_that_there_are_none(work, prior):
+    told = []
+    done = draw(prior, shards=1, partial="1/2", dry_run=True, notify=told.append)
+    assert done == draw(prior, shards=1, partial="1/2")
+    assert told == ["no shards of 1, part 1/2"]
+    assert made(work) == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -48,7 +48,7 @@ def sample_shards(
         num: how many grids the files have together.
         shards: how many files.
         start: number of the first sample.
-        tokenizer: of a `trajectory`; refused like that.
+        tokenizer: of a `trajectory`; both are refused here.
         partial: such as "3/8", in place of what the environment says.
         engine: "local": this process; "ray": tasks of a Ray cluster, the one at hand or one of this machine's cores.
         device: of tasks.
@@ -73,20 +73,18 @@ def sample_shards(
     if tokenizer is not None:
         raise VqtoolError("`tokenizer` is what `trajectory` decodes with, and `shards` have none: leave it out")
     sharing = Sharing(output=str(output), partial=partial, engine=engine, resume=bool(resume), force=force)
+    if options.dry_run and engine != "local":
+        raise VqtoolError(f"`dry_run` tries this machine, not those of `engine` {engine}: leave one out")
     outputs = sharing.own(shards, notify)
     ranges = {number: Part(number + 1, shards).range(num) for number in outputs}
     work = [(range(start + ranges[n].start, start + ranges[n].stop), path) for n, path in outputs.items()]
-    plan: Callable[[], Drawing] = (
-        _plan(prior, notify, how) if engine == "local" else _Elsewhere(prior.to("cpu"), how, device)
-    )
+    plan: Plan = _plan(prior, notify, how) if engine == "local" else _Elsewhere(prior.to("cpu"), how, device)
     if engine == "local" and work:
         drawing, own = plan(), range(work[0][0].start, work[-1][0].stop)
         with alone():
             drawing.tell(len(own), notify)
             if options.dry_run:
                 drawing.write(own, output, options, resume=False, force=force, notify=notify)
-    elif options.dry_run:
-        raise VqtoolError(f"`dry_run` tries this machine, not those of `engine` {engine}: leave one out")
     if options.dry_run:
         return MadeShards(0, 0, 0, 0)
     make = _Draw(plan, options, sharing.goes_on, force)
