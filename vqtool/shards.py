@@ -7,6 +7,7 @@ whole; its history says what it was made of, so that a run which is resumed pass
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vqtool import distributed
@@ -14,7 +15,8 @@ from vqtool.cluster import Ended, call_here, run_by_ray
 from vqtool.errors import FormatError, MismatchError, VqtoolError
 from vqtool.images import ImageItem, OnError
 from vqtool.images.sources.items import FileOrigin, counted
-from vqtool.outputs import check_pattern, is_there, shard_path
+from vqtool.inputs import input_name
+from vqtool.outputs import check_pattern, is_stream, is_there, shard_path
 from vqtool.progress import Notify, Progress
 from vqtool.registry import check_known
 from vqtool.tally import Tally
@@ -141,6 +143,17 @@ class Sharing:
             yield _spared(call_here(make, number, each, on_error))
             if isinstance(on_error, Tally):
                 on_error.settle()
+
+
+def refuse_streams(sources: Sequence[str | Path]) -> None:
+    """Raise if tasks of a cluster cannot read a source.
+
+    Raises:
+        VqtoolError: it is standard input or a pipe, which this process alone can read.
+    """
+    for source in sources:
+        if is_stream(source):
+            raise VqtoolError(f"{input_name(source)}: can be read here alone, not by `engine` ray: name files or URLs")
 
 
 def retell(ended: Ended[Any], on_error: OnError | None, place: str) -> None:

@@ -138,7 +138,7 @@ def test_a_folder_called_stats_is_typed_with_its_path(work, vqtool):
         (["b", "--partial", "x"], "as in 1/4"),
         (["b", "--partial", "1/24"], "statistics of 1 image: at least 2"),
         (["b", "--partial", "1/2", "--engine", "ray"], "--partial shares pictures among processes, --engine ray among"),
-        (["-", "--engine", "ray"], "standard input and pipes can be read here alone, not by --engine ray"),
+        (["-", "--engine", "ray"], "standard input: can be read here alone, not by --engine ray"),
         (["b", "--engine", "slurm"], "--engine slurm: unknown; known are local, ray"),
         (["b", "-o", "x.json"], "x.json: saved statistics would be written there; name it x.npz"),
         (["b", "-o", "there.npz"], "exists; use --force"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from vqtool.metrics.reference import MIXED_SIZE
 from vqtool.metrics.saved import kind_of, load, merge, save
 from vqtool.metrics.sides import About, Accumulator, FeatureSet, StatisticsSet, accumulate, read_features
 from vqtool.options import distribute, option
-from vqtool.outputs import is_stream, refuse_existing
+from vqtool.outputs import refuse_existing
 from vqtool.progress import Progress, ignore, silent
-from vqtool.shards import retell
+from vqtool.shards import refuse_streams, retell
 from vqtool.tally import Tally
 from vqtool.tokenizers import Tokenizer
+
+PARTS = 32  # tasks that share the pictures, at most: each lists the sources of its part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,8 @@ def save_statistics(
     by_ray = options.engine == "ray"
     if by_ray and options.partial is not None:
         raise VqtoolError("`partial` shares pictures among processes, `engine` ray among tasks: leave one out")
-    if by_ray and any(map(is_stream, paths)):
-        raise VqtoolError("standard input and pipes can be read here alone, not by `engine` ray: name files or URLs")
+    if by_ray:
+        refuse_streams(paths)
     kinds = [kind_of(path) for path in paths]
     if "saved" in kinds:
         raise VqtoolError(
@@ -120,9 +122,6 @@ def save_statistics(
     result = found if isinstance(found, FeatureSet) else found.result()
     save(result, output, force=force)
     return result
-
-
-PARTS = 32  # tasks that share the pictures, at most: each lists the sources of its part
 
 
 @dataclass(frozen=True)
@@ -215,15 +214,14 @@ def _read_part(
 
 def _joined(parts: Sequence[FeatureSet | Accumulator]) -> FeatureSet | Accumulator:
     """Parts, in order, as one."""
-    first, about = parts[0], parts[0].about
-    for part in parts[1:]:
-        about = about.merged(part.about)
-        if isinstance(first, Accumulator) and isinstance(part, Accumulator):
-            first.join(part)
+    sums = [part for part in parts if isinstance(part, Accumulator)]
+    if sums:
+        for part in sums[1:]:
+            sums[0].join(part)
+        return sums[0]
     sets = [part for part in parts if isinstance(part, FeatureSet)]
-    if isinstance(first, Accumulator):
-        return first
-    sets = [part for part in sets if len(part)] or sets[:1]  # features of no pictures do not know whose they are
+    about = reduce(About.merged, (each.about for each in sets))
+    sets = [each for each in sets if len(each)] or sets[:1]  # features of no pictures do not know whose they are
     return FeatureSet(
         concatenate([each.features for each in sets]),
         about,

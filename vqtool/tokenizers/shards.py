@@ -19,7 +19,7 @@ from vqtool.images.sources.options import DEFAULTS
 from vqtool.inputs import expand, input_name, locate
 from vqtool.outputs import is_stream, is_there
 from vqtool.progress import Notify, Progress, ignore, silent
-from vqtool.shards import MadeShards, Sharing
+from vqtool.shards import MadeShards, Sharing, refuse_streams
 from vqtool.tokenizers import BUILTIN, Tokenizer
 from vqtool.tokenizers._machine import MachineOptions
 from vqtool.tokenizers._shard import Source, encode_one
@@ -120,12 +120,13 @@ def encode_shards(
     sharing = Sharing(output=str(output), partial=partial, engine=engine, resume=resume, force=force)
     how = (tokenizer, image_size, device, MachineOptions(**machine))
     encoder = _prepare(_mark(tokenizer), *how)
-    shards: Sequence[Source] = expand(sources)
-    decides = shards[0] if shards else ()  # how images are brought to the size
+    named = expand(sources)
     if engine == "ray":
-        _refuse_pipes(shards)
+        refuse_streams(named)
+    shards: Sequence[Source] = named
+    decides = shards[0] if shards else ()  # how images are brought to the size
     if per_file is not None:
-        decides = items = _find_all(sources, shards, engine, options, on_error)
+        decides = items = _find_all(sources, named, engine, options, on_error)
         shards = [items[start : start + per_file] for start in range(0, len(items), per_file)]
     outputs = sharing.own(len(shards), notify)
     if outputs and not (len(shards) == 1 and is_stream(str(sources[0]))):  # of a pipe alone its own shapes decide
@@ -186,7 +187,7 @@ def _mark(tokenizer: Tokenizer | str | Path) -> object:
 
 def _find_all(
     sources: Sequence[str | Path],
-    named: Sequence[Source],
+    named: Sequence[str],
     engine: str,
     options: SourceOptions,
     on_error: OnError | None,
@@ -196,22 +197,11 @@ def _find_all(
     Raises:
         VqtoolError: some are behind a URL, or tasks elsewhere would have to be told of single images.
     """
-    if remote := [source for source in named if url_of(str(source))]:
+    if remote := [source for source in named if url_of(source)]:
         raise VqtoolError(f"{remote[0]}: `per_file` needs all images at hand: of URLs, each source is a shard")
     if engine != "local":
         raise VqtoolError(f"`per_file` is for `engine` local; of {engine}, each source is a shard")
     return find_images(sources, options, on_error=_only_told(on_error))
-
-
-def _refuse_pipes(shards: Sequence[Source]) -> None:
-    """Raise if a source can be read by this process alone.
-
-    Raises:
-        VqtoolError: it is standard input or a pipe.
-    """
-    for source in shards:
-        if isinstance(source, str | Path) and is_stream(source):
-            raise VqtoolError(f"{input_name(source)}: can be read here alone, not by `engine` ray: name files or URLs")
 
 
 def _prefetch(following: Sequence[tuple[Source, str]], *, resume: bool) -> None:
@@ -245,9 +235,8 @@ def _only_told(on_error: OnError | None) -> OnError | None:
     """What is told of bad images as `on_error` is, but, unlike a `Tally`, of no good ones."""
     if on_error is None:
         return None
-    told = on_error
 
     def tell(item: ImageItem, error: VqtoolError) -> None:
-        told(item, error)
+        on_error(item, error)
 
     return tell
