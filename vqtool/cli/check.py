@@ -11,7 +11,7 @@ from vqtool.errors import printable
 
 @command
 def check(
-    files: Annotated[list[str], typer.Argument(help="Token grids or artifacts; - is token grids on stdin.")],
+    files: Annotated[list[str], typer.Argument(help="Token grids, indexes or artifacts; - is token grids on stdin.")],
     json: JsonOutput = False,
 ) -> None:
     """Check files for truncation, damage and tokens out of range.

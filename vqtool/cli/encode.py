@@ -70,7 +70,7 @@ def encode(
 
     Labels come from class folders, captions and labels from metadata.jsonl, metadata.csv or .txt files beside the
     images; what is there and cannot be used is told. Until all is done, what is done is kept beside the output, in
-    tok.partial.h5. {shard} in its name makes a file of each input, by all processes that share them: docs/scale.md.
+    tok.partial.h5. -o tok-{shard}.h5 makes a file of each input, by all processes that share them: docs/scale.md.
 
     Examples:
 

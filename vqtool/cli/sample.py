@@ -73,8 +73,8 @@ def sample(
 
     Sample i is the same for every batch size, number of samples and --start (on a GPU with --exact). Without
     --label, --caption or --captions a prior that takes a condition is given the examples it was trained on, in
-    turn. Grids larger than those of training are drawn in overlapping tiles. --shards makes many files of the grids
-    of one, by all processes that share them: docs/scale.md.
+    turn. Grids larger than those of training are drawn in overlapping tiles. --shards draws the grids of one
+    file into many, by all processes that share them: docs/scale.md.
 
     Examples:
 
