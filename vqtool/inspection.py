@@ -37,10 +37,10 @@ def describe(source: str | Path) -> dict[str, Any]:
     if str(source) == artifacts.BUILTIN:
         paths = filter(Path.is_file, map(artifacts.builtin_path, BUILTIN_KINDS))
         return {path.stem: {**_describe_artifact(path), "card": _read_card(path)} for path in paths}
-    if not is_index(source) and _is_artifact(source):
-        return _describe_artifact(Path(source))
     if is_index(source):
         return _describe_index(read_index(locate(source)))
+    if _is_artifact(source):
+        return _describe_artifact(Path(source))
     with open_grids(source, masked=True) as reader:
         return _describe_grids(reader)
 

@@ -1,4 +1,4 @@
-"""Runs: samples to a file or stream, with estimates, progress, an animation, and resume after an interruption.
+"""Runs: how many grids are drawn at once, what that takes, and how far it is; `drawing` writes them to a file.
 
 None of the options of a run changes a sample.
 """
@@ -18,12 +18,7 @@ from vqtool.options import Checked, option
 from vqtool.outputs import check_reader, is_stream
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress
-from vqtool.samplers import (
-    Method,
-    Observer,
-    Walk,
-    estimates,
-)
+from vqtool.samplers import Method, Observer, Walk, estimates
 from vqtool.samplers._caches import kept_bytes
 from vqtool.tokenizers import BUILTIN
 

@@ -94,9 +94,8 @@ class Run:
         self.model, self.prepared = self.bare, self.optimizer
         if not self.is_split:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "`broadcast_buffers` is deprecated", FutureWarning
-                )  # older ones know no other name
+                # The name that takes its place is unknown to earlier versions of PyTorch.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
                 self.model, self.prepared = self.accelerator.prepare(self.bare, self.optimizer)
         self.step = 0
         self.seconds = 0.0

@@ -251,7 +251,7 @@ def _split(split: Callable[[Tensor], Tensor], tokens: NDArray[Any]) -> NDArray[A
 
 
 def read_data(grids: str | Path | Sequence[str | Path]) -> tuple[GridHeader, GridBatch]:
-    """All grids of files, folders, globs and pipes as one; of more than IN_MEMORY bytes the tokens stay on disk.
+    """All grids of files, folders, globs, indexes and pipes as one; past IN_MEMORY bytes the tokens stay on disk.
 
     Files that have no grids are told, and passed over.
 
