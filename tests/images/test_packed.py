@@ -140,7 +140,7 @@ def test_a_member_that_is_there_several_times_or_linked_is_the_last_one_before(t
 def test_a_picture_takes_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Python alone would keep 200 for the object, its place and its name; here names have 14 characters."""
     monkeypatch.setattr(packed, "SORTED", 64)
-    num, data = 300, b"no picture"
+    num, data = 1000, b"no picture"
     names = [f"{number // 100:04}/{number:09}" for number in range(num)]
     if kind == "tar":
         source = make_tar(tmp_path / "x.tar", {f"{name}.png": data for name in names})
