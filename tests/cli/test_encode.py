@@ -15,6 +15,7 @@ from PIL import Image
 from support.commands import error_lines, shell, start, write_pictures
 
 import vqtool as vqtool_package
+from vqtool.errors import VqtoolWarning
 from vqtool.grids import open_grids, read_grids
 from vqtool.grids.resume import Journal
 from vqtool.images import find_images, read_batches, to_float
@@ -567,3 +568,16 @@ def test_another_runtime_gives_the_same_tokens_and_stands_in_the_history(encode,
     assert np.array_equal(tokens.tokens, others.tokens)
     assert "runtime" not in first.history[-1]
     assert second.history[-1]["runtime"] == "onnx"
+
+
+def test_resume_auto_of_a_complete_file_says_so_and_wrote_nothing(encode, work, tokenizer_path):
+    (work / "imgs" / "02.png").write_bytes(b"no picture")
+    assert "wrote 4 grids to x.h5" in encode("imgs", "-o", "x.h5").err
+    before = os.stat("x.h5").st_mtime_ns
+    again = encode("imgs", "-o", "x.h5", "--resume", "auto")
+    assert again.code == 0
+    assert "x.h5 is complete: nothing is left to do" in again.err
+    assert "wrote" not in again.err
+    assert os.stat("x.h5").st_mtime_ns == before
+    with pytest.warns(VqtoolWarning, match="is complete"):
+        assert vqtool_package.encode(["imgs"], "x.h5", tokenizer_path, image_size=(16, 16), resume="auto") == 4

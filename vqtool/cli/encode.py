@@ -113,10 +113,15 @@ def encode(
         shared |= {"resume": resume or bool(resume_auto)}
         echo(encode_shards(images, output, tokenizer or BUILTIN, **shared, **how).line)
     else:
-        num = encode_files(
-            images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=_tell_start, **how
-        )
-        echo(f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else url_of(output) or output}")
+        begun: list[int] = []
+
+        def start(header: "GridHeader", num: int) -> None:
+            begun.append(num)
+            _tell_start(header, num)
+
+        num = encode_files(images, output, tokenizer or BUILTIN, resume=resume_auto or resume, on_start=start, **how)
+        if begun:
+            echo(f"wrote {count_text(num, 'grid')} to {'stdout' if str(output) == '-' else url_of(output) or output}")
     skipped.finish()
 
 

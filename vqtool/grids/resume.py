@@ -61,7 +61,7 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     if resume == "auto":
         resume = any(path.exists() for path in own)
         if not (resume or force) and Path(output).is_file():
-            return False  # `is_finished` says whether it is that of this run
+            return False  # `count_finished` says whether it is that of this run
     refuse_existing(output, force=force or bool(resume), kind="token grids")
     others = [path for path in _find_partials(output) if path not in own]
     if others and not force:
@@ -75,17 +75,17 @@ def check_resumable(output: Path | str, *, resume: bool | str, force: bool) -> b
     return bool(resume)
 
 
-def is_finished(output: Path | str, header: GridHeader, *, resume: bool | str, force: bool) -> bool:
-    """Whether `resume` auto finds that nothing is left to do: the output is there, and of this run.
+def count_finished(output: Path | str, header: GridHeader, *, resume: bool | str, force: bool) -> int | None:
+    """How many grids an output has that `resume` auto finds complete, and of this run; None if something is left to do.
 
     Raises:
         MismatchError: it is of another run; names the first difference.
     """
     if resume != "auto" or force or not Path(output).is_file() or any(map(Path.exists, partial_paths(output))):
-        return False
+        return None
     with open_grids(output) as reader:
         check_same_run(output, reader.header, header)
-    return True
+        return sum(map(len, reader.batches())) if reader.num_grids is None else reader.num_grids
 
 
 def partial_paths(output: Path | str) -> list[Path]:

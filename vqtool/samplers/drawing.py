@@ -12,7 +12,7 @@ from vqtool.artifacts import history_record, text_digest
 from vqtool.distributed import own_range
 from vqtool.errors import VqtoolError, count_text
 from vqtool.grids import GridBatch, GridHeader
-from vqtool.grids.resume import check_resumable, count_kept, is_finished, resumable_writer
+from vqtool.grids.resume import check_resumable, count_finished, count_kept, resumable_writer
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress, ignore, silent
 from vqtool.samplers import MAX_NUMBER, Method, SampleBatch, choose_texts, describe
@@ -76,9 +76,8 @@ def sample_to_file(
     go_on = False if options.dry_run else check_resumable(output, resume=resume, force=force)
     drawing = Drawing.plan(prior, labels=labels, captions=captions, best=best, judge=judge, notify=notify, **how)
     drawing.tell(num, notify)
-    if not options.dry_run and is_finished(
-        output, drawing.header(range(start, start + num)), resume=resume, force=force
-    ):
+    header = drawing.header(range(start, start + num))
+    if not options.dry_run and count_finished(output, header, resume=resume, force=force) is not None:
         return Summary(0, 0.0, 0.0, was_complete=True)
     rehearsal = options.dry_run and bool(resume)  # of what is left
     return drawing.write(

@@ -17,7 +17,7 @@ from vqtool.captions import join_captions
 from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
 from vqtool.grids import GridHeader
 from vqtool.grids.batch import SHARD_CONTENT, clean_text
-from vqtool.grids.resume import Journal, check_resumable, is_finished, resumable_writer
+from vqtool.grids.resume import Journal, check_resumable, count_finished, resumable_writer
 from vqtool.images import ImageItem, SourceOptions, choose_fit, find_images, read_batches, read_image
 from vqtool.images.shapes import LOST, border, find_shape, shared
 from vqtool.images.sources.options import DEFAULTS
@@ -74,7 +74,8 @@ def encode(
         resume: go on with what an earlier run of the same settings has left; "auto": if there is something.
         force: overwrite an existing file, and what an earlier run has left.
         on_error: told of an image that cannot be read, which is left out; None raises.
-        on_start: told the header of the grids and the number of images, before the first is read.
+        on_start: told the header of the grids and the number of images, before the first is read; not told where
+            nothing is left to do.
         progress: shows how many images of this process are done.
         **machine: of `MachineOptions`, by name: `batch_size`, `precision`, `runtime`, `compile`.
 
@@ -97,9 +98,9 @@ def encode(
         check_lengths(items)
         fit = encoder.choose_fit(items, options.fit)
         header = encoder.header(items, num, fit)
-        if is_finished(path, header, resume=resume, force=force):
+        if (there := count_finished(path, header, resume=resume, force=force)) is not None:
             warn(f"{output} is complete: nothing is left to do")
-            return len(items)
+            return there
         if on_start is not None:
             on_start(header, len(items))
         return encode_items(
