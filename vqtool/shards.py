@@ -113,7 +113,7 @@ class Sharing:
             before: is told the place of each that this process is about to make.
         """
         num_before = num_failed = num_grids = 0
-        shown = progress(name, len(work), "shards", detail=lambda: f"{num_grids} grids")  # by the main process
+        shown = progress(name, len(work), "shards", detail=lambda: counted(num_grids, "grid"))  # by the main process
         with shown as advance, distributed.alone():
             for ended in self._run(make, work, on_error, before):
                 num, was_there = ended.value or (0, False)

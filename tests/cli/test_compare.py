@@ -300,7 +300,7 @@ def test_features_of_a_file_score_as_the_images_they_are_of(folder, vqtool):
         (["--resume", "-o", "other.json"], "a comparison with --num 7, but now it is 2"),
         (["-o", "nowhere/x.json"], "the folder nowhere does not exist"),
         (["--ref", "missing"], "missing: no such file or folder"),
-        (["--ref", "one"], "1 images as reference: at least 2"),
+        (["--ref", "one"], "1 image as reference: at least 2"),
         (["--ref", "bad.npy"], "bad.npy: not a .npy file of numbers"),
         (["--ref", "flat.npy"], "flat.npy: features (N, D) of at least 2 images"),
         (["--ref", "stats.npz"], "stats.npz: statistics alone"),

@@ -257,7 +257,7 @@ def test_an_existing_output_is_kept_without_force(vqtool, work, output):
     forced = vqtool("decode", "tok.h5", "-o", output, "--force")
     assert forced.code == 0
     if output == "decoded":
-        assert "warning: 1 files that were in decoded before are still there" in forced.err
+        assert "warning: still in decoded as before: 1 file" in forced.err
         assert (Path(output) / "z.png").read_bytes() == b"mine"
         assert len(entries(output)) == NUM + 1
 

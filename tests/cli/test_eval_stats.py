@@ -228,5 +228,5 @@ def test_each_class_is_scored_and_an_empty_one_is_one_line(work, vqtool):
     assert {label: its["num_images"] for label, its in found.items()} == {"cat": 6, "dog": 6}
     expected = scores(vqtool("eval", "x/dog", "--ref", "y/dog"))
     assert found["dog"]["scores"] == pytest.approx(expected)
-    assert "warning: class 'owl': 1 images against 6 of the reference: not scored" in result.err
+    assert "warning: class 'owl': 1 image against 6 of the reference: not scored" in result.err
     assert "│ dog" in result.err

@@ -215,7 +215,7 @@ def test_bad_images_are_skipped_named_and_counted(vqtool, work):
     assert h5py.File("x.h5")["tokens"].shape == (3, 4, 6)
     assert vqtool("inpaint", "imgs", "-m", "center", "--strict", "-o", "y.h5").code == 1
     result = vqtool("inpaint", "imgs/005.png", "-m", "center", "-o", "y.h5")
-    assert error_lines(result.err) == ["error: none of the 1 images could be read"]
+    assert error_lines(result.err) == ["error: none of the 1 image could be read"]
     assert "y.h5" not in entries()
 
 

@@ -360,7 +360,7 @@ def test_bad_images_are_left_out_of_all_or_stop_it(tmp_path: Path) -> None:
     assert found.images.shape == (2, 3, 4, 4)
     with pytest.raises(FormatError, match=r"b\.png: not an image"):
         vqtool.read_images(tmp_path)
-    with pytest.raises(VqtoolError, match="none of the 1 images could be read"):
+    with pytest.raises(VqtoolError, match="none of the 1 image could be read"):
         vqtool.read_images(tmp_path / "b.png", on_error=lambda item, error: None)
     with pytest.raises(VqtoolError, match="size 'x': expected one number"):
         vqtool.read_images(tmp_path, "x")

@@ -436,7 +436,7 @@ def test_a_damaged_header_inside_a_tar_is_not_taken_for_its_end(tmp_path: Path) 
     data = bytearray(path.read_bytes())
     data[1024 + 150] ^= 0xFF  # the second header's checksum
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="damaged or cut short after 1 files"):
+    with pytest.raises(FormatError, match="damaged or cut short after 1 file"):
         find_images([path])
 
 

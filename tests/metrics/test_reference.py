@@ -125,7 +125,7 @@ def test_pairs_are_matched_by_id_whatever_the_order_and_unreadable_ones_left_out
     assert (report.about["num_images"], report.about["num_unpaired"]) == (3, 1)
     pooled = np.mean([i**2 / 3 for i in (1, 3, 4)])
     assert values(report)["PSNR-pooled"] == pytest.approx(10 * np.log10(255**2 / pooled))
-    assert "1 pictures have no counterpart" in report.warnings[0]
+    assert "1 picture without a counterpart on the other side was left out" in report.warnings[0]
 
 
 def test_a_report_is_json_without_infinities():

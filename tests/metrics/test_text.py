@@ -71,7 +71,7 @@ def test_pictures_are_scored_with_their_captions_and_those_without_are_left_out(
     assert found["R@1-Colours"].value == pytest.approx(2 / 3)
     assert found["R@1-Colours"].settings["num_captions"] == 2
     assert report.about["num_images"] == 3
-    assert report.warnings == ["1 images have no caption and were left out"]
+    assert report.warnings == ["1 image without a caption was left out"]
     assert (report.card.features, report.card.measure) == ("Colours", "texts")
 
 
@@ -88,5 +88,5 @@ def test_evaluate_scores_captions_by_a_folder_of_clip_alone(folder, monkeypatch)
 
 def test_pictures_without_captions_are_refused(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(VqtoolError, match="none of the 1 images has a caption"):
+    with pytest.raises(VqtoolError, match="none of the 1 image has a caption"):
         measure_texts(find_images([tmp_path]), Colours())

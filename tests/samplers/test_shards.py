@@ -166,6 +166,12 @@ def test_a_dry_run_says_what_this_part_would_take(work, vqtool):
     assert "3 network calls a grid" in result.err
     assert re.search(r"about \S+ s for 3 grids; nothing is written", result.err)
     assert os.listdir() == ["prior.safetensors"]
+    Path("x-0.h5").touch()  # is in nobody's way, since nothing is written
+    again = vqtool(
+        "sample", "-n", 6, "--steps", 3, "--shards", 4, "--partial", "1/2", "--dry-run", "-o", "x-{shard}.h5"
+    )
+    assert again.code == 0
+    assert Path("x-0.h5").read_bytes() == b""
 
 
 def test_a_dry_run_of_a_part_without_shards_says_that_there_are_none(work, prior):
@@ -188,6 +194,7 @@ def test_a_dry_run_of_a_part_without_shards_says_that_there_are_none(work, prior
         (("--shards", "2"), "--output -: one name for each shard is expected, with {shard}"),
         (("-o", "x.h5", "--shards", "2"), "--output x.h5: one name for each shard is expected"),
         (("-o", "x-{shard}.h5", "--shards", "5"), "--shards 5: 1 to 4 files are expected, for 4 grids"),
+        (("-n", "1", "-o", "x-{shard}.h5", "--shards", "2"), "--shards 2: 1 to 1 files are expected, for 1 grid"),
         (("-o", "x-{shard}.h5", "--shards", "0"), "--shards 0: 1 to 4 files are expected"),
         (("-o", "x-{shard}.h5", "--shards", "2", "--partial", "3/2"), "--partial 3/2: the number of the part"),
         (("-o", "x-{shard}.h5", "--shards", "2", "--engine", "slurm"), "unknown engine 'slurm': known are local, ray"),

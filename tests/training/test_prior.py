@@ -176,7 +176,7 @@ def test_blocks_are_computed_again_where_there_are_some():
 
 
 def test_a_batch_that_parts_cannot_share_is_refused(tmp_path):
-    with pytest.raises(VqtoolError, match=r"a batch of 16 cannot be shared evenly by 1 processes, 3 parts each"):
+    with pytest.raises(VqtoolError, match=r"a batch of 16 cannot be shared evenly by 1 process, 3 parts each"):
         prior_run.train(tmp_path, accumulate=3)
 
 

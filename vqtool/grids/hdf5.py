@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.captions import SEPARATOR
-from vqtool.errors import FormatError
+from vqtool.errors import FormatError, count_text
 from vqtool.grids.batch import FORMAT, MAX_SIDE, TEXTS, GridBatch, GridHeader, Place, SequenceState, clean_text
 from vqtool.grids.labels import LabelTable
 from vqtool.hdf5 import find_dataset, read_number, read_numbers, read_text, reading
@@ -355,6 +355,8 @@ class SequenceCheck:
         """Check that what came so far is what was written."""
         said, found = chunk.place, self._state.end_chunk(last=chunk.place.last)
         if said.total != found.total:
-            raise FormatError(f"{self._name}: damaged: it says {said.total} grids, but {found.total} are there")
+            raise FormatError(
+                f"{self._name}: damaged: it says {count_text(said.total, 'grid')}, but {found.total} are there"
+            )
         if said.digest != found.digest:
             raise FormatError(f"{self._name}: damaged: its content does not match its digest")

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import FormatError, MismatchError, VqtoolError
+from vqtool.errors import FormatError, MismatchError, VqtoolError, count_text
 from vqtool.grids.batch import TEXTS, GridHeader
 from vqtool.grids.hdf5 import DIGEST, FILTERS, INDEX_FORMAT, LIBVER, MAX_COUNT, read_header, read_pattern, write_header
 from vqtool.grids.labels import Labels
@@ -108,7 +108,7 @@ def read_index(path: Path) -> Listing:
     sizes = columns["bytes"].tolist()
     possible = all(0 <= file.num_grids <= size * MAX_RATIO for file, size in zip(listing.files, sizes, strict=True))
     if not (listing.files and possible and len(listing.labels or range(listing.num_grids)) == listing.num_grids):
-        raise FormatError(f"{name}: damaged: what it says of {len(listing.files)} files cannot be")
+        raise FormatError(f"{name}: damaged: what it says of {count_text(len(listing.files), 'file')} cannot be")
     _check_files(name, listing.files, sizes, columns["time"].tolist(), masked=header.masked)
     return listing
 

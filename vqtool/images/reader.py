@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqtool.captions import join_captions
-from vqtool.errors import FormatError, VqtoolError
+from vqtool.errors import FormatError, VqtoolError, count_text
 from vqtool.images.pixels import Own, fit_pixels, has_deep_colour, read_own_pixels, read_pixels
 from vqtool.images.shapes import choose_fit
 from vqtool.images.sources import ImageItem, SourceOptions, WordsNeeded, find_images
@@ -132,7 +132,7 @@ def read_images(
             kept += batch.items
             advance(len(batch))
     if images is None:
-        raise VqtoolError(f"none of the {len(items)} images could be read")
+        raise VqtoolError(f"none of the {count_text(len(items), 'image')} could be read")
     return ImageBatch(images[: len(kept)], kept)
 
 

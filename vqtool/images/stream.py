@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.images.reader import OnError, count_workers, read_image
 from vqtool.images.sources import ImageItem
 
@@ -247,7 +247,7 @@ class ImageStream:
 
     def _next(self, index: int) -> int:
         if len(self.left_out) == len(self):
-            raise VqtoolError(f"none of the {len(self)} images could be read")
+            raise VqtoolError(f"none of the {count_text(len(self), 'image')} could be read")
         while index in self.left_out:
             index = (index + 1) % len(self)
         return index

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vqtool.captions import split_captions
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.grids.batch import clean_text
 from vqtool.images.naming import UniqueNames
 from vqtool.images.pixels import Own, check_images, fit_pixels, put_on_white
@@ -315,7 +315,9 @@ def save_images(
     for name, texts in (("ids", ids), ("labels", labels), ("captions", captions)):
         if texts is not None and (isinstance(texts, str) or len(texts) != len(pixels)):
             given = "one string" if isinstance(texts, str) else str(len(texts))
-            raise VqtoolError(f"{name}: a list with one text an image is expected: {given} for {len(pixels)} images")
+            raise VqtoolError(
+                f"{name}: a list with one text an image is expected: {given} for {count_text(len(pixels), 'image')}"
+            )
     with writer_type(path)(path, force=force) as writer, progress("write", len(pixels)) as advance:
         for start in range(0, len(pixels), _BATCH):
             part = slice(start, start + _BATCH)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
@@ -77,7 +77,9 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     x, y = check_pair(reference, generated)
     num = options.giqa_kernels
     if num >= min(len(x), len(y)):
-        raise VqtoolError(f"`giqa_kernels` {num}: there are {min(len(x), len(y))} images on a side, too few for them")
+        raise VqtoolError(
+            f"`giqa_kernels` {num}: there are {count_text(min(len(x), len(y)), 'image')} on a side, too few for them"
+        )
     scores = []
     for name, fitted, scored in (("quality", x, y), ("diversity", y, x)) if num else ():
         each = log_likelihoods(fitted, scored, num, components_of=x, seed=seed)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
@@ -83,7 +83,9 @@ def measure_alone(generated: ArrayLike, options: Options = DEFAULTS, *, seed: in
     p = check_features(generated)
     num_splits = min(SPLITS, max(1, len(p) // FEWEST)) if options.num_splits is None else options.num_splits
     if num_splits > max(1, len(p) // 2):
-        raise VqtoolError(f"`num_splits` {num_splits}: there are {len(p)} images, so {max(1, len(p) // 2)} at most")
+        raise VqtoolError(
+            f"`num_splits` {num_splits}: there are {count_text(len(p), 'image')}, so {max(1, len(p) // 2)} at most"
+        )
     scores = inception_scores(_shuffled(p, seed), num_splits)
     error = float(scores.std(ddof=1) / num_splits**0.5) if num_splits > 1 else None
     settings = {"num_splits": num_splits, "std": float(scores.std())}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vqtool import rng
 from vqtool.diffusion.losses import variational_bound
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.images import find_images, to_uint8
 from vqtool.metrics.compare.scores import reference_features
 from vqtool.metrics.features import FeatureNetwork, extract
@@ -158,7 +158,9 @@ class RealismJudge(_PictureJudge):
     def __init__(self, tokenizer: Tokenizer, network: FeatureNetwork, reference: NDArray[np.floating]) -> None:
         super().__init__(tokenizer)
         if len(reference) <= NEIGHBOURS:
-            raise VqtoolError(f"`judge_with`: {len(reference)} images; at least {NEIGHBOURS + 1} are needed")
+            raise VqtoolError(
+                f"`judge_with`: {count_text(len(reference), 'image')}; at least {NEIGHBOURS + 1} are needed"
+            )
         self._network = network
         real = torch.from_numpy(np.asarray(reference, np.float64))
         radii = torch.cdist(real, real).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is itself

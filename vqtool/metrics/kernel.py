@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool import rng
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.metrics.score import Score, check_features, check_pair
 from vqtool.options import Checked, option
 
@@ -122,7 +122,9 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     """
     x, y = check_features(reference), check_features(generated)
     if options.subset_size is not None and options.subset_size > min(len(x), len(y)):
-        raise VqtoolError(f"`subset_size` {options.subset_size}: there are {min(len(x), len(y))} images on a side")
+        raise VqtoolError(
+            f"`subset_size` {options.subset_size}: there are {count_text(min(len(x), len(y)), 'image')} on a side"
+        )
     result = kernel_distance(x, y, num_subsets=options.num_subsets, subset_size=options.subset_size, seed=seed)
     settings = {"std": result.std, "num_subsets": result.num_subsets, "subset_size": result.subset_size}
     return [Score("KID", result.mean, better="lower", standard_error=result.standard_error, settings=settings)]

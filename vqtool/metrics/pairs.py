@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import MismatchError, VqtoolError, size_text
+from vqtool.errors import MismatchError, VqtoolError, count_text, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
 from vqtool.metrics import reconstruction
 from vqtool.metrics.card import Card, side_of
@@ -84,9 +84,10 @@ def compare_pairs(
     if not len(found):
         raise VqtoolError("none of the pairs could be read")
     unpaired = len(images) + len(originals) - 2 * len(ours)
-    warnings = [f"{unpaired} pictures have no counterpart on the other side and were left out"] if unpaired else []
+    alone = f"{count_text(unpaired, 'picture')} without a counterpart on the other side"
+    warnings = [f"{alone} {'was' if unpaired == 1 else 'were'} left out"] if unpaired else []
     about = {"kind": "pairs", "num_images": len(found), "num_unpaired": unpaired, "size": size_text(size)}
-    headline = f"{len(found)} pairs of images; {about['size']} pixels"
+    headline = f"{count_text(len(found), 'pair')} of images; {about['size']} pixels"
     card = Card(
         measure="pairs",
         precision="" if network is None else "fp32",

@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.metrics._distances import Rows, inside, squared_radii, tile
 from vqtool.metrics.score import Score, check_pair
 from vqtool.options import Checked, option
@@ -93,7 +93,9 @@ def measure(reference: ArrayLike, generated: ArrayLike, options: Options = DEFAU
     most = min(len(x), len(y)) - 1
     given = options.nearest_k
     if given is not None and given > most:
-        raise VqtoolError(f"`nearest_k` {given}: there are {most + 1} images on a side, so {most} at most")
+        raise VqtoolError(
+            f"`nearest_k` {given}: there are {count_text(most + 1, 'image')} on a side, so {most} at most"
+        )
     usual = {"precision": BALL_K, "recall": BALL_K, "density": NEAREST_K, "coverage": NEAREST_K}
     chosen = {name: min(k, most) if given is None else given for name, k in usual.items()}
     ks = tuple(dict.fromkeys(chosen.values()))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from vqtool.codebooks.usage import few_tokens
-from vqtool.errors import VqtoolError, size_text
+from vqtool.errors import VqtoolError, count_text, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, read_batches, to_float, to_uint8
 from vqtool.metrics import tokens
 from vqtool.metrics.card import Card, side_of
@@ -184,7 +184,7 @@ def measure_reconstruction(
                 worst = keep_worst(worst, batch.ids, decoded, batch.images, errors)
             advance(len(batch.images))
     if not len(pairs):
-        raise VqtoolError(f"none of the {len(chosen)} images could be read")
+        raise VqtoolError(f"none of the {count_text(len(chosen), 'image')} could be read")
     about = {
         "kind": "reconstruction",
         "num_images": len(pairs),
@@ -199,7 +199,8 @@ def measure_reconstruction(
     }
     scores = pairs.scores(seed=seed, **options) + tokens.measure(counts)
     headline = (
-        f"{about['num_images']} of {len(images)} images; {about['size']} pixels, {about['grid_size']} tokens; "
+        f"{about['num_images']} of {count_text(len(images), 'image')}; {about['size']} pixels, "
+        f"{about['grid_size']} tokens; "
         f"tokenizer {tokenizer.location} ({tokenizer.fingerprint}), codebook of {len(counts)}"
     )
     card = Card(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vqtool.errors import MismatchError, VqtoolError, size_text
+from vqtool.errors import MismatchError, VqtoolError, count_text, size_text
 from vqtool.images import ImageItem, OnError
 from vqtool.metrics.card import Card, find_warnings
 from vqtool.metrics.features import FeatureNetwork
@@ -203,7 +203,7 @@ def _report(
         "seed": seed,
     }
     nums = [str(each or "an unknown number") for each in (len(ours), len(theirs), *given_nums)]
-    side = f"{nums[0]} images a side" if nums[0] == nums[1] else f"{nums[0]} images against {nums[1]}"
+    side = count_text(nums[0], "image") + (" a side" if nums[0] == nums[1] else f" against {nums[1]}")
     pixels = f"{card.size} pixels; " if size else ""
     whose = "an unknown network" if name == UNNAMED["name"] else name
     headline = f"{side}, of {nums[2]} and {nums[3]} (seed {seed}); {pixels}features of {whose}"
@@ -254,8 +254,8 @@ def measure_classes(
         num = min(map(len, rows))
         if num < 2:
             told.append(
-                f"class {label!r}: {len(rows[0])} images against {len(rows[1])} of the reference: not scored, as 2 are "
-                "needed on each side"
+                f"class {label!r}: {count_text(len(rows[0]), 'image')} against {len(rows[1])} of the reference: not "
+                "scored, as 2 are needed on each side"
             )
             continue
         own, other = (its[choose(len(its), num, seed)] for its in rows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import MismatchError, VqtoolError, size_text
+from vqtool.errors import MismatchError, VqtoolError, count_text, size_text
 from vqtool.images import OnError
 from vqtool.metrics.card import Facts, Side, count_endings
 from vqtool.metrics.features import FeatureNetwork, Features, concatenate, extract
@@ -115,7 +115,8 @@ class FeatureSet:
     @property
     def headline(self) -> str:
         """For people."""
-        return f"{len(self)} images: features of {self.features.name or 'an unknown network'}, and their statistics"
+        name = self.features.name or "an unknown network"
+        return f"{count_text(len(self), 'image')}: features of {name}, and their statistics"
 
     def statistics(self) -> "StatisticsSet":
         """Mean and covariance of its features."""
@@ -164,7 +165,7 @@ class StatisticsSet:
     def headline(self) -> str:
         """For people."""
         num, name = len(self) or "an unknown number of", self.name or "an unknown network"
-        return f"{num} images: statistics of features of {name}"
+        return f"{count_text(num, 'image')}: statistics of features of {name}"
 
     def check_same(self, other: "StatisticsSet") -> None:
         """Raise unless another set is of the same features, as far as both say what they are of.

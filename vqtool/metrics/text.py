@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqtool.artifacts import BUILTIN
-from vqtool.errors import VqtoolError, size_text
+from vqtool.errors import VqtoolError, count_text, size_text
 from vqtool.images import ImageItem, OnError, choose_fit, common_size, read_batches
 from vqtool.metrics.card import Card, side_of
 from vqtool.metrics.dual_encoder import DualTexts
@@ -196,7 +196,7 @@ def measure_texts(
     """
     told = [item for item in images if item.captions]
     if not told:
-        raise VqtoolError(f"none of the {len(images)} images has a caption")
+        raise VqtoolError(f"none of the {count_text(len(images), 'image')} has a caption")
     size = size or common_size(told) or MIXED_SIZE
     chosen = [told[i] for i in choose(len(told), min(max_images, len(told)), seed)]
     fit = choose_fit(told, size, fit)
@@ -208,7 +208,7 @@ def measure_texts(
             digests += pixel_digests(batch.images)
             advance(len(batch.images))
     if not texts:
-        raise VqtoolError(f"none of the {len(chosen)} images could be read")
+        raise VqtoolError(f"none of the {count_text(len(chosen), 'image')} could be read")
     known = list(dict.fromkeys(texts))
     captions = torch.cat([encoder.texts(known[start : start + 64]) for start in range(0, len(known), 64)])
     rows = {text: row for row, text in enumerate(known)}
@@ -223,8 +223,13 @@ def measure_texts(
         seed=seed,
     )
     about = {"kind": "texts", "num_images": len(texts), "num_captions": len(known), "size": size_text(size)}
-    headline = f"{len(texts)} images with {len(known)} different captions; {about['size']} pixels; {encoder.name}"
+    counted = f"{count_text(len(texts), 'image')} with {count_text(len(known), 'different caption')}"
+    headline = f"{counted}; {about['size']} pixels; {encoder.name}"
     untold = len(images) - len(told)
-    warnings = [f"{untold} images have no caption and were left out"] if untold else []
+    warnings = (
+        [f"{count_text(untold, 'image')} without a caption {'was' if untold == 1 else 'were'} left out"]
+        if untold
+        else []
+    )
     named = [replace(score, name=f"{score.name}-{encoder.name}") for score in scores]
     return Report(headline, named, about, warnings, card, unreadable={"images": left_out})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqtool.errors import VqtoolError, size_text, warn
+from vqtool.errors import VqtoolError, count_text, size_text, warn
 from vqtool.grids import GridHeader, open_grids
 from vqtool.images import ImageBatch, ImageItem, SourceOptions, find_images, parse_size
 from vqtool.images.reader import is_deep, read_original
@@ -146,7 +146,8 @@ def _open_images(
     check_lengths(items)
     sizes = _check_shapes(items, framing)
     header = replace(framing.header, grid_size=sizes[0], image_size=model.image_size(sizes[0]))
-    notify(f"{len(items)} images in windows of {size_text(header.image_size)} pixels, {size_text(sizes[0])} tokens")
+    windows = f"{size_text(header.image_size)} pixels, {size_text(sizes[0])} tokens"
+    notify(f"{count_text(len(items), 'image')} in windows of {windows}")
 
     def read(count: int) -> Iterator[Given]:
         owners, frames, number, transparent, deep = list[ImageItem](), list[Framed](), 0, list[str](), list[str]()
@@ -189,7 +190,7 @@ def _open_images(
 def _tell(ids: Sequence[str], num: int, what: str) -> None:
     """Warn of pictures, if there are some, by the first one's id."""
     if ids:
-        warn(f"{len(ids)} of {num} pictures ({ids[0]}{', ...' if len(ids) > 1 else ''}) {what}")
+        warn(f"{len(ids)} of {count_text(num, 'picture')} ({ids[0]}{', ...' if len(ids) > 1 else ''}) {what}")
 
 
 def build_framing(prior: Prior, tokenizer: Tokenizer, wanted: Wanted, name: str, size: str | None = None) -> Framing:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vqtool.artifacts import history_record
 from vqtool.distributed import is_main_process
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.grids import GridBatch, GridWriter, check_output
 from vqtool.images import SourceOptions, to_float
 from vqtool.images.sources import holds_grids
@@ -247,7 +247,7 @@ def edit_to_file(
             for made in run.batches(partial(editor.read_and_make, pictures, write), observe, name=wanted.step):
                 alike += made.find_alike()
             if tally.skipped and not run.num_drawn:
-                raise VqtoolError(f"none of the {len(tally.skipped)} images could be read")
+                raise VqtoolError(f"none of the {count_text(len(tally.skipped), 'image')} could be read")
         _tell_alike(alike, run.num_drawn // variants)
     return run.summary
 

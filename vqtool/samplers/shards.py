@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtool.distributed import Part, alone, choose_device
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.grids.resume import check_same_run
 from vqtool.grids.whole import find_whole, unfinished
 from vqtool.locks import claims
@@ -67,12 +67,13 @@ def sample_shards(
     if shards is None:
         raise VqtoolError("`shards`, how many files there are, is what `partial`, `engine` and {shard} in names need")
     if not 1 <= shards <= num:
-        raise VqtoolError(f"`shards` {shards}: 1 to {num} files are expected, for {num} grids")
+        raise VqtoolError(f"`shards` {shards}: 1 to {num} files are expected, for {count_text(num, 'grid')}")
     if options.trajectory is not None:
         raise VqtoolError("`trajectory` is of one file of grids: leave it or `shards` out")
     if tokenizer is not None:
         raise VqtoolError("`tokenizer` is what `trajectory` decodes with, and `shards` have none: leave it out")
-    sharing = Sharing(output=str(output), partial=partial, engine=engine, resume=bool(resume), force=force)
+    overwrites = force or options.dry_run  # which writes nothing, so that no file is in its way
+    sharing = Sharing(output=str(output), partial=partial, engine=engine, resume=bool(resume), force=overwrites)
     if options.dry_run and engine != "local":
         raise VqtoolError(f"`dry_run` tries this machine, not those of `engine` {engine}: leave one out")
     outputs = sharing.own(shards, notify)

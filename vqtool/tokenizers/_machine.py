@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.products import PRECISIONS, compiled, refuse_without_gpu
 from vqtool.registry import check_known
 from vqtool.tokenizers import Tokenizer
@@ -76,4 +76,4 @@ def by_parts(call: Callable[[Tensor], Tensor], rows: Tensor, tokenizer: Tokenize
         tokenizer.most_at_once = at_once // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warn(f"out of memory with {at_once} images in the network at once: going on with {at_once // 2}")
+        warn(f"out of memory with {count_text(at_once, 'image')} in the network at once: going on with {at_once // 2}")

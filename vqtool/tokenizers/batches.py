@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqtool import distributed
 from vqtool.captions import join_captions
-from vqtool.errors import VqtoolError
+from vqtool.errors import VqtoolError, count_text
 from vqtool.grids import GridBatch, GridHeader, open_grids
 from vqtool.grids.batch import MAX_TEXT_BYTES, clean_text
 from vqtool.images import (
@@ -124,9 +124,9 @@ def decode(
                 advance(len(batch))
     warnings = []
     if isinstance(writer, PreviewWriter) and writer.num_dropped:
-        warnings.append(f"{writer.num_dropped} images did not fit on the preview and were left out")
+        warnings.append(f"{count_text(writer.num_dropped, 'image')} did not fit on the preview: left out")
     if isinstance(writer, FolderWriter) and writer.num_others:
-        warnings.append(f"{writer.num_others} files that were in {output} before are still there")
+        warnings.append(f"still in {output} as before: {count_text(writer.num_others, 'file')}")
     return DecodedImages(writer.num_images, tuple(warnings))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vqtool import distributed
 from vqtool.artifacts import history_record, text_digest
 from vqtool.captions import join_captions
-from vqtool.errors import FormatError, MismatchError, VqtoolError, warn
+from vqtool.errors import FormatError, MismatchError, VqtoolError, count_text, warn
 from vqtool.grids import GridHeader
 from vqtool.grids.batch import SHARD_CONTENT, clean_text
 from vqtool.grids.resume import Journal, check_resumable, count_finished, resumable_writer
@@ -211,7 +211,7 @@ def encode_items(
                 writer.write(batch)
                 advance(len(batch))
         if _tell_main(items, bad, on_error) == len(items):
-            raise FormatError(f"none of the {len(items)} images could be read")
+            raise FormatError(f"none of the {count_text(len(items), 'image')} could be read")
         if content is not None:
             if isinstance(writer, Journal):
                 writer.flush()  # whose header stays that of the start

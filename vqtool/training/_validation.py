@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vqtool import distributed
+from vqtool.errors import count_text
 from vqtool.progress import Notify
 from vqtool.training.clock import Moment
 
@@ -97,10 +98,11 @@ def tell_kept(summary: Mapping[str, Any], notify: Notify, *, is_new: bool) -> No
         is_new: whether it began with fresh weights, which draw pictures only after a while.
     """
     steps, kept = summary["steps"], summary.get("kept_step")
+    taken = count_text(steps, "step")
     if is_new and steps < NOISE and "share" not in summary:
-        notify(f"a new network draws noise after {steps} steps: `resume` with more `minutes` or `steps` goes on")
+        notify(f"a new network draws noise after {taken}: `resume` with more `minutes` or `steps` goes on")
     if "share" in summary:
-        notify(f"ended after {steps} steps, {summary['share']:.0%} of the run; `resume` without `early_stop` goes on")
+        notify(f"ended after {taken}, {summary['share']:.0%} of the run; `resume` without `early_stop` goes on")
     if kept is None or kept == steps:
         return
     early = (

@@ -94,7 +94,7 @@ def build_student(teacher: Prior, latent_size: int, calls: int, *, seed: int) ->
     if teacher.denoiser.latent_size:
         raise VqtoolError(f"{teacher.location or 'this prior'} is a student itself: distil its teacher")
     if calls > teacher.kernel.num_steps:
-        raise VqtoolError(f"`calls` {calls}: the teacher's kernel has {teacher.kernel.num_steps} steps")
+        raise VqtoolError(f"`calls` {calls}: the teacher's kernel has {count_text(teacher.kernel.num_steps, 'step')}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = {**asdict(teacher.denoiser.config), "latent_size": latent_size}
@@ -314,7 +314,7 @@ def distill_prior(
         seed=seed, minutes=length.minutes,
     )  # fmt: skip
     if grids is None:
-        notify(f"prior {teacher.fingerprint} draws {wanted.num or NUM} grids, which takes a while")
+        notify(f"prior {teacher.fingerprint} draws {count_text(wanted.num or NUM, 'grid')}, which takes a while")
     data, drawn = draw_pool(teacher, wanted, seed) if grids is None else read_pool(teacher, grids, wanted)
     student = replace(student, sampling=choose_sampling(teacher, drawn, wanted.calls))
     notify(f"{count_text(len(data), 'grid')}, from which a student of {count_text(wanted.calls, 'call')} learns")

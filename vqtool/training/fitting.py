@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vqtool import distributed, rng
 from vqtool.artifacts import history_record
-from vqtool.errors import VqtoolError, size_text
+from vqtool.errors import VqtoolError, count_text, size_text
 from vqtool.images import ImageItem, SourceOptions, Tally, parse_size, to_float, to_uint8
 from vqtool.images.preview import comparison_grid, save_image
 from vqtool.images.stream import ImageStream
@@ -233,7 +233,7 @@ def learn(
         on_error=None if on_error is None else tally, progress=progress,
     ) as pictures:  # fmt: skip
         num = len(pictures.stream)
-        notify(f"{num} images of {'x'.join(map(str, dict.fromkeys(size)))} pixels, {pictures.kept}")
+        notify(f"{count_text(num, 'image')} of {'x'.join(map(str, dict.fromkeys(size)))} pixels, {pictures.kept}")
 
         def draw(now: Tokenizer, number: int) -> None:
             files.draw(lambda path: write_preview(now, pictures.shown, path, size=size))

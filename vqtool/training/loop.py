@@ -97,10 +97,10 @@ def run(
         KeyboardInterrupt: after Ctrl-C, with the state saved; its text says so.
     """
     if config.batch_size % (distributed.world_size() * config.accumulate):
+        world = distributed.world_size()
+        by = f"{world} process{'es' if world > 1 else ''}"
         parts = f", {config.accumulate} parts each (`accumulate`)" if config.accumulate > 1 else ""
-        raise VqtoolError(
-            f"a batch of {config.batch_size} cannot be shared evenly by {distributed.world_size()} processes{parts}"
-        )
+        raise VqtoolError(f"a batch of {config.batch_size} cannot be shared evenly by {by}{parts}")
     training = Run(model, config, memory, validation, clock)
     fixed = {name: value for name, value in asdict(config).items() if name in _FIXED}
     fixed |= {} if config.tf32 == config.bf16 else {"tf32": config.tf32}  # else as states of earlier versions have it

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vqtool import distributed
 from vqtool.conditions.text_encoders import TextEncoder
+from vqtool.errors import count_text
 from vqtool.outputs import atomic_path, side_file
 from vqtool.priors import Prior
 from vqtool.progress import Notify, Progress
@@ -83,7 +84,9 @@ def keep_texts(
     if kept is None:
         if distributed.is_main_process():
             _write(path, encoder, rows, progress)
-            notify(f"read {len(rows)} captions once, by the text encoder {encoder.location}: kept in {path}")
+            notify(
+                f"read {count_text(len(rows), 'caption')} once, by the text encoder {encoder.location}: kept in {path}"
+            )
         distributed.wait_for_all()
         kept = _read(path, len(rows))
     return prior if kept is None else replace(prior, text_encoder=KeptTexts(encoder, rows, kept))

@@ -57,8 +57,11 @@ def usage(
 
 
 def _lines(about: Mapping[str, Any]) -> Iterator[str]:
+    from vqtool.errors import count_text
+
     size = about["codebook_size"]
-    yield f"{about['num_grids']} grids, {about['num_tokens']} tokens; tokenizer {about['tokenizer']}, {size} codes"
+    grids = count_text(about["num_grids"], "grid")
+    yield f"{grids}, {about['num_tokens']} tokens; tokenizer {about['tokenizer']}, {size} codes"
     yield f"  in use        {about['usage']:.1%}"
     yield f"  10 times      {about['usage-10']:.1%}"
     yield f"  perplexity    {about['perplexity']:.1f}"

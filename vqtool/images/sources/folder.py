@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from vqtool.errors import VqtoolError, warn
+from vqtool.errors import VqtoolError, count_text, warn
 from vqtool.images.sources.items import CAPTION_FOLDERS, FileOrigin, counted, has_image_suffix, shown_names
 from vqtool.images.sources.packed import Texts
 
@@ -76,7 +76,7 @@ class FolderTree:
         shards = [name for name in self.names if name.lower().endswith(_SHARD_ENDINGS)]
         if shards:
             return f"; shards are given as files, for example {shards[0]!r}"
-        return f"; of its {len(self.names)} files none is an image" if self.names else "; it is empty"
+        return f"; of its {count_text(len(self.names), 'file')} none is an image" if self.names else "; it is empty"
 
     def _wanted(self) -> Iterator[str]:
         for name in self._walk():

@@ -27,7 +27,7 @@ from posixpath import normpath
 from typing import IO, Any, BinaryIO
 
 from vqtool import trust
-from vqtool.errors import FormatError, warn
+from vqtool.errors import FormatError, count_text, warn
 from vqtool.images.sources.items import counted, shown_names
 from vqtool.images.sources.packed import Texts, repeated
 from vqtool.inputs import describe_bytes
@@ -213,7 +213,7 @@ class TarShard:
         damaged = end is not None and all_fit and any(block)
         unmarked = all_fit and not damaged
         what = "has no end marker: it was cut short" if unmarked else "is damaged or cut short"
-        message = f"{self}: the tar archive {what} after {num} files"
+        message = f"{self}: the tar archive {what} after {count_text(num, 'file')}"
         if not self._allow_truncated:
             raise FormatError(f"{message}; `allow_truncated` takes what is there")
         warn(f"{message}; these are taken")

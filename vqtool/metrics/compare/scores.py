@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqtool.errors import MismatchError, VqtoolError
+from vqtool.errors import MismatchError, VqtoolError, count_text
 from vqtool.images import ImageItem, OnError, SourceOptions, choose_fit, find_images, read_batches, to_uint8
 from vqtool.images.sources.options import DEFAULTS, given
 from vqtool.metrics.cache import remembering
@@ -84,7 +84,7 @@ def reference_features(
         batches = (batch.images for batch in read_batches(chosen, size, READ_BATCH, fit=fit, on_error=on_error))
         found = extract(network, batches, advance=advance)
     if len(found) < 2:
-        raise VqtoolError(f"{len(found)} images as reference: at least 2 are needed")
+        raise VqtoolError(f"{count_text(len(found), 'image')} as reference: at least 2 are needed")
     return found
 
 
