@@ -282,7 +282,8 @@ def _read_all(paths: Sequence[Path]) -> tuple[GridHeader, GridBatch, bool]:
             parts.append(join_batches(reader.header, list(reader.batches(CHUNK_GRIDS))))
             has_streams |= not reader.ordinary
     tell_empty([path for path, part in zip(paths, parts, strict=True) if not len(part)], len(paths))
+    full = [path for path, part in zip(paths, parts, strict=True) if len(part)]
     for name in ("label", "caption"):
-        tell_without(name, paths, [not len(part) or part.texts[name] is not None for part in parts])
+        tell_without(name, full, [part.texts[name] is not None for part in parts if len(part)])
     header = replace(headers[0], history=tuple(merge_histories(headers)))
     return header, join_batches(header, parts), has_streams
