@@ -49,10 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, data = self.server, self.server.files.get(self.path)
-        if server.status:
-            self.send_error(server.status)
-            server.times -= 1
-            server.status = server.status if server.times else None
+        if status := server.status:
+            server.times -= 1  # before the client goes on
+            server.status = status if server.times else None
+            self.send_error(status)
             return
         server.asked.append((self.path, self.headers.get("Range")))
         if data is None or server.fails:
