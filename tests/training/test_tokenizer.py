@@ -147,20 +147,26 @@ def test_codes_wait_for_data_only_where_they_start_on_it():
 VARIANTS = [("vq", True), ("cosine", False), ("simvq", False), ("fsq", False), ("lfq", False)]
 
 
+def train_again(folder, stop, settings):
+    """Tokenizers of a run that was interrupted after a step and resumed, and of one in "whole" that was not."""
+    (folder / "whole").mkdir()
+    whole, _ = train(folder / "whole", **settings)
+
+    def report(step, metrics):
+        if step == stop:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, report=report, **settings)
+    again, _ = train(folder, resume=True, **settings)
+    return again, whole
+
+
 @pytest.mark.parametrize(("quantizer", "adversarial"), VARIANTS[:3] + VARIANTS[4:])
 def test_an_interrupted_run_resumes_to_the_log_and_weights_of_one_that_was_not(tmp_path, quantizer, adversarial):
     """State of quantizer, discriminator and optimiser included: every number, bit for bit."""
     settings = {"quantizer": quantizer, "adversarial": adversarial, "num_steps": 24, "save_seconds": 1e9}
-    (tmp_path / "whole").mkdir()
-    whole, _ = train(tmp_path / "whole", **settings)
-
-    def report(step, metrics):
-        if step == 15:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, report=report, **settings)
-    again, _ = train(tmp_path, resume=True, **settings)
+    again, whole = train_again(tmp_path, 15, settings)
     log = read_log(tmp_path)
     assert log == read_log(tmp_path / "whole")
     assert ("discriminator" in log[-1]) is adversarial
@@ -229,16 +235,7 @@ def test_dead_codes_are_put_onto_latents_of_the_whole_batch_that_comes_in_parts(
 
 def test_a_run_in_parts_resumes_exactly(tmp_path):
     settings = {"quantizer": "vq", "adversarial": True, "num_steps": 16, "accumulate": 2, "save_seconds": 1e9}
-    (tmp_path / "whole").mkdir()
-    whole, _ = train(tmp_path / "whole", **settings)
-
-    def report(step, metrics):
-        if step == 11:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, report=report, **settings)
-    again, _ = train(tmp_path, resume=True, **settings)
+    again, whole = train_again(tmp_path, 11, settings)
     assert read_log(tmp_path) == read_log(tmp_path / "whole")
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in again.state_dict().items())
 

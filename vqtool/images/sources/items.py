@@ -16,6 +16,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vqtool.errors import count_text
+
 Raw = BinaryIO | NDArray[np.uint8]  # an encoded image, or pixels (h, w, 3)
 
 # Extensions that promise an image. Some of them are formats that cannot be read here: a picture that is left out
@@ -176,7 +178,7 @@ def _natural_part(part: str) -> str:
 
 def counted(num: int, noun: str) -> str:
     """A number with its noun: "1 file", "2 files"."""
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+    return count_text(f"{num:,}", noun)
 
 
 def shown_names(names: Iterable[str], num: int, most: int = 3) -> str:

@@ -6,23 +6,44 @@ in arrays, and objects are made when they are asked for.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
 from vqtool.images.sources.items import NO_WORDS, Origin, Words, natural_key
+
+T = TypeVar("T")
 
 SORTED = 1 << 15  # names that are sorted together
 
 Names = Callable[[int], tuple[str, ...]]  # what an image may be called, by its number, the best first
 
 
-class Texts(Sequence[str]):
+class Packed(Sequence[T]):
+    """Objects that are made when they are asked for."""
+
+    @abstractmethod
+    def _at(self, place: int) -> T:
+        """The one at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        places = range(len(self))[place]
+        return self._at(places) if isinstance(places, int) else [self._at(each) for each in places]
+
+
+class Texts(Packed[str]):
     """Texts, in 8 bytes each and one for each of their own in UTF-8."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -38,16 +59,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(len(self))[place]]
-        place = range(len(self))[place]
+    def _at(self, place: int) -> str:
         return self._data[self._ends[place] : self._ends[place + 1]].decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
@@ -55,7 +67,7 @@ class Texts(Sequence[str]):
         return (data[ends[place] : ends[place + 1]].decode("utf-8", "surrogatepass") for place in range(len(ends) - 1))
 
 
-class TextRows(Sequence[tuple[str, ...]]):
+class TextRows(Packed[tuple[str, ...]]):
     """A few texts each, or none, of many images."""
 
     def __init__(self, rows: Iterable[tuple[str, ...]] = ()) -> None:
@@ -72,20 +84,11 @@ class TextRows(Sequence[tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> tuple[str, ...]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[tuple[str, ...]]: ...
-
-    def __getitem__(self, place: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(len(self))[place]]
-        place = range(len(self))[place]
+    def _at(self, place: int) -> tuple[str, ...]:
         return tuple(self._texts[self._ends[place] : self._ends[place + 1]])
 
 
-class PackedWords(Sequence[Words]):
+class PackedWords(Packed[Words]):
     """Labels and captions of many images: a number for a label, which many share; without their ids."""
 
     def __init__(self, words: Iterable[Words]) -> None:
@@ -103,15 +106,7 @@ class PackedWords(Sequence[Words]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Words: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Words]: ...
-
-    def __getitem__(self, place: int | slice) -> Words | list[Words]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(len(self))[place]]
+    def _at(self, place: int) -> Words:
         return Words(self._labels[self._numbers[place]], self._captions[place])
 
 
